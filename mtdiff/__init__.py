@@ -1,0 +1,18 @@
+"""MT-Diffusion: several modalities in one diffusion space, derived, implemented and trained."""
+
+from mtdiff import exact
+from mtdiff.backbones import MLP, UNet
+from mtdiff.checkpoint import load
+from mtdiff.losses import multitask_loss
+from mtdiff.modalities import Image, Label, Vector
+from mtdiff.model import MTDiffusion, Prediction
+from mtdiff.process import ForwardProcess
+from mtdiff.sampling import sample, sample_path
+from mtdiff.schedules import NoiseSchedule, constant, fade_in, fade_out
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "MLP", "ForwardProcess", "Image", "Label", "MTDiffusion", "NoiseSchedule", "Prediction", "UNet", "Vector",
+    "constant", "exact", "fade_in", "fade_out", "load", "multitask_loss", "sample", "sample_path",
+]  # fmt: skip

@@ -1,0 +1,5 @@
+"""python -m mtdiff is the command mtdiff."""
+
+from mtdiff.cli import main
+
+main()

@@ -1,0 +1,64 @@
+"""A multi-layer perceptron with residual blocks, for vectors and very small images."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mtdiff.backbones.base import Backbone, NoiseLevel, zero
+
+
+class MLP(Backbone):
+    """Residual MLP: h <- h + W_2 silu(norm(W_1 norm(h)) (1 + scale) + shift), scale and shift from level and condition.
+
+    Args:
+        space: shape of z; anything, it is flattened.
+        width: width of the hidden state.
+        blocks: number of residual blocks.
+        dropout: dropout rate inside the blocks.
+
+    Source: the residual block with scale and shift: Perez et al. 2018 (FiLM), as in Dhariwal and Nichol 2021.
+    """
+
+    def __init__(self, space: Sequence[int], width: int = 128, blocks: int = 3, dropout: float = 0.0):
+        super().__init__()
+        self.config = {"kind": "MLP", "space": list(space), "width": width, "blocks": blocks, "dropout": dropout}
+        self.space, self.embedding, self.pooled = tuple(space), width, width
+        self.level = NoiseLevel(width)
+        self.enter = nn.Linear(torch.Size(space).numel(), width)
+        self.blocks = nn.ModuleList(MLPBlock(width, dropout) for _ in range(blocks))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, z: Tensor, u: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """See `Backbone.forward`; the feature map is the hidden state (B, width), and so is the pooled vector."""
+        level = self.level(u)
+        level = F.silu(level if condition is None else level + condition)
+        h = self.enter(z.flatten(1))
+        for block in self.blocks:
+            h = block(h, level)
+        h = F.silu(self.norm(h))
+        return h, h
+
+    def readout(self, shape: tuple[int, ...]) -> nn.Module:
+        """A zero-initialised linear layer to (B, *shape)."""
+        size = torch.Size(shape).numel()
+        return nn.Sequential(zero(nn.Linear(self.config["width"], size)), nn.Unflatten(1, shape))
+
+
+class MLPBlock(nn.Module):
+    """One residual block of `MLP`; it begins as the identity."""
+
+    def __init__(self, width: int, dropout: float):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.first = nn.Linear(width, width)
+        self.film = nn.Linear(width, 2 * width)
+        self.dropout = nn.Dropout(dropout)
+        self.second = zero(nn.Linear(width, width))
+
+    def forward(self, h: Tensor, level: Tensor) -> Tensor:
+        """(B, width), (B, width) -> (B, width)."""
+        scale, shift = self.film(level).chunk(2, 1)
+        inner = F.layer_norm(self.first(self.norm(h)), h.shape[1:]) * (1 + scale) + shift
+        return h + self.second(self.dropout(F.silu(inner)))

@@ -1,0 +1,178 @@
+"""The U-Net of diffusion models: residual blocks, attention at chosen resolutions, skips from down to up."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mtdiff.backbones.base import Backbone, NoiseLevel, zero
+
+
+class UNet(Backbone):
+    """U-Net over (C, H, W). From 0.3M parameters at 8x8 to ADM's 296M at 64x64 by its arguments alone.
+
+    ADM at 64x64 is `UNet((3, 64, 64), base=192, multipliers=(1, 2, 3, 4), blocks=3, attention=(32, 16, 8))`.
+
+    Args:
+        space: (C, H, W); H and W divisible by 2 once for each level after the first.
+        base: channels at the top level, and width of the feature map.
+        multipliers: channels of level l are base * multipliers[l]; each level after the first halves H and W.
+        blocks: residual blocks per level on the way down (one more on the way up).
+        attention: heights H at which self-attention follows each residual block (the middle always has one).
+        head_channels: channels per attention head, at most.
+        dropout: dropout rate inside the residual blocks.
+
+    Raises:
+        ValueError: the space is not (C, H, W), or cannot be halved as often as multipliers ask.
+
+    Source: Ho et al. 2020; Dhariwal and Nichol 2021, section 3 (scale and shift from the embedding).
+    """
+
+    def __init__(
+        self,
+        space: Sequence[int],
+        base: int = 32,
+        multipliers: Sequence[int] = (1, 2),
+        blocks: int = 1,
+        attention: Sequence[int] = (),
+        head_channels: int = 64,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        space = tuple(space)
+        halvings = 2 ** (len(multipliers) - 1)
+        if len(space) != 3 or space[1] % halvings or space[2] % halvings:
+            raise ValueError(f"space must be (C, H, W) with H and W divisible by {halvings}, got {space}")
+        self.config = {"kind": "UNet", "space": list(space), "base": base, "multipliers": list(multipliers),
+                       "blocks": blocks, "attention": list(attention), "head_channels": head_channels,
+                       "dropout": dropout}  # fmt: skip
+        self.space, self.embedding, self.pooled = space, 4 * base, base * multipliers[-1]
+        self.level = NoiseLevel(self.embedding)
+        self.enter = nn.Conv2d(space[0], base, 3, padding=1)
+
+        def stage(c_in: int, c_out: int, height: int) -> "Stage":
+            heads = max(1, c_out // head_channels) if height in attention else 0
+            return Stage(c_in, c_out, self.embedding, heads, dropout)
+
+        height, channels, skips = space[1], base, [base]
+        self.down = nn.ModuleList()
+        for level, multiplier in enumerate(multipliers):
+            if level:
+                self.down.append(Downsample(channels))
+                skips.append(channels)
+                height //= 2
+            for _ in range(blocks):
+                self.down.append(stage(channels, base * multiplier, height))
+                channels = base * multiplier
+                skips.append(channels)
+        self.middle = nn.ModuleList(
+            [Stage(channels, channels, self.embedding, max(1, channels // head_channels), dropout),
+             Stage(channels, channels, self.embedding, 0, dropout)]
+        )  # fmt: skip
+        self.pool_norm = norm(channels)
+        self.up = nn.ModuleList()
+        for level, multiplier in reversed(list(enumerate(multipliers))):
+            for _ in range(blocks + 1):
+                self.up.append(stage(channels + skips.pop(), base * multiplier, height))
+                channels = base * multiplier
+            if level:
+                self.up.append(Upsample(channels))
+                height *= 2
+        self.norm = norm(channels)
+
+    def forward(self, z: Tensor, u: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """See `Backbone.forward`; feature map (B, base, H, W), pooled (B, base * multipliers[-1])."""
+        level = self.level(u)
+        level = F.silu(level if condition is None else level + condition)
+        h = self.enter(z)
+        skips = [h]
+        for layer in self.down:
+            h = layer(h, level)
+            skips.append(h)
+        for layer in self.middle:
+            h = layer(h, level)
+        pooled = F.silu(self.pool_norm(h)).mean((2, 3))
+        for layer in self.up:
+            h = layer(torch.cat([h, skips.pop()], 1) if isinstance(layer, Stage) else h, level)
+        return F.silu(self.norm(h)), pooled
+
+    def readout(self, shape: tuple[int, ...]) -> nn.Module:
+        """A zero-initialised 3x3 convolution to (B, *shape).
+
+        Raises:
+            ValueError: height and width are not those of the space.
+        """
+        if tuple(shape[1:]) != self.space[1:]:
+            raise ValueError(f"a U-Net on {self.space} cannot write {tuple(shape)}: height and width differ")
+        return zero(nn.Conv2d(self.config["base"], shape[0], 3, padding=1))
+
+
+def norm(channels: int) -> nn.GroupNorm:
+    """Group normalisation with up to 32 groups of at least 4 channels."""
+    groups = max(g for g in range(1, min(32, max(1, channels // 4)) + 1) if channels % g == 0)
+    return nn.GroupNorm(groups, channels)
+
+
+class Stage(nn.Module):
+    """Residual block, then self-attention if heads > 0. Both branches begin as the identity."""
+
+    def __init__(self, c_in: int, c_out: int, embedding: int, heads: int, dropout: float):
+        super().__init__()
+        self.norm1, self.conv1 = norm(c_in), nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.film = nn.Linear(embedding, 2 * c_out)
+        self.norm2, self.conv2 = norm(c_out), zero(nn.Conv2d(c_out, c_out, 3, padding=1))
+        self.dropout = nn.Dropout(dropout)
+        self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
+        self.attention = Attention(c_out, heads) if heads else None
+
+    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+        """(B, c_in, H, W), (B, embedding) -> (B, c_out, H, W)."""
+        h = self.conv1(F.silu(self.norm1(x)))
+        scale, shift = self.film(level)[:, :, None, None].chunk(2, 1)
+        h = torch.addcmul(shift, self.norm2(h), 1 + scale)
+        h = self.skip(x) + self.conv2(self.dropout(F.silu(h)))
+        return h if self.attention is None else self.attention(h)
+
+
+class Attention(nn.Module):
+    """Self-attention over all positions, added to its input."""
+
+    def __init__(self, channels: int, heads: int):
+        super().__init__()
+        if channels % heads:
+            raise ValueError(f"{channels} channels cannot be split over {heads} attention heads")
+        self.heads, self.norm = heads, norm(channels)
+        self.qkv, self.out = nn.Conv2d(channels, 3 * channels, 1), zero(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        b, c, h, w = x.shape
+        qkv = self.qkv(self.norm(x)).reshape(b, 3, self.heads, c // self.heads, h * w)
+        q, k, v = qkv.transpose(3, 4).unbind(1)  # (B, heads, HW, C/heads) each
+        a = F.scaled_dot_product_attention(q, k, v)
+        return x + self.out(a.transpose(2, 3).reshape(b, c, h, w))
+
+
+class Downsample(nn.Module):
+    """Halve height and width by a strided convolution."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H/2, W/2); the level is not used."""
+        return self.conv(x)
+
+
+class Upsample(nn.Module):
+    """Double height and width by repetition and a convolution."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, 2H, 2W); the level is not used."""
+        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))

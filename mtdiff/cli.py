@@ -1,0 +1,199 @@
+"""The command line: mtdiff train | sample | evaluate, over the same experiments as the notebooks."""
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+
+from mtdiff.checkpoint import load
+from mtdiff.evaluation import mean_and_error
+from mtdiff.experiments import EXPERIMENTS, budget, provenance
+from mtdiff.files import write_atomic
+from mtdiff.sampling import RULES, SAMPLERS, sample
+from mtdiff.training import Interrupted
+
+Name = Annotated[Literal["image-label"], tyro.conf.Positional]
+
+
+@dataclass
+class Train:
+    """Train one variant of an experiment; the same command again goes on where it stopped."""
+
+    experiment: Name
+    """What to train."""
+    data: str = "digits"
+    """What to train on: digits (8x8, 1437 images)."""
+    variant: str | None = None
+    """image-label: fade-in (default), constant, own-channels or unshared."""
+    budget: Literal["quick", "full"] | None = None
+    """How long: quick (600 steps) or full (3600 steps); default: the variable MTDIFF_BUDGET, or quick."""
+    steps: int | None = None
+    """Optimiser steps, instead of the budget's."""
+    batch_size: int | None = None
+    """Examples per step, instead of the budget's."""
+    lr: float | None = None
+    """Peak learning rate, instead of the budget's."""
+    seed: int = 0
+    """Seed of the initial weights, batches and noise."""
+    out: Path | None = None
+    """Folder of the run; default runs/EXPERIMENT/DATA/VARIANT-SEED."""
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    """Where to train: cpu, cuda or cuda:1 ..."""
+
+    def run(self) -> None:
+        """Train, save the averaged model with its card, and say where."""
+        experiment = EXPERIMENTS[self.experiment]
+        variant = self.variant or next(iter(experiment.variants))
+        out = self.out or Path("runs") / self.experiment / self.data / f"{variant}-{self.seed}"
+        if self.data not in experiment.data:
+            raise ValueError(f"{self.experiment} has no data {self.data!r}; it has {list(experiment.data)}")
+        config = experiment.config(self.data, variant, self.budget or budget())
+        config.seed = self.seed
+        for name in ("steps", "batch_size", "lr"):
+            if getattr(self, name) is not None:
+                setattr(config, name, getattr(self, name))
+        config.__post_init__()
+        trainer = experiment.trainer(self.data, variant, config, out, self.device)
+        if trainer.resume():
+            print(f"going on at step {trainer.step} of {config.steps} ({out})")
+        model = trainer.run()
+        card = {
+            "experiment": self.experiment,
+            "data": {"name": trainer.data.name, "sha256": trainer.data.hash(), "examples": len(trainer.data)},
+            "variant": variant,
+            "training": {**vars(config), "wall_seconds": round(trainer.seconds, 1)},
+            "provenance": provenance(self.device),
+        }
+        model.save(out, card)
+        print(f"trained {config.steps} steps in {trainer.seconds:.0f} s; the model is in {out}")
+        print(f"look at it:  mtdiff sample {out}      judge it:  mtdiff evaluate {self.experiment} --models {out}")
+
+
+@dataclass
+class Sample:
+    """Draw from a trained model into a picture, with some modalities given if you like."""
+
+    model: Annotated[str, tyro.conf.Positional] = "image-label/digits"
+    """A folder that train wrote, or the name of a shipped model."""
+    n: int = 20
+    """How many examples."""
+    given: tuple[str, ...] = ()
+    """Known modalities as NAME=VALUE, for example label=3."""
+    rule: Literal[RULES] | None = None
+    """How given values act; default: what the model's card says."""
+    sampler: Literal[SAMPLERS] = "ddim"
+    """The solver of the reverse chain."""
+    steps: int = 50
+    """Intervals of the reverse chain."""
+    guidance: float = 1.0
+    """Guidance scale of the rules bayes and conditioned; 1 is the plain conditional."""
+    seed: int = 0
+    """Seed of the noise."""
+    out: Path = Path("samples.png")
+    """The picture to write."""
+    device: str = "cpu"
+    """Where to sample: cpu or cuda."""
+
+    def run(self) -> None:
+        """Draw, write the picture, and say what is in it."""
+        model = load(self.model, self.device)
+        given = dict(self._parse(model, text) for text in self.given)
+        generator = torch.Generator(self.device).manual_seed(self.seed)
+        drawn = sample(
+            model, self.n, given=given, rule=self.rule, sampler=self.sampler, steps=self.steps, guidance=self.guidance,
+            generator=generator,
+        )  # fmt: skip
+        from mtdiff.plots import save_grid  # the one command that draws needs matplotlib; the others do not
+
+        save_grid(drawn, model.modalities["label"].names, self.out)
+        print(f"labels: {drawn['label'].tolist()}\npicture: {self.out}")
+
+    def _parse(self, model, text: str):
+        """NAME=VALUE as (name, tensor); a label may be given by its class name or number."""
+        name, _, value = text.partition("=")
+        if name not in model.modalities:
+            raise ValueError(f"--given {text}: unknown modality {name!r}; this model has {list(model.modalities)}")
+        names = getattr(model.modalities[name], "names", None)
+        if names is None:
+            raise ValueError(f"--given {text}: only labels can be given on the command line")
+        if value not in names:
+            raise ValueError(f"--given {text}: {value!r} is not one of {names}")
+        return name, torch.tensor([names.index(value)], device=self.device)
+
+
+@dataclass
+class Evaluate:
+    """Judge trained models (several seeds of one variant are averaged) and write the figures as JSON."""
+
+    experiment: Name
+    """What the models were trained for."""
+    models: tuple[str, ...] = ("image-label/digits",)
+    """Folders that train wrote, or names of shipped models."""
+    data: str = "digits"
+    """What to judge on."""
+    n: int = 2000
+    """Samples for each figure."""
+    seed: int = 0
+    """Seed of the first model's noise; the others follow."""
+    out: Path | None = None
+    """The JSON file to write; default: print only."""
+    publish: Path | None = None
+    """Also save the first model here, in half precision, with its own figures in its card."""
+
+    def run(self) -> None:
+        """Evaluate every model, average by variant, print and write."""
+        experiment = EXPERIMENTS[self.experiment]
+        rows = []
+        for k, name in enumerate(self.models):
+            model = load(name)
+            metrics = experiment.evaluate(model, self.data, self.seed + k, self.n)
+            rows.append({"model": name, "variant": model.card.get("variant"), "card": model.card, "metrics": metrics})
+            print(f"{name}: {json.dumps(_rounded(metrics))}")
+            if k == 0 and self.publish:
+                model.save(self.publish, {"metrics": {"n": self.n, "seed": self.seed, **_rounded(metrics)}}, half=True)
+        variants = {}
+        for variant in dict.fromkeys(row["variant"] for row in rows):
+            variants[variant] = _average([row["metrics"] for row in rows if row["variant"] == variant])
+        result = {"experiment": self.experiment, "data": self.data, "n": self.n, "provenance": provenance(),
+                  "variants": variants, "runs": _rounded(rows)}  # fmt: skip
+        if self.out:
+            write_atomic(self.out, (json.dumps(result, indent=1) + "\n").encode())
+            print(f"written: {self.out}")
+
+
+def _average(metrics: list):
+    """Mean and standard error over runs, leaf by leaf."""
+    if isinstance(metrics[0], dict):
+        return {key: _average([m[key] for m in metrics]) for key in metrics[0]}
+    return _rounded(mean_and_error(metrics))
+
+
+def _rounded(value):
+    """Floats with six significant digits, so that files read well."""
+    if isinstance(value, dict):
+        return {key: _rounded(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_rounded(entry) for entry in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def main() -> None:
+    """Entry point: errors that a user can mend are one line, without a traceback."""
+    threads = os.environ.get("MTDIFF_THREADS")
+    if threads:
+        torch.set_num_threads(int(threads))
+    commands = {"train": Train, "sample": Sample, "evaluate": Evaluate}
+    command = tyro.extras.subcommand_cli_from_dict(
+        commands, prog="mtdiff", description="Train, sample and judge multi-modal diffusion models."
+    )
+    try:
+        command.run()
+    except Interrupted as stopped:
+        sys.exit(f"\nmtdiff: {stopped}")
+    except (ValueError, KeyError, OSError, ImportError, FloatingPointError) as error:
+        sys.exit(f"mtdiff: error: {error.args[0] if isinstance(error, KeyError) else error}")

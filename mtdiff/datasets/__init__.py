@@ -1,0 +1,7 @@
+"""Data sets: each yields dicts {modality: tensor}. None is downloaded."""
+
+from mtdiff.datasets.base import Dataset
+from mtdiff.datasets.digits import digits
+from mtdiff.datasets.toy import MIXTURE, toy
+
+__all__ = ["MIXTURE", "Dataset", "digits", "toy"]

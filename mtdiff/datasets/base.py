@@ -1,0 +1,74 @@
+"""What every data set is: a dict of tensors, one per modality, and where it came from."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Examples in memory, by modality.
+
+    Attributes:
+        name: what results call it.
+        values: {modality: (N, ...)}, equally many of each.
+        names: class names, where there is a label.
+    """
+
+    name: str
+    values: Mapping[str, Tensor]
+    names: tuple[str, ...] = field(default=())
+
+    def __post_init__(self):
+        sizes = {name: len(value) for name, value in self.values.items()}
+        if not sizes or len(set(sizes.values())) > 1 or 0 in sizes.values():
+            raise ValueError(f"data set {self.name!r} needs equally many, and some, examples of each modality: {sizes}")
+
+    def __len__(self) -> int:
+        return len(next(iter(self.values.values())))
+
+    def __getitem__(self, rows) -> dict[str, Tensor]:
+        """The examples at an index, a slice or an index tensor, {modality: (B, ...)}."""
+        return {name: value[rows] for name, value in self.values.items()}
+
+    def hash(self) -> str:
+        """SHA-256 over names, shapes and bytes of all tensors: what a result was measured on."""
+        digest = hashlib.sha256()
+        for name in sorted(self.values):
+            value = self.values[name].contiguous()
+            digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+            digest.update(value.cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+    def batches(self, size: int, seed: int, start: int = 0, device: str | torch.device = "cpu") -> Iterator[dict]:
+        """An endless stream of batches: a new random order every epoch, the last incomplete batch left out.
+
+        Batch k depends on seed and k alone, so a stream that starts at k continues one that was interrupted there.
+
+        Args:
+            size: examples per batch; at most N.
+            seed: seed of the orders.
+            start: number of batches to skip.
+            device: where batches are wanted; the data are moved there once.
+
+        Yields:
+            {modality: (size, ...)}.
+
+        Raises:
+            ValueError: size is not in 1..N.
+        """
+        if not 1 <= size <= len(self):
+            raise ValueError(f"batch size must be in 1..{len(self)} (the examples of {self.name!r}), got {size}")
+        data = {name: value.to(device) for name, value in self.values.items()}
+        per_epoch = len(self) // size
+        epoch, k = divmod(start, per_epoch)
+        while True:
+            order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed + 1_000_003 * epoch))
+            order = order.to(device)
+            for k in range(k, per_epoch):  # noqa: B020  (the first epoch begins where `start` says)
+                rows = order[k * size : (k + 1) * size]
+                yield {name: value[rows] for name, value in data.items()}
+            epoch, k = epoch + 1, 0

@@ -1,0 +1,38 @@
+"""Handwritten digits at 8x8, from scikit-learn: 1797 real images, 1437 to train on and 360 to test on."""
+
+import torch
+
+from mtdiff.datasets.base import Dataset
+
+
+def digits(split: str = "train") -> Dataset:
+    """Images (N, 1, 8, 8) in [-1, 1] and labels (N,) of scikit-learn's digits, with a fixed stratified split.
+
+    Args:
+        split: "train" (1437), "test" (360) or "all" (1797).
+
+    Returns:
+        The data set.
+
+    Raises:
+        ImportError: scikit-learn is not installed.
+        ValueError: an unknown split.
+
+    Source: Alpaydin and Kaynak 1998, UCI "Optical Recognition of Handwritten Digits" (CC BY 4.0), as shipped with
+        scikit-learn.
+    """
+    try:
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+    except ImportError:
+        raise ImportError("digits come with scikit-learn: pip install 'mtdiff[notebooks]'") from None
+    if split not in ("train", "test", "all"):
+        raise ValueError(f'split must be "train", "test" or "all", got {split!r}')
+    raw = load_digits()
+    image = torch.from_numpy(raw.images).float()[:, None] / 8 - 1
+    label = torch.from_numpy(raw.target).long()
+    if split != "all":
+        train, test = train_test_split(range(len(label)), test_size=360, random_state=0, stratify=raw.target)
+        rows = torch.tensor(train if split == "train" else test)
+        image, label = image[rows], label[rows]
+    return Dataset(f"digits/{split}", {"image": image, "label": label}, tuple(map(str, range(10))))

@@ -1,0 +1,101 @@
+"""What an experiment is: data, a model, a training budget and a way to judge it."""
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from mtdiff.datasets.base import Dataset
+from mtdiff.model import MTDiffusion
+from mtdiff.training import TrainConfig, Trainer
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One setting of the course, behind every command.
+
+    Attributes:
+        name: what commands call it.
+        data: {name of the data: function of the split ("train" | "test" | "all") -> Dataset}.
+        variants: {name: one line on what it is}; the first is the headline.
+        build: (data name, variant, seed) -> untrained model.
+        config: (data name, variant, budget) -> training configuration.
+        loss: (variant, config) -> loss function for the trainer, or None for the multi-task loss.
+        evaluate: (model, data name, seed, n) -> metrics.
+    """
+
+    name: str
+    data: Mapping[str, Callable[[str], Dataset]]
+    variants: Mapping[str, str]
+    build: Callable[[str, str, int], MTDiffusion]
+    config: Callable[[str, str, str], TrainConfig]
+    loss: Callable[[str, TrainConfig], Callable | None]
+    evaluate: Callable[[MTDiffusion, str, int, int], dict]
+
+    def trainer(
+        self, data: str, variant: str, config: TrainConfig, folder: str | Path | None, device: str = "cpu"
+    ) -> Trainer:
+        """A trainer of one variant; the model's initial weights follow the config's seed.
+
+        Args:
+            data: name of the data.
+            variant: name of the variant.
+            config: how to train.
+            folder: where checkpoints go, or None.
+            device: where to train.
+
+        Returns:
+            The trainer, at step 0.
+
+        Raises:
+            ValueError: unknown data or variant.
+        """
+        for what, name, known in (("data", data, self.data), ("variant", variant, self.variants)):
+            if name not in known:
+                raise ValueError(f"{self.name} has no {what} {name!r}; it has {list(known)}")
+        model = self.build(data, variant, config.seed)
+        return Trainer(model, self.data[data]("train"), config, folder, self.loss(variant, config), device)
+
+
+def budget() -> str:
+    """How long notebooks and commands train: the environment variable MTDIFF_BUDGET, "quick" (default) or "full".
+
+    Raises:
+        ValueError: any other value.
+    """
+    value = os.environ.get("MTDIFF_BUDGET", "quick")
+    if value not in ("quick", "full"):
+        raise ValueError(f'MTDIFF_BUDGET must be "quick" or "full", got {value!r}')
+    return value
+
+
+def provenance(device: str = "cpu") -> dict[str, str | int]:
+    """Where and how a result came about: command, commit, versions and hardware (no paths, no host names)."""
+    command = " ".join(["mtdiff", *sys.argv[1:]]) if Path(sys.argv[0]).stem in ("mtdiff", "__main__") else "python"
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=10"], capture_output=True, text=True, cwd=Path(__file__).parent
+    )
+    hardware = torch.cuda.get_device_name() if device.startswith("cuda") else f"CPU, {_cpu()}"
+    return {
+        "command": command,
+        "commit": commit.stdout.strip() or "not a checkout",
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "hardware": hardware,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _cpu() -> str:
+    """The processor's name, as far as the system tells it."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

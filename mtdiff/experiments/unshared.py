@@ -1,0 +1,139 @@
+"""The control without a shared space: every modality has a z_i and a time t_i of its own; only the trunk is shared."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from mtdiff.backbones.base import NoiseLevel
+from mtdiff.losses import Loss
+from mtdiff.model import MTDiffusion, Prediction
+
+
+class Unshared(MTDiffusion):
+    """Each modality is diffused alone, in its own channels and at its own time; one backbone denoises all of them.
+
+    There is no common z_t, hence no aggregate; conditioning is a time: t_i = first step for what is given, T for
+    what is absent, the same t for what is drawn jointly. The arguments are those of `MTDiffusion`, with encoders that
+    write disjoint channels and constant weights of 1.
+
+    Source: the idea of one time per modality is UniDiffuser's (Bao et al. 2023); this small version is ours.
+    """
+
+    def __init__(self, process, modalities, backbone, space, prediction="v", rule="conditioned"):
+        super().__init__(process, modalities, backbone, space, prediction, rule)
+        self.levels = nn.ModuleDict({name: NoiseLevel(backbone.embedding) for name in modalities})
+
+    def predict_at(self, z: Tensor, times: Mapping[str, Tensor]) -> Prediction:
+        """All modalities from states at their own times.
+
+        Args:
+            z: (B, *Z), channels of modality i at time times[i].
+            times: {name: (B,) int}.
+
+        Returns:
+            The prediction; aggregate holds E[E_i(x_i) | z] in the channels of i.
+        """
+        steps = self.process.steps
+        first = next(iter(self.modalities))
+        levels = [self.levels[name](t.to(self.dtype) / steps) for name, t in times.items() if name != first]
+        features, pooled = self.backbone(z.to(self.dtype), times[first].to(self.dtype) / steps, sum(levels))
+        output = self.denoise(features).to(z.dtype)
+        signal, noise = self._amplitudes(z, times)
+        params = {"label": self.modalities["label"].out(pooled)}
+        return Prediction(signal * z - noise * output, params, {}, output)
+
+    def loss(self, batch: Mapping[str, Tensor], generator: torch.Generator, weight: float = 1.0) -> Loss:
+        """|| v - output ||^2 in all channels, at independent times, plus the label's cross-entropy.
+
+        A third of the times are at an end (clean or pure noise), so that given and absent values are trained.
+
+        Args:
+            batch: {name: (B, ...)}.
+            generator: source of times and noise.
+            weight: of the cross-entropy.
+
+        Returns:
+            The loss.
+        """
+        size = self.check(batch)
+        clean = self._clean(batch)
+        times = {name: self._times(size, clean.device, generator) for name in self.modalities}
+        eps = torch.randn(clean.shape, generator=generator, device=clean.device)
+        signal, noise = self._amplitudes(clean, times)
+        prediction = self.predict_at(signal * clean + noise * eps, times)
+        terms = {"denoise": (signal * eps - noise * clean - prediction.output).square().mean()}
+        terms["label"] = self.modalities["label"].loss(batch["label"], prediction.params["label"], noise).mean()
+        return Loss(terms["denoise"] + weight * terms["label"], terms)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        given: Mapping[str, Tensor] | None = None,
+        steps: int = 50,
+        generator: torch.Generator | None = None,
+    ) -> dict[str, Tensor]:
+        """DDIM over all unknown modalities at a common time, given ones clean at the first step.
+
+        Args:
+            n: number of examples.
+            given: {name: (n, ...)}.
+            steps: intervals.
+            generator: source of the noise.
+
+        Returns:
+            {name: (n, ...)}.
+        """
+        given, first = dict(given or {}), self.process.first
+        z = torch.randn((n, *self.space), generator=generator, dtype=torch.float64, device=self.device)
+        codes = {name: self.modalities[name].encode(value).double() for name, value in given.items()}
+        grid = torch.linspace(self.process.steps, first, steps + 1).round().long().tolist()
+        for t, s in zip(grid, [*grid[1:], first], strict=True):
+            for name, code in codes.items():
+                self._write(z, name, code)
+            times = {name: self._full(n, first if name in given else t) for name in self.modalities}
+            prediction = self.predict_at(z, times)
+            if t == first:
+                break
+            (a, b), (a_s, b_s) = self.process.level(t, z), self.process.level(s, z)
+            z = a_s * prediction.aggregate + b_s * (z - a * prediction.aggregate) / b
+        drawn = {
+            name: m.draw(prediction.params[name] if name in prediction.params else m.take(prediction.aggregate), generator)
+            for name, m in self.modalities.items()
+        }
+        return {**{k: v.float() if v.is_floating_point() else v for k, v in drawn.items()}, **given}
+
+    @torch.no_grad()
+    def classify(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """The most likely label of clean images: the image at the first step, the label's channels pure noise."""
+        z = torch.randn((len(image), *self.space), generator=generator, device=self.device)
+        self._write(z, "image", self.modalities["image"].encode(image))
+        times = {"image": self._full(len(z), self.process.first), "label": self._full(len(z), self.process.steps)}
+        return self.predict_at(z, times).params["label"].argmax(1)
+
+    def _clean(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """All codes, each in its own channels."""
+        return sum(self.encode(batch).values())
+
+    def _times(self, size: int, device: torch.device, generator: torch.Generator) -> Tensor:
+        first, last = self.process.first, self.process.steps
+        t = torch.randint(first, last + 1, (size,), generator=generator, device=device)
+        end = torch.rand(size, generator=generator, device=device)
+        return torch.where(end < 1 / 6, first, torch.where(end > 5 / 6, last, t))
+
+    def _full(self, n: int, t: int) -> Tensor:
+        return torch.full((n,), t, device=self.device)
+
+    def _write(self, z: Tensor, name: str, code: Tensor) -> None:
+        modality = self.modalities[name]
+        z[:, modality.span.start : modality.span.stop] = modality.take(code)
+
+    def _amplitudes(self, z: Tensor, times: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """sqrt(abar) and sqrt(1 - abar) at each modality's own time, written to its channels."""
+        signal, noise = torch.ones_like(z), torch.zeros_like(z)
+        for name, t in times.items():
+            span = self.modalities[name].span
+            a, b = self.process.level(t, z)
+            signal[:, span.start : span.stop], noise[:, span.start : span.stop] = a, b
+        return signal, noise

@@ -1,0 +1,92 @@
+"""The multi-task training loss (theory 3, "Training loss")."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mtdiff.model import MTDiffusion
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A training loss and its parts.
+
+    Attributes:
+        total: scalar; denoise + sum_i lambda_i term_i.
+        terms: {"denoise": scalar, name: scalar}, unweighted. Denoise and images are mean squares per coordinate in
+            units of the target, labels are nats.
+    """
+
+    total: Tensor
+    terms: dict[str, Tensor]
+
+
+def multitask_loss(
+    model: MTDiffusion,
+    batch: Mapping[str, Tensor],
+    *,
+    weights: Mapping[str, float] | None = None,
+    drop: Mapping[str, float] | None = None,
+    give: Mapping[str, float] | None = None,
+    generator: torch.Generator | None = None,
+) -> Loss:
+    """E over t, noise and the present set S: || target - output ||^2 + sum_i lambda_i loss_i(x_i, D_i(z_t, t)).
+
+    The steps are stratified over the batch (one in each B-th part of first..T). S is drawn per example, independent
+    of X: the aggregate runs over S only and the model is told S, while the heads still predict everything.
+
+    Args:
+        model: the model; its modalities are all in the batch.
+        batch: {name: (B, ...)}.
+        weights: {name: lambda_i >= 0}, 1 where not named.
+        drop: {name: probability in [0, 1] that a modality is absent from S}, 0 where not named.
+        give: {name: probability in [0, 1] that the backbone is told the value} (rule 3). The head of a told
+            modality is not scored on that example: it would only copy.
+        generator: source of steps, noise and sets.
+
+    Returns:
+        The loss.
+
+    Raises:
+        KeyError: batch, weights, drop or give names an unknown modality, or batch lacks one.
+        ValueError: an invalid value in the batch, or a number out of range.
+
+    Source: Chen et al. 2024 (multi-task loss); random present sets are ours (theory 2).
+    """
+    size = model.check(batch)
+    missing = [name for name in model.modalities if name not in batch]
+    if missing:
+        raise KeyError(f"batch lacks {missing}; it has {list(batch)}")
+    for what, numbers, top in (("weights", weights, float("inf")), ("drop", drop, 1.0), ("give", give, 1.0)):
+        for name, number in (numbers or {}).items():
+            if name not in model.modalities:
+                raise KeyError(f"{what} names an unknown modality {name!r}; this model has {list(model.modalities)}")
+            if not 0 <= number <= top:
+                raise ValueError(f"{what}[{name!r}] must be in [0, {top}], got {number}")
+
+    def coins(probability: float) -> Tensor:
+        return torch.rand(size, generator=generator, device=device) < probability
+
+    process, device = model.process, next(iter(batch.values())).device
+    where = (torch.arange(size, device=device) + torch.rand(size, generator=generator, device=device)) / size
+    steps = process.steps - process.first + 1
+    t = process.first + (where * steps).long().clamp(max=steps - 1)
+    present = {name: ~coins(p) for name, p in (drop or {}).items() if p > 0}
+    told = {name: coins(p) for name, p in (give or {}).items() if p > 0}
+
+    m_t = process.aggregate(model.encode(batch), t, present)
+    eps = torch.randn(m_t.shape, dtype=m_t.dtype, device=device, generator=generator)
+    signal, noise = process.level(t, m_t)
+    z_t = signal * m_t + noise * eps
+    prediction = model(z_t, t, {name: batch[name] for name in told}, present, told)
+
+    terms = {"denoise": (model.target(m_t, eps, t) - prediction.output).square().mean()}
+    for name, modality in model.modalities.items():
+        variance = process.wiener(name, t, z_t)[1]
+        each = modality.loss(batch[name], prediction.params[name].to(z_t.dtype), variance)
+        scored = ~told[name] if name in told else torch.ones_like(each, dtype=torch.bool)
+        terms[name] = torch.where(scored, each, 0.0).sum() / scored.sum().clamp(min=1)
+    total = terms["denoise"] + sum((weights or {}).get(name, 1.0) * terms[name] for name in model.modalities)
+    return Loss(total, terms)

@@ -1,0 +1,7 @@
+"""One file per kind of modality; all share `Modality`."""
+
+from mtdiff.modalities.base import Modality, View
+from mtdiff.modalities.continuous import Continuous, Image, Vector
+from mtdiff.modalities.label import Label, simplex_codes
+
+__all__ = ["Continuous", "Image", "Label", "Modality", "Vector", "View", "simplex_codes"]

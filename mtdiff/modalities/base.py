@@ -1,0 +1,162 @@
+"""What every kind of modality does: enter the diffusion space, and be read back from it (theory 1)."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class View:
+    """What a head may look at, for a batch of noisy states.
+
+    Attributes:
+        features: (B, ...) feature map of the backbone.
+        pooled: (B, P) pooled vector of the backbone.
+        z: (B, *Z) the noisy state z_t.
+        aggregate: (B, *Z) the model's E[m_t | z_t].
+        weight: (B, 1, ...) the modality's W_t.
+        gain: (B, 1, ...) k_t of `ForwardProcess.wiener`.
+        variance: (B, 1, ...) posterior variance of a unit-variance coordinate at this step.
+    """
+
+    features: Tensor
+    pooled: Tensor
+    z: Tensor
+    aggregate: Tensor
+    weight: Tensor
+    gain: Tensor
+    variance: Tensor
+
+
+class Modality(nn.Module):
+    """One kind of data: its encoder E_i into the space, its head D_i, likelihood, estimate and draw.
+
+    A subclass implements `build`, `check`, `code`, `head`, `log_prob`, `loss`, `expected_code` and `draw`, and
+    passes its arguments to `super().__init__` so that a saved model can be rebuilt from its card. Values are
+    batched tensors; a code is (B, *slice): the part of the space that the modality writes.
+
+    Args:
+        channels: slice of the space's first axis that the codes are written to; None is all of it.
+        **config: the subclass's own arguments, plain JSON values.
+    """
+
+    kinds: ClassVar[dict[str, type["Modality"]]] = {}
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        Modality.kinds[cls.__name__] = cls
+
+    def __init__(self, channels: slice | None = None, **config):
+        super().__init__()
+        if channels is not None and channels.step not in (None, 1):
+            raise ValueError(f"channels must be a slice without a step, got {channels}")
+        self.channels = channels
+        span = None if channels is None else [channels.start, channels.stop]
+        self.config = {"kind": type(self).__name__, **config, "channels": span}
+        self.space: tuple[int, ...] = ()
+
+    @staticmethod
+    def from_config(config: Mapping) -> "Modality":
+        """Rebuild a modality from its card entry.
+
+        Raises:
+            ValueError: the kind is unknown: the class that defines it has not been imported.
+        """
+        config = dict(config)
+        kind = config.pop("kind")
+        if kind not in Modality.kinds:
+            raise ValueError(f"unknown modality kind {kind!r}; known: {sorted(Modality.kinds)}. Import the class first")
+        span = config.pop("channels", None)
+        return Modality.kinds[kind](channels=None if span is None else slice(*span), **config)
+
+    def attach(self, name: str, space: Sequence[int], backbone: nn.Module) -> None:
+        """Bind to a space and a backbone; creates the parameters of encoder and head. The model calls it once.
+
+        Args:
+            name: the modality's name in the model, for error messages.
+            space: shape of the diffusion space, (C, H, W) or (d,).
+            backbone: offers `readout(shape)`, `pooled` and `embedding` (see `mtdiff.backbones`).
+
+        Raises:
+            ValueError: the channels leave the space, or the modality is already part of a model.
+        """
+        if self.space:
+            raise ValueError(f"modality {name!r} is already part of a model; make a new one")
+        self.name, self.space = name, tuple(space)
+        self.span = range(self.space[0])[self.channels or slice(None)]
+        if not self.span or (self.channels and (self.channels.stop or 0) > self.space[0]):
+            raise ValueError(f"{name!r}: channels {self.channels} leave the space {self.space}")
+        self.slice_shape = (len(self.span), *self.space[1:])
+        self.build(backbone)
+
+    def build(self, backbone: nn.Module) -> None:
+        """Create parameters and buffers for `self.slice_shape`; raise ValueError where data and space do not fit."""
+        raise NotImplementedError
+
+    def check(self, value: Tensor) -> None:
+        """Raise ValueError, naming the modality, unless `value` is a valid batch. Values on a GPU are not read back."""
+        raise NotImplementedError
+
+    def code(self, value: Tensor) -> Tensor:
+        """E_i(x_i) on the modality's own slice, (B, *slice), of unit RMS for discrete data."""
+        raise NotImplementedError
+
+    def condition(self, value: Tensor) -> Tensor:
+        """The value as an embedding (B, backbone.embedding) that conditions the backbone (theory 4, rule 3)."""
+        raise ValueError(f"{self.name!r} cannot condition the backbone: {type(self).__name__} has no embedding")
+
+    def head(self, view: View) -> Tensor:
+        """Parameters of p(x_i | z_t)."""
+        raise NotImplementedError
+
+    def log_prob(self, value: Tensor, params: Tensor, variance: Tensor) -> Tensor:
+        """Log p(x_i = value | z_t) in nats, (B,)."""
+        raise NotImplementedError
+
+    def loss(self, value: Tensor, params: Tensor, variance: Tensor) -> Tensor:
+        """The modality's training loss per example, (B,); the term lambda_i multiplies (theory 3)."""
+        raise NotImplementedError
+
+    def expected_code(self, params: Tensor) -> Tensor:
+        """E[E_i(x_i) | z_t] on the slice, (B, *slice): the mean of the code, not the code of the mean."""
+        raise NotImplementedError
+
+    def draw(self, params: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """A value of the modality, as data."""
+        raise NotImplementedError
+
+    def encode(self, value: Tensor) -> Tensor:
+        """E_i(x_i) in the whole space, (B, *Z): zero outside the modality's channels."""
+        return self.place(self.code(value))
+
+    def estimate(self, params: Tensor) -> Tensor:
+        """E[E_i(x_i) | z_t] in the whole space, (B, *Z)."""
+        return self.place(self.expected_code(params))
+
+    def place(self, code: Tensor) -> Tensor:
+        """Write a code (B, *slice) into an otherwise empty space (B, *Z)."""
+        if self.slice_shape == self.space:
+            return code
+        out = code.new_zeros(len(code), *self.space)
+        out[:, self.span.start : self.span.stop] = code
+        return out
+
+    def take(self, z: Tensor) -> Tensor:
+        """The modality's slice (B, *slice) of a tensor on the space (B, *Z)."""
+        return z[:, self.span.start : self.span.stop]
+
+    def refuse(self, value: object, expected: str) -> None:
+        """Raise the ValueError that names the modality, what came and what was expected."""
+        got = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+        raise ValueError(f"{self.name!r} must be {expected}, got {got}")
+
+
+def gaussian_log_prob(value: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    """Log N(value; mean, variance I) summed over all but the batch, in nats, (B,)."""
+    variance = variance.expand_as(mean)
+    terms = (value - mean) ** 2 / variance + variance.log() + math.log(2 * math.pi)
+    return -0.5 * terms.flatten(1).sum(1)

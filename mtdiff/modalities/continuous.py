@@ -1,0 +1,119 @@
+"""Modalities that are tensors of real numbers: images and vectors. Identity encoder, Gaussian head."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mtdiff.modalities.base import Modality, View, gaussian_log_prob
+
+
+class Continuous(Modality):
+    """Real-valued data that live in the space as they are: E(x) = x, p(x | z_t) = N(mean, variance_t I).
+
+    The head starts from the best linear guess and learns what is missing, in units of the noise that is left:
+    mean = k_t z_t + sqrt(variance_t) F(z_t, t), variance_t = 1 / (1 + SNR_t) (`ForwardProcess.wiener`). For W = 1
+    that is v-prediction; and the training loss mean((x - mean)^2 / variance_t) is, up to a factor and a constant,
+    -log p(x | z_t) of the bound.
+
+    Args:
+        shape: shape of one example: the space, or its `channels`.
+        channels: slice of the space that the data are written to; None is all of it.
+        head: False for data alone in its channels: its mean is then its slice of the aggregate over W_t.
+
+    Raises:
+        ValueError: shape is not made of positive sizes.
+
+    Source: identity encoder and convolutional head: Chen et al. 2024; the parametrisation is ours (theory 1, 3).
+    """
+
+    def __init__(self, shape: Sequence[int], channels: slice | None = None, head: bool = True):
+        shape = tuple(shape)
+        if not shape or any(size < 1 for size in shape):
+            raise ValueError(f"shape must be positive sizes, got {shape}")
+        super().__init__(channels, shape=list(shape), head=head)
+        self.shape, self.has_head = shape, head
+
+    def build(self, backbone: nn.Module) -> None:
+        """Create the head; see `Modality.build`."""
+        if self.shape != self.slice_shape:
+            raise ValueError(f"{self.name!r} has shape {self.shape}, but its part of the space is {self.slice_shape}")
+        self.out = backbone.readout(self.shape) if self.has_head else None
+
+    def check(self, value: Tensor) -> None:
+        """Raise ValueError unless value is floating point, (B, *shape) and, on a CPU, finite."""
+        expected = f"floating point (B, {', '.join(map(str, self.shape))})"
+        if not isinstance(value, Tensor) or not value.is_floating_point() or tuple(value.shape[1:]) != self.shape:
+            self.refuse(value, expected)
+        if value.device.type == "cpu" and not bool(value.isfinite().all()):
+            bad = (~value.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
+            raise ValueError(f"{self.name!r} has values that are not finite (NaN or inf) in rows {bad[:8]}")
+
+    def code(self, value: Tensor) -> Tensor:
+        """E(x) = x."""
+        return value
+
+    def head(self, view: View) -> Tensor:
+        """The mean of p(x | z_t), (B, *shape)."""
+        if self.out is None:
+            return self.take(view.aggregate) / view.weight
+        return view.gain * self.take(view.z) + view.variance.sqrt() * self.out(view.features)
+
+    def log_prob(self, value: Tensor, params: Tensor, variance: Tensor) -> Tensor:
+        """Log N(value; mean, variance_t I) in nats, (B,)."""
+        return gaussian_log_prob(value, params, variance)
+
+    def loss(self, value: Tensor, params: Tensor, variance: Tensor) -> Tensor:
+        """Mean over coordinates of (x - mean)^2 / variance_t, (B,)."""
+        return ((value - params) ** 2 / variance).flatten(1).mean(1)
+
+    def expected_code(self, params: Tensor) -> Tensor:
+        """The mean itself: the encoder is linear."""
+        return params
+
+    def draw(self, params: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """The mean: at the read-out step what is left of the noise is far below the data's scale."""
+        return params
+
+
+class Vector(Continuous):
+    """A vector of d numbers of about unit scale, such as a point or a representation; shape (B, d).
+
+    Args:
+        size: d.
+        channels: slice of a vector space that it is written to.
+        head: as in `Continuous`.
+    """
+
+    def __init__(self, size: int, channels: slice | None = None, head: bool = True):
+        super().__init__((size,), channels, head)
+        self.config = {"kind": "Vector", "size": size, "head": head, "channels": self.config["channels"]}
+
+
+class Image(Continuous):
+    """An image (B, C, H, W), float in [-1, 1], channels first; any number of channels.
+
+    Args:
+        shape: (C, H, W).
+        channels: slice of the space's channels that it is written to.
+        head: as in `Continuous`.
+
+    Raises:
+        ValueError: shape is not (C, H, W).
+    """
+
+    def __init__(self, shape: Sequence[int], channels: slice | None = None, head: bool = True):
+        if len(shape) != 3:
+            raise ValueError(f"an image's shape is (C, H, W), got {tuple(shape)}")
+        super().__init__(shape, channels, head)
+
+    def check(self, value: Tensor) -> None:
+        """Raise ValueError unless value is a batch of images in [-1, 1]."""
+        super().check(value)
+        if value.device.type == "cpu" and value.numel() and float(value.abs().max()) > 1 + 1e-4:
+            low, high = float(value.min()), float(value.max())
+            raise ValueError(f"{self.name!r} must lie in [-1, 1], got values in [{low:.3g}, {high:.3g}]")
+
+    def draw(self, params: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """The mean, limited to what an image can be, [-1, 1]."""
+        return params.clamp(-1, 1)

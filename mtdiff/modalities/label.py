@@ -1,0 +1,123 @@
+"""Class labels: fixed codes of unit RMS in the diffusion space, a categorical head."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mtdiff.modalities.base import Modality, View
+
+
+class Label(Modality):
+    """A class label 0..K-1: E(y) = c_y, a fixed code; p(y | z_t) = softmax of an MLP head on the pooled vector.
+
+    Args:
+        classes: K, at least 2.
+        names: K class names, for people; None counts 0..K-1.
+        codes: "simplex" (see `simplex_codes`), or numbers (K, *slice) that are used as they are.
+        channels: slice of the space that the codes are written to; None is all of it (superposed).
+        seed: seed of the simplex.
+
+    Raises:
+        ValueError: fewer than two classes, or the number of names is not K.
+
+    Source: MLP head for labels: Chen et al. 2024; the codes are ours (theory 5: unit RMS, centred over the classes).
+    """
+
+    def __init__(
+        self,
+        classes: int,
+        names: Sequence[str] | None = None,
+        codes: str | Tensor | list = "simplex",
+        channels: slice | None = None,
+        seed: int = 0,
+    ):
+        if classes < 2:
+            raise ValueError(f"classes must be at least 2, got {classes}")
+        names = [str(k) for k in range(classes)] if names is None else [str(name) for name in names]
+        if len(names) != classes:
+            raise ValueError(f"names has {len(names)} entries for {classes} classes")
+        if isinstance(codes, str) and codes != "simplex":
+            raise ValueError(f'codes must be "simplex" or numbers (K, ...), got {codes!r}')
+        plain = codes if isinstance(codes, str) else torch.as_tensor(codes).tolist()
+        super().__init__(channels, classes=classes, names=names, codes=plain, seed=seed)
+        self.classes, self.names, self._codes, self._seed = classes, names, codes, seed
+
+    def build(self, backbone: nn.Module) -> None:
+        """Create codes, embedding and head; see `Modality.build`."""
+        shape = (self.classes, *self.slice_shape)
+        if isinstance(self._codes, str):
+            codes = simplex_codes(self.classes, self.slice_shape, self._seed)
+        else:
+            codes = torch.as_tensor(self._codes, dtype=torch.float32)
+            if tuple(codes.shape) != shape:
+                raise ValueError(f"codes of {self.name!r} must have shape {shape}, got {tuple(codes.shape)}")
+        self.register_buffer("codes", codes)
+        self.embed = nn.Embedding(self.classes, backbone.embedding)
+        self.out = nn.Sequential(
+            nn.Linear(backbone.pooled, backbone.pooled), nn.SiLU(), nn.Linear(backbone.pooled, self.classes)
+        )
+        nn.init.zeros_(self.out[2].weight)
+        nn.init.zeros_(self.out[2].bias)
+
+    def check(self, value: Tensor) -> None:
+        """Raise ValueError unless value is an integer (B,) tensor of class ids."""
+        if not isinstance(value, Tensor) or value.is_floating_point() or value.dtype == torch.bool or value.ndim != 1:
+            self.refuse(value, "an integer tensor of class ids (B,)")
+        if value.device.type == "cpu":
+            wrong = value[(value < 0) | (value >= self.classes)]
+            if len(wrong):
+                raise ValueError(f"{self.name!r} has values outside 0..{self.classes - 1}: {wrong.unique().tolist()[:8]}")
+
+    def code(self, value: Tensor) -> Tensor:
+        """The code of each label, (B, *slice)."""
+        return self.codes[value]
+
+    def condition(self, value: Tensor) -> Tensor:
+        """A learned embedding of each label."""
+        return self.embed(value)
+
+    def head(self, view: View) -> Tensor:
+        """Logits (B, K)."""
+        return self.out(view.pooled)
+
+    def log_prob(self, value: Tensor, params: Tensor, variance: Tensor) -> Tensor:
+        """Log softmax at the label, in nats, (B,)."""
+        return params.log_softmax(1).gather(1, value[:, None]).squeeze(1)
+
+    def loss(self, value: Tensor, params: Tensor, variance: Tensor) -> Tensor:
+        """Cross-entropy in nats, (B,)."""
+        return -self.log_prob(value, params, variance)
+
+    def expected_code(self, params: Tensor) -> Tensor:
+        """sum_k p(y = k | z_t) c_k: the softmax-averaged code."""
+        return torch.tensordot(params.softmax(1), self.codes.to(params.dtype), dims=1)
+
+    def draw(self, params: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """A class drawn from the softmax, (B,) int64."""
+        return torch.multinomial(params.float().softmax(1), 1, generator=generator).squeeze(1)
+
+
+def simplex_codes(classes: int, shape: Sequence[int], seed: int = 0) -> Tensor:
+    """K codes of unit RMS, centred over the classes, all equally far apart: a regular simplex in a random position.
+
+    With fewer than K - 1 dimensions no such simplex exists; the codes are then random signs, not centred.
+
+    Args:
+        classes: K.
+        shape: shape of one code.
+        seed: seed of the random position.
+
+    Returns:
+        (K, *shape) float32.
+    """
+    size = torch.Size(shape).numel()
+    generator = torch.Generator().manual_seed(seed)
+    if size < classes - 1:
+        return (torch.randint(0, 2, (classes, *shape), generator=generator) * 2 - 1).float()
+    corners = torch.eye(classes, dtype=torch.float64) - 1 / classes
+    basis = torch.linalg.svd(corners).Vh[: classes - 1]  # (K-1, K) orthonormal, spans the simplex
+    frame = torch.linalg.qr(torch.randn(size, classes - 1, dtype=torch.float64, generator=generator)).Q
+    codes = corners @ basis.T @ frame.T  # (K, size)
+    codes = codes / codes.square().mean(1, keepdim=True).sqrt()
+    return codes.reshape(classes, *shape).float()

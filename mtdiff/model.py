@@ -1,0 +1,312 @@
+"""MT-Diffusion: a forward process, modalities and one shared backbone behind one method, `predict`."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from mtdiff.backbones.base import Backbone
+from mtdiff.files import CARD, FORMAT, WEIGHTS, write_atomic
+from mtdiff.modalities.base import Modality, View
+from mtdiff.process import ForwardProcess
+
+PREDICTIONS = ("v", "eps", "x")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says about a noisy state.
+
+    Attributes:
+        aggregate: (B, *Z) E[m_t | z_t].
+        params: {name: head output}: the mean of a continuous modality, the logits of a label.
+        estimate: {name: (B, *Z)} E[E_i(x_i) | z_t]; for discrete data the softmax-averaged code.
+        output: (B, *Z) what the network put out (v, eps or x), or None for exact models.
+    """
+
+    aggregate: Tensor
+    params: dict[str, Tensor]
+    estimate: dict[str, Tensor]
+    output: Tensor | None = None
+
+
+class MTDiffusion(nn.Module):
+    """All modalities of an example, diffused in one space and denoised by one backbone with a head each.
+
+    Args:
+        process: the forward process; its names are the model's modalities.
+        modalities: {name: Modality}, in the order in which they are read.
+        backbone: network on the space.
+        space: shape of the diffusion space, (C, H, W) or (d,).
+        prediction: what the denoising output stands for: "v", "eps" or "x" (the aggregate itself).
+        rule: how `sample` treats given modalities unless it is told: a rule, or {name: rule} (theory 4).
+
+    Raises:
+        ValueError: names, space or prediction do not fit together.
+
+    Source: Chen et al. 2024 for the architecture; v-prediction: Salimans and Ho 2022.
+    """
+
+    kinds: ClassVar[dict[str, type["MTDiffusion"]]] = {}
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        MTDiffusion.kinds[cls.__name__] = cls
+
+    def __init__(
+        self,
+        process: ForwardProcess,
+        modalities: Mapping[str, Modality],
+        backbone: Backbone,
+        space: tuple[int, ...],
+        prediction: str = "v",
+        rule: str | Mapping[str, str] | None = None,
+    ):
+        super().__init__()
+        if set(modalities) != set(process.names):
+            raise ValueError(f"modalities are {sorted(modalities)}, but the process has {sorted(process.names)}")
+        if tuple(backbone.space) != tuple(space):
+            raise ValueError(f"the backbone works on {tuple(backbone.space)}, but the space is {tuple(space)}")
+        if prediction not in PREDICTIONS:
+            raise ValueError(f"prediction must be one of {PREDICTIONS}, got {prediction!r}")
+        self.process, self.space, self.prediction, self.rule = process, tuple(space), prediction, rule
+        self.card: dict = {}
+        self.modalities = nn.ModuleDict(modalities)
+        for name, modality in self.modalities.items():
+            modality.attach(name, space, backbone)
+        self._check_headless()
+        self.backbone = backbone
+        self.denoise = backbone.readout(self.space)
+        self.absent = nn.ParameterDict({name: torch.zeros(backbone.embedding) for name in modalities})
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype in which the network computes."""
+        return next(self.backbone.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.backbone.parameters()).device
+
+    def check(self, values: Mapping[str, Tensor], what: str = "batch") -> int:
+        """Values are known modalities, valid, and equally many; returns how many.
+
+        Raises:
+            KeyError: an unknown modality.
+            ValueError: an invalid value, or different batch sizes.
+        """
+        if not values:
+            raise ValueError(f"{what} is empty; this model has {list(self.modalities)}")
+        for name, value in values.items():
+            if name not in self.modalities:
+                raise KeyError(f"{what} names an unknown modality {name!r}; this model has {list(self.modalities)}")
+            try:
+                self.modalities[name].check(value)
+            except ValueError as error:
+                raise ValueError(f"{what}: {error}") from None
+        sizes = {name: len(value) for name, value in values.items()}
+        if len(set(sizes.values())) > 1:
+            raise ValueError(f"{what} has different numbers of examples: {sizes}")
+        return next(iter(sizes.values()))
+
+    def encode(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The codes E_i(x_i) of checked values, {name: (B, *Z)}."""
+        return {name: self.modalities[name].encode(value) for name, value in values.items()}
+
+    def forward(
+        self,
+        z_t: Tensor,
+        t: int | Tensor,
+        given: Mapping[str, Tensor] | None = None,
+        present: Mapping[str, Tensor] | None = None,
+        told: Mapping[str, Tensor] | None = None,
+    ) -> Prediction:
+        """`predict` without checks, and with given values that only some examples are told (for training).
+
+        Args:
+            z_t: (B, *Z).
+            t: step in 0..T, an int or a (B,) int tensor.
+            given: {name: value (B, ...)} to condition the backbone on (theory 4, rule 3).
+            present: {name: (B,) bool} which modalities are in the aggregate; None: all.
+            told: {name: (B,) bool} which examples may use `given[name]`; None: all.
+
+        Returns:
+            The prediction, in the dtype of z_t.
+        """
+        u = torch.as_tensor(t, device=z_t.device).expand(len(z_t)).to(self.dtype) / self.process.steps
+        condition = z_t.new_zeros(len(z_t), self.backbone.embedding, dtype=self.dtype)
+        for name, value in (given or {}).items():
+            embedded = self.modalities[name].condition(value)
+            condition = condition + (embedded if told is None else embedded * told[name][:, None])
+        for name, mask in (present or {}).items():
+            condition = condition + self.absent[name] * (~mask.to(z_t.device))[:, None]
+        features, pooled = self.backbone(z_t.to(self.dtype), u, condition)
+        output = self.denoise(features).to(z_t.dtype)
+        aggregate = self._to_aggregate(output, z_t, t)
+        params, estimate = {}, {}
+        for name, modality in self.modalities.items():
+            gain, variance = self.process.wiener(name, t, z_t)
+            weight = self.process.weight(name, t, z_t)
+            params[name] = modality.head(View(features, pooled, z_t, aggregate, weight, gain, variance))
+            estimate[name] = modality.estimate(params[name]).to(z_t.dtype)
+        return Prediction(aggregate, params, estimate, output)
+
+    def predict(
+        self,
+        z_t: Tensor,
+        t: int | Tensor,
+        *,
+        given: Mapping[str, Tensor] | None = None,
+        present: Mapping[str, Tensor] | None = None,
+    ) -> Prediction:
+        """E[m_t | z_t], and what the heads say of every modality.
+
+        Args:
+            z_t: (B, *Z); its dtype is that of the result, the network computes in its own.
+            t: step in 0..T, an int or a (B,) int tensor.
+            given: {name: value (B, ...)} that the backbone is conditioned on.
+            present: {name: (B,) bool} which modalities are in z_t; None: all are.
+
+        Returns:
+            `.aggregate` (B, *Z), `.params[name]`, `.estimate[name]` (B, *Z).
+
+        Raises:
+            ValueError: z_t, t or a given value has the wrong shape, dtype or range.
+            KeyError: given or present names an unknown modality.
+        """
+        if tuple(z_t.shape[1:]) != self.space:
+            raise ValueError(f"z_t must have shape (B, {', '.join(map(str, self.space))}), got {tuple(z_t.shape)}")
+        if given and self.check(given, "given") != len(z_t):
+            raise ValueError(f"given has {self.check(given, 'given')} examples, z_t has {len(z_t)}")
+        for name in present or {}:
+            if name not in self.modalities:
+                raise KeyError(f"present names an unknown modality {name!r}; this model has {list(self.modalities)}")
+        return self(z_t, t, given, present)
+
+    def log_prob(
+        self,
+        name: str,
+        value: Tensor,
+        z_t: Tensor,
+        t: int | Tensor,
+        *,
+        given: Mapping[str, Tensor] | None = None,
+        present: Mapping[str, Tensor] | None = None,
+        prediction: Prediction | None = None,
+    ) -> Tensor:
+        """Log p(x_i = value | z_t) of the modality's head, differentiable in z_t.
+
+        Args:
+            name: the modality.
+            value: (B, ...) its value.
+            z_t: (B, *Z).
+            t: step in 0..T, an int or a (B,) int tensor.
+            given: as in `predict`.
+            present: as in `predict`.
+            prediction: the result of `predict` for the same arguments, where it is there already.
+
+        Returns:
+            (B,) nats.
+
+        Raises:
+            KeyError: no such modality.
+            ValueError: the value does not fit.
+        """
+        self.check({name: value}, "value")
+        prediction = self.predict(z_t, t, given=given, present=present) if prediction is None else prediction
+        variance = self.process.wiener(name, t, z_t)[1]
+        return self.modalities[name].log_prob(value, prediction.params[name], variance)
+
+    def read(
+        self,
+        z_t: Tensor,
+        t: int,
+        *,
+        given: Mapping[str, Tensor] | None = None,
+        present: Mapping[str, Tensor] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> dict[str, Tensor]:
+        """Read every modality jointly at one state: draw from each head (theory 3: at one time, not along the path).
+
+        Args:
+            z_t: (B, *Z), near t = 0.
+            t: its step.
+            given: as in `predict`.
+            present: as in `predict`.
+            generator: source of the draws.
+
+        Returns:
+            {name: value}, in the network's dtype.
+        """
+        params = self.predict(z_t, t, given=given, present=present).params
+        values = {name: m.draw(params[name], generator) for name, m in self.modalities.items()}
+        return {name: v.to(self.dtype) if v.is_floating_point() else v for name, v in values.items()}
+
+    def target(self, m_t: Tensor, eps: Tensor, t: int | Tensor) -> Tensor:
+        """What the denoising output should be: v = sqrt(abar_t) eps - sqrt(1 - abar_t) m_t, or eps, or m_t itself."""
+        if self.prediction == "v":
+            signal, noise = self.process.level(t, m_t)
+            return signal * eps - noise * m_t
+        return eps if self.prediction == "eps" else m_t
+
+    def save(self, path: str | Path, card: Mapping | None = None, half: bool = False) -> Path:
+        """Write the model to a folder: model.safetensors and card.json, each replaced whole or not at all.
+
+        Args:
+            path: the folder; made where it does not exist.
+            card: what people should know (data, seed, steps, hardware, metrics ...; JSON values), added to `.card`.
+            half: store network weights as float16 (the schedule and the curves stay float64).
+
+        Returns:
+            The folder.
+
+        Raises:
+            PermissionError: the folder cannot be written.
+        """
+        path = Path(path)
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        if half:
+            tensors = {name: t.half() if t.is_floating_point() else t for name, t in tensors.items()}
+        tensors |= {f"process.{name}": self.process.cumulative(name) for name in self.process.names}
+        tensors["process/abar"] = self.process.schedule.abar
+        config = {
+            "kind": type(self).__name__,
+            "space": list(self.space),
+            "prediction": self.prediction,
+            "rule": self.rule,
+            "prior": self.process.prior,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "modalities": {name: modality.config for name, modality in self.modalities.items()},
+            "backbone": self.backbone.config,
+        }
+        text = json.dumps({"format": FORMAT, **self.card, **(card or {}), "config": config}, indent=1) + "\n"
+        write_atomic(path / WEIGHTS, safetensors.torch.save(tensors))
+        write_atomic(path / CARD, text.encode())
+        return path
+
+    def _to_aggregate(self, output: Tensor, z_t: Tensor, t: int | Tensor) -> Tensor:
+        """m^_t from v (sqrt(abar) z - sqrt(1 - abar) v), eps ((z - sqrt(1 - abar) eps) / sqrt(abar)) or x."""
+        if self.prediction == "x":
+            return output
+        signal, noise = self.process.level(t, z_t)
+        if self.prediction == "v":
+            return signal * z_t - noise * output
+        return (z_t - noise * output) / signal
+
+    def _check_headless(self) -> None:
+        """A modality without a head reads its slice of the aggregate: nobody else may write there, and W_t > 0."""
+        for name, modality in self.modalities.items():
+            if getattr(modality, "has_head", True):
+                continue
+            if bool((self.process.cumulative(name) == 0).any()):
+                raise ValueError(f"{name!r} has no head, so its weight must not be 0 at any step")
+            for other, rival in self.modalities.items():
+                shared = set(modality.span) & set(rival.span)
+                if other != name and shared and bool((self.process.cumulative(other) != 0).any()):
+                    raise ValueError(f"{name!r} has no head but shares channels {sorted(shared)} with {other!r}")

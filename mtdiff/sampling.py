@@ -1,0 +1,292 @@
+"""Sampling: joint or with some modalities given, for exact and trained models alike (theory 4)."""
+
+import collections
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from mtdiff.model import Prediction
+
+SAMPLERS = ("ddpm", "ddim", "heun", "dpm++")
+RULES = ("bayes", "substitute", "conditioned", "readout")
+
+
+@dataclass(frozen=True)
+class Guess:
+    """The estimates that one sampler step works with, in float64.
+
+    Attributes:
+        aggregate: (B, *Z) m^_t.
+        codes: {name: (B, *Z)} e^_i of every modality whose curve moves.
+    """
+
+    aggregate: Tensor
+    codes: dict[str, Tensor]
+
+
+def sample(
+    model,
+    n: int,
+    *,
+    given: Mapping[str, Tensor] | None = None,
+    rule: str | Mapping[str, str] | None = None,
+    sampler: str = "ddim",
+    steps: int = 50,
+    guidance: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> dict[str, Tensor]:
+    """Draw all modalities, some of which may be given: any to any.
+
+    Args:
+        model: anything with `process`, `space`, `modalities`, `check`, `encode`, `predict`, `log_prob`, `read`:
+            `MTDiffusion` or a model of `mtdiff.exact`.
+        n: number of examples.
+        given: {name: value}, n values or one for all; returned as given.
+        rule: how given values act, one rule or {name: rule}; None is the model's own default.
+            "conditioned": the backbone is told (rule 3; guidance is then classifier-free guidance).
+            "bayes": gradient of the model's own head (rule 2; one given modality; guidance scales the gradient).
+            "substitute": swaps the guess for the value (rule 1; biased, cannot be guided).
+            "readout": no chain at all; z near t = 0 from the given values, heads read the others (rule 4).
+        sampler: "ddpm" (ancestral), "ddim", "heun" or "dpm++" (2M).
+        steps: number of intervals between t = T and the read-out, 1..T (Heun evaluates twice in each).
+        guidance: scale of "bayes" or "conditioned"; 1 is none beyond the rule itself.
+        generator: source of all noise, on the model's device.
+
+    Returns:
+        {name: (n, ...)} all modalities.
+
+    Raises:
+        KeyError: given or rule names an unknown modality.
+        ValueError: an unknown sampler or rule, steps out of range, guidance that the rule does not take, a given
+            value that does not fit, or a transition whose source is not given.
+
+    Source: rules 1 and 2 follow Chen et al. 2024 (classifier guidance as a special case); see theory 4.
+    """
+    given, rules = _given(model, n, given, rule, guidance)
+    if given and all(r == "readout" for r in rules.values()):
+        present = {name: torch.full((n,), name in given, device=model.device) for name in model.modalities}
+        t, codes = model.process.first, _double(model.encode(given))
+        z, _ = model.process.diffuse(codes, t, _noise(model, n, generator), present)
+        drawn = model.read(z, t, present=present, generator=generator)
+    else:
+        path = sample_path(
+            model, n, given=given, rule=rules, sampler=sampler, steps=steps, guidance=guidance, generator=generator
+        )
+        (_, z, _) = collections.deque(path, maxlen=1).pop()
+        told = {name: given[name] for name, r in rules.items() if r == "conditioned"}
+        with torch.no_grad():
+            drawn = model.read(z, model.process.first, given=told, generator=generator)
+    return {**drawn, **given}
+
+
+def sample_path(
+    model,
+    n: int,
+    *,
+    given: Mapping[str, Tensor] | None = None,
+    rule: str | Mapping[str, str] | None = None,
+    sampler: str = "ddim",
+    steps: int = 50,
+    guidance: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> Iterator[tuple[int, Tensor, Prediction]]:
+    """The reverse chain as a generator; arguments as in `sample`.
+
+    One step from t to s, any sampler: m^_s = m^_t + sum_i (W_s^i - W_t^i) e^_i, then
+    z_s = sqrt(abar_s) m^_s + sqrt(1 - abar_s - sigma^2) eps^ + sigma n. With y = z / sqrt(abar) and
+    r = sqrt((1 - abar) / abar) the probability-flow ODE is dy = eps^ dr + sum_i e^_i dW^i.
+
+    Args:
+        model: as in `sample`.
+        n: as in `sample`.
+        given: as in `sample`.
+        rule: as in `sample`, but not "readout".
+        sampler: as in `sample`.
+        steps: as in `sample`.
+        guidance: as in `sample`.
+        generator: as in `sample`.
+
+    Yields:
+        (t, z_t, prediction) for the start and after each step, down to the read-out step. z_t is float64; the
+        prediction has the given values worked in.
+
+    Raises:
+        KeyError: as in `sample`.
+        ValueError: as in `sample`.
+
+    Source: Song et al. 2021 (DDIM, probability flow); Lu et al. 2022 (DPM-Solver++ 2M); moving curves: theory 4.
+    """
+    given, rules = _given(model, n, given, rule, guidance)
+    if "readout" in rules.values():
+        raise ValueError('rule "readout" has no path; it cannot be mixed with other rules')
+    if sampler not in SAMPLERS:
+        raise ValueError(f"sampler must be one of {SAMPLERS}, got {sampler!r}")
+    process = model.process
+    if not 1 <= steps <= process.steps - process.first:
+        raise ValueError(f"steps must be in 1..{process.steps - process.first} for this schedule, got {steps}")
+    times = torch.linspace(process.steps, process.first, steps + 1, dtype=torch.float64).round().long().tolist()
+    known = _double(model.encode(given)) if given else {}
+    z = _start(model, n, known, generator)
+    previous: tuple[int, Guess] | None = None
+    for t, s in itertools.pairwise(times):
+        prediction = _informed(model, z, t, given, known, rules, guidance)
+        yield t, z, prediction
+        guess = _guess(process, prediction)
+        if sampler == "ddpm":
+            z_next = _ancestral(process, z, guess, t, s, _noise(model, n, generator))
+        elif sampler == "heun":
+            end = _ddim(process, z, guess, t, s)
+            guess_end = _guess(process, _informed(model, end, s, given, known, rules, guidance))
+            z_next = _heun(process, z, guess, t, s, end, guess_end)
+        elif sampler == "dpm++" and previous is not None:
+            z_next = _ddim(process, z, _extrapolate(process, *previous, t, guess, s), t, s)
+        else:
+            z_next = _ddim(process, z, guess, t, s)
+        previous, z = (t, guess), z_next
+    yield times[-1], z, _informed(model, z, times[-1], given, known, rules, guidance)
+
+
+def _given(model, n, given, rule, guidance):
+    """Checked values (n of each) and {name: rule} for each of them."""
+    if not isinstance(n, int) or n < 1:
+        raise ValueError(f"n must be a positive int, got {n!r}")
+    values = {}
+    for name, value in (given or {}).items():
+        model.check({name: value}, "given")
+        if len(value) not in (1, n):
+            raise ValueError(f"given[{name!r}] has {len(value)} examples, expected {n} (or 1 for all)")
+        values[name] = value.to(model.device).expand(n, *value.shape[1:])
+    if model.process.prior is not None and model.process.prior not in values:
+        raise ValueError(f"this process ends at {model.process.prior!r}: a sample needs it in `given`")
+    chosen = model.rule if rule is None else rule
+    rules = {}
+    for name in values:
+        rules[name] = (chosen.get(name) if isinstance(chosen, Mapping) else chosen) or "substitute"
+        if rules[name] not in RULES:
+            raise ValueError(f"rule of {name!r} must be one of {RULES}, got {rules[name]!r}")
+    if isinstance(rule, Mapping):
+        for name in rule:
+            if name not in values:
+                raise KeyError(f"rule names {name!r}, which is not given; given are {list(values)}")
+    if list(rules.values()).count("bayes") > 1:
+        raise ValueError('rule "bayes" takes one given modality: heads do not give the joint p(x_K | z_t) (theory 4)')
+    if guidance != 1.0 and values and not {"bayes", "conditioned"} & set(rules.values()):
+        raise ValueError(f'guidance {guidance} needs rule "bayes" or "conditioned", the rule is {rules}')
+    return values, rules
+
+
+def _double(codes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: code.detach().double() for name, code in codes.items()}
+
+
+def _noise(model, n, generator):
+    """Standard normal noise on the space, float64 and the same on every device that a generator is from."""
+    return torch.randn((n, *model.space), dtype=torch.float64, device=model.device, generator=generator)
+
+
+def _start(model, n, known, generator):
+    """z_T from N(0, I), or in transition mode from q(z_T | source), which is known exactly."""
+    noise = _noise(model, n, generator)
+    prior = model.process.prior
+    if prior is None:
+        return noise
+    absent = {name: torch.zeros(n, dtype=torch.bool, device=noise.device) for name in model.process.names if name != prior}
+    return model.process.diffuse({prior: known[prior]}, model.process.steps, noise, absent)[0]
+
+
+def _informed(model, z, t, given, known, rules, guidance) -> Prediction:
+    """The model's prediction with the given values worked in by their rules."""
+    told = {name: given[name] for name, r in rules.items() if r == "conditioned"}
+    bayes = [name for name, r in rules.items() if r == "bayes"]
+    if bayes:
+        prediction = _bayes(model, z, t, bayes[0], given[bayes[0]], known, told, guidance)
+    else:
+        with torch.no_grad():
+            prediction = model.predict(z, t, given=told or None)
+    if told and guidance != 1.0:  # classifier-free guidance: extrapolate from untold to told
+        with torch.no_grad():
+            untold = model.predict(z, t)
+        mixed = {k: torch.lerp(untold.estimate[k], e, guidance) for k, e in prediction.estimate.items()}
+        prediction = replace(
+            prediction, aggregate=torch.lerp(untold.aggregate, prediction.aggregate, guidance), estimate=mixed
+        )
+    aggregate, estimate = prediction.aggregate, dict(prediction.estimate)
+    for name, code in known.items():
+        if rules[name] == "substitute":  # theory 4, rule 1
+            aggregate = aggregate + model.process.weight(name, t, z) * (code - estimate[name])
+        estimate[name] = code
+    return replace(prediction, aggregate=aggregate, estimate=estimate)
+
+
+def _bayes(model, z, t, name, value, known, told, guidance) -> Prediction:
+    """Tweedie: E[m | z_t, x_K] = E[m | z_t] + (1 - abar_t) / sqrt(abar_t) grad_z log p(x_K | z_t) (theory 4, rule 2)."""
+    process = model.process
+    unknown = [i for i in process.names if i not in known and bool((process.cumulative(i) != 0).any())]
+    moving = [i for i in unknown if i in process.moving]
+    if moving and len(unknown) > 1:
+        raise ValueError(f'rule "bayes" cannot tell the unknown {unknown} apart while {moving} moves; use "conditioned"')
+    with torch.enable_grad():
+        leaf = z.detach().requires_grad_()
+        prediction = model.predict(leaf, t, given=told or None)
+        log_p = model.log_prob(name, value, leaf, t, given=told or None, prediction=prediction)
+        (gradient,) = torch.autograd.grad(log_p.sum(), leaf)
+    signal, noise = process.level(t, z)
+    aggregate = prediction.aggregate.detach() + guidance * noise**2 / signal * gradient
+    estimate = {i: e.detach() for i, e in prediction.estimate.items()}
+    for j in moving:  # what the known codes leave of the aggregate belongs to the one unknown
+        weight, rest = process.weight(j, t, z), sum(process.weight(i, t, z) * code for i, code in known.items())
+        estimate[j] = torch.where(weight != 0, (aggregate - rest) / weight, estimate[j])
+    return replace(prediction, aggregate=aggregate, estimate=estimate, output=None)
+
+
+def _guess(process, prediction: Prediction) -> Guess:
+    return Guess(prediction.aggregate.detach(), {i: prediction.estimate[i].detach() for i in process.moving})
+
+
+def _moved(process, guess: Guess, t: int, s: int) -> Tensor:
+    """m^_s = m^_t + sum_i (W_s^i - W_t^i) e^_i."""
+    if not guess.codes:
+        return guess.aggregate
+    return guess.aggregate + process.increment(guess.codes, t, s)
+
+
+def _ddim(process, z, guess, t, s):
+    """Order 1: the estimates are frozen over the step, the curves are exact."""
+    (signal, noise), (signal_s, noise_s) = process.level(t, z), process.level(s, z)
+    eps = (z - signal * guess.aggregate) / noise
+    return signal_s * _moved(process, guess, t, s) + noise_s * eps
+
+
+def _ancestral(process, z, guess, t, s, n):
+    """DDPM: sigma^2 = (1 - abar_t / abar_s) (1 - abar_s) / (1 - abar_t)."""
+    (signal, noise), (signal_s, noise_s) = process.level(t, z), process.level(s, z)
+    variance = (1 - (signal / signal_s) ** 2) * (noise_s / noise) ** 2
+    eps = (z - signal * guess.aggregate) / noise
+    return signal_s * _moved(process, guess, t, s) + (noise_s**2 - variance).sqrt() * eps + variance.sqrt() * n
+
+
+def _heun(process, z, guess, t, s, end, guess_end):
+    """Order 2: the mean of the slopes at both ends, of the noise direction and of the increment of the curves."""
+    (signal, noise), (signal_s, noise_s) = process.level(t, z), process.level(s, z)
+    eps = (z - signal * guess.aggregate) / noise
+    eps_end = (end - signal_s * guess_end.aggregate) / noise_s
+    codes = {i: (e + guess_end.codes[i]) / 2 for i, e in guess.codes.items()}
+    shift = _moved(process, Guess(torch.zeros_like(z), codes), t, s)
+    return signal_s * (z / signal + (noise_s / signal_s - noise / signal) * (eps + eps_end) / 2 + shift)
+
+
+def _extrapolate(process, t_prev: int, before: Guess, t: int, now: Guess, s: int) -> Guess:
+    """DPM-Solver++(2M) = DDIM with e + (e - e_prev) / (2 r), r the last step over this one in half log-SNR."""
+    snr = torch.log(process.schedule.abar / (1 - process.schedule.abar))
+    ahead = float((snr[s] - snr[t]) / (2 * (snr[t] - snr[t_prev])))  # 1 / (2 r)
+
+    def rest(guess: Guess, at: int) -> Tensor:  # the part of the aggregate whose curves stand still
+        return guess.aggregate - sum(process.weight(i, at, e) * e for i, e in guess.codes.items())
+
+    still, still_before = rest(now, t), rest(before, t_prev)
+    codes = {i: e + ahead * (e - before.codes[i]) for i, e in now.codes.items()}
+    aggregate = still + ahead * (still - still_before)
+    return Guess(aggregate + sum(process.weight(i, t, e) * e for i, e in codes.items()), codes)

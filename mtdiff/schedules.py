@@ -1,0 +1,163 @@
+"""Everything that depends on the step alone: noise schedules and aggregation curves (theory 2)."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseSchedule:
+    """How much of the signal is left at each step: the curve abar_t, t = 0..T.
+
+    z_t = sqrt(abar_t) m_t + sqrt(1 - abar_t) eps, and alpha_t = abar_t / abar_{t-1}.
+
+    Args:
+        abar: (T+1,) decreasing values in (0, 1]. Only abar_0 may be 1, which is DDPM's convention: then z_0 is
+            noise-free and everything is read at t = 1 (theory 3, "Ends").
+
+    Raises:
+        ValueError: the curve is too short, leaves (0, 1], or does not decrease.
+
+    Source: Ho et al. 2020 for the curve; the index t = 0 with noise left is ours (theory 3).
+    """
+
+    abar: Tensor
+
+    def __post_init__(self):
+        abar = torch.as_tensor(self.abar, dtype=torch.float64).detach().clone()
+        if abar.ndim != 1 or len(abar) < 2:
+            raise ValueError(f"abar must be a curve (T+1,) with T >= 1, got shape {tuple(abar.shape)}")
+        if not bool(((abar > 0) & (abar <= 1)).all()):
+            raise ValueError(f"abar must stay in (0, 1], got values in [{abar.min():.4g}, {abar.max():.4g}]")
+        rises = (abar.diff() >= 0).nonzero()
+        if len(rises):
+            t = int(rises[0]) + 1
+            raise ValueError(f"abar must decrease, but abar[{t}] = {abar[t]:.6g} >= abar[{t - 1}] = {abar[t - 1]:.6g}")
+        object.__setattr__(self, "abar", abar)
+
+    @property
+    def steps(self) -> int:
+        """T, the number of forward steps."""
+        return len(self.abar) - 1
+
+    @property
+    def first(self) -> int:
+        """The step at which modalities are read: 0, or 1 where abar_0 = 1 leaves no noise at 0."""
+        return int(self.abar[0] == 1)
+
+    @classmethod
+    def cosine(cls, T: int) -> "NoiseSchedule":
+        """Cosine schedule: abar_t ~ cos^2((t/T + s) / (1 + s) * pi/2), s = 0.008, with beta_t <= 0.999.
+
+        Args:
+            T: number of steps, at least 1.
+
+        Returns:
+            The schedule, with abar_0 = 1.
+
+        Source: Nichol and Dhariwal 2021, eq. 17.
+        """
+        u = torch.arange(_count(T) + 1, dtype=torch.float64) / T
+        f = torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
+        return cls._from_betas((1 - f[1:] / f[:-1]).clamp(max=0.999))
+
+    @classmethod
+    def linear(cls, T: int) -> "NoiseSchedule":
+        """Linear schedule: beta_t from 1e-4 to 0.02 at T = 1000, scaled by 1000/T for other T.
+
+        Args:
+            T: number of steps, at least 1.
+
+        Returns:
+            The schedule, with abar_0 = 1.
+
+        Source: Ho et al. 2020, section 4.
+        """
+        scale = 1000 / _count(T)
+        betas = torch.linspace(1e-4 * scale, 0.02 * scale, T, dtype=torch.float64)
+        return cls._from_betas(betas.clamp(max=0.999))
+
+    @classmethod
+    def log_snr(cls, T: int, high: float = 9.0, low: float = -9.0) -> "NoiseSchedule":
+        """Schedule that is straight in log signal-to-noise ratio: abar_t = sigmoid(linspace(high, low, T+1)).
+
+        Args:
+            T: number of steps, at least 1.
+            high: log-SNR at t = 0, in nats. 9 leaves noise of standard deviation 0.011.
+            low: log-SNR at t = T, in nats.
+
+        Returns:
+            The schedule, with abar_0 just below 1.
+
+        Source: Kingma et al. 2021 (the parametrisation); ours for the end points (theory 3).
+        """
+        return cls(torch.sigmoid(torch.linspace(high, low, _count(T) + 1, dtype=torch.float64)))
+
+    @classmethod
+    def _from_betas(cls, betas: Tensor) -> "NoiseSchedule":
+        return cls(torch.cat([betas.new_ones(1), (1 - betas).cumprod(0)]))
+
+
+def _count(T: int) -> int:
+    if isinstance(T, bool) or not isinstance(T, int) or T < 1:
+        raise ValueError(f"T must be a whole number of steps, at least 1, got {T!r}")
+    return T
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A straight aggregation curve: W(u) = start + (end - start) u, with u = t/T in [0, 1].
+
+    Any function of u will do in its place; this one also prints and compares well.
+    """
+
+    start: float
+    end: float
+
+    def __call__(self, u):
+        """W at u, a number or a tensor in [0, 1]."""
+        return self.start + (self.end - self.start) * u
+
+
+def constant(value: float) -> Curve:
+    """W_t = value: nothing is injected, an ordinary diffusion of the aggregate (theory 2, regime "constant")."""
+    return Curve(value, value)
+
+
+def fade_in(value: float) -> Curve:
+    """W_t = value * t/T: absent at t = 0, mixed in as the noise grows (theory 2, the paper's form)."""
+    return Curve(0.0, value)
+
+
+def fade_out(value: float) -> Curve:
+    """W_t = value * (1 - t/T): present at t = 0, gone at t = T (theory 2, the target of a transition)."""
+    return Curve(value, 0.0)
+
+
+def tabulate(name: str, weight: float | Tensor | Callable, T: int) -> Tensor:
+    """The cumulative weights W_0..W_T of one modality, from a number, a curve or a table.
+
+    Args:
+        name: the modality, for error messages.
+        weight: a number, a function of u = t/T, or a (T+1,) tensor.
+        T: number of steps.
+
+    Returns:
+        (T+1,) float64.
+
+    Raises:
+        ValueError: the table has another length, or a value is not finite.
+    """
+    if callable(weight):
+        table = torch.tensor([float(weight(t / T)) for t in range(T + 1)], dtype=torch.float64)
+    else:
+        table = torch.as_tensor(weight, dtype=torch.float64).detach().clone()
+        table = table.expand(T + 1).clone() if table.ndim == 0 else table
+    if table.shape != (T + 1,):
+        raise ValueError(f"the curve of {name!r} needs {T + 1} values (t = 0..{T}), got shape {tuple(table.shape)}")
+    if not bool(table.isfinite().all()):
+        raise ValueError(f"the curve of {name!r} has values that are not finite")
+    return table
