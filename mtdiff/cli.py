@@ -29,9 +29,9 @@ class Train:
     data: str = "digits"
     """What to train on: digits (8x8, 1437 images)."""
     variant: str | None = None
-    """image-label: fade-in (default), constant, own-channels or unshared."""
+    """image-label: fade-in (default), from-zero, constant, own-channels or unshared."""
     budget: Literal["quick", "full"] | None = None
-    """How long: quick (600 steps) or full (3600 steps); default: the variable MTDIFF_BUDGET, or quick."""
+    """How long: quick (600 steps) or full (5000 steps); default: the variable MTDIFF_BUDGET, or quick."""
     steps: int | None = None
     """Optimiser steps, instead of the budget's."""
     batch_size: int | None = None

@@ -5,9 +5,12 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import seaborn as sns
+from IPython.display import display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
+
+from mtdiff.process import ForwardProcess
 
 _CYCLE = sns.color_palette("colorblind")
 COLOURS = {"image": _CYCLE[0], "label": _CYCLE[1], "denoise": _CYCLE[2], "x": _CYCLE[0], "total": _CYCLE[7]}
@@ -20,6 +23,17 @@ def style() -> None:
     plt.rcParams.update({"figure.dpi": 90, "savefig.dpi": 90, "axes.spines.top": False, "axes.spines.right": False})
 
 
+def show(figure: Figure, alt: str) -> None:
+    """Display a figure in a notebook with a text for those who cannot see it, and close it.
+
+    Args:
+        figure: the figure.
+        alt: what it shows, in a sentence.
+    """
+    display(figure, metadata={"image/png": {"alt": alt}})
+    plt.close(figure)
+
+
 def show_image(axis: Axes, image: Tensor, title: str = "", colour=None) -> None:
     """One image (C, H, W) in [-1, 1], grey for one channel, its first three channels as colours otherwise.
 
@@ -27,7 +41,7 @@ def show_image(axis: Axes, image: Tensor, title: str = "", colour=None) -> None:
         axis: where to draw.
         image: (C, H, W).
         title: text above it.
-        colour: of the text.
+        colour: of the text; None is black.
     """
     picture = ((image.detach().cpu().float().clamp(-1, 1) + 1) / 2).numpy()
     if len(picture) < 3:
@@ -36,7 +50,7 @@ def show_image(axis: Axes, image: Tensor, title: str = "", colour=None) -> None:
         axis.imshow(picture[:3].transpose(1, 2, 0))
     axis.set_axis_off()
     if title:
-        axis.set_title(title, fontsize=9, pad=2, color=colour)
+        axis.set_title(title, fontsize=9, pad=2, color=colour or "black")
 
 
 def pair_grid(
@@ -80,7 +94,7 @@ def loss_curves(history: Sequence[Mapping[str, float]], title: str = "") -> Figu
         The figure.
     """
     terms = [name for name in history[0] if name not in ("step", "seconds", "total")]
-    figure, axes = plt.subplots(1, len(terms), figsize=(3.1 * len(terms), 2.3), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(1, len(terms), figsize=(3.1 * len(terms), 2.6), squeeze=False, layout="constrained")
     steps = [row["step"] for row in history]
     for axis, name in zip(axes.flat, terms, strict=True):
         axis.plot(steps, [row[name] for row in history], color=COLOURS.get(name))
@@ -91,24 +105,75 @@ def loss_curves(history: Sequence[Mapping[str, float]], title: str = "") -> Figu
     return figure
 
 
-def trajectory(states: Sequence[Tensor], steps: Sequence[int], rows: int = 3, title: str = "") -> Figure:
-    """A few states of a chain, left to right, one example in a row.
+def forward_picture(process: ForwardProcess, codes: Mapping[str, Tensor], steps: Sequence[int], noise: Tensor) -> Figure:
+    """How one example enters the diffusion space: what each modality adds, their sum m_t, and the noisy z_t.
 
     Args:
-        states: tensors (B, C, H, W), one per shown step.
-        steps: the step t of each.
-        rows: how many examples.
+        process: the forward process.
+        codes: {name: (1, C, H, W)} codes of one example.
+        steps: the steps t to show, one column each.
+        noise: (1, C, H, W) the noise of z_t, the same in every column.
+
+    Returns:
+        The figure; rows are W_t E(x) of each modality, m_t and z_t, each on the same grey scale.
+    """
+    rows = [f"$W_t\\,E$({name})" for name in codes] + ["$m_t$ (sum)", "$z_t$ (noisy)"]
+    figure, axes = plt.subplots(
+        len(rows), len(steps), figsize=(1.05 * len(steps) + 1, 1.05 * len(rows)), squeeze=False, layout="constrained"
+    )
+    for column, t in enumerate(steps):
+        parts = [process.weight(name, t, code) * code for name, code in codes.items()]
+        z, _ = process.diffuse(codes, t, noise)
+        for axis, picture in zip(axes[:, column], [*parts, sum(parts), z], strict=True):
+            axis.imshow(picture[0, 0].cpu(), cmap="gray", vmin=-2, vmax=2)
+            axis.set(xticks=[], yticks=[])
+            sns.despine(ax=axis, left=True, bottom=True)
+        axes[0, column].set_title(f"t = {t}", fontsize=9)
+    for axis, row, name in zip(axes[:, 0], rows, [*codes, None, None], strict=True):
+        axis.set_ylabel(row, rotation=0, ha="right", va="center", color=COLOURS.get(name, "black"))
+    return figure
+
+
+def curve_panels(process: ForwardProcess, title: str = "") -> Figure:
+    """Cumulative weights W_t, the injected weights w_t they imply, and the signal-to-noise ratio of each modality.
+
+    Args:
+        process: the forward process.
         title: text above the figure.
 
     Returns:
         The figure.
     """
-    figure, axes = plt.subplots(
-        rows, len(states), figsize=(0.8 * len(states), 0.85 * rows + 0.5), squeeze=False, layout="constrained"
-    )
-    for column, (z, t) in enumerate(zip(states, steps, strict=True)):
-        for row in range(rows):
-            show_image(axes[row, column], z[row] / z[row].abs().max().clamp(min=1), f"t = {t}" if row == 0 else "")
+    figure, axes = plt.subplots(1, 3, figsize=(9, 2.4), layout="constrained")
+    for name in process.names:
+        look = {"label": name, "color": COLOURS.get(name)}
+        axes[0].plot(process.cumulative(name), **look)
+        axes[1].plot(1000 * process.injected(name), **look)
+        snr = process.snr(name)
+        axes[2].plot(snr.log().where(snr > 0, float("nan")), **look)
+    axes[0].set(xlabel="step t", ylabel="cumulative $W_t$")
+    axes[1].set(xlabel="step t", ylabel="injected $w_t$ (1/1000)")
+    axes[2].set(xlabel="step t", ylabel="log SNR (nats)")
+    axes[0].legend(frameon=False)
+    if title:
+        figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def trajectory(states: Sequence[Tensor], steps: Sequence[int], title: str = "") -> Figure:
+    """A few states of one chain, left to right.
+
+    Args:
+        states: tensors (B, C, H, W), one per shown step; the first example is shown, on a scale from -2 to 2.
+        steps: the step t of each.
+        title: text above the figure.
+
+    Returns:
+        The figure.
+    """
+    figure, axes = plt.subplots(1, len(states), figsize=(0.8 * len(states), 1.35), squeeze=False, layout="constrained")
+    for axis, z, t in zip(axes.flat, states, steps, strict=True):
+        show_image(axis, z[0] / 2, f"t = {t}")
     if title:
         figure.suptitle(title, fontsize=11)
     return figure

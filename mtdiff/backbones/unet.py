@@ -16,7 +16,7 @@ class UNet(Backbone):
 
     Args:
         space: (C, H, W); H and W divisible by 2 once for each level after the first.
-        base: channels at the top level, and width of the feature map.
+        base: channels of the first convolution, and the unit of all widths.
         multipliers: channels of level l are base * multipliers[l]; each level after the first halves H and W.
         blocks: residual blocks per level on the way down (one more on the way up).
         attention: heights H at which self-attention follows each residual block (the middle always has one).
@@ -48,6 +48,7 @@ class UNet(Backbone):
                        "blocks": blocks, "attention": list(attention), "head_channels": head_channels,
                        "dropout": dropout}  # fmt: skip
         self.space, self.embedding, self.pooled = space, 4 * base, base * multipliers[-1]
+        self.width = base * multipliers[0]
         self.level = NoiseLevel(self.embedding)
         self.enter = nn.Conv2d(space[0], base, 3, padding=1)
 
@@ -80,12 +81,13 @@ class UNet(Backbone):
                 self.up.append(Upsample(channels))
                 height *= 2
         self.norm = norm(channels)
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, z: Tensor, u: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """See `Backbone.forward`; feature map (B, base, H, W), pooled (B, base * multipliers[-1])."""
+        """See `Backbone.forward`; feature map (B, base * multipliers[0], H, W), pooled (B, base * multipliers[-1])."""
         level = self.level(u)
         level = F.silu(level if condition is None else level + condition)
-        h = self.enter(z)
+        h = self.enter(z.contiguous(memory_format=torch.channels_last))
         skips = [h]
         for layer in self.down:
             h = layer(h, level)
@@ -105,7 +107,7 @@ class UNet(Backbone):
         """
         if tuple(shape[1:]) != self.space[1:]:
             raise ValueError(f"a U-Net on {self.space} cannot write {tuple(shape)}: height and width differ")
-        return zero(nn.Conv2d(self.config["base"], shape[0], 3, padding=1))
+        return zero(nn.Conv2d(self.width, shape[0], 3, padding=1)).to(memory_format=torch.channels_last)
 
 
 def norm(channels: int) -> nn.GroupNorm:
@@ -143,15 +145,16 @@ class Attention(nn.Module):
         if channels % heads:
             raise ValueError(f"{channels} channels cannot be split over {heads} attention heads")
         self.heads, self.norm = heads, norm(channels)
-        self.qkv, self.out = nn.Conv2d(channels, 3 * channels, 1), zero(nn.Conv2d(channels, channels, 1))
+        self.qkv, self.out = nn.Linear(channels, 3 * channels), zero(nn.Linear(channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
         b, c, h, w = x.shape
-        qkv = self.qkv(self.norm(x)).reshape(b, 3, self.heads, c // self.heads, h * w)
-        q, k, v = qkv.transpose(3, 4).unbind(1)  # (B, heads, HW, C/heads) each
-        a = F.scaled_dot_product_attention(q, k, v)
-        return x + self.out(a.transpose(2, 3).reshape(b, c, h, w))
+        tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, HW, C)
+        qkv = self.qkv(tokens).reshape(b, h * w, 3, self.heads, c // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, heads, HW, C/heads) each, last axis contiguous: flash attention
+        a = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, h * w, c)
+        return x + self.out(a).transpose(1, 2).reshape(b, c, h, w)
 
 
 class Downsample(nn.Module):

@@ -1,0 +1,66 @@
+# mtdiff: `make course` sets up and runs the quickstart, `make test` sets up and passes the tests. `make help` lists the rest.
+
+.DEFAULT_GOAL := help
+.PHONY: help course test lab notebooks lint table benchmark clean
+VENV := .venv
+PY := $(VENV)/bin/python
+PAGE := build/00_quickstart.html
+export JUPYTER_PLATFORM_DIRS := 1
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# The first Python on the path that is new enough and can make virtual environments, or a word on what is missing.
+$(PY):
+	@for p in $(PYTHON) python3 python3.13 python3.12 python3.11 python3.10 python; do \
+	  command -v $$p >/dev/null 2>&1 || continue; \
+	  $$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { old="$$old $$p ($$($$p -V 2>&1))"; continue; }; \
+	  $$p -c 'import venv, ensurepip' 2>/dev/null || { bare="$$bare $$p"; continue; }; \
+	  echo "setting up $(VENV) with $$($$p -V)"; $$p -m venv $(VENV) && exit 0; \
+	done; \
+	echo "mtdiff needs Python 3.10 or newer with the venv module."; \
+	[ -z "$$old" ] || echo "  too old:$$old"; \
+	[ -z "$$bare" ] || echo "  without venv:$$bare (on Debian and Ubuntu: apt install python3-venv)"; \
+	echo "  install one, or name one: make PYTHON=/path/to/python"; exit 1
+
+$(VENV)/.course: pyproject.toml constraints.txt | $(PY)
+	$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[notebooks]'
+	@touch $@
+
+$(VENV)/.test: pyproject.toml constraints.txt | $(PY)
+	$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@ $(VENV)/.course
+
+course: $(VENV)/.course  ## set up .venv, run the quickstart, write it as a web page
+	@$(PY) tests/notebooks.py --html $(PAGE) 00_quickstart
+	@echo "open this page in a browser: $(CURDIR)/$(PAGE)"
+
+test: $(VENV)/.test lint  ## set up .venv, lint, run all tests and check every notebook
+	$(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest --nbval-lax --nbval-current-env notebooks
+
+lint: $(VENV)/.test  ## style of code and docstrings
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+lab: $(VENV)/.course  ## open the course in JupyterLab
+	$(VENV)/bin/jupyter lab notebooks
+
+notebooks: $(VENV)/.course  ## execute the notebooks whose source or checkpoint changed
+	$(PY) tests/notebooks.py
+
+SEEDS := 0 1 2
+VARIANTS := fade-in from-zero constant own-channels unshared
+RUNS := $(foreach v,$(VARIANTS),$(foreach s,$(SEEDS),runs/image-label/digits/$(v)-$(s)))
+
+runs/image-label/digits/%/model.safetensors: | $(VENV)/.course
+	MTDIFF_THREADS=1 $(VENV)/bin/mtdiff train image-label --budget full --variant $(patsubst %-$(lastword $(subst -, ,$*)),%,$*) --seed $(lastword $(subst -, ,$*))
+
+table: $(RUNS:=/model.safetensors)  ## train every variant with three seeds (about an hour; make -j2 table) and judge them
+	$(VENV)/bin/mtdiff evaluate image-label --models $(RUNS) --out data/results/image-label-digits.json
+
+benchmark: $(VENV)/.test  ## time our U-Net against diffusers'
+	$(PY) tests/benchmarks/unet.py --out data/results/benchmark-unet-cpu.json
+
+clean:  ## remove the virtual environment and all that was built
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis

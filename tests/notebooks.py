@@ -1,0 +1,109 @@
+"""Keeping the pairs of the course: NN_topic.py is the source, NN_topic.ipynb the executed page.
+
+    python tests/notebooks.py [--all] [NAME ...]     execute what is out of date (or everything) and write the page
+    python tests/notebooks.py --html FILE NAME       execute one notebook and write it as a web page, not touching the pair
+
+A page is out of date when its source, or a shipped checkpoint that it loads, has changed since it was executed.
+"""
+
+import argparse
+import hashlib
+import os
+import re
+import sys
+from pathlib import Path
+
+import jupytext
+import nbformat
+from nbclient import NotebookClient
+from nbconvert import HTMLExporter
+
+ROOT = Path(__file__).parent.parent
+FOLDER = ROOT / "notebooks"
+
+
+def sources() -> list[Path]:
+    """All notebook sources, in order."""
+    return sorted(FOLDER.glob("[0-9][0-9]_*.py"))
+
+
+def fingerprint(source: Path) -> str:
+    """What a page depends on: its source and the shipped checkpoints that it loads."""
+    text = source.read_text()
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(set(re.findall(r'mt\.load\("([^"]+)"', text))):
+        for file in sorted((ROOT / "data" / "checkpoints" / name).glob("*")):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def cells(notebook) -> list[tuple]:
+    """What both halves of a pair must agree on: type, source and tags of each cell."""
+    return [(c.cell_type, c.source, tuple(c.metadata.get("tags", []))) for c in notebook.cells]
+
+
+def out_of_date(source: Path) -> bool:
+    """Whether the page is missing, or was executed from something else."""
+    page = source.with_suffix(".ipynb")
+    return not page.is_file() or nbformat.read(page, 4).metadata.get("mtdiff") != fingerprint(source)
+
+
+def execute(source: Path):
+    """The executed notebook of a source, without traces of when and where it ran."""
+    notebook = jupytext.read(source)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    client = NotebookClient(
+        notebook,
+        timeout=600,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(FOLDER)}},
+        coalesce_streams=True,
+        record_timing=False,
+    )
+    client.execute()
+    for k, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{k:02d}"
+        if cell.cell_type == "code":
+            cell.outputs = [clean(output) for output in cell.outputs]
+    kernel = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+    notebook.metadata = nbformat.from_dict(
+        {"kernelspec": kernel, "language_info": {"name": "python"}, "mtdiff": fingerprint(source)}
+    )
+    notebook.nbformat_minor = 5
+    return notebook
+
+
+def clean(output):
+    """An output without views that need a live kernel, and of a progress bar only its last state."""
+    if "data" in output:
+        output.data.pop("application/vnd.jupyter.widget-view+json", None)
+    if output.output_type == "stream":
+        output.text = "\n".join(line.rsplit("\r", 1)[-1] for line in output.text.split("\n"))
+    return output
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="notebooks such as 00_quickstart; default: all")
+    parser.add_argument("--all", action="store_true", help="execute even what is up to date")
+    parser.add_argument("--html", type=Path, help="write this web page instead of the .ipynb")
+    arguments = parser.parse_args()
+    chosen = [FOLDER / f"{name}.py" for name in arguments.names] or sources()
+    missing = [source.stem for source in chosen if not source.is_file()]
+    if missing:
+        sys.exit(f"no such notebook: {missing}; there are {[s.stem for s in sources()]}")
+    for source in chosen:
+        if arguments.html:
+            print(f"executing {source.stem} ...", flush=True)
+            page, _ = HTMLExporter(embed_images=True).from_notebook_node(execute(source))
+            arguments.html.parent.mkdir(parents=True, exist_ok=True)
+            arguments.html.write_text(page)
+        elif arguments.all or out_of_date(source):
+            print(f"executing {source.stem} ...", flush=True)
+            nbformat.write(execute(source), source.with_suffix(".ipynb"))
+        else:
+            print(f"{source.stem} is up to date")
+
+
+if __name__ == "__main__":
+    main()
