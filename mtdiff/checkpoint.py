@@ -45,7 +45,7 @@ def load(path_or_name: str | Path, device: str | torch.device = "cpu") -> MTDiff
     try:
         card = json.loads((folder / CARD).read_text())
         config = card["config"]
-    except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise ValueError(f"{folder / CARD} is not a model card: {error}") from None
     if card.get("format") != FORMAT:
         raise ValueError(f"{folder / CARD} has format {card.get('format')}, this version reads {FORMAT}")
@@ -57,7 +57,7 @@ def load(path_or_name: str | Path, device: str | torch.device = "cpu") -> MTDiff
         raise ValueError(f"{folder / WEIGHTS} is truncated or damaged: {error}") from None
     try:
         model = build(config, tensors)
-    except (KeyError, RuntimeError, TypeError) as error:
+    except (AttributeError, KeyError, RuntimeError, TypeError) as error:
         raise ValueError(f"{folder / WEIGHTS} does not fit its card: {error}") from None
     model.card = {key: value for key, value in card.items() if key not in ("format", "config")}
     return model.to(device).eval()

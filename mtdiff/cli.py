@@ -13,6 +13,7 @@ import tyro
 from mtdiff.checkpoint import load
 from mtdiff.evaluation import mean_and_error
 from mtdiff.experiments import EXPERIMENTS, budget, provenance
+from mtdiff.experiments.report import markdown
 from mtdiff.files import write_atomic
 from mtdiff.sampling import RULES, SAMPLERS, sample
 from mtdiff.training import Interrupted
@@ -161,6 +162,7 @@ class Evaluate:
             variants[variant] = _average([row["metrics"] for row in rows if row["variant"] == variant])
         result = {"experiment": self.experiment, "data": self.data, "n": self.n, "provenance": provenance(),
                   "variants": variants, "runs": _rounded(rows)}  # fmt: skip
+        print(markdown(result))
         if self.out:
             write_atomic(self.out, (json.dumps(result, indent=1) + "\n").encode())
             print(f"written: {self.out}")

@@ -53,7 +53,7 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     a, b = a.flatten(1).double(), b.flatten(1).double()
     if a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
         raise ValueError(f"expected two sets (N >= 2, d) of equal d, got {tuple(a.shape)} and {tuple(b.shape)}")
-    cov_a, cov_b = a.T.cov(), b.T.cov()
+    cov_a, cov_b = torch.atleast_2d(a.T.cov()), torch.atleast_2d(b.T.cov())
     root = torch.linalg.eigvals(cov_a @ cov_b).real.clamp(min=0).sqrt().sum()  # A B has real eigenvalues >= 0
     means = (a.mean(0) - b.mean(0)).square().sum()
     return max(0.0, float(means + cov_a.trace() + cov_b.trace() - 2 * root))
@@ -86,6 +86,27 @@ def image_label_metrics(drawn: Mapping[str, Tensor], judge: Judge, real: Tensor)
         "spread": float(image.std() / real.std()),
         "frechet_pixels": frechet_distance(image, real),
     }
+
+
+def sample_many(model, n: int, batch: int = 250, given: Mapping[str, Tensor] | None = None, **options) -> dict[str, Tensor]:
+    """`mtdiff.sample` in batches, so that memory does not grow with n.
+
+    Args:
+        model: as in `sample`.
+        n: number of examples.
+        batch: how many at a time.
+        given: {name: (n, ...)}.
+        **options: the other arguments of `sample`.
+
+    Returns:
+        {name: (n, ...)}.
+    """
+    parts = []
+    for start in range(0, n, batch):
+        rows = slice(start, min(start + batch, n))
+        part = {name: value[rows] for name, value in (given or {}).items()}
+        parts.append(sample(model, rows.stop - rows.start, given=part, **options))
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 @torch.no_grad()
@@ -138,10 +159,10 @@ def evaluate_image_label(
     """
     generator = torch.Generator(model.device).manual_seed(seed)
     options = {"steps": steps, "sampler": sampler, "generator": generator}
-    out: dict[str, dict | float] = {"joint": image_label_metrics(sample(model, n, **options), judge, real)}
-    label = torch.arange(n) % model.modalities["label"].classes
+    out: dict[str, dict | float] = {"joint": image_label_metrics(sample_many(model, n, **options), judge, real)}
+    label = torch.arange(n, device=model.device) % model.modalities["label"].classes
     for rule in rules:
-        drawn = sample(model, n, given={"label": label}, rule=rule, **options)
+        drawn = sample_many(model, n, given={"label": label}, rule=rule, **options)
         out[rule] = image_label_metrics(drawn, judge, real)
     out["head_accuracy"] = head_accuracy(model, test, generator=generator)
     return out

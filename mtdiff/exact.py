@@ -88,7 +88,7 @@ class LabelledMixture:
 
     def encode(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Codes: x as it is, and the label's code, (B, d) float64."""
-        return {name: self.codes[v] if name == "label" else v.double() for name, v in values.items()}
+        return {name: self.codes[v.long()] if name == "label" else v.double() for name, v in values.items()}
 
     def predict(
         self,
@@ -150,10 +150,11 @@ class LabelledMixture:
             KeyError: no such modality.
             ValueError: a value that does not fit.
         """
-        self.check({name: value}, "value")
+        if self.check({name: value}, "value") != len(z_t):
+            raise ValueError(f"value has {len(value)} examples, z_t has {len(z_t)}")
         log_r, mean_k, variance_k = self._components(z_t, t, given, present)
         if name == "label":
-            return log_r.gather(1, value[:, None]).squeeze(1)
+            return log_r.gather(1, value.long()[:, None]).squeeze(1)
         return torch.logsumexp(log_r + self._each(value, mean_k, variance_k), 1)
 
     def read(
@@ -189,8 +190,10 @@ class LabelledMixture:
 
     def _components(self, z_t, t, given, present):
         """Per label k: log p(k | z_t, given) (B, K), mean (B, K, d) and variance (B, K) of x | z_t, k, given."""
-        if given:
-            self.check(given, "given")
+        if tuple(z_t.shape[1:]) != self.space:
+            raise ValueError(f"z_t must have shape (B, {self.space[0]}), got {tuple(z_t.shape)}")
+        if given and self.check(given, "given") != len(z_t):
+            raise ValueError(f"given has {self.check(given, 'given')} examples, z_t has {len(z_t)}")
         z = z_t.double()
         signal, noise = self.process.level(t, z)
         weight_x, weight_y = self._weights_at(z, t, present)
@@ -208,6 +211,6 @@ class LabelledMixture:
             log_r = self.weights.log() + at_x + self._each(x, self.means.expand_as(mean_k), prior_variance.expand_as(total))
             mean_k, variance_k = x[:, None].expand_as(mean_k), torch.zeros_like(variance_k)
         if given and "label" in given:
-            chosen = torch.nn.functional.one_hot(given["label"], len(self.weights)).bool()
+            chosen = torch.nn.functional.one_hot(given["label"].long(), len(self.weights)).bool()
             log_r = torch.zeros_like(log_r).masked_fill(~chosen, -torch.inf)
         return log_r.log_softmax(1), mean_k, variance_k

@@ -1,5 +1,6 @@
 """MT-Diffusion: a forward process, modalities and one shared backbone behind one method, `predict`."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -184,9 +185,13 @@ class MTDiffusion(nn.Module):
             raise ValueError(f"z_t must have shape (B, {', '.join(map(str, self.space))}), got {tuple(z_t.shape)}")
         if given and self.check(given, "given") != len(z_t):
             raise ValueError(f"given has {self.check(given, 'given')} examples, z_t has {len(z_t)}")
-        for name in present or {}:
+        for name, mask in (present or {}).items():
             if name not in self.modalities:
                 raise KeyError(f"present names an unknown modality {name!r}; this model has {list(self.modalities)}")
+            if mask.dtype != torch.bool or mask.shape != (len(z_t),):
+                raise ValueError(f"present[{name!r}] must be bool ({len(z_t)},), got {mask.dtype} {tuple(mask.shape)}")
+        if isinstance(t, Tensor) and t.ndim and t.shape != (len(z_t),):
+            raise ValueError(f"t must be an int or have shape ({len(z_t)},), got {tuple(t.shape)}")
         return self(z_t, t, given, present)
 
     def log_prob(
@@ -218,7 +223,8 @@ class MTDiffusion(nn.Module):
             KeyError: no such modality.
             ValueError: the value does not fit.
         """
-        self.check({name: value}, "value")
+        if self.check({name: value}, "value") != len(z_t):
+            raise ValueError(f"value has {len(value)} examples, z_t has {len(z_t)}")
         prediction = self.predict(z_t, t, given=given, present=present) if prediction is None else prediction
         variance = self.process.wiener(name, t, z_t)[1]
         return self.modalities[name].log_prob(value, prediction.params[name], variance)
@@ -255,6 +261,26 @@ class MTDiffusion(nn.Module):
             return signal * eps - noise * m_t
         return eps if self.prediction == "eps" else m_t
 
+    def config(self) -> dict:
+        """What a card says of the architecture; with the tensors it is enough to rebuild the model."""
+        return {
+            "kind": type(self).__name__,
+            "space": list(self.space),
+            "prediction": self.prediction,
+            "rule": self.rule,
+            "prior": self.process.prior,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "modalities": {name: modality.config for name, modality in self.modalities.items()},
+            "backbone": self.backbone.config,
+        }
+
+    def fingerprint(self) -> str:
+        """SHA-256 of architecture, schedule and curves: equal for models that can share weights and mean the same."""
+        digest = hashlib.sha256(json.dumps(self.config()).encode())
+        for table in (self.process.schedule.abar, *map(self.process.cumulative, self.process.names)):
+            digest.update(table.numpy().tobytes())
+        return digest.hexdigest()
+
     def save(self, path: str | Path, card: Mapping | None = None, half: bool = False) -> Path:
         """Write the model to a folder: model.safetensors and card.json, each replaced whole or not at all.
 
@@ -275,17 +301,8 @@ class MTDiffusion(nn.Module):
             tensors = {name: t.half() if t.is_floating_point() else t for name, t in tensors.items()}
         tensors |= {f"process.{name}": self.process.cumulative(name) for name in self.process.names}
         tensors["process/abar"] = self.process.schedule.abar
-        config = {
-            "kind": type(self).__name__,
-            "space": list(self.space),
-            "prediction": self.prediction,
-            "rule": self.rule,
-            "prior": self.process.prior,
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "modalities": {name: modality.config for name, modality in self.modalities.items()},
-            "backbone": self.backbone.config,
-        }
-        text = json.dumps({"format": FORMAT, **self.card, **(card or {}), "config": config}, indent=1) + "\n"
+        entries = {**self.card, **(card or {}), "format": FORMAT, "config": self.config()}
+        text = json.dumps(entries, indent=1) + "\n"
         write_atomic(path / WEIGHTS, safetensors.torch.save(tensors))
         write_atomic(path / CARD, text.encode())
         return path

@@ -93,7 +93,7 @@ def loss_curves(history: Sequence[Mapping[str, float]], title: str = "") -> Figu
     Returns:
         The figure.
     """
-    terms = [name for name in history[0] if name not in ("step", "seconds", "total")]
+    terms = [name for name in history[0] if name not in ("step", "seconds", "total", "gradient")]
     figure, axes = plt.subplots(1, len(terms), figsize=(3.1 * len(terms), 2.6), squeeze=False, layout="constrained")
     steps = [row["step"] for row in history]
     for axis, name in zip(axes.flat, terms, strict=True):

@@ -88,8 +88,8 @@ class ForwardProcess:
         Raises:
             KeyError: no such modality.
         """
-        abar = self.schedule.abar
-        return self._table(name) ** 2 * abar / (1 - abar)
+        abar, w = self.schedule.abar, self._table(name)
+        return torch.where(w == 0, 0.0, w**2 * abar / (1 - abar))
 
     def aggregate(self, codes: Mapping[str, Tensor], t: int | Tensor, present: Mapping | None = None) -> Tensor:
         """The aggregate of all modalities: m_t(X) = sum_i W_t^i E_i(x_i).
@@ -298,7 +298,9 @@ class ForwardProcess:
         tables, t = self._on(like.device), self._steps(t, like, lowest=0)
         abar, w = tables["abar"][t], tables[name][t]
         power = w**2 * abar + 1 - abar
-        return _per_example(w * abar.sqrt() / power, like), _per_example((1 - abar) / power, like)
+        gain = torch.where(w == 0, 0.0, w * abar.sqrt() / power)
+        variance = torch.where(w == 0, 1.0, (1 - abar) / power)
+        return _per_example(gain, like), _per_example(variance, like)
 
     def _table(self, name: str) -> Tensor:
         if name not in self._weights:
@@ -328,7 +330,7 @@ class ForwardProcess:
             raise ValueError(f"t must be an int or have shape ({len(like)},), got {tuple(t.shape)}")
         if t.device.type == "cpu" and len(t) and not lowest <= int(t.min()) <= int(t.max()) <= self.steps:
             raise ValueError(f"t must be in {lowest}..{self.steps}, got values in {int(t.min())}..{int(t.max())}")
-        return t.to(like.device)
+        return t.to(like.device).long()
 
     def _check(
         self,

@@ -70,7 +70,8 @@ def sample(
         present = {name: torch.full((n,), name in given, device=model.device) for name in model.modalities}
         t, codes = model.process.first, _double(model.encode(given))
         z, _ = model.process.diffuse(codes, t, _noise(model, n, generator), present)
-        drawn = model.read(z, t, present=present, generator=generator)
+        with torch.no_grad():
+            drawn = model.read(z, t, present=present, generator=generator)
     else:
         path = sample_path(
             model, n, given=given, rule=rules, sampler=sampler, steps=steps, guidance=guidance, generator=generator
@@ -121,7 +122,7 @@ def sample_path(
     """
     given, rules = _given(model, n, given, rule, guidance)
     if "readout" in rules.values():
-        raise ValueError('rule "readout" has no path; it cannot be mixed with other rules')
+        raise ValueError(f'rule "readout" has no path and cannot be mixed with others, got {rules}: name one rule for all')
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler must be one of {SAMPLERS}, got {sampler!r}")
     process = model.process
@@ -162,19 +163,20 @@ def _given(model, n, given, rule, guidance):
     if model.process.prior is not None and model.process.prior not in values:
         raise ValueError(f"this process ends at {model.process.prior!r}: a sample needs it in `given`")
     chosen = model.rule if rule is None else rule
-    rules = {}
-    for name in values:
-        rules[name] = (chosen.get(name) if isinstance(chosen, Mapping) else chosen) or "substitute"
-        if rules[name] not in RULES:
-            raise ValueError(f"rule of {name!r} must be one of {RULES}, got {rules[name]!r}")
+    for r in chosen.values() if isinstance(chosen, Mapping) else [chosen]:
+        if r is not None and r not in RULES:
+            raise ValueError(f"rule must be one of {RULES}, got {r!r}")
+    rules = {name: (chosen.get(name) if isinstance(chosen, Mapping) else chosen) or "substitute" for name in values}
+    if rule is None and set(values) == set(model.modalities):  # nothing is left to draw
+        rules = dict.fromkeys(values, "readout")
     if isinstance(rule, Mapping):
         for name in rule:
             if name not in values:
                 raise KeyError(f"rule names {name!r}, which is not given; given are {list(values)}")
     if list(rules.values()).count("bayes") > 1:
         raise ValueError('rule "bayes" takes one given modality: heads do not give the joint p(x_K | z_t) (theory 4)')
-    if guidance != 1.0 and values and not {"bayes", "conditioned"} & set(rules.values()):
-        raise ValueError(f'guidance {guidance} needs rule "bayes" or "conditioned", the rule is {rules}')
+    if guidance != 1.0 and not {"bayes", "conditioned"} & set(rules.values()):
+        raise ValueError(f'guidance {guidance} needs rule "bayes" or "conditioned" for a given value, got {rules}')
     return values, rules
 
 
@@ -198,52 +200,46 @@ def _start(model, n, known, generator):
 
 
 def _informed(model, z, t, given, known, rules, guidance) -> Prediction:
-    """The model's prediction with the given values worked in by their rules."""
+    """The model's prediction with the given values worked in by their rules: told, then Bayes, then substituted."""
     told = {name: given[name] for name, r in rules.items() if r == "conditioned"}
-    bayes = [name for name, r in rules.items() if r == "bayes"]
-    if bayes:
-        prediction = _bayes(model, z, t, bayes[0], given[bayes[0]], known, told, guidance)
-    else:
-        with torch.no_grad():
-            prediction = model.predict(z, t, given=told or None)
+    bayes = next((name for name, r in rules.items() if r == "bayes"), None)
+    with torch.set_grad_enabled(bayes is not None):
+        leaf = z.detach().requires_grad_(bayes is not None)
+        prediction = model.predict(leaf, t, given=told or None)
+        if bayes is not None:
+            log_p = model.log_prob(bayes, given[bayes], leaf, t, given=told or None, prediction=prediction)
+            (gradient,) = torch.autograd.grad(log_p.sum(), leaf)
+    aggregate = prediction.aggregate.detach()
+    estimate = {name: e.detach() for name, e in prediction.estimate.items()}
     if told and guidance != 1.0:  # classifier-free guidance: extrapolate from untold to told
         with torch.no_grad():
             untold = model.predict(z, t)
-        mixed = {k: torch.lerp(untold.estimate[k], e, guidance) for k, e in prediction.estimate.items()}
-        prediction = replace(
-            prediction, aggregate=torch.lerp(untold.aggregate, prediction.aggregate, guidance), estimate=mixed
-        )
-    aggregate, estimate = prediction.aggregate, dict(prediction.estimate)
+        aggregate = torch.lerp(untold.aggregate, aggregate, guidance)
+        estimate = {name: torch.lerp(untold.estimate[name], e, guidance) for name, e in estimate.items()}
+    if bayes is not None:  # theory 4, rule 2: Tweedie
+        signal, noise = model.process.level(t, z)
+        aggregate = aggregate + guidance * noise**2 / signal * gradient
+        _solve_moving(model.process, t, aggregate, known, estimate)
     for name, code in known.items():
         if rules[name] == "substitute":  # theory 4, rule 1
             aggregate = aggregate + model.process.weight(name, t, z) * (code - estimate[name])
         estimate[name] = code
-    return replace(prediction, aggregate=aggregate, estimate=estimate)
+    return replace(prediction, aggregate=aggregate, estimate=estimate, output=None)
 
 
-def _bayes(model, z, t, name, value, known, told, guidance) -> Prediction:
-    """Tweedie: E[m | z_t, x_K] = E[m | z_t] + (1 - abar_t) / sqrt(abar_t) grad_z log p(x_K | z_t) (theory 4, rule 2)."""
-    process = model.process
+def _solve_moving(process, t, aggregate, known, estimate) -> None:
+    """Bayes corrects the aggregate only: what the known codes leave of it belongs to the one unknown that moves."""
     unknown = [i for i in process.names if i not in known and bool((process.cumulative(i) != 0).any())]
     moving = [i for i in unknown if i in process.moving]
     if moving and len(unknown) > 1:
         raise ValueError(f'rule "bayes" cannot tell the unknown {unknown} apart while {moving} moves; use "conditioned"')
-    with torch.enable_grad():
-        leaf = z.detach().requires_grad_()
-        prediction = model.predict(leaf, t, given=told or None)
-        log_p = model.log_prob(name, value, leaf, t, given=told or None, prediction=prediction)
-        (gradient,) = torch.autograd.grad(log_p.sum(), leaf)
-    signal, noise = process.level(t, z)
-    aggregate = prediction.aggregate.detach() + guidance * noise**2 / signal * gradient
-    estimate = {i: e.detach() for i, e in prediction.estimate.items()}
-    for j in moving:  # what the known codes leave of the aggregate belongs to the one unknown
-        weight, rest = process.weight(j, t, z), sum(process.weight(i, t, z) * code for i, code in known.items())
+    for j in moving:
+        weight, rest = process.weight(j, t, aggregate), sum(process.weight(i, t, c) * c for i, c in known.items())
         estimate[j] = torch.where(weight != 0, (aggregate - rest) / weight, estimate[j])
-    return replace(prediction, aggregate=aggregate, estimate=estimate, output=None)
 
 
 def _guess(process, prediction: Prediction) -> Guess:
-    return Guess(prediction.aggregate.detach(), {i: prediction.estimate[i].detach() for i in process.moving})
+    return Guess(prediction.aggregate, {i: prediction.estimate[i] for i in process.moving})
 
 
 def _moved(process, guess: Guess, t: int, s: int) -> Tensor:

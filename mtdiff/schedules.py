@@ -130,8 +130,8 @@ def constant(value: float) -> Curve:
 def fade_in(value: float, start: float = 0.0) -> Curve:
     """W_t = start + (value - start) t/T: mixed in as the noise grows (theory 2, the paper's form).
 
-    With start = 0 the modality is absent at t = 0 and has to be read off the others there. A small start keeps a trace of its
-    code in z_0, by which it can be read together with them (theory 3, factorised heads).
+    With start = 0 the modality is absent at t = 0 and has to be read off the others there. A small start keeps a
+    trace of its code in z_0, by which it can be read together with them (theory 3, factorised heads).
     """
     return Curve(start, value)
 

@@ -81,12 +81,17 @@ class Trainer:
         device: str | torch.device = "cpu",
     ):
         model.check(data.values, f"data set {data.name!r}")
+        missing = [name for name in model.modalities if name not in data.values]
+        if missing:
+            raise KeyError(f"data set {data.name!r} lacks {missing}; it has {list(data.values)}")
+        next(data.batches(config.batch_size, config.seed))
         self.data, self.config = data, config
         self.folder = None if folder is None else Path(folder)
         self.device = torch.device(device)
         self.model = model.to(self.device).train()
         self.loss = loss or self._multitask
         self.step, self.seconds, self.history = 0, 0.0, []
+        self._sums: dict[str, Tensor] = {}  # of every term since the last row of the history
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
         decay, rest = [], []
         for parameter in model.parameters():
@@ -106,24 +111,24 @@ class Trainer:
 
         Raises:
             Interrupted: Ctrl-C or SIGTERM; the step was finished and, with a folder, saved.
-            FloatingPointError: the loss became NaN or infinite; the last good checkpoint stays.
+            FloatingPointError: the loss or its gradient became NaN or infinite; the last good checkpoint stays.
+            PermissionError: the folder cannot be written; said before the first step.
         """
-        batches = self.data.batches(self.config.batch_size, self.config.seed, self.step, self.device)
-        sums: dict[str, Tensor] = {}
-        counted, began = 0, time.perf_counter() - self.seconds
-        bar = tqdm(total=self.config.steps, initial=self.step, disable=not progress, unit="step", mininterval=0.5)
+        config, began = self.config, time.perf_counter() - self.seconds
+        batches = self.data.batches(config.batch_size, config.seed, self.step, self.device)
+        if self.folder:
+            self._write_history()
+        bar = tqdm(total=config.steps, initial=self.step, disable=not progress, unit="step", mininterval=0.5)
         with bar, _stop_requests() as stop:
-            while self.step < self.config.steps:
+            while self.step < config.steps:
                 for name, value in self._one(next(batches)).items():
-                    sums[name] = sums.get(name, 0.0) + value.detach()
-                counted += 1
+                    self._sums[name] = self._sums.get(name, 0.0) + value.detach()
                 bar.update()
                 self.seconds = time.perf_counter() - began
-                last = self.step == self.config.steps
-                if self.step % self.config.log_every == 0 or last or stop:
-                    bar.set_postfix_str(self._log(sums, counted))
-                    sums, counted = {}, 0
-                if (self.step % self.config.save_every == 0 or last or stop) and self.folder:
+                last = self.step == config.steps
+                if self.step % config.log_every == 0 or last:
+                    bar.set_postfix_str(self._log())
+                if (self.step % config.save_every == 0 or last or stop) and self.folder:
                     self.save()
                 if stop and not last:
                     raise Interrupted(self._farewell())
@@ -134,23 +139,31 @@ class Trainer:
         return self.ema.module.eval()
 
     def save(self) -> None:
-        """Write the whole state of the training to the folder, replacing the last one at once."""
+        """Write the whole state of the training to the folder, replacing the last one at once.
+
+        Raises:
+            FloatingPointError: the loss is not finite; nothing is written.
+        """
+        self._check_finite()
         state = {
             "step": self.step,
             "seconds": self.seconds,
             "config": asdict(self.config),
             "data": self.data.hash(),
+            "architecture": self.model.fingerprint(),
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
             "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
             "history": self.history,
+            "sums": self._sums,
         }
         buffer = io.BytesIO()
         torch.save(state, buffer)
         write_atomic(self.folder / STATE, buffer.getvalue())
-        write_atomic(self.folder / HISTORY, (json.dumps(self.history, indent=1) + "\n").encode())
+        self._write_history()
 
     def resume(self) -> bool:
         """Go on from the folder's checkpoint; False where there is none.
@@ -166,23 +179,25 @@ class Trainer:
             return False
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
+            mine, theirs = asdict(self.config), state["config"]
         except Exception as error:  # torch raises many kinds for a damaged file
             raise ValueError(f"{path} is truncated or damaged ({type(error).__name__}): delete it to start again") from None
-        mine, theirs = asdict(self.config), state["config"]
         different = [f"{k}: {theirs.get(k)} there, {v} here" for k, v in mine.items() if theirs.get(k) != v]
         if different:
             raise ValueError(f"{path} was trained with another config ({'; '.join(different)}): use another folder")
         if state["data"] != self.data.hash():
             raise ValueError(f"{path} was trained on other data than {self.data.name!r}: use another folder")
-        try:
-            self.model.load_state_dict(state["model"])
-            self.ema.load_state_dict(state["ema"])
-        except RuntimeError as error:
-            raise ValueError(f"{path} belongs to another model: {error}") from None
+        if state["architecture"] != self.model.fingerprint():
+            raise ValueError(f"{path} belongs to another model (process, modalities or backbone): use another folder")
+        self.model.load_state_dict(state["model"])
+        self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"].cpu())
         torch.set_rng_state(state["torch"].cpu())
-        self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
+        if state["cuda"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda"].cpu(), self.device)
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.history, self._sums = state["history"], state["sums"]
         return True
 
     def _one(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -192,11 +207,11 @@ class Trainer:
         loss = self.loss(self.model, batch, self.generator)
         self.optimizer.zero_grad(set_to_none=True)
         loss.total.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        gradient = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         self.optimizer.step()
         self.step += 1
         self.ema.update_parameters(self.model)
-        return {"total": loss.total, **loss.terms}
+        return {"total": loss.total, **loss.terms, "gradient": gradient, "steps": torch.ones(())}
 
     def _multitask(self, model: MTDiffusion, batch: Mapping[str, Tensor], generator: torch.Generator) -> Loss:
         c = self.config
@@ -212,13 +227,23 @@ class Trainer:
         decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
         torch._foreach_lerp_(averaged, current, 1 - decay)
 
-    def _log(self, sums: Mapping[str, Tensor], counted: int) -> str:
-        row = {name: float(value) / counted for name, value in sums.items()}
-        if not all(map(math.isfinite, row.values())):
-            saved = f"; the last checkpoint in {self.folder} is from before" if self.folder else ""
-            raise FloatingPointError(f"the loss is not finite by step {self.step}: {row}{saved}. Try a lower lr")
+    def _log(self) -> str:
+        """Average the terms since the last row into a new one; returns it for the progress bar."""
+        self._check_finite()
+        steps = float(self._sums.pop("steps"))
+        row = {name: float(value) / steps for name, value in self._sums.items()}
         self.history.append({"step": self.step, "seconds": round(self.seconds, 2), **row})
-        return " ".join(f"{name} {value:.3f}" for name, value in row.items())
+        self._sums = {}
+        return " ".join(f"{name} {value:.3f}" for name, value in row.items() if name != "gradient")
+
+    def _check_finite(self) -> None:
+        sums = {name: float(value) for name, value in self._sums.items()}
+        if not all(map(math.isfinite, sums.values())):
+            kept = f"; the last checkpoint in {self.folder} is from before" if self.folder else ""
+            raise FloatingPointError(f"the loss is not finite by step {self.step}: {sums}{kept}. Try a lower lr")
+
+    def _write_history(self) -> None:
+        write_atomic(self.folder / HISTORY, (json.dumps(self.history, indent=1) + "\n").encode())
 
     def _farewell(self) -> str:
         kept = f"saved in {self.folder}: run the same command again to go on" if self.folder else "nothing was saved"

@@ -8,6 +8,7 @@ A page is out of date when its source, or a shipped checkpoint that it loads, ha
 
 import argparse
 import hashlib
+import html
 import os
 import re
 import sys
@@ -82,6 +83,17 @@ def clean(output):
     return output
 
 
+def web_page(notebook) -> str:
+    """An executed notebook as one HTML file, with the figures' own descriptions (nbconvert's template has none)."""
+    page, _ = HTMLExporter().from_notebook_node(notebook)
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if "image/png" in output.get("data", {}):
+                alt = html.escape(output.metadata["image/png"]["alt"])
+                page = page.replace('alt="No description has been provided for this image"', f'alt="{alt}"', 1)
+    return page
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="notebooks such as 00_quickstart; default: all")
@@ -95,9 +107,8 @@ def main():
     for source in chosen:
         if arguments.html:
             print(f"executing {source.stem} ...", flush=True)
-            page, _ = HTMLExporter(embed_images=True).from_notebook_node(execute(source))
             arguments.html.parent.mkdir(parents=True, exist_ok=True)
-            arguments.html.write_text(page)
+            arguments.html.write_text(web_page(execute(source)))
         elif arguments.all or out_of_date(source):
             print(f"executing {source.stem} ...", flush=True)
             nbformat.write(execute(source), source.with_suffix(".ipynb"))

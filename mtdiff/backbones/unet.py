@@ -10,9 +10,10 @@ from mtdiff.backbones.base import Backbone, NoiseLevel, zero
 
 
 class UNet(Backbone):
-    """U-Net over (C, H, W). From 0.3M parameters at 8x8 to ADM's 296M at 64x64 by its arguments alone.
+    """U-Net over (C, H, W). From 0.3M parameters at 8x8 to the size of ADM at 64x64 by its arguments alone.
 
-    ADM at 64x64 is `UNet((3, 64, 64), base=192, multipliers=(1, 2, 3, 4), blocks=3, attention=(32, 16, 8))`.
+    `UNet((3, 64, 64), base=192, multipliers=(1, 2, 3, 4), blocks=3, attention=(32, 16, 8))` has ADM's widths and depth at
+    64x64 and 277M parameters; ADM's own 296M include residual blocks where this one has plain strided convolutions.
 
     Args:
         space: (C, H, W); H and W divisible by 2 once for each level after the first.
@@ -20,11 +21,12 @@ class UNet(Backbone):
         multipliers: channels of level l are base * multipliers[l]; each level after the first halves H and W.
         blocks: residual blocks per level on the way down (one more on the way up).
         attention: heights H at which self-attention follows each residual block (the middle always has one).
-        head_channels: channels per attention head, at most.
+        head_channels: channels per attention head, at least (one head where a level has fewer).
         dropout: dropout rate inside the residual blocks.
 
     Raises:
-        ValueError: the space is not (C, H, W), or cannot be halved as often as multipliers ask.
+        ValueError: the space is not (C, H, W), cannot be halved as often as multipliers ask, or attention names a
+            height that no level has.
 
     Source: Ho et al. 2020; Dhariwal and Nichol 2021, section 3 (scale and shift from the embedding).
     """
@@ -44,6 +46,9 @@ class UNet(Backbone):
         halvings = 2 ** (len(multipliers) - 1)
         if len(space) != 3 or space[1] % halvings or space[2] % halvings:
             raise ValueError(f"space must be (C, H, W) with H and W divisible by {halvings}, got {space}")
+        heights = [space[1] >> level for level in range(len(multipliers))]
+        if not set(attention) <= set(heights):
+            raise ValueError(f"attention must be among the heights {heights} of the levels, got {tuple(attention)}")
         self.config = {"kind": "UNet", "space": list(space), "base": base, "multipliers": list(multipliers),
                        "blocks": blocks, "attention": list(attention), "head_channels": head_channels,
                        "dropout": dropout}  # fmt: skip

@@ -48,4 +48,5 @@ def toy(kind: str = "moons", n: int = 2000, seed: int = 0) -> Dataset:
         x = torch.tensor(MIXTURE["means"])[label] + spread * torch.randn(n, 2, generator=g)
     else:
         raise ValueError(f'kind must be "moons", "spiral" or "mixture", got {kind!r}')
-    return Dataset(f"toy/{kind}", {"x": x, "label": label}, tuple(map(str, range(int(label.max()) + 1))))
+    names = ("0", "1") if kind == "moons" else ("0", "1", "2")
+    return Dataset(f"toy/{kind}", {"x": x, "label": label}, names)

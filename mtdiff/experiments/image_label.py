@@ -1,6 +1,7 @@
 """Joint image-label modelling: one model that draws pairs, draws a class, and names an image."""
 
 import functools
+from collections.abc import Sequence
 
 import torch
 
@@ -83,7 +84,13 @@ def _referee():
     return judge, accuracy, test, digits("all").values["image"]
 
 
-def evaluate(model: MTDiffusion, data: str, seed: int = 0, n: int = 2000) -> dict:
+def evaluate(
+    model: MTDiffusion,
+    data: str,
+    seed: int = 0,
+    n: int = 2000,
+    rules: Sequence[str] = ("substitute", "bayes", "conditioned"),
+) -> dict:
     """Joint and conditional samples by every rule, the label head, and the judge's own accuracy.
 
     Args:
@@ -91,6 +98,7 @@ def evaluate(model: MTDiffusion, data: str, seed: int = 0, n: int = 2000) -> dic
         data: name of the data.
         seed: seed of all noise.
         n: samples for each line.
+        rules: rules for a given label.
 
     Returns:
         The metrics of `evaluate_image_label`; for "unshared" its own way of conditioning stands as "conditioned".
@@ -99,7 +107,7 @@ def evaluate(model: MTDiffusion, data: str, seed: int = 0, n: int = 2000) -> dic
     halves = real[torch.randperm(len(real), generator=torch.Generator().manual_seed(0))].chunk(2)
     known = {"judge_accuracy": accuracy, "frechet_pixels_of_two_real_halves": frechet_distance(*halves)}
     if not isinstance(model, Unshared):
-        return {**evaluate_image_label(model, test, real, judge, n=n, seed=seed), **known}
+        return {**evaluate_image_label(model, test, real, judge, rules, n, seed=seed), **known}
     generator = torch.Generator().manual_seed(seed)
     label = torch.arange(n) % 10
     right = model.classify(test.values["image"], generator) == test.values["label"]

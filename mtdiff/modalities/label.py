@@ -71,11 +71,11 @@ class Label(Modality):
 
     def code(self, value: Tensor) -> Tensor:
         """The code of each label, (B, *slice)."""
-        return self.codes[value]
+        return self.codes[value.long()]
 
     def condition(self, value: Tensor) -> Tensor:
         """A learned embedding of each label."""
-        return self.embed(value)
+        return self.embed(value.long())
 
     def head(self, view: View) -> Tensor:
         """Logits (B, K)."""
@@ -83,7 +83,7 @@ class Label(Modality):
 
     def log_prob(self, value: Tensor, params: Tensor, variance: Tensor) -> Tensor:
         """Log softmax at the label, in nats, (B,)."""
-        return params.log_softmax(1).gather(1, value[:, None]).squeeze(1)
+        return params.log_softmax(1).gather(1, value.long()[:, None]).squeeze(1)
 
     def loss(self, value: Tensor, params: Tensor, variance: Tensor) -> Tensor:
         """Cross-entropy in nats, (B,)."""
@@ -101,7 +101,7 @@ class Label(Modality):
 def simplex_codes(classes: int, shape: Sequence[int], seed: int = 0) -> Tensor:
     """K codes of unit RMS, centred over the classes, all equally far apart: a regular simplex in a random position.
 
-    With fewer than K - 1 dimensions no such simplex exists; the codes are then random signs, not centred.
+    With fewer than K - 1 dimensions no such simplex exists; the codes are then random directions, not centred.
 
     Args:
         classes: K.
@@ -110,14 +110,23 @@ def simplex_codes(classes: int, shape: Sequence[int], seed: int = 0) -> Tensor:
 
     Returns:
         (K, *shape) float32.
+
+    Raises:
+        ValueError: one dimension holds only two codes of unit RMS.
     """
     size = torch.Size(shape).numel()
     generator = torch.Generator().manual_seed(seed)
+    if size == 1 and classes > 2:
+        raise ValueError(f"{classes} classes need more than one dimension, got a code of shape {tuple(shape)}")
     if size < classes - 1:
-        return (torch.randint(0, 2, (classes, *shape), generator=generator) * 2 - 1).float()
+        codes = torch.randn(classes, size, dtype=torch.float64, generator=generator)
+        return _unit_rms(codes).reshape(classes, *shape).float()
     corners = torch.eye(classes, dtype=torch.float64) - 1 / classes
     basis = torch.linalg.svd(corners).Vh[: classes - 1]  # (K-1, K) orthonormal, spans the simplex
     frame = torch.linalg.qr(torch.randn(size, classes - 1, dtype=torch.float64, generator=generator)).Q
     codes = corners @ basis.T @ frame.T  # (K, size)
-    codes = codes / codes.square().mean(1, keepdim=True).sqrt()
-    return codes.reshape(classes, *shape).float()
+    return _unit_rms(codes).reshape(classes, *shape).float()
+
+
+def _unit_rms(codes: Tensor) -> Tensor:
+    return codes / codes.square().mean(1, keepdim=True).sqrt()

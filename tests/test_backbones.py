@@ -1,0 +1,145 @@
+import pytest
+import torch
+from helpers import generator, randomise
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import mtdiff as mt
+from mtdiff.backbones import Backbone
+
+
+def parameters(module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def inputs(backbone, n=2, seed=0):
+    g = generator(seed)
+    z = torch.randn(n, *backbone.space, generator=g)
+    return z, torch.rand(n, generator=g), torch.randn(n, backbone.embedding, generator=g)
+
+
+BACKBONES = {
+    "mlp": lambda: mt.MLP((6,), width=16, blocks=2),
+    "mlp on an image": lambda: mt.MLP((1, 4, 4), width=16, blocks=1),
+    "unet": lambda: mt.UNet((2, 8, 8), base=8, multipliers=(1, 2), attention=(8,), head_channels=4),
+    "deep unet": lambda: mt.UNet((3, 8, 16), base=8, multipliers=(1, 2, 3), blocks=2),
+}
+
+
+@given(
+    channels=st.integers(1, 5),
+    base=st.sampled_from([4, 8, 12]),
+    multipliers=st.sampled_from([(1,), (1, 2), (2, 1, 3)]),
+    blocks=st.integers(1, 2),
+    n=st.integers(1, 3),
+)
+@settings(max_examples=15)
+def test_shapes_of_the_unet(channels, base, multipliers, blocks, n):
+    unet = mt.UNet((channels, 8, 4), base, multipliers, blocks, attention=(8,))
+    features, pooled = unet(*inputs(unet, n))
+    assert features.shape == (n, base * multipliers[0], 8, 4)
+    assert pooled.shape == (n, unet.pooled) == (n, base * multipliers[-1])
+    assert unet.readout((2, 8, 4))(features).shape == (n, 2, 8, 4)
+
+
+@given(space=st.sampled_from([(1,), (5,), (1, 4, 4)]), width=st.sampled_from([8, 20]), n=st.integers(1, 3))
+@settings(max_examples=15)
+def test_shapes_of_the_mlp(space, width, n):
+    mlp = mt.MLP(space, width)
+    features, pooled = mlp(*inputs(mlp, n))
+    assert features.shape == pooled.shape == (n, width)
+    assert mlp.readout((3, 2))(features).shape == (n, 3, 2)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_the_readout_begins_at_zero(name):
+    backbone = BACKBONES[name]()
+    features, _ = backbone(*inputs(backbone))
+    assert features.abs().max() > 0
+    assert bool((backbone.readout(backbone.space)(features) == 0).all())
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_level_and_condition_change_the_features(name):
+    backbone = randomise(BACKBONES[name]())
+    z, u, condition = inputs(backbone)
+    for i in (0, 1):
+        before = backbone(z, u, condition)[i]
+        assert not torch.allclose(before, backbone(z, u + 0.3, condition)[i], atol=1e-3)
+        assert not torch.allclose(before, backbone(z, u, condition + 1)[i], atol=1e-3)
+        assert torch.equal(backbone(z, u)[i], backbone(z, u, torch.zeros_like(condition))[i])
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_examples_do_not_see_each_other(name):
+    backbone = randomise(BACKBONES[name]()).double()
+    z, u, condition = (value.double() for value in inputs(backbone, 3))
+    whole = backbone(z, u, condition)
+    for b in range(3):
+        one = backbone(z[b : b + 1], u[b : b + 1], condition[b : b + 1])
+        for i in (0, 1):
+            assert torch.allclose(whole[i][b : b + 1], one[i], atol=1e-10)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_gradients_reach_every_parameter(name):
+    backbone = BACKBONES[name]()
+    readout = backbone.readout(backbone.space)
+    randomise(backbone), randomise(readout)
+    features, pooled = backbone(*inputs(backbone))
+    weights = torch.randn(pooled.shape, generator=generator(1))
+    (readout(features).square().sum() + (pooled * weights).sum()).backward()
+    for part in (backbone, readout):
+        silent = [n for n, p in part.named_parameters() if p.grad is None or not bool((p.grad != 0).any())]
+        assert not silent
+
+
+def test_attention_mixes_all_positions():
+    unet = mt.UNet((1, 8, 8), base=8, multipliers=(1,), attention=(8,))
+    randomise(unet)
+    z, u, _ = inputs(unet, 1)
+    far = z.clone()
+    far[..., 7, 7] += 5
+    assert not torch.allclose(unet(z, u)[0][..., 0, 0], unet(far, u)[0][..., 0, 0], atol=1e-5)
+
+
+def test_small_unet_has_the_size_that_fits_a_laptop():
+    assert parameters(mt.UNet((1, 8, 8), base=20, multipliers=(1, 2), attention=(4,))) == pytest.approx(0.3e6, rel=0.02)
+
+
+def test_attention_at_a_height_that_no_level_has_is_refused():
+    with pytest.raises(ValueError, match=r"attention must be among the heights \[8, 4\].* got \(16,\)"):
+        mt.UNet((1, 8, 8), base=8, multipliers=(1, 2), attention=(16,))
+
+
+def test_adm_like_at_64_has_the_size_that_the_docstring_says():
+    with torch.device("meta"):
+        adm = mt.UNet((3, 64, 64), base=192, multipliers=(1, 2, 3, 4), blocks=3, attention=(32, 16, 8))
+        readout = adm.readout((3, 64, 64))
+    assert parameters(adm) + parameters(readout) == pytest.approx(277e6, rel=0.005)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_a_backbone_is_rebuilt_from_its_config(name):
+    backbone = BACKBONES[name]()
+    again = Backbone.from_config(backbone.config)
+    assert again.config == backbone.config
+    again.load_state_dict(backbone.state_dict())
+    arguments = inputs(backbone)
+    assert torch.equal(backbone(*arguments)[0], again(*arguments)[0])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: mt.UNet((3, 10, 8), multipliers=(1, 2, 2)), r"divisible by 4, got \(3, 10, 8\)"),
+        (lambda: mt.UNet((3, 8, 6), multipliers=(1, 2, 2)), "divisible by 4"),
+        (lambda: mt.UNet((8,)), r"space must be \(C, H, W\)"),
+        (lambda: mt.UNet((1, 8, 8), base=20, multipliers=(1,), head_channels=6), "20 channels cannot be split over 3"),
+        (lambda: mt.UNet((1, 8, 8)).readout((1, 4, 4)), "height and width differ"),
+        (lambda: Backbone.from_config({"kind": "Transformer"}), "unknown backbone kind 'Transformer'"),
+    ],
+)
+def test_bad_backbones_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

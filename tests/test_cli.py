@@ -1,0 +1,126 @@
+"""The command line, as a user types it."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import mtdiff as mt
+from mtdiff import cli
+
+
+def run(monkeypatch, *words):
+    monkeypatch.setattr(sys, "argv", ["mtdiff", *map(str, words)])
+    cli.main()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of two steps, in a folder."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    with pytest.MonkeyPatch.context() as patch:
+        run(patch, "train", "image-label", "--steps", 2, "--batch-size", 8, "--out", folder)
+    return folder
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["sample", "--help"], ["evaluate", "--help"]])
+def test_help_helps(monkeypatch, capsys, words):
+    with pytest.raises(SystemExit) as stop:
+        run(monkeypatch, *words)
+    assert stop.value.code == 0
+    assert len(capsys.readouterr().out) > 200
+
+
+def test_train_writes_model_card_and_history(trained):
+    card = json.loads((trained / "card.json").read_text())
+    assert card["variant"] == "fade-in"
+    assert card["data"]["examples"] == 1437
+    assert len(card["data"]["sha256"]) == 64
+    assert card["training"]["steps"] == 2
+    assert card["provenance"]["command"].startswith("mtdiff train image-label")
+    assert json.loads((trained / "history.json").read_text())[-1]["step"] == 2
+    assert isinstance(mt.load(trained), mt.MTDiffusion)
+
+
+def test_train_again_goes_on_instead_of_starting_over(trained, monkeypatch, capsys):
+    run(monkeypatch, "train", "image-label", "--steps", 2, "--batch-size", 8, "--out", trained)
+    assert "going on at step 2 of 2" in capsys.readouterr().out
+
+
+def test_train_refuses_a_folder_of_another_config(trained, monkeypatch):
+    with pytest.raises(SystemExit, match="batch_size: 8 there, 16 here"):
+        run(monkeypatch, "train", "image-label", "--steps", 2, "--batch-size", 16, "--out", trained)
+
+
+@pytest.mark.parametrize("variant", ["from-zero", "constant", "own-channels", "unshared"])
+def test_every_variant_trains_and_is_judged(variant, tmp_path, monkeypatch):
+    run(monkeypatch, "train", "image-label", "--variant", variant, "--steps", 1, "--batch-size", 4, "--out", tmp_path / "m")
+    out = tmp_path / "result.json"
+    run(monkeypatch, "evaluate", "image-label", "--models", tmp_path / "m", tmp_path / "m", "--n", 70, "--out", out)
+    result = json.loads(out.read_text())
+    joint = result["variants"][variant]["joint"]["agreement"]
+    assert joint["n"] == 2
+    assert 0 <= joint["mean"] <= 1
+    assert joint["stderr"] is not None
+    assert len(result["runs"]) == 2
+
+
+def test_sample_draws_what_is_given(trained, tmp_path, monkeypatch, capsys):
+    picture = tmp_path / "new" / "samples.png"
+    run(monkeypatch, "sample", trained, "--n", 3, "--given", "label=7", "--steps", 2, "--out", picture)
+    assert "labels: [7, 7, 7]" in capsys.readouterr().out
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_publish_writes_a_half_precision_model_with_its_figures(trained, tmp_path, monkeypatch):
+    run(monkeypatch, "evaluate", "image-label", "--models", trained, "--n", 70, "--publish", tmp_path / "p")
+    published = mt.load(tmp_path / "p")
+    assert 0 <= published.card["metrics"]["head_accuracy"] <= 1
+    size = {folder: (folder / "model.safetensors").stat().st_size for folder in (trained, tmp_path / "p")}
+    assert size[tmp_path / "p"] < 0.6 * size[trained]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["sample", "no/such/model"], "no model at 'no/such/model'.*image-label/digits"),
+        (["sample", "--given", "label=12"], "'12' is not one of"),
+        (["sample", "--given", "colour=red"], "unknown modality 'colour'"),
+        (["sample", "--steps", "501"], r"steps must be in 1\.\.500"),
+        (["sample", "--guidance", "2", "--given", "label=1", "--rule", "substitute"], "guidance 2.0 needs rule"),
+        (["train", "image-label", "--data", "mars"], "no data 'mars'"),
+        (["train", "image-label", "--variant", "odd"], "no variant 'odd'"),
+        (["train", "image-label", "--steps", "0"], "steps must be at least 1"),
+        (["train", "image-label", "--batch-size", "5000"], r"batch size must be in 1\.\.1437"),
+    ],
+)
+def test_bad_input_is_one_clear_line(words, message, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=message):
+        run(monkeypatch, *words)
+
+
+def test_wrong_budget_is_named(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MTDIFF_BUDGET", "huge")
+    with pytest.raises(SystemExit, match="MTDIFF_BUDGET"):
+        run(monkeypatch, "train", "image-label")
+
+
+def test_ctrl_c_saves_says_how_to_go_on_and_loses_nothing(tmp_path):
+    command = [sys.executable, "-m", "mtdiff", "train", "image-label", "--steps", "400", "--batch-size", "8", "--out", "run"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    time.sleep(1)
+    while "step/s" not in (seen := process.stdout.readline(200)) and process.poll() is None:
+        assert seen is not None
+    process.send_signal(signal.SIGINT)
+    rest = process.communicate(timeout=60)[0]
+    assert process.returncode != 0
+    assert "stopped at step" in rest
+    assert "run the same command again to go on" in rest
+    state = torch.load(tmp_path / "run" / "training.pt", weights_only=True)
+    assert 0 < state["step"] < 400

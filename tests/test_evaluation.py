@@ -1,0 +1,101 @@
+import math
+
+import pytest
+import torch
+from helpers import mixture, randn
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import mtdiff as mt
+from mtdiff.datasets import Dataset, digits
+from mtdiff.evaluation import frechet_distance, head_accuracy, image_label_metrics, mean_and_error, svm_judge
+
+
+def exactly(mean, std, n=50, seed=0):
+    """A sample whose own mean and (diagonal) covariance are the given ones, without sampling error."""
+    mean, std = (torch.tensor(value, dtype=torch.float64) for value in (mean, std))
+    x = randn(n, len(mean), seed=seed)
+    white = torch.linalg.qr(x - x.mean(0)).Q * math.sqrt(n - 1)
+    return mean + std * white
+
+
+@given(
+    means=st.lists(st.tuples(st.floats(-3, 3), st.floats(-3, 3)), min_size=2, max_size=5),
+    stds=st.lists(st.tuples(st.floats(0.1, 3), st.floats(0.1, 3)), min_size=5, max_size=5),
+)
+@settings(max_examples=20)
+def test_frechet_distance_of_diagonal_gaussians(means, stds):
+    (m_a, m_b), (s_a, s_b) = zip(*means, strict=True), zip(*stds[: len(means)], strict=True)
+    expected = sum((a - b) ** 2 for a, b in zip(m_a, m_b, strict=True)) + sum(
+        (a - b) ** 2 for a, b in zip(s_a, s_b, strict=True)
+    )
+    assert frechet_distance(exactly(m_a, s_a), exactly(m_b, s_b, seed=1)) == pytest.approx(expected, abs=1e-6)
+
+
+def test_frechet_distance_of_correlated_gaussians():
+    """Against (A^{1/2} B A^{1/2})^{1/2}, the form with symmetric roots."""
+    a, b = randn(200, 3, seed=1) @ randn(3, 3, seed=2), randn(200, 3, seed=3) @ randn(3, 3, seed=4) + 1
+
+    def root(matrix):
+        values, vectors = torch.linalg.eigh(matrix)
+        return vectors @ values.clamp(min=0).sqrt().diag() @ vectors.T
+
+    A, B = a.T.cov(), b.T.cov()
+    expected = (a.mean(0) - b.mean(0)).square().sum() + (A + B - 2 * root(root(A) @ B @ root(A))).trace()
+    assert frechet_distance(a, b) == pytest.approx(float(expected), rel=1e-9)
+    assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), rel=1e-9)
+
+
+def test_frechet_distance_of_one_feature():
+    assert frechet_distance(exactly([0.0], [1.0]), exactly([2.0], [0.5], seed=1)) == pytest.approx(4.25)
+
+
+def test_frechet_distance_to_itself_is_zero():
+    images = torch.rand(300, 1, 4, 4)
+    assert frechet_distance(images, images) < 1e-6
+    assert frechet_distance(images[:5], images[:5]) < 1e-6
+
+
+def test_frechet_distance_needs_two_comparable_sets():
+    with pytest.raises(ValueError, match=r"got \(3, 2\) and \(3, 4\)"):
+        frechet_distance(torch.zeros(3, 2), torch.zeros(3, 4))
+    with pytest.raises(ValueError, match="N >= 2"):
+        frechet_distance(torch.zeros(1, 2), torch.zeros(3, 2))
+
+
+def test_mean_and_error():
+    assert mean_and_error([1.0, 2.0, 6.0]) == {"mean": 3.0, "stderr": pytest.approx(math.sqrt(7 / 3)), "n": 3}
+    assert mean_and_error([4.0]) == {"mean": 4.0, "stderr": None, "n": 1}
+
+
+def test_the_judge_reads_held_out_digits():
+    test = digits("test")
+    judge = svm_judge(digits("train"))
+    right = judge(test.values["image"]) == test.values["label"]
+    assert float(right.double().mean()) > 0.97
+
+
+def test_image_label_metrics():
+    real = torch.rand(40, 1, 2, 2)
+    drawn = {"image": real, "label": torch.tensor([0, 1] * 20)}
+    metrics = image_label_metrics(drawn, lambda image: torch.zeros(len(image), dtype=torch.long), real)
+    assert metrics["agreement"] == 0.5
+    assert metrics["classes"] == 2
+    assert metrics["spread"] == pytest.approx(1)
+    assert metrics["frechet_pixels"] < 1e-6
+    darker = image_label_metrics({**drawn, "image": real / 2}, lambda image: drawn["label"], real)
+    assert darker["agreement"] == 1
+    assert darker["spread"] == pytest.approx(0.5)
+
+
+def test_head_accuracy_of_an_exact_model_is_that_of_bayes_rule():
+    """On well separated classes nearly all are right, and wrong labels are counted as wrong."""
+    model = mixture(mt.fade_in(1.0))
+    drawn = model.draw(500, torch.Generator().manual_seed(0))
+    wrong = {**drawn, "label": (drawn["label"] + 1) % 3}
+    accuracies = [
+        head_accuracy(model, Dataset("points", values), generator=torch.Generator().manual_seed(0))
+        for values in (drawn, wrong)
+    ]
+    assert accuracies[0] > 0.98
+    assert accuracies[1] < 0.02

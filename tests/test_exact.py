@@ -1,0 +1,196 @@
+import math
+
+import pytest
+import torch
+from helpers import generator, mixture, randn, standard_error
+from hypothesis import given
+from hypothesis import strategies as st
+
+import mtdiff as mt
+from mtdiff.datasets import MIXTURE
+
+CURVES = {
+    "constant": (1.0, mt.constant(1.0)),
+    "fade-in": (1.0, mt.fade_in(0.5)),
+    "transition": (mt.fade_out(1.0), mt.fade_in(1.0)),
+}
+LINE = {"weights": (0.5, 0.3, 0.2), "means": ((1.5,), (-1.0,), (0.2,)), "stds": (0.35, 0.25, 0.6)}
+LINE_CODES = ((1.0,), (-0.5,), (0.3,))
+
+
+def on_a_line(curves, T=20):
+    x, label = CURVES[curves]
+    process = mt.ForwardProcess(mt.NoiseSchedule.log_snr(T, 5, -5), {"x": x, "label": label})
+    return mt.exact.LabelledMixture(**LINE, label_codes=LINE_CODES, process=process)
+
+
+def integrated(model, z, t, has_x=True, has_label=True):
+    """p(x, k | z_t = z) on a grid of x, by brute force: (G,), (G, K) summing to 1."""
+    x = torch.linspace(-6, 6, 20_001, dtype=torch.float64)
+    weights, stds = (torch.tensor(LINE[name], dtype=torch.float64) for name in ("weights", "stds"))
+    means, codes = (torch.tensor(v, dtype=torch.float64)[:, 0] for v in (LINE["means"], LINE_CODES))
+    abar = model.process.schedule.abar[t]
+    w_x, w_y = (model.process.cumulative(name)[t] * has for name, has in (("x", has_x), ("label", has_label)))
+    data = weights * torch.distributions.Normal(means, stds).log_prob(x[:, None]).exp()
+    seen = torch.distributions.Normal(abar.sqrt() * (w_x * x[:, None] + w_y * codes), (1 - abar).sqrt())
+    joint = data * seen.log_prob(torch.as_tensor(z, dtype=torch.float64)).exp()
+    return x, joint / joint.sum()
+
+
+@pytest.mark.parametrize("curves", CURVES)
+@pytest.mark.parametrize("t", [0, 4, 11, 20])
+def test_predictions_against_numerical_integration(curves, t):
+    model, codes = on_a_line(curves), torch.tensor(LINE_CODES, dtype=torch.float64)[:, 0]
+    z = torch.tensor([[-1.3], [0.1], [0.9]], dtype=torch.float64)
+    p = model.predict(z, t)
+    W_x, W_y = (float(model.process.cumulative(name)[t]) for name in ("x", "label"))
+    for b in range(3):
+        x, joint = integrated(model, z[b, 0], t)
+        label = joint.sum(0)
+        mean_x, mean_code = (joint.sum(1) * x).sum(), (label * codes).sum()
+        assert torch.allclose(p.params["label"][b].exp(), label, atol=1e-8)
+        assert float(p.params["x"][b]) == pytest.approx(float(mean_x), abs=1e-8)
+        assert float(p.estimate["label"][b]) == pytest.approx(float(mean_code), abs=1e-8)
+        assert float(p.aggregate[b]) == pytest.approx(float(W_x * mean_x + W_y * mean_code), abs=1e-8)
+
+
+@pytest.mark.parametrize("curves", CURVES)
+@pytest.mark.parametrize("t", [2, 11, 20])
+def test_log_prob_against_numerical_integration(curves, t):
+    model = on_a_line(curves)
+    z = torch.tensor([[0.3]], dtype=torch.float64)
+    x, joint = integrated(model, 0.3, t)
+    density = joint.sum(1) / (x[1] - x[0])
+    for row in (9_000, 10_000, 10_700):
+        assert float(model.log_prob("x", x[row].reshape(1, 1), z, t).exp()) == pytest.approx(float(density[row]), abs=1e-6)
+    for k in range(3):
+        assert float(model.log_prob("label", torch.tensor([k]), z, t).exp()) == pytest.approx(
+            float(joint.sum(0)[k]), abs=1e-8
+        )
+
+
+@pytest.mark.parametrize("curves", CURVES)
+def test_conditionals_against_numerical_integration(curves):
+    model, t, z = on_a_line(curves), 9, torch.tensor([[0.3]], dtype=torch.float64)
+    x, joint = integrated(model, 0.3, t)
+    for k in range(3):
+        given_k = joint[:, k] / joint[:, k].sum()
+        told = model.predict(z, t, given={"label": torch.tensor([k])})
+        assert float(told.params["x"]) == pytest.approx(float((given_k * x).sum()), abs=1e-8)
+        assert told.params["label"].exp()[0, k] == 1
+    for row in (9_000, 10_700):
+        told = model.predict(z, t, given={"x": x[row].reshape(1, 1)})
+        assert torch.allclose(told.params["label"][0].exp(), joint[row] / joint[row].sum(), atol=1e-8)
+        assert float(told.params["x"]) == pytest.approx(float(x[row]), abs=1e-12)
+
+
+@pytest.mark.parametrize("has", [(True, False), (False, True), (False, False)])
+def test_absent_modalities_against_numerical_integration(has):
+    model, t, z = on_a_line("fade-in"), 9, torch.tensor([[0.3]], dtype=torch.float64)
+    x, joint = integrated(model, 0.3, t, *has)
+    p = model.predict(z, t, present={name: torch.tensor([on]) for name, on in zip(("x", "label"), has, strict=True)})
+    assert float(p.params["x"]) == pytest.approx(float((joint.sum(1) * x).sum()), abs=1e-8)
+    assert torch.allclose(p.params["label"][0].exp(), joint.sum(0), atol=1e-8)
+
+
+@given(curves=st.sampled_from(sorted(CURVES)), t=st.integers(0, 200), seed=st.integers(0, 1000))
+def test_tweedie(curves, t, seed):
+    """E[m_t | z_t] = (z + (1 - abar) grad log q(z)) / sqrt(abar), q built from torch's own mixture."""
+    x, label = CURVES[curves]
+    model = mixture(label, x=x)
+    abar = model.process.schedule.abar[t]
+    w_x, w_y = (model.process.cumulative(name)[t] for name in ("x", "label"))
+    weights, means, stds, codes = (torch.tensor(value, dtype=torch.float64) for value in MIXTURE.values())
+    std = (abar * w_x**2 * stds**2 + 1 - abar).sqrt()
+    parts = torch.distributions.Normal(abar.sqrt() * (w_x * means + w_y * codes), std[:, None].expand(3, 2))
+    q = torch.distributions.MixtureSameFamily(
+        torch.distributions.Categorical(weights), torch.distributions.Independent(parts, 1)
+    )
+    z = randn(5, 2, seed=seed).requires_grad_()
+    (score,) = torch.autograd.grad(q.log_prob(z).sum(), z)
+    expected = (z + (1 - abar) * score) / abar.sqrt()
+    assert torch.allclose(model.predict(z.detach(), t).aggregate, expected.detach(), rtol=1e-8, atol=1e-8)
+
+
+@given(curves=st.sampled_from(sorted(CURVES)), t=st.integers(0, 200), label=st.integers(0, 2))
+def test_bayes_rule_for_the_aggregate(curves, t, label):
+    """E[m | z, y] = E[m | z] + (1 - abar) / sqrt(abar) grad log p(y | z) (theory 4, rule 2)."""
+    x, curve = CURVES[curves]
+    model, y = mixture(curve, x=x), torch.full((4,), label)
+    z, abar = randn(4, 2, seed=t).requires_grad_(), model.process.schedule.abar[t]
+    (gradient,) = torch.autograd.grad(model.log_prob("label", y, z, t).sum(), z)
+    plain, told = model.predict(z.detach(), t), model.predict(z.detach(), t, given={"label": y})
+    assert torch.allclose(told.aggregate, plain.aggregate + (1 - abar) / abar.sqrt() * gradient, rtol=1e-8, atol=1e-7)
+
+
+def test_a_tensor_of_steps_is_each_step_alone():
+    model, z, t = mixture(mt.fade_in(0.5)), randn(3, 2), torch.tensor([0, 90, 200])
+    whole = model.predict(z, t)
+    for b in range(3):
+        assert torch.allclose(whole.aggregate[b : b + 1], model.predict(z[b : b + 1], int(t[b])).aggregate, atol=1e-12)
+
+
+def test_reading_draws_from_the_joint_posterior():
+    """20,000 draws at one noisy state: label frequencies and means within 4 standard errors; seed 0."""
+    model, n, t = mixture(mt.constant(0.3)), 20_000, 110
+    z = torch.tensor([[0.1, 0.2]], dtype=torch.float64)
+    drawn, p = model.read(z.expand(n, 2), t, generator=generator(0)), model.predict(z, t)
+    for k, probability in enumerate(p.params["label"][0].exp().tolist()):
+        rows = drawn["label"] == k
+        assert abs(float(rows.double().mean()) - probability) < 4 * standard_error(probability, n)
+        told = model.predict(z, t, given={"label": torch.tensor([k])}).params["x"]
+        x = drawn["x"][rows]
+        assert ((x.mean(0) - told).abs() < 4 * x.std(0) / math.sqrt(len(x))).all()
+
+
+def test_draw_has_the_law_that_the_toy_data_have():
+    """Class weights and means of 20,000 draws within 4 standard errors; seed 0."""
+    drawn, n = mixture(1.0).draw(20_000, generator(0)), 20_000
+    for k, (weight, mean, std) in enumerate(zip(MIXTURE["weights"], MIXTURE["means"], MIXTURE["stds"], strict=True)):
+        x = drawn["x"][drawn["label"] == k]
+        assert abs(len(x) / n - weight) < 4 * standard_error(weight, n)
+        assert (x.mean(0) - torch.tensor(mean)).abs().max() < 4 * std / math.sqrt(len(x))
+
+
+PROCESS = mt.ForwardProcess(mt.NoiseSchedule.log_snr(4), {"x": 1.0, "label": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weights": (0.5, 0.3, 0.3)}, "probabilities that sum to 1"),
+        ({"weights": (1.2, -0.4, 0.2)}, "probabilities"),
+        ({"weights": (0.5, 0.5)}, r"expected weights \(K,\), means \(K, d\)"),
+        ({"stds": (0.3, 0.0, 0.3)}, r"stds must be positive, got \[0.3, 0.0, 0.3\]"),
+        ({"label_codes": ((1.0,), (2.0,), (3.0,))}, r"label_codes \(K, d\)"),
+        ({"process": mt.ForwardProcess(PROCESS.schedule, {"x": 1.0, "class": 1.0})}, '"x" and "label"'),
+    ],
+)
+def test_bad_mixtures_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        mt.exact.LabelledMixture(**{**MIXTURE, "process": PROCESS, **change})
+
+
+Z = torch.zeros(3, 2, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("z", "t", "given", "error", "message"),
+    [
+        (Z, 1, {"sound": Z}, KeyError, "given names an unknown modality 'sound'"),
+        (Z, 1, {"label": torch.tensor([0, 1, 3])}, ValueError, r"given\['label'\] has values outside 0\.\.2: \[3\]"),
+        (Z, 1, {"label": torch.zeros(3)}, ValueError, r"given\['label'\] must be integer \(B,\), got torch.float32"),
+        (Z, 1, {"x": torch.zeros(3, 5)}, ValueError, r"given\['x'\] must be floating point \(B, 2\), got \(3, 5\)"),
+        (Z, 1, {"label": torch.tensor([0])}, ValueError, r"1 example|expected 3"),
+        (Z, 5, None, ValueError, r"t must be in 0\.\.4, got 5"),
+        (Z[:, :1], 1, None, ValueError, r"\(B, 2\)"),
+    ],
+)
+def test_predict_names_what_is_wrong(z, t, given, error, message):
+    with pytest.raises(error, match=message):
+        mt.exact.LabelledMixture(**MIXTURE, process=PROCESS).predict(z, t, given=given)
+
+
+def test_log_prob_needs_as_many_values_as_states():
+    with pytest.raises(ValueError, match=r"1 example|expected 3"):
+        mt.exact.LabelledMixture(**MIXTURE, process=PROCESS).log_prob("label", torch.tensor([0]), Z, 2)

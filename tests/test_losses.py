@@ -1,0 +1,160 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import generator, image_label_batch, image_label_model
+
+import mtdiff as mt
+
+
+class Spy:
+    """Records what the loss asked the model, and what it answered."""
+
+    def __init__(self, model, monkeypatch):
+        ask = model.forward
+
+        def forward(z_t, t, given=None, present=None, told=None):
+            self.z, self.t, self.given, self.present, self.told = z_t, t, given or {}, present or {}, told or {}
+            self.prediction = ask(z_t, t, given, present, told)
+            return self.prediction
+
+        monkeypatch.setattr(model, "forward", forward)
+
+
+@pytest.mark.parametrize("prediction", ["v", "eps", "x"])
+@pytest.mark.parametrize("schedule", [mt.NoiseSchedule.log_snr(50), mt.NoiseSchedule.cosine(50)], ids=["log_snr", "cosine"])
+def test_every_term_by_hand(prediction, schedule, monkeypatch):
+    """From the states that the model was shown: the noise, the target and each modality's negative log-likelihood."""
+    model, batch = image_label_model(prediction, schedule=schedule), image_label_batch(30)
+    batch["image"] = batch["image"].double()
+    spy = Spy(model, monkeypatch)
+    weights = {"label": 0.3, "image": 2.0}
+    loss = mt.multitask_loss(model, batch, weights=weights, drop={"label": 0.4}, give={"label": 0.5}, generator=generator(1))
+    keep, told = spy.present["label"], spy.told["label"]
+    assert 0 < int(keep.sum()) < 30
+    assert 0 < int(told.sum()) < 30
+
+    abar = schedule.abar[spy.t].reshape(-1, 1, 1, 1)
+    W = 0.5 * (spy.t / 50).reshape(-1, 1, 1, 1) * keep.reshape(-1, 1, 1, 1)
+    m = batch["image"] + W * model.modalities["label"].codes[batch["label"]].double()
+    eps = (spy.z - abar.sqrt() * m) / (1 - abar).sqrt()
+    assert abs(float(eps.var()) - 1) < 0.3
+    target = {"v": abar.sqrt() * eps - (1 - abar).sqrt() * m, "eps": eps, "x": m}[prediction]
+    p = spy.prediction
+    image = ((batch["image"] - p.params["image"]) ** 2 / (1 - abar)).mean()
+    expected = {
+        "denoise": F.mse_loss(p.output, target),
+        "image": image,
+        "label": F.cross_entropy(p.params["label"][~told], batch["label"][~told]),
+    }
+    assert loss.terms.keys() == expected.keys()
+    for name, value in expected.items():
+        assert loss.terms[name].item() == pytest.approx(value.item(), rel=1e-6), name
+    total = loss.terms["denoise"] + 2.0 * loss.terms["image"] + 0.3 * loss.terms["label"]
+    assert loss.total.item() == pytest.approx(total.item(), rel=1e-6)
+
+
+def test_weights_are_one_where_not_named():
+    model, batch = image_label_model(), image_label_batch(8)
+    loss = mt.multitask_loss(model, batch, generator=generator())
+    assert loss.total.item() == pytest.approx(sum(loss.terms.values()).item())
+    only = mt.multitask_loss(model, batch, weights={"image": 0, "label": 0}, generator=generator())
+    assert only.total.item() == only.terms["denoise"].item()
+
+
+def test_a_dropped_modality_does_not_enter_z(monkeypatch):
+    model = image_label_model(curve=mt.constant(1.0))
+    spy = Spy(model, monkeypatch)
+    seen = {}
+    for drop in (0.0, 1.0):
+        for label in (0, 1):
+            batch = {**image_label_batch(6), "label": torch.full((6,), label)}
+            mt.multitask_loss(model, batch, drop={"label": drop}, generator=generator())
+            seen[drop, label] = spy.z
+    assert torch.equal(seen[1.0, 0], seen[1.0, 1])
+    assert not torch.allclose(seen[0.0, 0], seen[0.0, 1])
+    assert not spy.present["label"].any()
+
+
+def test_a_dropped_modality_is_still_predicted():
+    loss = mt.multitask_loss(image_label_model(), image_label_batch(6), drop={"label": 1.0}, generator=generator())
+    assert loss.terms["label"].item() > 0.1
+
+
+def test_sets_are_drawn_per_example_at_the_asked_rate(monkeypatch):
+    """4,000 examples: the rates within 4 standard errors; seed 0."""
+    model = image_label_model()
+    spy = Spy(model, monkeypatch)
+    mt.multitask_loss(model, image_label_batch(4000), drop={"label": 0.3}, give={"label": 0.2}, generator=generator(0))
+    assert abs(float(spy.present["label"].double().mean()) - 0.7) < 4 * (0.3 * 0.7 / 4000) ** 0.5
+    assert abs(float(spy.told["label"].double().mean()) - 0.2) < 4 * (0.2 * 0.8 / 4000) ** 0.5
+
+
+def test_the_head_of_a_told_modality_is_not_scored():
+    model = image_label_model()
+    loss = mt.multitask_loss(model, image_label_batch(6), give={"label": 1.0}, generator=generator())
+    loss.total.backward()
+    assert loss.terms["label"].item() == 0
+    assert all(not bool(p.grad.any()) for p in model.modalities["label"].out.parameters())
+    assert bool(model.modalities["label"].embed.weight.grad.any())
+
+
+def test_the_loss_reaches_every_parameter():
+    model = image_label_model()
+    options = {"drop": {"label": 0.5, "image": 0.5}, "give": {"label": 0.5}}
+    mt.multitask_loss(model, image_label_batch(32), **options, generator=generator()).total.backward()
+    assert not [name for name, p in model.named_parameters() if p.grad is None or not bool(p.grad.any())]
+
+
+def test_its_generator_determines_the_loss():
+    model, batch = image_label_model(), image_label_batch(6)
+    options = {"drop": {"label": 0.5}, "give": {"label": 0.5}}
+    torch.manual_seed(0)
+    a = mt.multitask_loss(model, batch, **options, generator=generator(4))
+    torch.manual_seed(1)
+    b = mt.multitask_loss(model, batch, **options, generator=generator(4))
+    c = mt.multitask_loss(model, batch, **options, generator=generator(5))
+    assert a.terms == b.terms
+    assert a.total.item() != c.total.item()
+
+
+@pytest.mark.parametrize(("schedule", "first"), [(mt.NoiseSchedule.log_snr(50), 0), (mt.NoiseSchedule.cosine(50), 1)])
+def test_steps_are_stratified_from_the_first_to_the_last(schedule, first, monkeypatch):
+    model = image_label_model(schedule=schedule)
+    spy = Spy(model, monkeypatch)
+    mt.multitask_loss(model, image_label_batch(51 - first), generator=generator())
+    assert spy.t.tolist() == list(range(first, 51))
+    mt.multitask_loss(model, image_label_batch(3), generator=generator())
+    edges = [first + k * (51 - first) / 3 for k in range(4)]
+    assert all(low - 1 <= t <= high for t, low, high in zip(spy.t.tolist(), edges, edges[1:], strict=False))
+
+
+GOOD = image_label_batch(4)
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "error", "message"),
+    [
+        ({"sound": torch.zeros(4)}, {}, KeyError, "batch names an unknown modality 'sound'"),
+        ({"image": GOOD["image"] * torch.nan}, {}, ValueError, r"batch: 'image' has values that are not finite"),
+        ({"image": GOOD["image"].to(torch.uint8)}, {}, ValueError, "batch: 'image' must be floating point"),
+        ({"label": GOOD["label"].float()}, {}, ValueError, "batch: 'label' must be an integer tensor"),
+        ({"label": GOOD["label"] + 7}, {}, ValueError, r"batch: 'label' has values outside 0\.\.2"),
+        ({"label": GOOD["label"][:3]}, {}, ValueError, "batch has different numbers of examples"),
+        ({}, {"weights": {"sound": 1.0}}, KeyError, "weights names an unknown modality 'sound'"),
+        ({}, {"drop": {"sound": 1.0}}, KeyError, "drop names an unknown modality 'sound'"),
+        ({}, {"give": {"sound": 1.0}}, KeyError, "give names an unknown modality 'sound'"),
+        ({}, {"weights": {"label": -1.0}}, ValueError, r"weights\['label'\] must be in \[0, inf\], got -1"),
+        ({}, {"weights": {"label": torch.nan}}, ValueError, r"weights\['label'\]"),
+        ({}, {"drop": {"label": 1.5}}, ValueError, r"drop\['label'\] must be in \[0, 1.0\], got 1.5"),
+        ({}, {"give": {"label": -0.1}}, ValueError, r"give\['label'\]"),
+        ({}, {"give": {"image": 0.5}}, ValueError, "'image' cannot condition the backbone"),
+    ],
+)
+def test_bad_arguments_are_named(change, options, error, message):
+    with pytest.raises(error, match=message):
+        mt.multitask_loss(image_label_model(), {**GOOD, **change}, **options)
+
+
+def test_a_missing_modality_is_named():
+    with pytest.raises(KeyError, match=r"batch lacks \['label'\]; it has \['image'\]"):
+        mt.multitask_loss(image_label_model(), {"image": GOOD["image"]})

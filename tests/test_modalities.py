@@ -1,0 +1,208 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import generator, randn, standard_error
+from hypothesis import given
+from hypothesis import strategies as st
+
+import mtdiff as mt
+from mtdiff.modalities import simplex_codes
+from mtdiff.modalities.base import gaussian_log_prob
+
+
+def attached(modality, space=(6,)):
+    modality.attach("it", space, mt.MLP(space, width=16, blocks=1))
+    return modality
+
+
+@given(classes=st.integers(2, 12), extra=st.integers(0, 20), seed=st.integers(0, 99))
+def test_simplex_codes_are_a_regular_simplex(classes, extra, seed):
+    size = classes - 1 + extra
+    codes = simplex_codes(classes, (size,), seed).double()
+    assert torch.allclose(codes.square().mean(1), torch.ones(classes).double(), atol=1e-5)
+    assert codes.sum(0).abs().max() < 1e-5 * classes
+    apart = torch.cdist(codes, codes)[~torch.eye(classes, dtype=torch.bool)]
+    assert torch.allclose(apart, apart.mean().expand_as(apart), rtol=1e-5)
+    assert float(apart.mean()) == pytest.approx(math.sqrt(2 * size * classes / (classes - 1)), rel=1e-5)
+
+
+def test_simplex_codes_depend_on_their_seed_alone():
+    torch.manual_seed(5)
+    first = simplex_codes(10, (1, 8, 8), seed=3)
+    torch.manual_seed(6)
+    assert first.shape == (10, 1, 8, 8)
+    assert torch.equal(first, simplex_codes(10, (1, 8, 8), seed=3))
+    assert not torch.equal(first, simplex_codes(10, (1, 8, 8), seed=4))
+
+
+@pytest.mark.parametrize(("classes", "size"), [(4, 2), (10, 8)])
+def test_no_two_classes_share_a_code(classes, size):
+    for seed in range(20):
+        codes = simplex_codes(classes, (size,), seed)
+        assert torch.allclose(codes.square().mean(1), torch.ones(classes))
+        assert len(codes.unique(dim=0)) == classes
+
+
+def test_codes_are_written_to_their_channels_alone():
+    label = attached(mt.Label(3, channels=slice(1, 3)), (4, 2, 2))
+    code = label.encode(torch.tensor([0, 2]))
+    assert code.shape == (2, 4, 2, 2)
+    assert bool((code[:, [0, 3]] == 0).all())
+    assert torch.equal(code[:, 1:3], label.codes[[0, 2]])
+    assert torch.equal(label.take(code), label.codes[[0, 2]])
+
+
+@given(start=st.integers(0, 4), length=st.integers(1, 3))
+def test_take_undoes_place(start, length):
+    vector = attached(mt.Vector(length, channels=slice(start, start + length)), (7,))
+    code = randn(2, length)
+    whole = vector.place(code)
+    assert torch.equal(vector.take(whole), code)
+    assert int((whole != 0).sum()) == code.numel()
+
+
+def test_an_open_slice_runs_to_the_end():
+    assert attached(mt.Vector(2, channels=slice(4, None))).slice_shape == (2,)
+
+
+def test_a_continuous_modality_is_its_own_code():
+    image, x = attached(mt.Image((1, 2, 2)), (1, 2, 2)), torch.rand(3, 1, 2, 2)
+    assert torch.equal(image.encode(x), x)
+    assert torch.equal(image.estimate(x), x)
+
+
+def test_a_labels_estimate_is_the_mean_of_its_codes():
+    label, logits = attached(mt.Label(4)), randn(5, 4)
+    expected = sum(logits.softmax(1)[:, k, None] * label.encode(torch.tensor([k])).double() for k in range(4))
+    assert torch.allclose(label.estimate(logits), expected)
+
+
+def test_given_codes_are_used_as_they_are():
+    codes = [[1.0, 0, 0, 0, 0, 2], [0, 1.0, 0, 0, 3, 0]]
+    assert attached(mt.Label(2, codes=codes)).encode(torch.tensor([1])).tolist() == [codes[1]]
+
+
+def test_log_prob_of_a_label_is_the_categorical():
+    logits, y = randn(6, 4), torch.tensor([0, 1, 2, 3, 0, 1])
+    label = attached(mt.Label(4))
+    expected = torch.distributions.Categorical(logits=logits).log_prob(y)
+    assert torch.allclose(label.log_prob(y, logits, torch.ones(6, 1)), expected)
+    assert torch.allclose(label.loss(y, logits, torch.ones(6, 1)), F.cross_entropy(logits, y, reduction="none"))
+
+
+@pytest.mark.parametrize("channels", [1, 5])
+def test_log_prob_of_an_image_is_the_gaussian(channels):
+    shape = (channels, 2, 3)
+    image = attached(mt.Image(shape), shape)
+    x, mean, variance = randn(4, *shape, seed=1), randn(4, *shape, seed=2), torch.rand(4, 1, 1, 1).double() + 0.1
+    normal = torch.distributions.Independent(torch.distributions.Normal(mean, variance.sqrt().expand_as(mean)), 3)
+    log_p = image.log_prob(x, mean, variance)
+    assert torch.allclose(log_p, normal.log_prob(x))
+    d = channels * 6
+    constant = math.log(2 * math.pi) + variance.flatten().log()
+    assert torch.allclose(image.loss(x, mean, variance), -2 / d * log_p - constant)
+
+
+def test_gaussian_log_prob_takes_a_variance_per_coordinate():
+    x, mean, variance = randn(3, 2, seed=1), randn(3, 2, seed=2), torch.rand(3, 2).double() + 0.1
+    expected = torch.distributions.Normal(mean, variance.sqrt()).log_prob(x).sum(1)
+    assert torch.allclose(gaussian_log_prob(x, mean, variance), expected)
+
+
+def test_labels_are_drawn_from_the_softmax():
+    """20,000 draws; every frequency within 4 standard errors; seed 0."""
+    label, n = attached(mt.Label(4)), 20_000
+    logits = torch.tensor([[0.5, -1.0, 2.0, 0.0]])
+    drawn = label.draw(logits.expand(n, 4), generator(0))
+    assert drawn.dtype == torch.int64
+    for k, p in enumerate(logits.softmax(1)[0].tolist()):
+        assert abs(float((drawn == k).double().mean()) - p) < 4 * standard_error(p, n)
+
+
+def test_an_image_is_drawn_within_its_range_and_a_vector_as_it_is():
+    assert attached(mt.Image((1, 1, 2)), (1, 1, 2)).draw(torch.tensor([[[[-3.0, 0.5]]]])).tolist() == [[[[-1.0, 0.5]]]]
+    assert attached(mt.Vector(6)).draw(torch.full((1, 6), 3.0)).tolist() == [[3.0] * 6]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
+def test_class_ids_of_any_integer_type_mean_the_same(dtype):
+    label, ids, logits = attached(mt.Label(4)), torch.tensor([3, 0, 1, 3]), randn(4, 4)
+    value = ids.to(dtype)
+    label.check(value)
+    assert torch.equal(label.encode(value), label.codes[ids])
+    assert torch.equal(label.condition(value), label.condition(ids))
+    assert torch.equal(label.loss(value, logits, torch.ones(4, 1)), label.loss(ids, logits, torch.ones(4, 1)))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (torch.tensor([0, 4, 7, 4]), r"'it' has values outside 0\.\.3: \[4, 7\]"),
+        (torch.tensor([0, -1]), r"outside 0\.\.3: \[-1\]"),
+        (torch.tensor([0.0, 1.0]), r"'it' must be an integer tensor .* got torch.float32 \(2,\)"),
+        (torch.tensor([True]), "got torch.bool"),
+        (torch.tensor([[0]]), r"\(1, 1\)"),
+        (torch.tensor(0), "integer tensor"),
+        ([0, 1], r"got \[0, 1\]"),
+    ],
+)
+def test_bad_labels_are_refused(value, message):
+    with pytest.raises(ValueError, match=message):
+        attached(mt.Label(4)).check(value)
+
+
+IMAGE = torch.zeros(2, 1, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (torch.zeros(2, 3, 2, 2), r"'it' must be floating point \(B, 1, 2, 2\), got torch.float32 \(2, 3, 2, 2\)"),
+        (torch.zeros(1, 2, 2), "floating point"),
+        (IMAGE.long(), "got torch.int64"),
+        (IMAGE.numpy(), "floating point"),
+        (torch.cat([IMAGE, IMAGE[:1] * math.nan]), r"not finite \(NaN or inf\) in rows \[2\]"),
+        (IMAGE - math.inf, r"rows \[0, 1\]"),
+        (IMAGE + 255, r"\[-1, 1\], got values in \[255, 255\]"),
+        (IMAGE - 1.01, r"\[-1, 1\]"),
+    ],
+)
+def test_bad_images_are_refused(value, message):
+    with pytest.raises(ValueError, match=message):
+        attached(mt.Image((1, 2, 2)), (1, 2, 2)).check(value)
+
+
+def test_good_values_pass():
+    for channels in (1, 5):
+        attached(mt.Image((channels, 2, 2)), (channels, 2, 2)).check(torch.rand(3, channels, 2, 2) * 2 - 1)
+    attached(mt.Vector(6)).check(torch.full((3, 6), 40.0))
+    attached(mt.Label(4)).check(torch.tensor([0, 3]))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: mt.Label(1), "classes must be at least 2, got 1"),
+        (lambda: mt.Label(3, names=["a"]), "names has 1 entries for 3 classes"),
+        (lambda: mt.Label(3, codes="onehot"), "codes must be"),
+        (lambda: mt.Label(3, channels=slice(0, 4, 2)), "without a step"),
+        (lambda: mt.Image((2, 2)), r"shape is \(C, H, W\), got \(2, 2\)"),
+        (lambda: mt.Image((0, 2, 2)), "positive sizes"),
+        (lambda: mt.Vector(0), "positive sizes"),
+        (lambda: attached(mt.Label(2, codes=[[1.0], [2.0]])), r"codes of 'it' must have shape \(2, 6\), got \(2, 1\)"),
+        (lambda: attached(mt.Vector(5)), r"'it' has shape \(5,\), but its part of the space is \(6,\)"),
+        (lambda: attached(mt.Vector(2, channels=slice(5, 7))), "leave the space"),
+        (lambda: attached(mt.Vector(2, channels=slice(6, None))), "leave the space"),
+        (lambda: attached(attached(mt.Vector(6))), "already part of a model"),
+    ],
+)
+def test_bad_modalities_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_a_modality_without_an_embedding_cannot_condition():
+    with pytest.raises(ValueError, match="'it' cannot condition the backbone: Vector"):
+        attached(mt.Vector(6)).condition(torch.zeros(1, 6))

@@ -1,0 +1,128 @@
+"""The pairs of the course, and the controls in them."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import ipywidgets
+import jupytext
+import nbformat
+import pytest
+import torch
+
+import mtdiff as mt
+from mtdiff import plots, widgets
+
+spec = importlib.util.spec_from_file_location("course_notebooks", Path(__file__).parent / "notebooks.py")
+course = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(course)
+
+TAGS = {"exercise", "solution", "check", "slide", "slow", "nbval-check-output", "nbval-ignore-output"}
+every_notebook = pytest.mark.parametrize("source", course.sources(), ids=lambda source: source.stem)
+
+
+def test_there_are_notebooks():
+    assert course.sources()[0].stem == "00_quickstart"
+
+
+@every_notebook
+def test_both_halves_of_a_pair_agree(source):
+    assert course.cells(jupytext.read(source)) == course.cells(nbformat.read(source.with_suffix(".ipynb"), 4))
+
+
+@every_notebook
+def test_the_page_was_executed_from_this_source_and_these_checkpoints(source):
+    assert not course.out_of_date(source), f"run: make notebooks ({source.stem} changed since its page was executed)"
+
+
+@every_notebook
+def test_the_page_reads_on_a_plain_viewer(source):
+    page = source.with_suffix(".ipynb")
+    notebook = nbformat.read(page, 4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert page.stat().st_size < 500_000
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    assert "widgets" not in notebook.metadata
+    for cell in code:
+        for output in cell.outputs:
+            assert output.output_type != "error", output
+            assert "application/vnd.jupyter.widget-view+json" not in output.get("data", {})
+            if "image/png" in output.get("data", {}):
+                assert output.metadata["image/png"]["alt"], "every figure says in words what it shows"
+
+
+@every_notebook
+def test_the_web_page_describes_every_figure(source):
+    page = course.web_page(nbformat.read(source.with_suffix(".ipynb"), 4))
+    assert "No description has been provided" not in page
+
+
+@every_notebook
+def test_cells_are_short_tagged_and_without_magics(source):
+    for kind, text, tags in course.cells(jupytext.read(source)):
+        assert set(tags) <= TAGS, tags
+        if kind == "code":
+            assert len([line for line in text.splitlines() if line.strip()]) <= 25, text
+            assert not re.match(r"\s*[%!]", text), text
+
+
+@every_notebook
+def test_every_exercise_has_a_check_and_a_solution(source):
+    tags = [tag for _, _, tags in course.cells(jupytext.read(source)) for tag in tags]
+    assert 2 <= tags.count("exercise") <= 4
+    assert tags.count("exercise") == tags.count("check") == tags.count("solution")
+
+
+def test_a_changed_source_is_noticed(tmp_path, monkeypatch):
+    source = course.sources()[0]
+    copy = tmp_path / source.name
+    copy.write_text(source.read_text())
+    copy.with_suffix(".ipynb").write_text(source.with_suffix(".ipynb").read_text())
+    assert not course.out_of_date(copy)
+    copy.write_text(source.read_text() + "\n# changed")
+    assert course.out_of_date(copy)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return mt.load("image-label/digits")
+
+
+def test_the_samplers_callback_draws_the_class_and_repeats(model):
+    figure = widgets.draw_class(model, 4, guidance=2.0, steps=3, seed=1, n=3)
+    titles = [axis.get_title() for axis in figure.axes]
+    assert titles == ["4"] * 3
+    assert "guidance 2" in figure.get_suptitle()
+    pictures = [axis.images[0].get_array() for axis in figure.axes]
+    again = [axis.images[0].get_array() for axis in widgets.draw_class(model, 4, 2.0, 3, 1, 3).axes]
+    other = [axis.images[0].get_array() for axis in widgets.draw_class(model, 4, 2.0, 3, 2, 3).axes]
+    assert all((a == b).all() for a, b in zip(pictures, again, strict=True))
+    assert not all((a == b).all() for a, b in zip(pictures, other, strict=True))
+
+
+def test_moving_a_slider_redraws_without_an_error(model):
+    box = widgets.class_sampler(model, n=1)
+    (output,) = (child for child in box.children if isinstance(child, ipywidgets.Output))
+    box.controls["steps"].value = 2
+    box.controls["label"].value = 8
+    errors = [o for o in output.outputs if o.get("output_type") == "error"]
+    assert not errors
+    assert {name: control.value for name, control in box.controls.items()} == {
+        "label": 8, "guidance": 1.0, "steps": 2, "seed": 0
+    }  # fmt: skip
+
+
+def test_a_verdict_is_its_truth_and_shows_its_message():
+    good, bad = widgets.Verdict(True, "a < b"), widgets.Verdict(False, "look again")
+    assert good
+    assert not bad
+    assert "Solved" in good._repr_html_()
+    assert "a &lt; b" in good._repr_html_()
+    assert "Not yet" in bad._repr_html_()
+
+
+def test_plots_show_images_of_any_channel_count_and_mark_wrong_labels():
+    figure = plots.pair_grid(torch.zeros(3, 5, 4, 4), torch.tensor([0, 1, 0]), ["a", "b"], wrong=torch.tensor([0, 1, 0]) > 0)
+    colours = [axis.title.get_color() for axis in figure.axes]
+    assert [axis.get_title() for axis in figure.axes] == ["a", "b", "a"]
+    assert colours[0] == colours[2] != colours[1]

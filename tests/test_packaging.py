@@ -1,0 +1,118 @@
+"""What a newcomer relies on: the pins, the wheel, the README."""
+
+import json
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mtdiff.experiments.report import markdown
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def requirement_names(text):
+    """Names of requirements, one per line, normalised."""
+    lines = (line.split("#")[0].strip() for line in text.splitlines())
+    return {re.split(r"[\[<>=!; ]", line)[0].lower().replace("_", "-") for line in lines if line}
+
+
+def declared():
+    """Direct requirements of pyproject.toml: the core's and all extras'."""
+    block = (ROOT / "pyproject.toml").read_text().split("[project.scripts]")[0]
+    return {re.split(r"[\[<>=]", name)[0] for name in re.findall(r'^    "([a-z][^"]*>=[^"]*)",$', block, re.M)}
+
+
+def test_every_direct_requirement_is_pinned():
+    assert len(declared()) > 15
+    assert declared() <= requirement_names((ROOT / "constraints.txt").read_text())
+
+
+def test_pins_are_exact_and_name_no_address():
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        if not line.startswith("#"):
+            assert re.fullmatch(r'[a-z0-9.-]+==[A-Za-z0-9.]+(; python_version (<|>=) "3\.11")?', line), line
+
+
+def test_environment_yml_has_the_same_pins_through_pip():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    conda = [entry for entry in environment["dependencies"] if isinstance(entry, str)]
+    assert {re.split("[=<>]", entry)[0] for entry in conda} == {"python", "pip"}
+    (pip,) = (entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
+    assert pip == ["-c constraints.txt", "-e .[test]"]
+
+
+def test_the_pip_section_of_environment_yml_resolves(tmp_path):
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    (pip,) = (entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
+    requirements = tmp_path / "requirements.txt"
+    requirements.write_text("\n".join(pip) + "\n")
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "-q", "-r", requirements]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, ROOT]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return next(folder.glob("*.whl"))
+
+
+def test_the_wheel_holds_the_shipped_models_and_no_tests(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "mtdiff/checkpoints/image-label/digits/model.safetensors" in names
+    assert not [name for name in names if name.startswith(("tests", "notebooks", "data"))]
+
+
+def test_load_works_from_an_installed_wheel(wheel, tmp_path):
+    zipfile.ZipFile(wheel).extractall(tmp_path)
+    code = (
+        "import mtdiff as mt; print(mt.__file__); print(mt.sample(mt.load('image-label/digits'), 2, steps=2)['label'].shape)"
+    )
+    environment = {"PYTHONPATH": str(tmp_path), "PATH": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    where, shape = done.stdout.split("\n")[:2]
+    assert Path(where).is_relative_to(tmp_path)
+    assert shape == "torch.Size([2])"
+
+
+def test_importing_the_core_pulls_in_neither_torchvision_nor_the_notebook_packages():
+    code = "import sys, mtdiff; print([m for m in ('torchvision', 'matplotlib', 'sklearn', 'IPython') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_readme_code_runs():
+    blocks = re.findall(r"```python\n(.*?)```", README, re.S)
+    assert len(blocks) == 2
+    names = {}
+    for block in blocks:
+        exec(block, names)
+    assert names["threes"]["label"].tolist() == [3] * 16
+    assert float(names["loss"].total) > 0
+
+
+def test_the_readme_and_the_makefile_agree():
+    targets = set(re.findall(r"^([a-z]+):.*## ", (ROOT / "Makefile").read_text(), re.M))
+    assert {"course", "test", "lab", "notebooks", "lint", "help"} <= targets
+    assert set(re.findall(r"`?make ([a-z]+)", README)) <= targets
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_the_readmes_table_is_the_measured_one():
+    result = json.loads((ROOT / "data" / "results" / "image-label-digits.json").read_text())
+    assert markdown(result) in README
+
+
+def test_the_readme_links_to_files_that_exist():
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
+        assert (ROOT / link).exists(), link

@@ -1,0 +1,328 @@
+import math
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+from helpers import generator, randn
+from hypothesis import given
+from hypothesis import strategies as st
+
+import mtdiff as mt
+
+SHAPES = [(3,), (2, 4, 4)]
+
+
+@st.composite
+def cases(draw):
+    """A process with random schedule and curves, codes on a random space, and the batch size."""
+    T, n, seed = draw(st.integers(1, 12)), draw(st.integers(1, 3)), draw(st.integers(0, 2**20))
+    g = generator(seed)
+    falls = 0.1 + 2 * torch.rand(T, dtype=torch.float64, generator=g)
+    log_snr = draw(st.floats(0, 9)) - torch.cat([torch.zeros(1), falls.cumsum(0)])
+    abar = torch.sigmoid(log_snr)
+    if draw(st.booleans()):
+        abar[0] = 1.0
+    weights = {}
+    for i in range(n):
+        curves = [mt.fade_in(0.7), mt.fade_out(-1.3), 0.9, torch.randn(T + 1, dtype=torch.float64, generator=g)]
+        weights[f"m{i}"] = draw(st.sampled_from(curves))
+    shape = (draw(st.integers(1, 3)), *draw(st.sampled_from(SHAPES)))
+    codes = {name: torch.randn(shape, dtype=torch.float64, generator=g) for name in weights}
+    return mt.ForwardProcess(mt.NoiseSchedule(abar), weights), codes, g
+
+
+def close(a, b, atol=1e-10):
+    return torch.allclose(a, b, rtol=0, atol=atol)
+
+
+def linear(T=1000):
+    """The DDPM case: one modality, weight 1."""
+    return mt.ForwardProcess(mt.NoiseSchedule.linear(T), {"x": 1.0})
+
+
+def reference(process):
+    """diffusers' scheduler on the same curve, in float64 (that its own curve is the same is tested in test_schedules)."""
+    scheduler = DDPMScheduler(num_train_timesteps=process.steps, beta_schedule="linear", clip_sample=False)
+    scheduler.alphas_cumprod = process.schedule.abar[1:]
+    scheduler.set_timesteps(process.steps)
+    return scheduler
+
+
+@given(case=cases())
+def test_marginal_is_the_composition_of_the_transitions(case):
+    p, codes, _ = case
+    abar = p.schedule.abar
+    mean = abar[0].sqrt() * p.aggregate(codes, 0)
+    variance = 1 - abar[0]
+    for t in range(1, p.steps + 1):
+        mean, std = p.transition(mean, codes, t)
+        variance = abar[t] / abar[t - 1] * variance + std**2
+        marginal, marginal_std = p.marginal(codes, t)
+        assert close(mean, marginal)
+        assert close(variance, (marginal_std**2).expand_as(variance))
+
+
+@given(case=cases())
+def test_posterior_is_bayes_rule(case):
+    p, codes, g = case
+    for t in range(1, p.steps + 1):
+        root_alpha = (p.schedule.abar[t] / p.schedule.abar[t - 1]).sqrt()
+        before, before_std = p.marginal(codes, t - 1)
+        offset, step_std = p.transition(torch.zeros_like(before), codes, t)
+        z_t = torch.randn(before.shape, dtype=torch.float64, generator=g)
+        gain = root_alpha * before_std**2 / (root_alpha**2 * before_std**2 + step_std**2)
+        mean, std = p.posterior(z_t, codes, t)
+        assert close(mean, before + gain * (z_t - root_alpha * before - offset))
+        assert close(std**2, before_std**2 * (1 - gain * root_alpha))
+
+
+@given(case=cases())
+def test_posterior_mean_is_ddpms_minus_the_aggregation_term(case):
+    p, codes, g = case
+    for t in range(1, p.steps + 1):
+        abar, alpha = p.schedule.abar[t], p.schedule.abar[t] / p.schedule.abar[t - 1]
+        z_t, eps = p.diffuse(codes, t, generator=g)
+        ddpm = (z_t - (1 - alpha) / (1 - abar).sqrt() * eps) / alpha.sqrt()
+        injected = sum(p.injected(name)[t] * code for name, code in codes.items())
+        assert close(p.posterior(z_t, codes, t)[0], ddpm - injected)
+
+
+@given(case=cases())
+def test_transition_is_the_papers_kernel(case):
+    p, codes, g = case
+    for t in range(1, p.steps + 1):
+        alpha = p.schedule.abar[t] / p.schedule.abar[t - 1]
+        z = torch.randn(next(iter(codes.values())).shape, dtype=torch.float64, generator=g)
+        injected = sum(p.injected(name)[t] * code for name, code in codes.items())
+        mean, std = p.transition(z, codes, t)
+        assert close(mean, alpha.sqrt() * (z + injected))
+        assert close(std**2, (1 - alpha).expand_as(std))
+
+
+@given(case=cases())
+def test_injected_weights_add_up_to_the_cumulative_ones(case):
+    p, _, _ = case
+    for name in p.names:
+        W, w = p.cumulative(name), p.injected(name)
+        assert w[0] == 0
+        assert close(W, W[0] + torch.cat([torch.zeros(1), (w[1:] / p.schedule.abar[:-1].sqrt()).cumsum(0)]))
+        assert (name in p.moving) == bool((w != 0).any())
+
+
+@given(case=cases())
+def test_masked_modalities_contribute_nothing(case):
+    p, codes, g = case
+    n = len(next(iter(codes.values())))
+    present = {name: torch.rand(n, generator=g) < 0.5 for name in codes}
+    masked = {name: code * present[name].double().reshape(-1, *[1] * (code.ndim - 1)) for name, code in codes.items()}
+    z = torch.randn(next(iter(codes.values())).shape, dtype=torch.float64, generator=g)
+    t = p.steps
+    assert close(p.aggregate(codes, t, present), p.aggregate(masked, t))
+    assert close(p.marginal(codes, t, present)[0], p.marginal(masked, t)[0])
+    assert close(p.transition(z, codes, t, present)[0], p.transition(z, masked, t)[0])
+    assert close(p.posterior(z, codes, t, present)[0], p.posterior(z, masked, t)[0])
+    assert close(p.diffuse(codes, t, z, present)[0], p.diffuse(masked, t, z)[0])
+    assert close(p.increment(codes, t, 0, present), p.increment(masked, t, 0))
+
+
+@given(case=cases())
+def test_a_tensor_of_steps_is_each_step_alone(case):
+    p, codes, g = case
+    z = torch.randn(next(iter(codes.values())).shape, dtype=torch.float64, generator=g)
+    t = torch.randint(1, p.steps + 1, (len(z),), generator=g)
+    for b in range(len(z)):
+        one, step = {name: code[b : b + 1] for name, code in codes.items()}, int(t[b])
+        assert close(p.aggregate(codes, t)[b : b + 1], p.aggregate(one, step))
+        for whole, single in (
+            (p.marginal(codes, t), p.marginal(one, step)),
+            (p.transition(z, codes, t), p.transition(z[b : b + 1], one, step)),
+            (p.posterior(z, codes, t), p.posterior(z[b : b + 1], one, step)),
+        ):
+            assert close(whole[0][b : b + 1], single[0])
+            assert close(whole[1][b : b + 1], single[1])
+
+
+@given(case=cases())
+def test_increment_is_the_difference_of_aggregates(case):
+    p, codes, g = case
+    n = len(next(iter(codes.values())))
+    t, s = (torch.randint(0, p.steps + 1, (n,), generator=g) for _ in range(2))
+    assert close(p.increment(codes, t, s), p.aggregate(codes, s) - p.aggregate(codes, t))
+
+
+@given(case=cases())
+def test_wiener_is_the_conditional_of_a_gaussian_pair(case):
+    p, codes, _ = case
+    z = next(iter(codes.values()))
+    for name in p.names:
+        for t in range(p.first, p.steps + 1):
+            a = p.schedule.abar[t].sqrt() * p.cumulative(name)[t]  # z = a x + noise, x ~ N(0, 1)
+            joint = torch.stack([torch.stack([torch.ones(()).double(), a]), torch.stack([a, a**2 + 1 - p.schedule.abar[t]])])
+            precision_of_x = torch.linalg.inv(joint)[0, 0]
+            gain, variance = p.wiener(name, t, z)
+            assert close(gain, (joint[0, 1] / joint[1, 1]).expand_as(gain))
+            assert close(variance, (1 / precision_of_x).expand_as(variance), atol=1e-8)
+
+
+def test_snr_formula_and_the_peak_of_a_linear_fade_in():
+    p = mt.ForwardProcess(mt.NoiseSchedule.log_snr(900), {"image": 1.0, "label": mt.fade_in(0.5)})
+    assert close(p.snr("image").log(), torch.linspace(9, -9, 901, dtype=torch.float64))
+    u = torch.arange(901).double() / 900
+    assert close(p.snr("label"), (0.5 * u) ** 2 * (9 - 18 * u).exp())
+    assert int(p.snr("label").argmax()) == 100  # u = 1/9 (theory 2)
+
+
+def test_an_absent_modality_has_no_signal_where_there_is_no_noise():
+    p = mt.ForwardProcess(mt.NoiseSchedule.linear(10), {"image": 1.0, "label": mt.fade_in(1.0)})
+    assert p.snr("image")[0] == math.inf
+    assert p.snr("label")[0] == 0
+
+
+def test_one_modality_with_weight_one_diffuses_like_ddpm():
+    p = linear()
+    scheduler = reference(p)
+    x, noise, t = randn(5, 2, 3, 3, seed=1), randn(5, 2, 3, 3, seed=2), torch.tensor([1, 2, 37, 500, 1000])
+    assert close(p.diffuse({"x": x}, t, noise)[0], scheduler.add_noise(x, noise, t - 1))
+
+
+@pytest.mark.parametrize("t", [1, 2, 3, 37, 500, 1000])
+def test_one_modality_with_weight_one_has_ddpms_posterior(t):
+    p = linear()
+    scheduler = reference(p)
+    x = randn(4, 3, seed=t)
+    z, eps = p.diffuse({"x": x}, t, generator=generator(t))
+    mean, std = p.posterior(z, {"x": x}, t)
+    theirs = scheduler.step(eps, t - 1, z, generator=generator(9)).prev_sample
+    noise = torch.randn(z.shape, dtype=torch.float64, generator=generator(9)) if t > 1 else torch.zeros_like(z)
+    assert close(theirs, mean + std * noise)
+    if t > 1:
+        assert close(std**2, scheduler._get_variance(t - 1).expand_as(std))
+
+
+def test_noise_free_start():
+    """With abar_0 = 1 the posterior at t = 1 is the point m_0."""
+    p = mt.ForwardProcess(mt.NoiseSchedule.cosine(10), {"x": mt.fade_out(0.8), "y": mt.fade_in(0.5)})
+    codes = {"x": randn(3, 2, seed=1), "y": randn(3, 2, seed=2)}
+    mean, std = p.posterior(randn(3, 2, seed=3), codes, 1)
+    assert p.first == 1
+    assert close(mean, 0.8 * codes["x"])
+    assert bool((std == 0).all())
+
+
+def test_diffuse_uses_the_noise_it_is_given_and_returns_it():
+    p = linear(10)
+    x, noise = randn(3, 2, seed=1), randn(3, 2, seed=2)
+    z, back = p.diffuse({"x": x}, 4, noise)
+    abar = p.schedule.abar[4]
+    assert back is noise
+    assert close(z, abar.sqrt() * x + (1 - abar).sqrt() * noise)
+
+
+def test_diffuse_draws_standard_noise_from_its_generator():
+    """Mean and variance of 40,000 draws within 4 standard errors; seed 0."""
+    p, x = linear(10), torch.zeros(20_000, 2, dtype=torch.float64)
+    first, again, other = (p.diffuse({"x": x}, 5, generator=generator(seed))[1] for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert abs(float(first.mean())) < 4 / math.sqrt(first.numel())
+    assert abs(float(first.var()) - 1) < 4 * math.sqrt(2 / first.numel())
+
+
+def test_float32_codes_stay_float32_and_accurate():
+    weights = {"x": 1.0, "y": mt.fade_in(0.5)}
+    p = mt.ForwardProcess(mt.NoiseSchedule.log_snr(1000, high=13.0), weights)
+    codes = {"x": randn(4, 3, seed=1), "y": randn(4, 3, seed=2)}
+    single = {name: code.float() for name, code in codes.items()}
+    z, t = randn(4, 3, seed=3), torch.tensor([1, 2, 500, 1000])
+    for exact, rounded in (
+        (p.marginal(codes, t), p.marginal(single, t)),
+        (p.transition(z, codes, t), p.transition(z.float(), single, t)),
+        (p.posterior(z, codes, t), p.posterior(z.float(), single, t)),
+    ):
+        for a, b in zip(exact, rounded, strict=True):
+            assert b.dtype == torch.float32
+            assert torch.allclose(a, b.double(), rtol=2e-6, atol=2e-6)
+
+
+def test_a_modality_without_weight_needs_no_code():
+    p = mt.ForwardProcess(mt.NoiseSchedule.log_snr(5), {"x": 1.0, "caption": 0.0})
+    x = randn(2, 3)
+    assert close(p.aggregate({"x": x}, 3), x)
+
+
+def test_a_chain_may_end_at_a_modality():
+    weights = {"target": mt.fade_out(1.0), "source": mt.fade_in(1.0)}
+    p = mt.ForwardProcess(mt.NoiseSchedule.log_snr(10, 8, 0), weights, prior="source")
+    codes = {"target": randn(2, 3, seed=1), "source": randn(2, 3, seed=2)}
+    assert p.prior == "source"
+    assert close(p.marginal(codes, 10)[0], p.schedule.abar[10].sqrt() * codes["source"])
+    assert close(p.marginal(codes, 0)[0], p.schedule.abar[0].sqrt() * codes["target"])
+
+
+def test_bad_processes_are_refused():
+    s = mt.NoiseSchedule.log_snr(4)
+    with pytest.raises(ValueError, match="no modality"):
+        mt.ForwardProcess(s, {})
+    with pytest.raises(ValueError, match=r"'x' needs 5 values"):
+        mt.ForwardProcess(s, {"x": torch.ones(4)})
+    with pytest.raises(KeyError, match="no modality 'source'"):
+        mt.ForwardProcess(s, {"x": 1.0}, prior="source")
+    with pytest.raises(ValueError, match=r"end at 'y' alone, but \['x'\] have weight left"):
+        mt.ForwardProcess(s, {"x": 1.0, "y": mt.fade_in(1.0)}, prior="y")
+
+
+X = torch.zeros(2, 3)
+
+
+@pytest.mark.parametrize(
+    ("codes", "t", "present", "error", "message"),
+    [
+        ({"x": X, "z": X}, 1, None, KeyError, "no modality 'z'"),
+        ({"x": X}, 1, None, KeyError, "codes lacks 'y'"),
+        ({}, 1, None, KeyError, "codes is empty"),
+        ({"x": X, "y": X}, 1, {"z": torch.ones(2, dtype=torch.bool)}, KeyError, "no modality 'z'"),
+        ({"x": X}, 1, {"y": torch.tensor([False, True])}, KeyError, "codes lacks 'y'"),
+        ({"x": X, "y": X[:1]}, 1, None, ValueError, r"codes\['y'\] has shape \(1, 3\), expected \(2, 3\)"),
+        ({"x": X, "y": X}, 1, {"y": torch.ones(2)}, ValueError, r"present\['y'\] must be bool \(2,\), got torch.float32"),
+        ({"x": X, "y": X}, 1, {"y": torch.ones(3, dtype=torch.bool)}, ValueError, r"present\['y'\]"),
+        ({"x": X, "y": X}, 0, None, ValueError, r"t must be in 1\.\.4, got 0"),
+        ({"x": X, "y": X}, 5, None, ValueError, r"t must be in 1\.\.4, got 5"),
+        ({"x": X, "y": X}, True, None, ValueError, "t must be an int"),
+        ({"x": X, "y": X}, 1.0, None, ValueError, "t must be an int"),
+        ({"x": X, "y": X}, torch.tensor([1.0, 2.0]), None, ValueError, "t must be an int tensor"),
+        ({"x": X, "y": X}, torch.tensor([1, 2, 3]), None, ValueError, r"shape \(2,\), got \(3,\)"),
+        ({"x": X, "y": X}, torch.tensor([1, 9]), None, ValueError, r"t must be in 1\.\.4, got values in 1\.\.9"),
+    ],
+)
+def test_bad_arguments_are_named(codes, t, present, error, message):
+    p = mt.ForwardProcess(mt.NoiseSchedule.log_snr(4), {"x": 1.0, "y": mt.fade_in(1.0)})
+    for call in (p.transition, p.posterior):
+        with pytest.raises(error, match=message):
+            call(X, codes, t, present)
+    if not (isinstance(t, int) and t == 0):
+        with pytest.raises(error, match=message.replace(r"in 1\.\.4", r"in 0\.\.4")):
+            p.marginal(codes, t, present)
+
+
+@pytest.mark.parametrize("call", ["cumulative", "injected", "snr"])
+def test_unknown_modalities_are_named(call):
+    with pytest.raises(KeyError, match="no modality 'sound'; it has"):
+        getattr(linear(4), call)("sound")
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_steps_of_any_integer_type_mean_the_same(dtype):
+    p, x = linear(4), randn(3, 2)
+    t = torch.tensor([0, 1, 4])
+    assert torch.equal(p.marginal({"x": x}, t.to(dtype))[0], p.marginal({"x": x}, t)[0])
+
+
+def test_z_must_have_the_shape_of_the_codes():
+    with pytest.raises(ValueError, match=r"codes\['x'\] has shape \(2, 3\), expected \(2, 4\)"):
+        linear(4).posterior(torch.zeros(2, 4), {"x": X}, 1)
+
+
+def test_tables_cannot_be_changed_from_outside():
+    p = linear(4)
+    p.cumulative("x")[:] = 7.0
+    assert bool((p.cumulative("x") == 1).all())

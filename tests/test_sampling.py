@@ -1,0 +1,470 @@
+import itertools
+import math
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler
+from helpers import (
+    OneModality,
+    energy_distance,
+    gaussian_model,
+    generator,
+    image_label_batch,
+    image_label_model,
+    mixture,
+    slope,
+    standard_error,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import mtdiff as mt
+
+CURVES = {"constant": mt.constant(1.0), "fade-in": mt.fade_in(0.5)}
+BUDGET = {"ddpm": 200, "ddim": 100, "heun": 50, "dpm++": 50}
+N = 2000
+
+
+def final(path):
+    """The last state of a path."""
+    return list(path)[-1][1]
+
+
+# ---- against diffusers, one modality ----
+
+
+def nonlinear(T=1000):
+    """One modality on DDPM's schedule, with a made-up network that is far from linear."""
+    process = mt.ForwardProcess(mt.NoiseSchedule.linear(T), {"x": 1.0})
+
+    def aggregate(z, t):
+        signal, noise = process.level(t, z)
+        return torch.tanh(2 * z + z.flip(1)) * signal + 0.1 * noise
+
+    return OneModality(process, (4,), aggregate)
+
+
+def scheduler(kind, process, steps):
+    """diffusers' scheduler on the same curve in float64; its t is ours minus 1."""
+    out = kind(num_train_timesteps=process.steps, beta_schedule="linear", clip_sample=False, prediction_type="sample")
+    out.alphas_cumprod = process.schedule.abar[1:]
+    out.set_timesteps(steps)
+    return out
+
+
+@pytest.mark.parametrize("steps", [27, 37])
+def test_ddim_is_diffusers_ddim(steps):
+    """999 = 27 * 37 intervals: both walk the same grid, from t = 1000 down to the read-out at t = 1."""
+    model = nonlinear()
+    reference = scheduler(DDIMScheduler, model.process, steps)
+    path = list(mt.sample_path(model, 3, sampler="ddim", steps=steps, generator=generator(1)))
+    assert [t for t, _, _ in path] == list(range(1000, 0, -999 // steps))
+    z = torch.randn(3, 4, dtype=torch.float64, generator=generator(1))
+    for (t, ours, prediction), (_, after, _) in itertools.pairwise(path):
+        assert torch.allclose(ours, z, atol=1e-9)
+        z = reference.step(model.aggregate(z, t), t - 1, z, eta=0.0).prev_sample
+        assert torch.allclose(after, z, atol=1e-9)
+        assert torch.equal(prediction.aggregate, model.aggregate(ours, t))
+
+
+def test_ddpm_is_diffusers_ddpm():
+    """All 999 steps with the same noise: mean and variance of every step."""
+    model = nonlinear()
+    reference, g = scheduler(DDPMScheduler, model.process, 1000), generator(1)
+    z = torch.randn(3, 4, dtype=torch.float64, generator=g)
+    for t in range(1000, 1, -1):
+        z = reference.step(model.aggregate(z, t), t - 1, z, generator=g).prev_sample
+    ours = final(mt.sample_path(model, 3, sampler="ddpm", steps=999, generator=generator(1)))
+    assert torch.allclose(ours, z, atol=1e-8)
+
+
+def test_a_ddpm_step_is_the_posterior_at_the_prediction():
+    """With moving curves, a step of one is q(z_{t-1} | z_t, X = prediction); 20,000 draws, 4 standard errors, seed 0."""
+    model, n = mixture(mt.fade_in(1.0), T=20), 20_000
+    (t, z, p), (s, after, _) = itertools.islice(
+        mt.sample_path(model, n, sampler="ddpm", steps=20, generator=generator(0)), 2
+    )
+    codes = {"label": p.estimate["label"], "x": p.aggregate - model.process.weight("label", t, z) * p.estimate["label"]}
+    mean, std = model.process.posterior(z, codes, t)
+    assert (t, s) == (20, 19)
+    standard = (after - mean) / std
+    assert float(standard.mean(0).abs().max()) < 4 / math.sqrt(n)
+    assert float((standard.var(0) - 1).abs().max()) < 4 * math.sqrt(2 / n)
+
+
+# ---- order of convergence ----
+
+STEPS = [25, 50, 100, 200]
+ORDERS = [("ddim", 1), ("heun", 2), ("dpm++", 2)]
+
+
+@pytest.mark.parametrize(("sampler", "order"), ORDERS)
+@pytest.mark.parametrize("curve", [mt.constant(1.0), lambda u: 1.0 + u**2], ids=["constant", "moving"])
+def test_order_on_a_gaussian_whose_flow_is_known(sampler, order, curve):
+    """z_t = mean_t + (z_T - mean_T) std_t / std_T along the probability-flow ODE of a Gaussian."""
+    process = mt.ForwardProcess(mt.NoiseSchedule.log_snr(800), {"x": curve})
+    mean, std = 0.7, 0.4
+    abar, W = process.schedule.abar, process.cumulative("x")
+    means, stds = abar.sqrt() * W * mean, (abar * (W * std) ** 2 + 1 - abar).sqrt()
+    z_T = torch.randn(50, 1, dtype=torch.float64, generator=generator(0))
+    truth = means[0] + (z_T - means[-1]) * stds[0] / stds[-1]
+    model = gaussian_model(process, mean, std)
+    errors = [
+        float((final(mt.sample_path(model, 50, sampler=sampler, steps=k, generator=generator(0))) - truth).abs().mean())
+        for k in STEPS
+    ]
+    assert abs(slope(STEPS, errors) - order) < 0.25
+    assert errors[-1] < {1: 0.01, 2: 5e-4}[order]
+
+
+@pytest.fixture(scope="module")
+def fine():
+    """The mixture with a fade-in label, and a very fine solution of its probability-flow ODE."""
+    model = mixture(mt.fade_in(0.5), T=1600)
+    return model, final(mt.sample_path(model, 200, sampler="heun", steps=1600, generator=generator(0)))
+
+
+@pytest.mark.parametrize(("sampler", "order"), ORDERS)
+def test_order_on_a_mixture_with_a_moving_curve(fine, sampler, order):
+    """Mean distance to the fine solution at 25 / 50 / 100 / 200 steps; 200 chains, seed 0."""
+    model, truth = fine
+    errors = [
+        float(
+            (final(mt.sample_path(model, 200, sampler=sampler, steps=k, generator=generator(0))) - truth).norm(dim=1).mean()
+        )
+        for k in STEPS
+    ]
+    assert abs(slope(STEPS, errors) - order) < 0.3
+    assert errors[-1] < {"ddim": 0.011, "heun": 2.5e-4, "dpm++": 2.5e-4}[sampler]
+
+
+@given(at=st.tuples(st.integers(1, 40), st.integers(0, 39)), seed=st.integers(0, 99))
+@settings(max_examples=20)
+def test_ddim_is_exact_where_the_estimates_stand_still(at, seed):
+    """A point mass: whatever the curve, one step lands on the marginal with the same noise."""
+    process = mt.ForwardProcess(mt.NoiseSchedule.log_snr(at[0]), {"x": mt.fade_out(1.0) if at[1] % 2 else 1.0})
+    model = OneModality(process, (2,), lambda z, t: process.weight("x", t, z) * torch.full_like(z, 0.3))
+    model.predict = lambda z, t, **_: mt.Prediction(model.aggregate(z, t), {}, {"x": torch.full_like(z, 0.3)})
+    code = {"x": torch.full((4, 2), 0.3, dtype=torch.float64)}
+    first, last = list(mt.sample_path(model, 4, steps=1, generator=generator(seed)))
+    eps = (first[1] - process.marginal(code, first[0])[0]) / process.level(first[0], first[1])[1]
+    assert torch.allclose(last[1], process.diffuse(code, 0, eps)[0], atol=1e-9)
+
+
+# ---- laws, on the exact mixture ----
+
+
+def truth(model, label=None):
+    """Draws of the data, of one class if it is asked for."""
+    drawn = model.draw(12 * N, generator(99))
+    rows = slice(None) if label is None else drawn["label"] == label
+    return drawn["x"][rows][:N], drawn["label"][rows][:N]
+
+
+@pytest.mark.parametrize("curve", CURVES)
+@pytest.mark.parametrize("sampler", BUDGET)
+def test_joint_samples_are_at_the_noise_floor(curve, sampler):
+    """Energy distance of 2,000 points (floor 0.002) and class frequencies within 4 standard errors; seed 0."""
+    model = mixture(CURVES[curve])
+    out = mt.sample(model, N, sampler=sampler, steps=BUDGET[sampler], generator=generator(0))
+    x, _ = truth(model)
+    assert energy_distance(out["x"], x) < 0.012
+    for k, weight in enumerate(model.weights.tolist()):
+        assert abs(float((out["label"] == k).double().mean()) - weight) < 4 * standard_error(weight, N)
+        own = truth(model, k)[0]
+        assert energy_distance(out["x"][out["label"] == k], own) < 0.03
+
+
+@pytest.mark.parametrize("curve", CURVES)
+@pytest.mark.parametrize("sampler", BUDGET)
+def test_bayes_samples_are_at_the_noise_floor(curve, sampler):
+    model = mixture(CURVES[curve])
+    out = mt.sample(
+        model, N, given={"label": torch.tensor([1])}, sampler=sampler, steps=BUDGET[sampler], generator=generator(0)
+    )
+    assert energy_distance(out["x"], truth(model, 1)[0]) < 0.012
+
+
+def test_labels_given_points_follow_the_exact_posterior():
+    """Points between the classes: label frequencies of 4,000 draws within 4 standard errors; seed 0."""
+    model = mixture(mt.constant(1.0))
+    x = torch.tensor([[-0.8, -0.1]], dtype=torch.float64)
+    posterior = model.log_prob("label", torch.arange(3), torch.zeros(3, 2), 200, given={"x": x.expand(3, 2)}).exp()
+    for rule in ("conditioned", "bayes"):
+        out = mt.sample(model, 4000, given={"x": x}, rule=rule, steps=100, generator=generator(0))
+        for k, p in enumerate(posterior.tolist()):
+            assert abs(float((out["label"] == k).double().mean()) - p) < 4 * standard_error(p, 4000) + 1e-3, rule
+
+
+@pytest.mark.parametrize("curve", CURVES)
+@pytest.mark.parametrize("sampler", BUDGET)
+def test_conditioned_is_bayes_on_an_exact_model(curve, sampler):
+    options = {"given": {"label": torch.arange(60) % 3}, "sampler": sampler, "steps": 20}
+    model = mixture(CURVES[curve])
+    a, b = (
+        final(mt.sample_path(model, 60, rule=rule, generator=generator(0), **options)) for rule in ("bayes", "conditioned")
+    )
+    assert torch.allclose(a, b, atol=1e-7)
+
+
+@pytest.mark.parametrize("known", ["x", "label"])
+def test_bayes_solves_for_the_one_unknown_that_moves(known):
+    """Along the whole path, where its weight is not near 0: the estimate is E[code | z_t, known] exactly."""
+    model = mixture(mt.fade_in(1.0), x=mt.fade_out(1.0))
+    (unknown,) = set(model.modalities) - {known}
+    value, weight = {known: model.draw(30, generator(5))[known]}, model.process.cumulative(unknown)
+    for t, z, p in mt.sample_path(model, 30, given=value, steps=20, generator=generator(0)):
+        if weight[t] >= 0.1:
+            assert torch.allclose(p.estimate[unknown], model.predict(z, t, given=value).estimate[unknown], atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("curve", "low", "high"),
+    [(mt.fade_in(0.5), 0.6, 1.4), (mt.constant(0.5), 0.25, 0.6), (mt.constant(2.0), 0.0, 0.03)],
+    ids=["fade-in 0.5", "constant 0.5", "constant 2"],
+)
+def test_substitution_is_biased_and_less_so_with_weight(curve, low, high):
+    """Theory 4's table, ancestral sampling of the class where it shows most: 0.97, 0.41 and 0.008; seed 0."""
+    model = mixture(curve)
+    options = {"given": {"label": torch.tensor([2])}, "rule": "substitute", "sampler": "ddpm", "steps": 200}
+    out = mt.sample(model, N, generator=generator(0), **options)
+    assert low < energy_distance(out["x"], truth(model, 2)[0]) < high
+
+
+def test_read_out_names_points_and_places_labels():
+    """With a constant weight the label is left in z_0, and so is the point: each tells the other; seed 0."""
+    model = mixture(mt.constant(1.0))
+    drawn = model.draw(500, generator(3))
+    named = mt.sample(model, 500, given={"x": drawn["x"]}, rule="readout", generator=generator(0))
+    assert float((named["label"] == drawn["label"]).double().mean()) > 0.98
+    label = torch.ones(N, dtype=torch.long)
+    placed = mt.sample(model, N, given={"label": label}, rule="readout", generator=generator(0))
+    assert energy_distance(placed["x"], truth(model, 1)[0]) < 0.012
+
+
+# ---- transition ----
+
+
+def transition():
+    """From a label's code, at the end of the chain, to points."""
+    return mixture(mt.fade_in(1.0), x=mt.fade_out(1.0), prior="label", low=0.0)
+
+
+def test_a_transition_starts_from_its_noisy_source():
+    """Mean and standard deviation of q(z_T | source) within 4 standard errors; seed 0."""
+    model, label = transition(), torch.tensor([1])
+    _, z, _ = next(mt.sample_path(model, 4000, given={"label": label}, steps=5, generator=generator(0)))
+    abar = model.process.schedule.abar[-1]
+    assert float(abar) == pytest.approx(0.5)
+    assert float((z.mean(0) - abar.sqrt() * model.codes[1]).abs().max()) < 4 * math.sqrt(0.5 / 4000)
+    assert float((z.std(0) - math.sqrt(0.5)).abs().max()) < 4 * math.sqrt(0.5 / 8000)
+
+
+@pytest.mark.parametrize("rule", ["conditioned", "bayes"])
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "heun", "dpm++"])
+def test_a_transition_reaches_its_target(rule, sampler):
+    model = transition()
+    out = mt.sample(
+        model,
+        N,
+        given={"label": torch.tensor([1])},
+        rule=rule,
+        sampler=sampler,
+        steps=BUDGET[sampler],
+        generator=generator(0),
+    )
+    assert energy_distance(out["x"], truth(model, 1)[0]) < 0.012
+
+
+def test_a_transition_needs_its_source():
+    with pytest.raises(ValueError, match="ends at 'label': a sample needs it in `given`"):
+        mt.sample(transition(), 3)
+
+
+# ---- paths ----
+
+
+@pytest.mark.parametrize("sampler", BUDGET)
+@pytest.mark.parametrize(("schedule", "first"), [(mt.NoiseSchedule.log_snr(50), 0), (mt.NoiseSchedule.cosine(50), 1)])
+def test_a_path_falls_from_the_end_to_the_first_step(sampler, schedule, first):
+    model = image_label_model(schedule=schedule)
+    path = list(mt.sample_path(model, 2, sampler=sampler, steps=7, generator=generator(1)))
+    times = [t for t, _, _ in path]
+    assert len(path) == 8
+    assert (times[0], times[-1]) == (50, first)
+    assert all(a > b for a, b in itertools.pairwise(times))
+    for t, z, p in path:
+        assert z.dtype == torch.float64
+        assert z.shape == p.aggregate.shape == (2, 1, 4, 4)
+        with torch.no_grad():
+            assert torch.equal(model.predict(z, t).aggregate, p.aggregate)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"given": {"label": torch.tensor([0, 1, 2])}, "rule": "conditioned"}], ids=["joint", "told"]
+)
+def test_a_sample_is_its_path_read_out(options):
+    model = image_label_model()
+    g = generator(4)
+    z = final(mt.sample_path(model, 3, steps=6, generator=g, **options))
+    read = model.read(z, 0, given=options.get("given"), generator=g)
+    out = mt.sample(model, 3, steps=6, generator=generator(4), **options)
+    assert torch.equal(out["image"], read["image"])
+    if not options:
+        assert torch.equal(out["label"], read["label"])
+
+
+@pytest.mark.parametrize("rule", ["bayes", "substitute", "conditioned", "readout", None])
+def test_given_values_come_back_as_given(rule):
+    model, label = image_label_model(), torch.tensor([2, 0, 1])
+    out = mt.sample(model, 3, given={"label": label}, rule=rule, steps=3, generator=generator())
+    assert torch.equal(out["label"], label)
+    assert out["image"].shape == (3, 1, 4, 4)
+    one = mt.sample(model, 3, given={"label": label[:1]}, rule=rule, steps=3, generator=generator())
+    assert one["label"].tolist() == [2, 2, 2]
+
+
+@pytest.mark.parametrize("rule", ["bayes", "substitute", "conditioned", "readout", None])
+def test_samples_carry_no_graph(rule):
+    out = mt.sample(image_label_model(), 2, given={"label": torch.tensor([0])}, rule=rule, steps=2, generator=generator())
+    assert not out["image"].requires_grad
+
+
+def test_every_modality_may_be_given():
+    model, batch = image_label_model(), image_label_batch(2)
+    out = mt.sample(model, 2, given=batch, rule={"image": "substitute", "label": "bayes"}, steps=3, generator=generator())
+    assert all(torch.equal(out[name], batch[name]) for name in batch)
+
+
+@pytest.mark.parametrize("sampler", BUDGET)
+@pytest.mark.parametrize("rule", ["bayes", "readout"])
+def test_its_generator_determines_a_sample(sampler, rule):
+    def once(seed, elsewhere):
+        torch.manual_seed(elsewhere)
+        options = {"given": {"label": torch.tensor([1])}, "rule": rule, "sampler": sampler, "steps": 5}
+        return mt.sample(image_label_model(), 3, generator=generator(seed), **options)["image"]
+
+    assert torch.equal(once(1, 0), once(1, 1))
+    assert not torch.equal(once(1, 0), once(2, 0))
+
+
+def test_trained_models_use_their_own_rule():
+    options = {"given": {"label": torch.tensor([1])}, "steps": 5}
+
+    def image(model, rule=None):
+        return mt.sample(model, 3, rule=rule, generator=generator(), **options)["image"]
+
+    for rule in ("bayes", "substitute", "conditioned"):
+        expected = image(image_label_model(), rule)
+        assert torch.equal(image(image_label_model(rule=rule)), expected)
+        assert torch.equal(image(image_label_model(rule={"label": rule, "image": "readout"})), expected)
+    assert torch.equal(image(image_label_model()), image(image_label_model(), "substitute"))
+
+
+# ---- guidance ----
+
+
+def test_guidance_scales_what_the_value_adds():
+    """conditioned: untold + g (told - untold); bayes: g times the gradient. 1 is the plain rule, 0 no rule at all."""
+    model, label = image_label_model(curve=mt.constant(0.5)), torch.tensor([0, 1, 2])
+
+    def first(rule, guidance):
+        path = mt.sample_path(model, 3, given={"label": label}, rule=rule, guidance=guidance, steps=5, generator=generator())
+        _, z, p = next(path)
+        return z, p.aggregate
+
+    for rule in ("conditioned", "bayes"):
+        z, plain = first(rule, 1.0)
+        with torch.no_grad():
+            untold = model.predict(z, 50).aggregate
+        assert not torch.allclose(plain, untold, atol=1e-4)
+        for g in (0.0, 1.0 + 1e-12, 2.5):
+            assert torch.allclose(first(rule, g)[1], untold + g * (plain - untold), atol=1e-5)
+
+
+def test_guidance_of_two_rules_scales_each_once():
+    model, batch = image_label_model(curve=mt.constant(0.5)), image_label_batch(3)
+    rules = {"label": "conditioned", "image": "bayes"}
+
+    def first(guidance):
+        path = mt.sample_path(model, 3, given=batch, rule=rules, guidance=guidance, steps=5, generator=generator())
+        return next(path)[2].aggregate
+
+    one, two, three = (first(g) for g in (1.0, 2.0, 3.0))
+    assert torch.allclose(three - two, two - one, rtol=1e-3, atol=1e-4)
+
+
+def test_guidance_sharpens():
+    model = mixture(mt.constant(1.0))
+    spread = [
+        float(
+            mt.sample(model, 500, given={"label": torch.tensor([1])}, guidance=g, generator=generator())["x"].std(0).mean()
+        )
+        for g in (1.0, 3.0)
+    ]
+    assert spread[1] < 0.9 * spread[0]
+
+
+# ---- errors ----
+
+LABEL = torch.tensor([0, 1, 2])
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"n": 0}, ValueError, "n must be a positive int, got 0"),
+        ({"n": 2.5}, ValueError, "n must be a positive int, got 2.5"),
+        ({"steps": 51}, ValueError, r"steps must be in 1\.\.50 for this schedule, got 51"),
+        ({"steps": 0}, ValueError, r"steps must be in 1\.\.50"),
+        ({"sampler": "euler"}, ValueError, "sampler must be one of .* got 'euler'"),
+        ({"given": {"label": LABEL}, "rule": "magic"}, ValueError, "rule must be one of .* got 'magic'"),
+        ({"rule": "magic"}, ValueError, "magic"),
+        ({"given": {"label": LABEL}, "rule": {"sound": "bayes"}}, KeyError, "rule names 'sound', which is not given"),
+        ({"given": {"sound": LABEL}}, KeyError, "given names an unknown modality 'sound'"),
+        ({"given": {"label": LABEL + 1}}, ValueError, r"given: 'label' has values outside 0\.\.2: \[3\]"),
+        ({"given": {"label": LABEL[:2]}}, ValueError, r"given\['label'\] has 2 examples, expected 3"),
+        (
+            {"given": {"image": torch.full((3, 1, 4, 4), math.nan)}},
+            ValueError,
+            "given: 'image' has values that are not finite",
+        ),
+        ({"given": {"label": LABEL}, "rule": "substitute", "guidance": 2.0}, ValueError, "guidance 2.0 needs rule"),
+        ({"given": {"label": LABEL}, "rule": "readout", "guidance": 2.0}, ValueError, "guidance 2.0 needs rule"),
+        ({"guidance": 2.0}, ValueError, "guidance 2.0"),
+        ({"given": image_label_batch(3), "rule": "bayes"}, ValueError, '"bayes" takes one given modality'),
+        ({"given": image_label_batch(3), "rule": {"image": "readout", "label": "bayes"}}, ValueError, "readout"),
+    ],
+)
+def test_sample_names_what_is_wrong(options, error, message):
+    with pytest.raises(error, match=message):
+        mt.sample(image_label_model(), **{"n": 3, "steps": 5, **options})
+
+
+def test_a_read_out_has_no_path():
+    with pytest.raises(ValueError, match='"readout" has no path'):
+        next(mt.sample_path(image_label_model(), 3, given={"label": LABEL}, rule="readout"))
+
+
+def test_bayes_says_which_unknowns_it_cannot_tell_apart():
+    process = mt.ForwardProcess(mt.NoiseSchedule.log_snr(10), {"x": 1.0, "y": mt.fade_in(1.0), "label": mt.fade_in(1.0)})
+    modalities = {"x": mt.Vector(2), "y": mt.Vector(2), "label": mt.Label(3)}
+    model = mt.MTDiffusion(process, modalities, mt.MLP((2,), width=8), (2,))
+    with pytest.raises(ValueError, match=r"cannot tell the unknown \['x', 'y'\] apart while \['y'\] moves"):
+        mt.sample(model, 3, given={"label": LABEL}, rule="bayes", steps=5)
+
+
+def test_steps_are_counted_from_the_first_readable_one():
+    model = image_label_model(schedule=mt.NoiseSchedule.cosine(50))
+    mt.sample(model, 1, steps=49, generator=generator())
+    with pytest.raises(ValueError, match=r"steps must be in 1\.\.49"):
+        mt.sample(model, 1, steps=50, generator=generator())
+
+
+def test_known_draws_need_no_numbers_of_their_own():
+    """A given value of one example stands for all: the same as giving it n times."""
+    model = mixture(mt.fade_in(0.5))
+    one, many = (
+        mt.sample(model, 4, given={"label": torch.full((k,), 2)}, steps=10, generator=generator())["x"] for k in (1, 4)
+    )
+    assert torch.equal(one, many)

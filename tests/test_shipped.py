@@ -1,0 +1,57 @@
+"""The model that ships does what its card says."""
+
+import pytest
+import torch
+
+import mtdiff as mt
+from mtdiff.checkpoint import shipped
+from mtdiff.experiments import EXPERIMENTS, image_label
+
+
+@pytest.fixture(scope="module")
+def model():
+    return mt.load("image-label/digits")
+
+
+def test_the_shipped_files_are_small():
+    folder = shipped() / "image-label" / "digits"
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 3e6
+
+
+def test_the_card_tells_where_the_model_comes_from(model):
+    card = model.card
+    for key in ("experiment", "data", "variant", "training", "provenance", "metrics"):
+        assert key in card, key
+    assert card["data"]["sha256"] == EXPERIMENTS["image-label"].data["digits"]("train").hash()
+    assert {"commit", "hardware", "command", "torch"} <= set(card["provenance"])
+    assert {"seed", "steps", "wall_seconds"} <= set(card["training"])
+
+
+def test_it_has_the_papers_form(model):
+    assert model.modalities["image"].span == model.modalities["label"].span, "codes are superposed"
+    assert bool((model.process.injected("label")[1:] > 0).all()), "something is injected at every step"
+    assert model.rule == image_label.DEFAULT_RULE
+
+
+def test_it_is_as_good_as_its_card_within_four_standard_errors(model):
+    n, card = 400, model.card["metrics"]
+    measured = image_label.evaluate(model, "digits", seed=17, n=n, rules=("conditioned",))
+    for line in ("joint", "conditioned"):
+        p = card[line]["agreement"]
+        assert abs(measured[line]["agreement"] - p) < 4 * (p * (1 - p) * (1 / n + 1 / card["n"])) ** 0.5 + 1 / n
+        assert measured[line]["classes"] == 10
+        assert abs(measured[line]["spread"] - 1) < 0.15
+    assert measured["head_accuracy"] >= 0.975
+
+
+def test_the_default_rule_is_the_one_that_measured_best(model):
+    lines = {rule: model.card["metrics"][rule]["agreement"] for rule in ("substitute", "bayes", "conditioned")}
+    assert model.rule["label"] == max(lines, key=lines.get)
+
+
+def test_reading_does_not_depend_on_the_label_that_is_not_given(model):
+    test = EXPERIMENTS["image-label"].data["digits"]("test")
+    image = test.values["image"][:50]
+    drawn = [mt.sample(model, 50, given={"image": image}, generator=torch.Generator().manual_seed(s)) for s in (0, 1)]
+    assert (drawn[0]["label"] == drawn[1]["label"]).double().mean() > 0.9
+    assert torch.equal(drawn[0]["image"], image)

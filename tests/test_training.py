@@ -1,0 +1,399 @@
+import json
+import math
+import os
+import signal
+import tempfile
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers import generator, image_label_batch, image_label_model, point_model, randomise
+
+import mtdiff as mt
+from mtdiff.datasets import MIXTURE, Dataset, toy
+from mtdiff.files import write_atomic
+from mtdiff.losses import Loss
+from mtdiff.training import Interrupted, TrainConfig, Trainer
+
+CONFIG = TrainConfig(
+    steps=12, batch_size=16, lr=3e-3, warmup=3, drop={"label": 0.3}, give={"label": 0.3}, log_every=2, save_every=4, ema=0.9
+)
+DATA = toy("mixture", n=100)
+
+
+def trainer(folder=None, config=CONFIG, data=DATA, hook=None, **model):
+    """A trainer whose loss first calls `hook(step about to be taken, 1 for the first)`."""
+    out = Trainer(point_model(width=16, **model), data, config, folder)
+
+    def loss(model, batch, generator):
+        if hook:
+            hook(out.step + 1)
+        return mt.multitask_loss(model, batch, drop=config.drop, give=config.give, generator=generator)
+
+    out.loss = loss
+    return out
+
+
+def history(run):
+    """The rows without their times."""
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in run.history]
+
+
+def assert_same(a, b):
+    for module_a, module_b in ((a.model, b.model), (a.ema, b.ema)):
+        for (name, x), y in zip(module_a.state_dict().items(), module_b.state_dict().values(), strict=True):
+            assert torch.equal(x, y), name
+
+
+# ---- learning ----
+
+
+def test_the_averaged_weights_follow_their_recursion():
+    """ema_1 = theta_1, then decay min(0.9, (1 + k) / (10 + k)) at step k."""
+    seen = []
+    run = trainer(hook=lambda step: seen.append([p.detach().clone() for p in run.model.parameters()]))
+    averaged = run.run(progress=False)
+    seen.append([p.detach().clone() for p in run.model.parameters()])  # seen[k]: the weights after step k
+    expected = seen[1]
+    for k in range(2, 13):
+        decay = min(0.9, (1 + k) / (10 + k))
+        expected = [decay * old + (1 - decay) * new for old, new in zip(expected, seen[k], strict=True)]
+    for value, wanted, last in zip(averaged.parameters(), expected, run.model.parameters(), strict=True):
+        assert torch.allclose(value, wanted, atol=1e-6)
+        assert not last.any() or not torch.equal(value, last)
+    assert not averaged.training
+
+
+def test_the_learning_rate_rises_and_falls():
+    rates = []
+    run = trainer(hook=lambda step: rates.append(run.optimizer.param_groups[0]["lr"]))
+    run.run(progress=False)
+    cosine = [0.5 * (1 + math.cos(math.pi * k / 12)) for k in range(12)]
+    rise = [1 / 3, 2 / 3, *[1.0] * 10]
+    assert rates == pytest.approx([CONFIG.lr * a * b for a, b in zip(cosine, rise, strict=True)])
+
+
+def test_training_approaches_the_exact_model():
+    """Mean squared distance to E[m_t | z_t] in units of the noise, and excess nats of the label, before and after."""
+    config = TrainConfig(steps=400, batch_size=128, lr=5e-3, log_every=40, ema=0.98)
+    run = Trainer(point_model(), toy("mixture"), config)
+    process, label = run.model.process, run.model.modalities["label"]
+    exact = mt.exact.LabelledMixture(**{**MIXTURE, "label_codes": label.codes}, process=process)
+    data = exact.draw(2000, generator(1))
+    t = torch.randint(0, 101, (2000,), generator=generator(2))
+    z, _ = process.diffuse(exact.encode(data), t, generator=generator(3))
+
+    @torch.no_grad()
+    def excess(model):
+        p, q = model.predict(z, t), exact.predict(z, t)
+        gap = ((p.aggregate - q.aggregate) / process.level(t, z)[1]).square().mean()
+        nats = [m.log_prob("label", data["label"], z, t).mean() for m in (exact, model)]
+        return float(gap), float(nats[0] - nats[1])
+
+    before, after = excess(run.model), excess(run.run(progress=False))
+    assert after[0] < 0.25 * before[0]
+    assert -0.02 < after[1] < 0.25 * before[1]
+    assert run.history[-1]["total"] < run.history[0]["total"]
+
+
+@pytest.mark.parametrize("channels", [1, 5])
+@pytest.mark.parametrize("backbone", ["mlp", "unet"])
+def test_images_of_any_number_of_channels_train(channels, backbone):
+    model = image_label_model(channels=channels)
+    if backbone == "unet":
+        space = (channels, 4, 4)
+        unet = mt.UNet(space, base=8, multipliers=(1, 2), attention=(2,))
+        model = randomise(mt.MTDiffusion(model.process, {"image": mt.Image(space), "label": mt.Label(3)}, unet, space))
+    before = [p.detach().clone() for p in model.parameters()]
+    run = Trainer(model, Dataset("images", image_label_batch(8, channels)), TrainConfig(steps=1, batch_size=8, warmup=1))
+    run.run(progress=False)
+    changed = [not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)]
+    assert sum(changed) > 0.8 * len(changed)
+    assert run.history[0]["image"] > 0
+
+
+def test_the_config_reaches_the_loss():
+    model, batch = point_model(width=16), DATA[:16]
+    config = replace(CONFIG, weights={"label": 0.25}, give={"label": 1.0})
+    run = Trainer(model, DATA, config)
+    loss = run.loss(model, batch, torch.Generator().manual_seed(0))
+    assert loss.terms["label"].item() == 0
+    run = Trainer(model, DATA, replace(CONFIG, weights={"label": 0.25}))
+    loss = run.loss(model, batch, torch.Generator().manual_seed(0))
+    expected = loss.terms["denoise"] + loss.terms["x"] + 0.25 * loss.terms["label"]
+    assert loss.total.item() == pytest.approx(expected.item())
+
+
+# ---- stopping and going on ----
+
+
+def crash_at(k):
+    def hook(step):
+        if step == k:
+            raise RuntimeError("the power went off")
+
+    return hook
+
+
+def signal_at(k, number):
+    return lambda step: os.kill(os.getpid(), number) if step == k else None
+
+
+def test_resuming_is_exact(tmp_path):
+    """8 steps, a crash, a new process's trainer, 4 more: the same bits as 12 steps, dropout and history included."""
+    whole, torn = trainer(dropout=0.2), trainer(tmp_path, hook=crash_at(10), dropout=0.2)
+    torch.manual_seed(1)
+    whole.run(progress=False)
+    torch.manual_seed(1)
+    with pytest.raises(RuntimeError, match="power"):
+        torn.run(progress=False)
+    again = trainer(tmp_path, dropout=0.2, seed=5)
+    assert again.resume()
+    assert again.step == 8
+    again.run(progress=False)
+    assert_same(whole, again)
+    assert history(whole) == history(again)
+    assert [row["step"] for row in again.history] == [2, 4, 6, 8, 10, 12]
+
+
+def test_the_history_is_written_with_the_checkpoint(tmp_path):
+    run = trainer(tmp_path)
+    run.run(progress=False)
+    assert json.loads((tmp_path / "history.json").read_text()) == run.history
+    assert set(run.history[0]) == {"step", "seconds", "total", "denoise", "x", "label", "gradient"}
+
+
+def test_a_finished_training_has_nothing_left_to_do(tmp_path):
+    run = trainer(tmp_path)
+    run.run(progress=False)
+    again = trainer(tmp_path, hook=crash_at(13), seed=5)
+    assert again.resume()
+    again.run(progress=False)
+    assert_same(run, again)
+
+
+@pytest.mark.parametrize("folder", [True, False])
+def test_without_a_checkpoint_there_is_nothing_to_resume(tmp_path, folder):
+    assert not trainer(tmp_path / "new" if folder else None).resume()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+@pytest.mark.parametrize("at", [4, 7])
+def test_a_stopped_training_is_saved_and_goes_on(tmp_path, number, at):
+    handler = signal.getsignal(number)
+    with pytest.raises(
+        Interrupted, match=rf"stopped at step {at} of 12; saved in .*{tmp_path.name}: run the same command again"
+    ):
+        trainer(tmp_path, hook=signal_at(at, number)).run(progress=False)
+    assert signal.getsignal(number) is handler
+    again = trainer(tmp_path, seed=5)
+    assert again.resume()
+    assert again.step == at
+    again.run(progress=False)
+    whole = trainer()
+    whole.run(progress=False)
+    assert_same(whole, again)
+    assert history(whole)[-1] == history(again)[-1]
+
+
+def test_a_stop_leaves_no_trace_in_the_history(tmp_path):
+    """Between two rows of the history too: the rows of the interrupted run are those of the uninterrupted one."""
+    with pytest.raises(Interrupted):
+        trainer(tmp_path, hook=signal_at(7, signal.SIGINT)).run(progress=False)
+    again, whole = trainer(tmp_path), trainer()
+    again.resume()
+    again.run(progress=False)
+    whole.run(progress=False)
+    assert history(again) == history(whole)
+
+
+def test_a_stop_without_a_folder_says_that_nothing_was_saved():
+    with pytest.raises(Interrupted, match="stopped at step 3 of 12; nothing was saved"):
+        trainer(hook=signal_at(3, signal.SIGINT)).run(progress=False)
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path):
+    def twice(step):
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    run = trainer(tmp_path, hook=twice)
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        run.run(progress=False)
+    assert not isinstance(stopped.value, Interrupted)
+    assert run.step == 2
+
+
+def test_a_stop_in_the_last_step_is_no_interruption(tmp_path):
+    trainer(tmp_path, hook=signal_at(12, signal.SIGINT)).run(progress=False)
+
+
+# ---- what may go wrong ----
+
+
+def nan_from(k, config, folder):
+    run = trainer(folder, config)
+    plain = run.loss
+
+    def loss(model, batch, generator):
+        out = plain(model, batch, generator)
+        return (
+            Loss(out.total * torch.nan, {name: term * torch.nan for name, term in out.terms.items()})
+            if run.step + 1 >= k
+            else out
+        )
+
+    run.loss = loss
+    return run
+
+
+@pytest.mark.parametrize(("log_every", "save_every"), [(2, 4), (4, 4), (4, 1), (12, 5)])
+def test_a_nan_loss_stops_the_training_and_the_last_good_checkpoint_stays(tmp_path, log_every, save_every):
+    """NaN from step 6 on, whatever the rhythm of logging and saving."""
+    config = replace(CONFIG, log_every=log_every, save_every=save_every)
+    with pytest.raises(FloatingPointError, match="the loss is not finite by step"):
+        nan_from(6, config, tmp_path).run(progress=False)
+    again = trainer(tmp_path, config)
+    assert again.resume()
+    assert 1 <= again.step <= 5
+    assert all(p.isfinite().all() for p in [*again.model.parameters(), *again.ema.parameters()])
+
+
+def test_a_nan_loss_says_what_to_do(tmp_path):
+    with pytest.raises(
+        FloatingPointError, match=rf"by step 6.*'label': nan.*checkpoint in .*{tmp_path.name} is from before.*lower lr"
+    ):
+        nan_from(6, CONFIG, tmp_path).run(progress=False)
+
+
+def with_values(**values):
+    return Dataset("bad", {**DATA.values, **values})
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "message"),
+    [
+        (
+            with_values(x=DATA.values["x"].clone().index_fill_(0, torch.tensor([7]), torch.nan)),
+            ValueError,
+            r"data set 'bad': 'x' .*rows \[7\]",
+        ),
+        (with_values(label=DATA.values["label"] + 5), ValueError, r"data set 'bad': 'label' has values outside 0\.\.2"),
+        (with_values(x=DATA.values["x"].long()), ValueError, "data set 'bad': 'x' must be floating point"),
+        (with_values(sound=DATA.values["x"]), KeyError, "data set 'bad' names an unknown modality 'sound'"),
+        (Dataset("bad", {"x": DATA.values["x"]}), KeyError, "lacks .*label"),
+        (Dataset("bad", DATA[:10]), ValueError, r"batch size must be in 1\.\.10"),
+    ],
+    ids=["nan", "class", "dtype", "unknown", "missing", "too few"],
+)
+def test_data_that_do_not_fit_are_refused_before_training(data, error, message):
+    with pytest.raises(error, match=message):
+        trainer(data=data)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"batch_size": -1}, "batch_size must be at least 1"),
+        ({"log_every": 0}, "log_every must be at least 1"),
+        ({"save_every": 0}, "save_every must be at least 1"),
+        ({"ema": 1.0}, r"ema must be in \[0, 1\), got 1.0"),
+    ],
+)
+def test_bad_configs_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**options)
+
+
+def checkpoint(folder):
+    trainer(folder).run(progress=False)
+    return folder / "training.pt"
+
+
+@pytest.mark.parametrize("keep", [0, 100, -1000])
+def test_a_truncated_checkpoint_is_refused(tmp_path, keep):
+    path = checkpoint(tmp_path)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ValueError, match=r"training\.pt is truncated or damaged"):
+        trainer(tmp_path).resume()
+
+
+def test_a_checkpoint_of_something_else_is_refused(tmp_path):
+    torch.save({"weights": torch.zeros(3)}, tmp_path / "training.pt")
+    with pytest.raises(ValueError, match=r"training\.pt"):
+        trainer(tmp_path).resume()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"config": replace(CONFIG, lr=1.0)}, "another config .lr: 0.003 there, 1.0 here"),
+        ({"config": replace(CONFIG, drop={})}, "another config .drop"),
+        ({"data": toy("mixture", n=100, seed=1)}, "trained on other data than 'toy/mixture'"),
+    ],
+    ids=["lr", "drop", "data"],
+)
+def test_a_checkpoint_of_another_training_is_refused(tmp_path, options, message):
+    checkpoint(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path, **options).resume()
+
+
+def other_model(change):
+    """The usual model with one thing changed."""
+    weights, schedule, width, prediction = {"x": 1.0, "label": mt.fade_in(1.0)}, mt.NoiseSchedule.log_snr(100), 16, "v"
+    if change == "curve":
+        weights["label"] = mt.constant(1.0)
+    elif change == "schedule":
+        schedule = mt.NoiseSchedule.cosine(100)
+    elif change == "width":
+        width = 20
+    elif change == "prediction":
+        prediction = "x"
+    process = mt.ForwardProcess(schedule, weights)
+    return mt.MTDiffusion(process, {"x": mt.Vector(2), "label": mt.Label(3)}, mt.MLP((2,), width, 2), (2,), prediction)
+
+
+@pytest.mark.parametrize("change", ["width", "curve", "schedule", "prediction"])
+def test_a_checkpoint_of_another_model_is_refused(tmp_path, change):
+    checkpoint(tmp_path)
+    with pytest.raises(ValueError, match="another model"):
+        Trainer(other_model(change), DATA, CONFIG, tmp_path).resume()
+
+
+def test_a_checkpoint_of_the_same_model_is_not_refused(tmp_path):
+    checkpoint(tmp_path)
+    assert Trainer(other_model("nothing"), DATA, CONFIG, tmp_path).resume()
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "denied")
+
+    monkeypatch.setattr(tempfile, "mkstemp", refuse)
+    with pytest.raises(PermissionError, match=rf"cannot write to {tmp_path}"):
+        trainer(tmp_path).run(progress=False)
+
+
+def test_a_write_that_fails_halfway_leaves_the_old_file_alone(tmp_path, monkeypatch):
+    path = tmp_path / "state"
+    write_atomic(path, b"old")
+
+    def fail(*args):
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk"):
+        write_atomic(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_write_makes_its_folder_and_replaces_the_file(tmp_path):
+    path = tmp_path / "a" / "b" / "state"
+    for data in (b"one", b"two, and longer"):
+        write_atomic(path, data)
+        assert path.read_bytes() == data
+    assert list(path.parent.iterdir()) == [path]
