@@ -8,7 +8,7 @@ PAGE := build/00_quickstart.html
 export JUPYTER_PLATFORM_DIRS := 1
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # The first Python on the path that is new enough and can make virtual environments, or a word on what is missing.
 $(PY):
@@ -51,13 +51,17 @@ notebooks: $(VENV)/.course  ## execute the notebooks whose source or checkpoint 
 
 SEEDS := 0 1 2
 VARIANTS := fade-in from-zero constant own-channels unshared
-RUNS := $(foreach v,$(VARIANTS),$(foreach s,$(SEEDS),runs/image-label/digits/$(v)-$(s)))
+RESULTS := $(foreach v,$(VARIANTS),data/results/image-label-digits-$(v).json)
+RUN = runs/image-label/digits/$*
 
-runs/image-label/digits/%/model.safetensors: | $(VENV)/.course
-	MTDIFF_THREADS=1 $(VENV)/bin/mtdiff train image-label --budget full --variant $(patsubst %-$(lastword $(subst -, ,$*)),%,$*) --seed $(lastword $(subst -, ,$*))
+$(foreach v,$(VARIANTS),$(foreach s,$(SEEDS),runs/image-label/digits/$(v)-$(s)/model.safetensors)): runs/image-label/digits/%/model.safetensors: | $(VENV)/.course
+	MTDIFF_THREADS=1 $(VENV)/bin/mtdiff train image-label --budget full --out $(RUN) \
+	  --variant $(patsubst %-$(lastword $(subst -, ,$*)),%,$*) --seed $(lastword $(subst -, ,$*))
 
-table: $(RUNS:=/model.safetensors)  ## train every variant with three seeds (about an hour; make -j2 table) and judge them
-	$(VENV)/bin/mtdiff evaluate image-label --models $(RUNS) --out data/results/image-label-digits.json
+$(RESULTS): data/results/image-label-digits-%.json: $(foreach s,$(SEEDS),runs/image-label/digits/%-$(s)/model.safetensors)
+	MTDIFF_THREADS=1 $(VENV)/bin/mtdiff evaluate image-label --models $(foreach s,$(SEEDS),$(RUN)-$(s)) --n 1000 --out $@
+
+table: $(RESULTS)  ## train every variant with three seeds and judge them (make -j2 table: about an hour on two cores)
 
 benchmark: $(VENV)/.test  ## time our U-Net against diffusers'
 	$(PY) tests/benchmarks/unet.py --out data/results/benchmark-unet-cpu.json

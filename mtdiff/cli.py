@@ -162,7 +162,7 @@ class Evaluate:
             variants[variant] = _average([row["metrics"] for row in rows if row["variant"] == variant])
         result = {"experiment": self.experiment, "data": self.data, "n": self.n, "provenance": provenance(),
                   "variants": variants, "runs": _rounded(rows)}  # fmt: skip
-        print(markdown(result))
+        print(markdown([result]))
         if self.out:
             write_atomic(self.out, (json.dumps(result, indent=1) + "\n").encode())
             print(f"written: {self.out}")

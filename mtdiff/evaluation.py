@@ -155,11 +155,14 @@ def evaluate_image_label(
         seed: seed of all noise.
 
     Returns:
-        {"joint": metrics, rule: metrics ..., "head_accuracy": number}; metrics as in `image_label_metrics`.
+        {"joint": metrics, "joint_ddpm": the same by ancestral sampling, rule: metrics ..., "head_accuracy": number};
+        metrics as in `image_label_metrics`.
     """
     generator = torch.Generator(model.device).manual_seed(seed)
     options = {"steps": steps, "sampler": sampler, "generator": generator}
     out: dict[str, dict | float] = {"joint": image_label_metrics(sample_many(model, n, **options), judge, real)}
+    ancestral = sample_many(model, n, **{**options, "sampler": "ddpm"})
+    out["joint_ddpm"] = image_label_metrics(ancestral, judge, real)
     label = torch.arange(n, device=model.device) % model.modalities["label"].classes
     for rule in rules:
         drawn = sample_many(model, n, given={"label": label}, rule=rule, **options)

@@ -3,28 +3,16 @@
 import collections
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from mtdiff.model import Prediction
+from mtdiff.solvers import Guess, ancestral, ddim, extrapolate, heun
 
 SAMPLERS = ("ddpm", "ddim", "heun", "dpm++")
 RULES = ("bayes", "substitute", "conditioned", "readout")
-
-
-@dataclass(frozen=True)
-class Guess:
-    """The estimates that one sampler step works with, in float64.
-
-    Attributes:
-        aggregate: (B, *Z) m^_t.
-        codes: {name: (B, *Z)} e^_i of every modality whose curve moves.
-    """
-
-    aggregate: Tensor
-    codes: dict[str, Tensor]
 
 
 def sample(
@@ -96,9 +84,8 @@ def sample_path(
 ) -> Iterator[tuple[int, Tensor, Prediction]]:
     """The reverse chain as a generator; arguments as in `sample`.
 
-    One step from t to s, any sampler: m^_s = m^_t + sum_i (W_s^i - W_t^i) e^_i, then
-    z_s = sqrt(abar_s) m^_s + sqrt(1 - abar_s - sigma^2) eps^ + sigma n. With y = z / sqrt(abar) and
-    r = sqrt((1 - abar) / abar) the probability-flow ODE is dy = eps^ dr + sum_i e^_i dW^i.
+    One step from t to s, any sampler (`mtdiff.solvers`): m^_s = m^_t + sum_i (W_s^i - W_t^i) e^_i, then
+    z_s = sqrt(abar_s) m^_s + sqrt(1 - abar_s - sigma^2) eps^ + sigma n.
 
     Args:
         model: as in `sample`.
@@ -135,17 +122,17 @@ def sample_path(
     for t, s in itertools.pairwise(times):
         prediction = _informed(model, z, t, given, known, rules, guidance)
         yield t, z, prediction
-        guess = _guess(process, prediction)
+        guess = Guess.of(process, prediction)
         if sampler == "ddpm":
-            z_next = _ancestral(process, z, guess, t, s, _noise(model, n, generator))
+            z_next = ancestral(process, z, guess, t, s, _noise(model, n, generator))
         elif sampler == "heun":
-            end = _ddim(process, z, guess, t, s)
-            guess_end = _guess(process, _informed(model, end, s, given, known, rules, guidance))
-            z_next = _heun(process, z, guess, t, s, end, guess_end)
+            end = ddim(process, z, guess, t, s)
+            guess_end = Guess.of(process, _informed(model, end, s, given, known, rules, guidance))
+            z_next = heun(process, z, guess, t, s, end, guess_end)
         elif sampler == "dpm++" and previous is not None:
-            z_next = _ddim(process, z, _extrapolate(process, *previous, t, guess, s), t, s)
+            z_next = ddim(process, z, extrapolate(process, *previous, t, guess, s), t, s)
         else:
-            z_next = _ddim(process, z, guess, t, s)
+            z_next = ddim(process, z, guess, t, s)
         previous, z = (t, guess), z_next
     yield times[-1], z, _informed(model, z, times[-1], given, known, rules, guidance)
 
@@ -236,53 +223,3 @@ def _solve_moving(process, t, aggregate, known, estimate) -> None:
     for j in moving:
         weight, rest = process.weight(j, t, aggregate), sum(process.weight(i, t, c) * c for i, c in known.items())
         estimate[j] = torch.where(weight != 0, (aggregate - rest) / weight, estimate[j])
-
-
-def _guess(process, prediction: Prediction) -> Guess:
-    return Guess(prediction.aggregate, {i: prediction.estimate[i] for i in process.moving})
-
-
-def _moved(process, guess: Guess, t: int, s: int) -> Tensor:
-    """m^_s = m^_t + sum_i (W_s^i - W_t^i) e^_i."""
-    if not guess.codes:
-        return guess.aggregate
-    return guess.aggregate + process.increment(guess.codes, t, s)
-
-
-def _ddim(process, z, guess, t, s):
-    """Order 1: the estimates are frozen over the step, the curves are exact."""
-    (signal, noise), (signal_s, noise_s) = process.level(t, z), process.level(s, z)
-    eps = (z - signal * guess.aggregate) / noise
-    return signal_s * _moved(process, guess, t, s) + noise_s * eps
-
-
-def _ancestral(process, z, guess, t, s, n):
-    """DDPM: sigma^2 = (1 - abar_t / abar_s) (1 - abar_s) / (1 - abar_t)."""
-    (signal, noise), (signal_s, noise_s) = process.level(t, z), process.level(s, z)
-    variance = (1 - (signal / signal_s) ** 2) * (noise_s / noise) ** 2
-    eps = (z - signal * guess.aggregate) / noise
-    return signal_s * _moved(process, guess, t, s) + (noise_s**2 - variance).sqrt() * eps + variance.sqrt() * n
-
-
-def _heun(process, z, guess, t, s, end, guess_end):
-    """Order 2: the mean of the slopes at both ends, of the noise direction and of the increment of the curves."""
-    (signal, noise), (signal_s, noise_s) = process.level(t, z), process.level(s, z)
-    eps = (z - signal * guess.aggregate) / noise
-    eps_end = (end - signal_s * guess_end.aggregate) / noise_s
-    codes = {i: (e + guess_end.codes[i]) / 2 for i, e in guess.codes.items()}
-    shift = _moved(process, Guess(torch.zeros_like(z), codes), t, s)
-    return signal_s * (z / signal + (noise_s / signal_s - noise / signal) * (eps + eps_end) / 2 + shift)
-
-
-def _extrapolate(process, t_prev: int, before: Guess, t: int, now: Guess, s: int) -> Guess:
-    """DPM-Solver++(2M) = DDIM with e + (e - e_prev) / (2 r), r the last step over this one in half log-SNR."""
-    snr = torch.log(process.schedule.abar / (1 - process.schedule.abar))
-    ahead = float((snr[s] - snr[t]) / (2 * (snr[t] - snr[t_prev])))  # 1 / (2 r)
-
-    def rest(guess: Guess, at: int) -> Tensor:  # the part of the aggregate whose curves stand still
-        return guess.aggregate - sum(process.weight(i, at, e) * e for i, e in guess.codes.items())
-
-    still, still_before = rest(now, t), rest(before, t_prev)
-    codes = {i: e + ahead * (e - before.codes[i]) for i, e in now.codes.items()}
-    aggregate = still + ahead * (still - still_before)
-    return Guess(aggregate + sum(process.weight(i, t, e) * e for i, e in codes.items()), codes)

@@ -24,7 +24,7 @@ VARIANTS = {
     "unshared": "no shared space: image and label have their own noise and time, only the trunk is shared",
 }
 DEFAULT_RULE = {"label": "conditioned", "image": "readout"}
-"""The rule of each given modality that measured best (data/results/image-label-digits.json)."""
+"""The rule of each given modality that measured best (data/results/image-label-digits-fade-in.json)."""
 
 
 def build(data: str, variant: str, seed: int = 0, base: int = 32) -> MTDiffusion:

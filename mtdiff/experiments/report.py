@@ -1,36 +1,29 @@
 """Result files as tables that people read."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 RULES = ("substitute", "bayes", "conditioned")
 
 
-def markdown(result: Mapping) -> str:
-    """The table of an image-label result file: a row for each variant, mean and standard error over seeds.
+def markdown(results: Iterable[Mapping]) -> str:
+    """Image-label result files as one table: a row for each variant, mean ± standard error over seeds.
 
     Args:
-        result: what `mtdiff evaluate image-label --out FILE` wrote.
+        results: what `mtdiff evaluate image-label --out FILE` wrote, one or more files.
 
     Returns:
         A Markdown table.
     """
-    head = ["variant", "joint: agreement", "pixel FD", *(f"{rule}: agreement / FD" for rule in RULES), "label head"]
+    head = ["variant", "joint", "joint, ddpm", "pixel FD", *(f"{rule} / FD" for rule in RULES), "label head"]
     rows = [head, ["---"] * len(head)]
-    for variant, m in result["variants"].items():
+    for variant, m in ((variant, m) for result in results for variant, m in result["variants"].items()):
+        joint = [_number(m[line]["agreement"]) if line in m else "-" for line in ("joint", "joint_ddpm")]
         conditional = [
             f"{_number(m[rule]['agreement'])} / {_number(m[rule]['frechet_pixels'], 2)}" if rule in m else "-"
             for rule in RULES
         ]
-        joint = m["joint"]
-        rows.append(
-            [
-                variant,
-                _number(joint["agreement"]),
-                _number(joint["frechet_pixels"], 2),
-                *conditional,
-                _number(m["head_accuracy"]),
-            ]
-        )
+        distance = _number(m["joint"]["frechet_pixels"], 2)
+        rows.append([variant, *joint, distance, *conditional, _number(m["head_accuracy"])])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
 
 
