@@ -76,6 +76,7 @@ def build(config: Mapping, tensors: dict[str, torch.Tensor]) -> MTDiffusion:
     modalities = {name: Modality.from_config(entry) for name, entry in config["modalities"].items()}
     backbone = Backbone.from_config(config["backbone"])
     kind = {"MTDiffusion": MTDiffusion, **MTDiffusion.kinds}[config["kind"]]
-    model = kind(process, modalities, backbone, tuple(config["space"]), config["prediction"], config["rule"])
+    chosen = {key: config[key] for key in ("prediction", "rule", "sampler")}
+    model = kind(process, modalities, backbone, tuple(config["space"]), **chosen)
     model.to(getattr(torch, config["dtype"])).load_state_dict(tensors)
     return model

@@ -87,8 +87,8 @@ class Sample:
     """Known modalities as NAME=VALUE, for example label=3."""
     rule: Literal[RULES] | None = None
     """How given values act; default: what the model's card says."""
-    sampler: Literal[SAMPLERS] = "ddim"
-    """The solver of the reverse chain."""
+    sampler: Literal[SAMPLERS] | None = None
+    """The solver of the reverse chain; default: what the model's card says."""
     steps: int = 50
     """Intervals of the reverse chain."""
     guidance: float = 1.0

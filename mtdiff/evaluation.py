@@ -138,7 +138,7 @@ def evaluate_image_label(
     rules: Sequence[str] = ("substitute", "bayes", "conditioned"),
     n: int = 2000,
     steps: int = 50,
-    sampler: str = "ddim",
+    sampler: str | None = None,
     seed: int = 0,
 ) -> dict[str, dict | float]:
     """All of an image-label model: joint samples, conditional samples by each rule, and the label head.
@@ -151,18 +151,18 @@ def evaluate_image_label(
         rules: rules for a given label.
         n: samples for each line, the same number of every class where the label is given.
         steps: sampler steps.
-        sampler: the sampler.
+        sampler: the sampler; None is the model's own.
         seed: seed of all noise.
 
     Returns:
-        {"joint": metrics, "joint_ddpm": the same by ancestral sampling, rule: metrics ..., "head_accuracy": number};
+        {"joint": metrics, "joint_ddim": the same by DDIM, rule: metrics ..., "head_accuracy": number};
         metrics as in `image_label_metrics`.
     """
     generator = torch.Generator(model.device).manual_seed(seed)
     options = {"steps": steps, "sampler": sampler, "generator": generator}
     out: dict[str, dict | float] = {"joint": image_label_metrics(sample_many(model, n, **options), judge, real)}
-    ancestral = sample_many(model, n, **{**options, "sampler": "ddpm"})
-    out["joint_ddpm"] = image_label_metrics(ancestral, judge, real)
+    by_ddim = sample_many(model, n, **{**options, "sampler": "ddim"})
+    out["joint_ddim"] = image_label_metrics(by_ddim, judge, real)
     label = torch.arange(n, device=model.device) % model.modalities["label"].classes
     for rule in rules:
         drawn = sample_many(model, n, given={"label": label}, rule=rule, **options)

@@ -30,7 +30,7 @@ class LabelledMixture:
     Source: ours (theory 4, "Measured with the exact posterior").
     """
 
-    rule = "bayes"
+    rule, sampler = "bayes", "ddim"
     modalities = ("x", "label")
 
     def __init__(

@@ -46,6 +46,7 @@ class MTDiffusion(nn.Module):
         space: shape of the diffusion space, (C, H, W) or (d,).
         prediction: what the denoising output stands for: "v", "eps" or "x" (the aggregate itself).
         rule: how `sample` treats given modalities unless it is told: a rule, or {name: rule} (theory 4).
+        sampler: the solver that `sample` uses unless it is told.
 
     Raises:
         ValueError: names, space or prediction do not fit together.
@@ -67,6 +68,7 @@ class MTDiffusion(nn.Module):
         space: tuple[int, ...],
         prediction: str = "v",
         rule: str | Mapping[str, str] | None = None,
+        sampler: str = "ddim",
     ):
         super().__init__()
         if set(modalities) != set(process.names):
@@ -75,7 +77,8 @@ class MTDiffusion(nn.Module):
             raise ValueError(f"the backbone works on {tuple(backbone.space)}, but the space is {tuple(space)}")
         if prediction not in PREDICTIONS:
             raise ValueError(f"prediction must be one of {PREDICTIONS}, got {prediction!r}")
-        self.process, self.space, self.prediction, self.rule = process, tuple(space), prediction, rule
+        self.process, self.space, self.prediction = process, tuple(space), prediction
+        self.rule, self.sampler = rule, sampler
         self.card: dict = {}
         self.modalities = nn.ModuleDict(modalities)
         for name, modality in self.modalities.items():
@@ -268,6 +271,7 @@ class MTDiffusion(nn.Module):
             "space": list(self.space),
             "prediction": self.prediction,
             "rule": self.rule,
+            "sampler": self.sampler,
             "prior": self.process.prior,
             "dtype": str(self.dtype).removeprefix("torch."),
             "modalities": {name: modality.config for name, modality in self.modalities.items()},

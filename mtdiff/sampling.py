@@ -21,7 +21,7 @@ def sample(
     *,
     given: Mapping[str, Tensor] | None = None,
     rule: str | Mapping[str, str] | None = None,
-    sampler: str = "ddim",
+    sampler: str | None = None,
     steps: int = 50,
     guidance: float = 1.0,
     generator: torch.Generator | None = None,
@@ -38,7 +38,8 @@ def sample(
             "bayes": gradient of the model's own head (rule 2; one given modality; guidance scales the gradient).
             "substitute": swaps the guess for the value (rule 1; biased, cannot be guided).
             "readout": no chain at all; z near t = 0 from the given values, heads read the others (rule 4).
-        sampler: "ddpm" (ancestral), "ddim", "heun" or "dpm++" (2M).
+        sampler: "ddpm" (ancestral), "ddim", "heun" or "dpm++" (2M); None is the model's own choice, "ddim" unless its
+            card says that another one measured better.
         steps: number of intervals between t = T and the read-out, 1..T (Heun evaluates twice in each).
         guidance: scale of "bayes" or "conditioned"; 1 is none beyond the rule itself.
         generator: source of all noise, on the model's device.
@@ -77,7 +78,7 @@ def sample_path(
     *,
     given: Mapping[str, Tensor] | None = None,
     rule: str | Mapping[str, str] | None = None,
-    sampler: str = "ddim",
+    sampler: str | None = None,
     steps: int = 50,
     guidance: float = 1.0,
     generator: torch.Generator | None = None,
@@ -110,6 +111,7 @@ def sample_path(
     given, rules = _given(model, n, given, rule, guidance)
     if "readout" in rules.values():
         raise ValueError(f'rule "readout" has no path and cannot be mixed with others, got {rules}: name one rule for all')
+    sampler = model.sampler if sampler is None else sampler
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler must be one of {SAMPLERS}, got {sampler!r}")
     process = model.process

@@ -47,12 +47,11 @@ def test_environment_yml_has_the_same_pins_through_pip():
     assert pip == ["-c constraints.txt", "-e .[test]"]
 
 
-def test_the_pip_section_of_environment_yml_resolves(tmp_path):
+def test_the_pip_section_of_environment_yml_resolves():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     (pip,) = (entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
-    requirements = tmp_path / "requirements.txt"
-    requirements.write_text("\n".join(pip) + "\n")
-    command = [sys.executable, "-m", "pip", "install", "--dry-run", "-q", "-r", requirements]
+    words = [word for line in pip for word in line.split()]
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "-q", *words]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
@@ -98,7 +97,7 @@ def test_the_readme_code_runs():
     for block in blocks:
         exec(block, names)
     assert names["threes"]["label"].tolist() == [3] * 16
-    assert float(names["loss"].total) > 0
+    assert names["loss"].total.item() > 0
 
 
 def test_the_readme_and_the_makefile_agree():

@@ -24,7 +24,8 @@ VARIANTS = {
     "unshared": "no shared space: image and label have their own noise and time, only the trunk is shared",
 }
 DEFAULT_RULE = {"label": "conditioned", "image": "readout"}
-"""The rule of each given modality that measured best (data/results/image-label-digits-fade-in.json)."""
+DEFAULT_SAMPLER = "ddpm"
+"""The rule for each given modality and the sampler that measured best (data/results/image-label-digits-fade-in.json)."""
 
 
 def build(data: str, variant: str, seed: int = 0, base: int = 32) -> MTDiffusion:
@@ -52,7 +53,7 @@ def build(data: str, variant: str, seed: int = 0, base: int = 32) -> MTDiffusion
         torch.manual_seed(seed)
         backbone = UNet(space, base=base, multipliers=(1, 1), blocks=1)
         kind = Unshared if variant == "unshared" else MTDiffusion
-        return kind(process, modalities, backbone, space, rule=DEFAULT_RULE)
+        return kind(process, modalities, backbone, space, rule=DEFAULT_RULE, sampler=DEFAULT_SAMPLER)
 
 
 def config(data: str, variant: str, budget: str) -> TrainConfig:

@@ -20,8 +20,8 @@ class Unshared(MTDiffusion):
     Source: the idea of one time per modality is UniDiffuser's (Bao et al. 2023); this small version is ours.
     """
 
-    def __init__(self, process, modalities, backbone, space, prediction="v", rule="conditioned"):
-        super().__init__(process, modalities, backbone, space, prediction, rule)
+    def __init__(self, process, modalities, backbone, space, prediction="v", rule="conditioned", sampler="ddim"):
+        super().__init__(process, modalities, backbone, space, prediction, rule, sampler)
         self.levels = nn.ModuleDict({name: NoiseLevel(backbone.embedding) for name in modalities})
 
     def predict_at(self, z: Tensor, times: Mapping[str, Tensor]) -> Prediction:
