@@ -111,7 +111,7 @@ def sample_path(
     given, rules = _given(model, n, given, rule, guidance)
     if "readout" in rules.values():
         raise ValueError(f'rule "readout" has no path and cannot be mixed with others, got {rules}: name one rule for all')
-    sampler = model.sampler if sampler is None else sampler
+    sampler = getattr(model, "sampler", "ddim") if sampler is None else sampler
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler must be one of {SAMPLERS}, got {sampler!r}")
     process = model.process

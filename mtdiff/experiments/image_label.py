@@ -114,6 +114,7 @@ def evaluate(
     right = model.classify(test.values["image"], generator) == test.values["label"]
     return {
         "joint": image_label_metrics(model.sample(n, generator=generator), judge, real),
+        "joint_ddim": image_label_metrics(model.sample(n, sampler="ddim", generator=generator), judge, real),
         "conditioned": image_label_metrics(model.sample(n, {"label": label}, generator=generator), judge, real),
         "head_accuracy": float(right.double().mean()),
         **known,

@@ -72,14 +72,16 @@ class Unshared(MTDiffusion):
         n: int,
         given: Mapping[str, Tensor] | None = None,
         steps: int = 50,
+        sampler: str = "ddpm",
         generator: torch.Generator | None = None,
     ) -> dict[str, Tensor]:
-        """DDIM over all unknown modalities at a common time, given ones clean at the first step.
+        """All unknown modalities go back at a common time, given ones stay clean at the first step.
 
         Args:
             n: number of examples.
             given: {name: (n, ...)}.
             steps: intervals.
+            sampler: "ddpm" (ancestral) or "ddim".
             generator: source of the noise.
 
         Returns:
@@ -97,7 +99,10 @@ class Unshared(MTDiffusion):
             if t == first:
                 break
             (a, b), (a_s, b_s) = self.process.level(t, z), self.process.level(s, z)
-            z = a_s * prediction.aggregate + b_s * (z - a * prediction.aggregate) / b
+            variance = (1 - (a / a_s) ** 2) * (b_s / b) ** 2 if sampler == "ddpm" else torch.zeros_like(b)
+            n_t = torch.randn(z.shape, generator=generator, dtype=z.dtype, device=z.device)
+            eps = (z - a * prediction.aggregate) / b
+            z = a_s * prediction.aggregate + (b_s**2 - variance).sqrt() * eps + variance.sqrt() * n_t
         drawn = {
             name: m.draw(prediction.params[name] if name in prediction.params else m.take(prediction.aggregate), generator)
             for name, m in self.modalities.items()
