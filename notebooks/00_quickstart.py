@@ -53,10 +53,12 @@ print("each example:", {name: tuple(value.shape[1:]) for name, value in train.va
 # $$ z_t \;=\; \sqrt{\bar\alpha_t}\; \underbrace{\sum_i W_t^i\, E_i(x_i)}_{m_t,\ \text{the aggregate}} \;+\;
 #    \sqrt{1-\bar\alpha_t}\;\varepsilon ,\qquad \varepsilon\sim\mathcal N(0, I). $$
 #
+# Here $t$ runs from 0 (clean) to $T = 500$ (noise); $\bar\alpha_t$ falls from almost 1 to almost 0 and is the share of
+# the signal that is left, $\varepsilon$ is Gaussian noise.
+#
 # The image is its own code. A label has no shape, so it gets one: each class owns a fixed pattern, the size of an
-# image. The
-# weight $W_t$ of the label grows with $t$: near $t = 0$ there is only the clean image and a trace of the label, later the
-# label is mixed in.
+# image. The weight $W_t$ says how much of a code is in the sum. The image's is 1 throughout; the label's grows from 0.1
+# to 1: near $t = 0$ there is the clean image and a trace of the label, later the label is mixed in.
 
 # %%
 model = mt.load("image-label/digits")
@@ -65,7 +67,7 @@ example = test[3:4]
 codes = model.encode(example)
 noise = torch.randn(codes["image"].shape, generator=torch.Generator().manual_seed(0))
 figure = plots.forward_picture(process, codes, [0, 100, 200, 250, 300, 400, 500], noise)
-figure.suptitle(f"Image and label of a {example['label'].item()} share one space, and drown together")
+figure.suptitle(f"Image and label of a {example['label'].item()} share one space, and one noise")
 plots.show(
     figure,
     "Four rows of small grey pictures over seven steps: the image stays the same, the label's pattern "
@@ -73,9 +75,9 @@ plots.show(
 )
 
 # %% [markdown]
-# The formula and the picture say the same thing. Check it: compute the right-hand side by hand, and compare it with
-# what the library
-# does in one call.
+# Rows 1 to 3 are before the scaling by $\sqrt{\bar\alpha_t}$; the last row is all of the formula. The formula and the
+# picture say the same thing. Check it: compute the right-hand side by hand, and compare it with what the library does
+# in one call.
 
 # %%
 t = 250
@@ -86,52 +88,68 @@ z_by_hand = abar.sqrt() * m_t + (1 - abar).sqrt() * noise
 z_library, _ = process.diffuse(codes, t, noise)
 assert torch.allclose(z_by_hand.float(), z_library, atol=1e-6)
 print(f"t = {t}: signal {abar.sqrt():.3f}, noise {(1 - abar).sqrt():.3f}")
-print(f"weights: image {W_image:.1f}, label {W_label:.1f}; by hand and by the library: the same z_t")
+print(f"weights: image {W_image:.2f}, label {W_label:.2f}; by hand and by the library: the same z_t")
 
 # %% [markdown]
-# The paper writes the same process step by step: at every step it *injects* a little of each code, with a weight
-# $w_t^i$.
-# Our cumulative $W_t^i$ is what those injections add up to,
-# $w_t^i = \sqrt{\bar\alpha_{t-1}}\,(W_t^i - W_{t-1}^i)$. Notebook 02 derives this; here is how the curves look.
+# The paper writes the same process step by step: at every step it *injects* a little of each code whose weight grows,
+# with a weight $w_t^i$. Our cumulative $W_t^i$ is what those injections add up to, $w_t^i =
+# \sqrt{\bar\alpha_{t-1}}\,(W_t^i - W_{t-1}^i)$. Notebook 02 derives this; here is how the curves look. The right panel
+# is the *signal-to-noise ratio* of each modality, $(W_t^i)^2\, \bar\alpha_t / (1 - \bar\alpha_t)$, on a log scale: how
+# well its code can be seen in $z_t$.
 
 # %%
 plots.show(
     plots.curve_panels(process, "The label is injected step by step, and speaks ever louder against the image"),
     "Three panels over the step. Cumulative weight: 1 for the image, a straight line from 0.1 to 1 for the label. "
     "Injected weight: 0 for the image, positive and falling for the label. "
-    "Log SNR: the image's falls in a line, the label's stays below it and meets it at the end.",
+    "Log SNR: the image's falls in a line; the label's starts lower, falls more slowly and meets it at the end.",
 )
 
 # %% [markdown] tags=["slide"]
 # ## 2 · One set of weights, three uses
 #
 # Going back, **one shared network** looks at $z_t$. It estimates the aggregate $m_t$, and it has a small **head** for
-# each modality:
-# what is the image, what is the label? Training adds up one loss per modality: a *multi-task* loss (notebook 03 shows
-# that
-# it is a likelihood bound and not a heuristic).
+# each modality: what is the image, what is the label? Training adds up one loss per modality: a *multi-task* loss.
+# (Notebook 03 will show that it is more than a heuristic: it is a bound on the likelihood of all modalities together.)
 #
+# Do the results deserve trust? Let somebody judge who has never seen the model: a support-vector machine, a classical
+# classifier, trained on the real digits alone.
+
+# %%
+judge = evaluation.svm_judge(train)
+
+
+def agreement(examples):
+    """Share of examples whose image the judge reads as their label."""
+    return float((judge(examples["image"]) == examples["label"]).double().mean())
+
+
+print(f"the judge is right on {agreement(test.values):.1%} of the held-out real digits")
+
+# %% [markdown]
 # **Draw pairs.** Start from noise, go back to $t = 0$, read both heads there. Nobody tells the model a label; it
-# makes up both, and they agree.
+# makes up both.
 
 # %%
 pairs = mt.sample(model, 20, generator=torch.Generator().manual_seed(1))
-title = "Twenty pairs out of noise: image and label agree"
+title = f"Pairs out of noise: the judge agrees with {20 * agreement(pairs):.0f} of 20 labels"
 figure = plots.pair_grid(pairs["image"], pairs["label"], test.names, title=title)
 plots.show(figure, "Twenty small images of digits, each with the label that the model drew with it.")
 
 # %% [markdown]
-# **Draw a digit you name.** Give the label; the function stays the same.
+# **Draw a digit you name.** Give the label; the function stays the same. (This model has learned to take a given
+# label as an extra input of the network. There are other ways, which exercise 3 tries.)
 
 # %%
 wanted = torch.arange(10).repeat(2)
 named = mt.sample(model, 20, given={"label": wanted}, generator=torch.Generator().manual_seed(2))
-title = "The same weights, asked for 0 to 9 twice"
+title = f"The same weights, asked for 0 to 9 twice: the judge sees {20 * agreement(named):.0f} of 20"
 figure = plots.pair_grid(named["image"], named["label"], test.names, title=title)
 plots.show(figure, "Two rows of ten images, the digits 0 to 9 in order.")
 
 # %% [markdown]
-# **Name a digit you show.** Give the image. These are real digits that the model has not seen.
+# **Name a digit you show.** Give the image. These are real digits that the model has not seen. (No chain is needed
+# here: the label head reads the almost clean image once.)
 
 # %%
 shown = test[:20]
@@ -142,20 +160,12 @@ figure = plots.pair_grid(shown["image"], read["label"], test.names, title=title,
 plots.show(figure, "Twenty real images with the label the model read off each; wrong ones would be red.")
 
 # %% [markdown]
-# Twenty examples prove little. So let somebody judge who has never seen the model: a support-vector machine, trained on
-# real digits alone.
+# Twenty examples prove little; three hundred prove more. After ± stands one standard error.
 
 # %% tags=["nbval-ignore-output"]
-judge, g = evaluation.svm_judge(train), torch.Generator().manual_seed(4)
+g = torch.Generator().manual_seed(4)
 many = mt.sample(model, 300, generator=g)
-asked = torch.arange(300) % 10
-drawn = mt.sample(model, 300, given={"label": asked}, generator=g)
-
-
-def agreement(examples):
-    return float((judge(examples["image"]) == examples["label"]).double().mean())
-
-
+drawn = mt.sample(model, 300, given={"label": torch.arange(300) % 10}, generator=g)
 rows = {
     "the judge itself, on held-out real digits": (agreement(test.values), len(test)),
     "joint pairs: the judge agrees with the label": (agreement(many), 300),
@@ -163,13 +173,14 @@ rows = {
     "reading held-out digits": (evaluation.head_accuracy(model, test, generator=g), len(test)),
 }
 for what, (share, n) in rows.items():
-    print(f"{what:52s} {share:.3f} +- {(share * (1 - share) / n) ** 0.5:.3f}  (n = {n})")
+    print(f"{what:52s} {share:.3f} ± {(share * (1 - share) / n) ** 0.5:.3f}  (n = {n})")
 assert agreement(drawn) > 0.9
 
 # %% [markdown] tags=["slide"]
 # ### When does the model make up its mind?
 #
-# On its way back, the label head says at every step what it believes. Follow one sample.
+# On its way back, the label head says at every step what it believes. Follow one sample: first its belief, then what
+# $z_t$ looks like.
 
 # %%
 states, beliefs, steps = [], [], []
@@ -181,8 +192,8 @@ figure, axis = plt.subplots(figsize=(8, 2.8), layout="constrained")
 belief = torch.stack(beliefs, 1)
 heat = axis.pcolormesh(steps, range(10), belief, cmap="cividis", vmin=0, vmax=1, shading="nearest")
 axis.set(xlabel="step t (the chain runs from right to left)", ylabel="label", yticks=range(10))
-sure = next((t for t, b in zip(steps, beliefs, strict=True) if b.max() > 0.9), 0)
-axis.set_title(f"From noise (right) to a digit (left): 90% sure from t = {sure} on")
+unsure = [t for t, b in zip(steps, beliefs, strict=True) if b.max() < 0.9]
+axis.set_title(f"From noise (right) to a digit (left): more than 90% sure after t = {min(unsure)}")
 figure.colorbar(heat, label="$p(label\\,|\\,z_t)$")
 plots.show(figure, "Heat map of the label's probabilities over the chain: spread out at first, then all on one label.")
 figure = plots.trajectory(states[::5], steps[::5], title="The same chain, seen: every fifth state $z_t$")
@@ -191,9 +202,9 @@ plots.show(figure, "Eleven states of the chain, from noise to a clean digit.")
 # %% [markdown] tags=["slide"]
 # ## 3 · Train one yourself
 #
-# Data, modalities, process, backbone: that is a model. The library's experiment puts them together; you could write the
-# same in ten lines (see `mtdiff/experiments/image_label.py`). We train for less than a minute, about a sixth of what
-# the shipped model had.
+# Data, modalities, a forward process, and a *backbone* (the shared network): that is a model. The library's experiment
+# `image-label` puts them together (`mtdiff/experiments/image_label.py`); its variant `fade-in` is the one with the
+# label's weight growing. We train for less than a minute.
 
 # %% tags=["nbval-ignore-output"]
 experiment = experiments.EXPERIMENTS["image-label"]
@@ -202,6 +213,7 @@ trainer = experiment.trainer("digits", "fade-in", config, folder=None)
 small = trainer.run()
 size = sum(p.numel() for p in small.parameters())
 print(f"{config.steps} steps of {config.batch_size} examples; {size:,} parameters")
+print(f"(the shipped model had {model.card['training']['steps']} steps)")
 
 # %%
 figure = plots.loss_curves(trainer.history, "All three tasks are learned at once, by one network")
@@ -209,38 +221,43 @@ plots.show(figure, "Three falling curves over the step: the losses of denoising,
 assert trainer.history[-1]["total"] < 0.7 * trainer.history[0]["total"]
 
 # %% [markdown]
-# The three terms are: *denoise*, how far the estimate of the aggregate is off; *image*, the same for the image head;
-# *label*, the cross-entropy of the label head, averaged over all noise levels (it cannot go to 0: at $t = T$ nobody can
-# know the label). And what it draws:
+# *Denoise*: how far the network's main output is off, from which the aggregate is computed. *Image*: the error of the
+# image head in units of the noise that is left, so a small error counts much where there is little noise. *Label*: the
+# cross-entropy of the label head, averaged over all noise levels; it cannot reach 0, since at $t = T$ nobody can know
+# the label. The total is denoise + image + 0.5 label. What does it draw?
 
 # %%
 young = mt.sample(small, 20, generator=torch.Generator().manual_seed(1))
-title = "After less than a minute of training: pairs out of noise"
+title = f"After a minute of training: the judge agrees with {20 * agreement(young):.0f} of 20"
 figure = plots.pair_grid(young["image"], young["label"], test.names, title=title)
-plots.show(figure, "Twenty drawn pairs of the freshly trained model: rougher digits, most fit their labels.")
+plots.show(figure, "Twenty drawn pairs of the freshly trained model, rougher than those of the shipped one.")
 
 # %% [markdown] tags=["slide"]
 # ## 4 · Play
 #
-# Move a slider; the samples follow. **Look for** two things: with guidance 0 the label is ignored, and
-# above 1 the digits get more alike; and how few steps are enough. (On a static page you see only one setting.)
+# Move a slider; the samples follow. *Guidance* says how hard a given label pulls: 0 all but ignores it, 1 is what was
+# trained, above 1 exaggerates. **Look for** two things: what guidance does to obedience and to variety, and how few
+# steps are enough. (On a static page the sliders do not move; below them are three settings.)
 
 # %% tags=["nbval-ignore-output"]
 sliders = widgets.class_sampler(model)
 sliders
 
 # %% tags=["nbval-ignore-output"]
-plots.show(widgets.draw_class(model, label=3, guidance=1.0), "Ten samples of the digit 3.")
+for guidance in (0.0, 1.0, 4.0):
+    figure = widgets.draw_class(model, label=3, guidance=guidance)
+    plots.show(figure, f"Ten samples with the label 3 given and guidance {guidance:g}.")
 
 # %% [markdown]
 # ## 5 · Exercises
 #
-# Each has a stub, a check that turns green, and a solution below it.
+# Each has a stub, a check that turns green, and a solution below it. Try before you look.
 #
-# **Exercise 1 (warm-up). How well does it read in the dark?** Write a function that gives the accuracy of the label
-# head on
-# held-out images that were diffused to step $t$. *Hint*: `process.diffuse(codes, t, present=...)` with the label absent
-# (`present={"label": zeros}`), then `model.predict(z, t, present=...)`.
+# **Exercise 1 (warm-up). How much noise can it read through?** Write a function that gives the accuracy of the label
+# head on all `len(test)` held-out images, diffused to step $t$ *without* their labels. *Hint*: encode
+# `test.values["image"]`; "without" is `present={"label": mask}` with a boolean mask that is False everywhere, for
+# `process.diffuse(codes, t, present=...)` as well as for `model.predict(z, t, present=...)`, whose `.params["label"]`
+# are the logits.
 
 
 # %% tags=["exercise"]
@@ -258,7 +275,9 @@ def check_1(function):
     if not clean > 0.95:
         return widgets.Verdict(False, f"expected more than 0.95 at t = 0, got {clean:.2f}")
     text = f"t = 0: {clean:.2f}, t = 250: {middle:.2f}, t = 500: {dark:.2f} (guessing: 0.10)"
-    return widgets.Verdict(dark < 0.2 < middle <= clean, text)
+    if middle > 0.9:
+        return widgets.Verdict(False, text + ". Too good in the middle: does z still hold the label?")
+    return widgets.Verdict(dark < 0.2 and middle > 0.5, text)
 
 
 check_1(accuracy_at)
@@ -279,11 +298,9 @@ assert solved, solved.message
 solved
 
 # %% [markdown]
-# **Exercise 2 (break it). Too much guidance.** Guidance above 1 pushes samples away from what other labels would
-# give. Write a
-# function that returns the *diversity* of 100 samples of one digit: the standard deviation over samples, averaged
-# over pixels.
-# What happens from guidance 1 to 5?
+# **Exercise 2 (break it). Too much guidance.** Write a function that returns the *diversity* of 100 samples of the
+# digit 3: the standard deviation over the samples, averaged over pixels. *Hint*: `mt.sample(..., given=...,
+# guidance=..., sampler="ddim")`, then `.std(0).mean()`. What happens from guidance 1 to 5?
 
 
 # %% tags=["exercise"]
@@ -298,7 +315,9 @@ def check_2(function):
     if plain is None:
         return widgets.Verdict(False, "the function returns nothing yet")
     loss = 1 - float(strong) / float(plain)
-    return widgets.Verdict(loss > 0.1, f"guidance 5 costs {100 * loss:.0f}% of the diversity of guidance 1")
+    if not 0.2 < float(plain) < 0.45:
+        return widgets.Verdict(False, f"at guidance 1 we expect about 0.3, you have {float(plain):.2f}")
+    return widgets.Verdict(loss > 0.05, f"guidance 5 costs {100 * loss:.0f}% of the diversity of guidance 1")
 
 
 check_2(diversity)
@@ -307,7 +326,7 @@ check_2(diversity)
 # %% tags=["solution"]
 def diversity_solution(guidance):
     g = torch.Generator().manual_seed(0)
-    options = {"rule": "conditioned", "guidance": guidance, "steps": 20, "generator": g}
+    options = {"rule": "conditioned", "guidance": guidance, "sampler": "ddim", "generator": g}
     threes = mt.sample(model, 100, given={"label": torch.tensor([3])}, **options)
     return threes["image"].std(0).mean()
 
@@ -317,13 +336,12 @@ assert solved, solved.message
 solved
 
 # %% [markdown]
-# **Exercise 3 (a small research question). Do we need to *tell* the network the label?** The framework suggests
-# another way to
-# condition: replace the model's guess of the label by the given one, at every step (`rule="substitute"`). Is it as
-# good as telling the
-# network (`rule="conditioned"`)? Write a function that returns the share of 100 samples that the judge calls what was
-# asked for,
-# under a rule. Notebook 05 explains what you find.
+# **Exercise 3 (a small research question). Do we need to *tell* the network the label?** The framework suggests another
+# way to condition: replace the model's guess of the label by the given one, at every step (`rule="substitute"`). Is it
+# as good as telling the network (`rule="conditioned"`)? Write a function that returns the share of 100 samples, ten of
+# each digit, that the judge reads as what was asked for. Use `sampler="ddim"`, which adds no noise on the way back, and
+# 25 steps; `agreement` from above is the judge's word. *Further*: does the default sampler `"ddpm"`, which does add
+# noise, change the answer? Notebook 05 will explain what you find.
 
 
 # %% tags=["exercise"]
@@ -339,7 +357,7 @@ def check_3(function):
         return widgets.Verdict(False, "the function returns nothing yet")
     gap = float(shares["conditioned"] - shares["substitute"])
     text = ", ".join(f"{rule}: {float(share):.2f}" for rule, share in shares.items())
-    return widgets.Verdict(gap > 0.05, f"{text}. Substitution is cheap, and biased")
+    return widgets.Verdict(gap > 0.05, f"{text}. A substituted label is obeyed less")
 
 
 check_3(obedience)
@@ -348,7 +366,8 @@ check_3(obedience)
 # %% tags=["solution"]
 def obedience_solution(rule):
     g, asked = torch.Generator().manual_seed(0), torch.arange(100) % 10
-    return agreement(mt.sample(model, 100, given={"label": asked}, rule=rule, steps=25, generator=g))
+    options = {"rule": rule, "sampler": "ddim", "steps": 25, "generator": g}
+    return agreement(mt.sample(model, 100, given={"label": asked}, **options))
 
 
 solved = check_3(obedience_solution)
