@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -77,18 +78,25 @@ def budget() -> str:
 def provenance(device: str = "cpu") -> dict[str, str | int]:
     """Where and how a result came about: command, commit, versions and hardware (no paths, no host names)."""
     command = " ".join(["mtdiff", *sys.argv[1:]]) if Path(sys.argv[0]).stem in ("mtdiff", "__main__") else "python"
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=10"], capture_output=True, text=True, cwd=Path(__file__).parent
-    )
     hardware = torch.cuda.get_device_name() if device.startswith("cuda") else f"CPU, {_cpu()}"
     return {
         "command": command,
-        "commit": commit.stdout.strip() or "not a checkout",
+        "commit": _commit(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "hardware": hardware,
         "threads": torch.get_num_threads(),
     }
+
+
+def _commit() -> str:
+    """The commit of the source tree that runs, "-dirty" if it was changed since; not known for an installed wheel."""
+    root = Path(__file__).parents[2]
+    git = shutil.which("git")
+    if git is None or not (root / ".git").exists():
+        return "unknown"
+    command = [git, "describe", "--always", "--dirty", "--abbrev=10"]
+    return subprocess.run(command, capture_output=True, text=True, cwd=root).stdout.strip() or "unknown"
 
 
 def _cpu() -> str:
