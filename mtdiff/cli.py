@@ -102,6 +102,10 @@ class Sample:
 
     def run(self) -> None:
         """Draw, write the picture, and say what is in it."""
+        try:
+            from mtdiff.plots import save_grid
+        except ImportError as error:
+            raise ImportError(f"drawing needs {error.name}: pip install 'mtdiff[notebooks]'") from None
         model = load(self.model, self.device)
         given = dict(self._parse(model, text) for text in self.given)
         generator = torch.Generator(self.device).manual_seed(self.seed)
@@ -109,8 +113,6 @@ class Sample:
             model, self.n, given=given, rule=self.rule, sampler=self.sampler, steps=self.steps, guidance=self.guidance,
             generator=generator,
         )  # fmt: skip
-        from mtdiff.plots import save_grid  # the one command that draws needs matplotlib; the others do not
-
         save_grid(drawn, model.modalities["label"].names, self.out)
         print(f"labels: {drawn['label'].tolist()}\npicture: {self.out}")
 

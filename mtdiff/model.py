@@ -240,6 +240,7 @@ class MTDiffusion(nn.Module):
         given: Mapping[str, Tensor] | None = None,
         present: Mapping[str, Tensor] | None = None,
         generator: torch.Generator | None = None,
+        prediction: Prediction | None = None,
     ) -> dict[str, Tensor]:
         """Read every modality jointly at one state: draw from each head (theory 3: at one time, not along the path).
 
@@ -249,11 +250,13 @@ class MTDiffusion(nn.Module):
             given: as in `predict`.
             present: as in `predict`.
             generator: source of the draws.
+            prediction: the result of `predict` for the same arguments, where it is there already.
 
         Returns:
             {name: value}, in the network's dtype.
         """
-        params = self.predict(z_t, t, given=given, present=present).params
+        prediction = self.predict(z_t, t, given=given, present=present) if prediction is None else prediction
+        params = prediction.params
         values = {name: m.draw(params[name], generator) for name, m in self.modalities.items()}
         return {name: v.to(self.dtype) if v.is_floating_point() else v for name, v in values.items()}
 

@@ -3,7 +3,6 @@
 import collections
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -29,8 +28,8 @@ def sample(
     """Draw all modalities, some of which may be given: any to any.
 
     Args:
-        model: anything with `process`, `space`, `modalities`, `check`, `encode`, `predict`, `log_prob`, `read`:
-            `MTDiffusion` or a model of `mtdiff.exact`.
+        model: anything with `process`, `space`, `modalities`, `device`, `rule`, `check`, `encode`, `predict`,
+            `log_prob` and `read`: `MTDiffusion` or a model of `mtdiff.exact`.
         n: number of examples.
         given: {name: value}, n values or one for all; returned as given.
         rule: how given values act, one rule or {name: rule}; None is the model's own default.
@@ -65,10 +64,10 @@ def sample(
         path = sample_path(
             model, n, given=given, rule=rules, sampler=sampler, steps=steps, guidance=guidance, generator=generator
         )
-        (_, z, _) = collections.deque(path, maxlen=1).pop()
+        t, z, prediction = collections.deque(path, maxlen=1).pop()
         told = {name: given[name] for name, r in rules.items() if r == "conditioned"}
         with torch.no_grad():
-            drawn = model.read(z, model.process.first, given=told, generator=generator)
+            drawn = model.read(z, t, given=told, generator=generator, prediction=prediction)
     return {**drawn, **given}
 
 
@@ -200,6 +199,7 @@ def _informed(model, z, t, given, known, rules, guidance) -> Prediction:
             (gradient,) = torch.autograd.grad(log_p.sum(), leaf)
     aggregate = prediction.aggregate.detach()
     estimate = {name: e.detach() for name, e in prediction.estimate.items()}
+    params = {name: p.detach() for name, p in prediction.params.items()}
     if told and guidance != 1.0:  # classifier-free guidance: extrapolate from untold to told
         with torch.no_grad():
             untold = model.predict(z, t)
@@ -213,7 +213,7 @@ def _informed(model, z, t, given, known, rules, guidance) -> Prediction:
         if rules[name] == "substitute":  # theory 4, rule 1
             aggregate = aggregate + model.process.weight(name, t, z) * (code - estimate[name])
         estimate[name] = code
-    return replace(prediction, aggregate=aggregate, estimate=estimate, output=None)
+    return Prediction(aggregate, params, estimate)
 
 
 def _solve_moving(process, t, aggregate, known, estimate) -> None:
