@@ -47,8 +47,9 @@ class LabelledMixture:
         if self.means.ndim != 2 or len(self.means) != k or self.stds.shape != (k,) or self.codes.shape != self.means.shape:
             shapes = [tuple(a.shape) for a in (self.weights, self.means, self.stds, self.codes)]
             raise ValueError(f"expected weights (K,), means (K, d), stds (K,), label_codes (K, d), got {shapes}")
-        if bool((self.weights < 0).any()) or abs(float(self.weights.sum()) - 1) > 1e-9:
+        if bool((self.weights < 0).any()) or abs(float(self.weights.sum()) - 1) > 1e-6:
             raise ValueError(f"weights must be probabilities that sum to 1, got {self.weights.tolist()}")
+        self.weights = self.weights / self.weights.sum()  # to float64, where they came as float32
         if bool((self.stds <= 0).any()):
             raise ValueError(f"stds must be positive, got {self.stds.tolist()}")
         if set(process.names) != {"x", "label"}:

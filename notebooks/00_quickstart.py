@@ -24,7 +24,7 @@
 #
 # The paper is Chen et al., *Diffusion Models for Multi-Modal Generative Modeling*, ICLR 2024
 # ([arXiv:2407.17571](https://arxiv.org/abs/2407.17571)). This course derives it, checks every step by number, and
-# implements it in a small library, `mtdiff`. What you see here is derived in notebooks 01 to 05.
+# implements it in a small library, `mtdiff`. The equations stand on one page, [theory.md](theory.md).
 
 # %%
 import matplotlib.pyplot as plt

@@ -113,6 +113,20 @@ def test_the_readmes_table_is_the_measured_one():
     assert markdown(json.loads(file.read_text()) for file in files) in README
 
 
+def test_every_theory_section_that_the_code_names_is_on_the_page():
+    sections = set(re.findall(r"^## (\d)\.", (ROOT / "notebooks" / "theory.md").read_text(), re.M))
+    named = {n for file in (ROOT / "mtdiff").rglob("*.py") for n in re.findall(r"theory (\d)", file.read_text())}
+    assert named
+    assert named <= sections
+
+
+def test_the_theory_page_names_code_and_tests_that_exist():
+    page = (ROOT / "notebooks" / "theory.md").read_text()
+    source = "\n".join(file.read_text() for file in (ROOT / "mtdiff").rglob("*.py"))
+    for name in re.findall(r"`([A-Za-z_.]+?)(?:=|\([^`]*)?`", page):
+        assert (ROOT / name).exists() or name.startswith("mtdiff") or re.search(rf"\b{name.split('.')[-1]}\b", source), name
+
+
 def test_the_readme_links_to_files_that_exist():
     for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
         assert (ROOT / link).exists(), link
