@@ -1,4 +1,4 @@
-"""Models whose predictions are known in closed form, in float64: what samplers are tested against (theory 4)."""
+"""A mixture of Gaussians with labels: a model whose predictions are known in closed form (theory 4)."""
 
 from collections.abc import Mapping, Sequence
 
