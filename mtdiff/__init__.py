@@ -3,6 +3,7 @@
 from mtdiff import exact
 from mtdiff.backbones import MLP, UNet
 from mtdiff.checkpoint import load
+from mtdiff.elbo import Bound, elbo
 from mtdiff.losses import multitask_loss
 from mtdiff.modalities import Image, Label, Vector
 from mtdiff.model import MTDiffusion, Prediction
@@ -13,6 +14,6 @@ from mtdiff.schedules import NoiseSchedule, constant, fade_in, fade_out
 __version__ = "0.1.0"
 
 __all__ = [
-    "MLP", "ForwardProcess", "Image", "Label", "MTDiffusion", "NoiseSchedule", "Prediction", "UNet", "Vector",
-    "constant", "exact", "fade_in", "fade_out", "load", "multitask_loss", "sample", "sample_path",
+    "MLP", "Bound", "ForwardProcess", "Image", "Label", "MTDiffusion", "NoiseSchedule", "Prediction", "UNet", "Vector",
+    "constant", "elbo", "exact", "fade_in", "fade_out", "load", "multitask_loss", "sample", "sample_path",
 ]  # fmt: skip

@@ -46,7 +46,7 @@ def build(data: str, variant: str, seed: int = 0, base: int = 32) -> MTDiffusion
     curve = {"fade-in": fade_in(1.0, start=0.1), "from-zero": fade_in(1.0)}.get(variant, constant(1.0))
     process = ForwardProcess(NoiseSchedule.log_snr(500, high=8.0, low=-8.0), {"image": 1.0, "label": curve})
     modalities = {
-        "image": Image(shape, channels=slice(0, 1) if apart else None, head=not apart),
+        "image": Image(shape, channels=slice(0, 1) if apart else None, head=not apart, levels=17),
         "label": Label(len(names), names=names, channels=slice(1, 2) if apart else None),
     }
     with torch.random.fork_rng(devices=[]):
