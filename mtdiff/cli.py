@@ -12,9 +12,9 @@ import tyro
 
 from mtdiff.checkpoint import load
 from mtdiff.evaluation import mean_and_error
-from mtdiff.experiments import EXPERIMENTS, budget, provenance
+from mtdiff.experiments import EXPERIMENTS, Experiment, budget, provenance
 from mtdiff.experiments.report import markdown
-from mtdiff.files import write_atomic
+from mtdiff.files import CARD, write_atomic
 from mtdiff.sampling import RULES, SAMPLERS, sample
 from mtdiff.training import Interrupted
 
@@ -51,16 +51,21 @@ class Train:
         experiment = EXPERIMENTS[self.experiment]
         variant = self.variant or next(iter(experiment.variants))
         out = self.out or Path("runs") / self.experiment / self.data / f"{variant}-{self.seed}"
-        if self.data not in experiment.data:
-            raise ValueError(f"{self.experiment} has no data {self.data!r}; it has {list(experiment.data)}")
+        _known(experiment, self.data)
         config = experiment.config(self.data, variant, self.budget or budget())
         config.seed = self.seed
         for name in ("steps", "batch_size", "lr"):
             if getattr(self, name) is not None:
                 setattr(config, name, getattr(self, name))
         config.__post_init__()
-        trainer = experiment.trainer(self.data, variant, config, out, self.device)
-        if trainer.resume():
+        trainer = experiment.trainer(self.data, variant, config, out, _device(self.device))
+        resumed = trainer.resume()
+        if (out / CARD).is_file() and (not resumed or trainer.step == config.steps):
+            if not resumed:
+                raise ValueError(f"{out} holds a model that was not trained there: use another folder")
+            print(f"{out} is already trained: step {trainer.step} of {config.steps}")
+            return
+        if resumed:
             print(f"going on at step {trainer.step} of {config.steps} ({out})")
         model = trainer.run()
         card = {
@@ -106,7 +111,7 @@ class Sample:
             from mtdiff.plots import save_grid
         except ImportError as error:
             raise ImportError(f"drawing needs {error.name}: pip install 'mtdiff[notebooks]'") from None
-        model = load(self.model, self.device)
+        model = load(self.model, _device(self.device))
         given = dict(self._parse(model, text) for text in self.given)
         generator = torch.Generator(self.device).manual_seed(self.seed)
         drawn = sample(
@@ -151,11 +156,20 @@ class Evaluate:
     def run(self) -> None:
         """Evaluate every model, average by variant, print and write."""
         experiment = EXPERIMENTS[self.experiment]
+        _known(experiment, self.data)
+        if not self.models:
+            raise ValueError("--models names no model")
+        models = [(name, load(name)) for name in self.models]
+        for name, model in models:
+            if model.card.get("experiment", self.experiment) != self.experiment:
+                raise ValueError(f"{name} was trained for {model.card['experiment']}, not for {self.experiment}")
         rows = []
-        for k, name in enumerate(self.models):
-            model = load(name)
+        for k, (name, model) in enumerate(models):
+            if k == 0 and self.publish:
+                model = load(model.save(self.publish, half=True))  # judged as it is published: rounded
             metrics = experiment.evaluate(model, self.data, self.seed + k, self.n)
-            rows.append({"model": name, "variant": model.card.get("variant"), "card": model.card, "metrics": metrics})
+            variant = model.card.get("variant", name)
+            rows.append({"model": name, "variant": variant, "card": model.card, "metrics": metrics})
             print(f"{name}: {json.dumps(_rounded(metrics))}")
             if k == 0 and self.publish:
                 model.save(self.publish, {"metrics": {"n": self.n, "seed": self.seed, **_rounded(metrics)}}, half=True)
@@ -164,10 +178,23 @@ class Evaluate:
             variants[variant] = _average([row["metrics"] for row in rows if row["variant"] == variant])
         result = {"experiment": self.experiment, "data": self.data, "n": self.n, "provenance": provenance(),
                   "variants": variants, "runs": _rounded(rows)}  # fmt: skip
-        print(markdown([result]))
         if self.out:
             write_atomic(self.out, (json.dumps(result, indent=1) + "\n").encode())
-            print(f"written: {self.out}")
+        print(markdown([result]), end=f"written: {self.out}\n" if self.out else "")
+
+
+def _known(experiment: Experiment, data: str) -> None:
+    if data not in experiment.data:
+        raise ValueError(f"{experiment.name} has no data {data!r}; it has {list(experiment.data)}")
+
+
+def _device(name: str) -> str:
+    """The device's name, if it is there and has float64, in which samplers and bounds compute."""
+    try:
+        torch.zeros(1, dtype=torch.float64, device=name)
+    except (AssertionError, RuntimeError, TypeError) as error:
+        raise ValueError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from None
+    return name
 
 
 def _average(metrics: list):
@@ -188,16 +215,22 @@ def _rounded(value):
 
 def main() -> None:
     """Entry point: errors that a user can mend are one line, without a traceback."""
-    threads = os.environ.get("MTDIFF_THREADS")
-    if threads:
-        torch.set_num_threads(int(threads))
     commands = {"train": Train, "sample": Sample, "evaluate": Evaluate}
     command = tyro.extras.subcommand_cli_from_dict(
         commands, prog="mtdiff", description="Train, sample and judge multi-modal diffusion models."
     )
+    threads = os.environ.get("MTDIFF_THREADS", "")
     try:
+        if threads and not threads.isdigit():
+            raise ValueError(f"MTDIFF_THREADS must be a number of threads, got {threads!r}")
+        if threads:
+            torch.set_num_threads(int(threads))
         command.run()
     except Interrupted as stopped:
         sys.exit(f"\nmtdiff: {stopped}")
+    except KeyboardInterrupt:
+        sys.exit("\nmtdiff: stopped")
+    except torch.OutOfMemoryError as error:
+        sys.exit(f"mtdiff: error: out of memory; try a smaller --batch-size or --n ({str(error).splitlines()[0]})")
     except (ValueError, KeyError, OSError, ImportError, FloatingPointError) as error:
         sys.exit(f"mtdiff: error: {error.args[0] if isinstance(error, KeyError) else error}")

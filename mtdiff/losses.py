@@ -1,4 +1,4 @@
-"""The multi-task training loss (theory 3, "Training loss")."""
+"""The multi-task training loss (theory 3)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -45,6 +45,12 @@ class TrainConfig:
         for name in ("steps", "batch_size", "log_every", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("lr", "clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("warmup", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must be in [0, 1), got {self.ema}")
 
@@ -113,10 +119,13 @@ class Trainer:
             Interrupted: Ctrl-C or SIGTERM; the step was finished and, with a folder, saved.
             FloatingPointError: the loss or its gradient became NaN or infinite; the last good checkpoint stays.
             PermissionError: the folder cannot be written; said before the first step.
+            ValueError: the folder holds another training, which was not resumed.
         """
         config, began = self.config, time.perf_counter() - self.seconds
         batches = self.data.batches(config.batch_size, config.seed, self.step, self.device)
         if self.folder:
+            if self.step == 0 and (self.folder / STATE).is_file():
+                raise ValueError(f"{self.folder} holds a training already: call resume(), or use another folder")
             self._write_history()
         bar = tqdm(total=config.steps, initial=self.step, disable=not progress, unit="step", mininterval=0.5)
         with bar, _stop_requests() as stop:
@@ -147,6 +156,7 @@ class Trainer:
         self._check_finite()
         state = {
             "step": self.step,
+            "device": self.device.type,
             "seconds": self.seconds,
             "config": asdict(self.config),
             "data": self.data.hash(),
@@ -185,6 +195,8 @@ class Trainer:
         different = [f"{k}: {theirs.get(k)} there, {v} here" for k, v in mine.items() if theirs.get(k) != v]
         if different:
             raise ValueError(f"{path} was trained with another config ({'; '.join(different)}): use another folder")
+        if state["device"] != self.device.type:
+            raise ValueError(f"{path} was trained on {state['device']}, and can only go on there, not on {self.device.type}")
         if state["data"] != self.data.hash():
             raise ValueError(f"{path} was trained on other data than {self.data.name!r}: use another folder")
         if state["architecture"] != self.model.fingerprint():

@@ -48,7 +48,25 @@ def test_train_writes_model_card_and_history(trained):
 
 def test_train_again_goes_on_instead_of_starting_over(trained, monkeypatch, capsys):
     run(monkeypatch, "train", "image-label", "--steps", 2, "--batch-size", 8, "--out", trained)
-    assert "going on at step 2 of 2" in capsys.readouterr().out
+    assert "already trained: step 2 of 2" in capsys.readouterr().out
+
+
+def test_train_does_not_overwrite_a_model_that_came_from_elsewhere(trained, tmp_path, monkeypatch):
+    mt.load(trained).save(tmp_path / "precious")
+    with pytest.raises(SystemExit, match="holds a model that was not trained there"):
+        run(monkeypatch, "train", "image-label", "--steps", 1, "--out", tmp_path / "precious")
+
+
+def test_evaluate_keeps_its_figures_for_a_model_without_a_card(trained, tmp_path, monkeypatch):
+    model = mt.load(trained)
+    model.card = {}
+    model.save(tmp_path / "plain")
+    run(monkeypatch, "evaluate", "image-label", "--models", tmp_path / "plain", "--n", 70, "--out", tmp_path / "r.json")
+    assert json.loads((tmp_path / "r.json").read_text())["variants"]
+
+
+def test_paths_of_the_machine_stay_out_of_the_card(trained):
+    assert str(trained.parent) not in (trained / "card.json").read_text()
 
 
 def test_train_refuses_a_folder_of_another_config(trained, monkeypatch):
@@ -93,6 +111,10 @@ def test_publish_writes_a_half_precision_model_with_its_figures(trained, tmp_pat
         (["sample", "--steps", "501"], r"steps must be in 1\.\.500"),
         (["sample", "--guidance", "2", "--given", "label=1", "--rule", "substitute"], "guidance 2.0 needs rule"),
         (["train", "image-label", "--data", "mars"], "no data 'mars'"),
+        (["evaluate", "image-label", "--data", "mars"], "no data 'mars'"),
+        (["evaluate", "image-label", "--models"], "names no model"),
+        (["train", "image-label", "--device", "toaster"], "--device toaster cannot be used"),
+        (["train", "image-label", "--lr", "-1"], "lr must be positive"),
         (["train", "image-label", "--variant", "odd"], "no variant 'odd'"),
         (["train", "image-label", "--steps", "0"], "steps must be at least 1"),
         (["train", "image-label", "--batch-size", "5000"], r"batch size must be in 1\.\.1437"),
@@ -102,6 +124,30 @@ def test_bad_input_is_one_clear_line(words, message, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match=message):
         run(monkeypatch, *words)
+
+
+def test_the_control_without_a_shared_space_refuses_the_common_sampler(tmp_path, monkeypatch):
+    run(
+        monkeypatch,
+        "train",
+        "image-label",
+        "--variant",
+        "unshared",
+        "--steps",
+        1,
+        "--batch-size",
+        4,
+        "--out",
+        tmp_path / "m",
+    )
+    with pytest.raises(SystemExit, match="no common z_t"):
+        run(monkeypatch, "sample", tmp_path / "m", "--out", tmp_path / "s.png")
+
+
+def test_wrong_thread_count_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("MTDIFF_THREADS", "many")
+    with pytest.raises(SystemExit, match="MTDIFF_THREADS must be a number"):
+        run(monkeypatch, "sample", "--out", tmp_path / "s.png")
 
 
 def test_wrong_budget_is_named(monkeypatch, tmp_path):

@@ -397,3 +397,25 @@ def test_a_write_makes_its_folder_and_replaces_the_file(tmp_path):
         write_atomic(path, data)
         assert path.read_bytes() == data
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_folder_with_another_training_is_not_wiped(tmp_path):
+    trainer(tmp_path).run(progress=False)
+    before = (tmp_path / "history.json").read_bytes()
+    with pytest.raises(ValueError, match="holds a training already"):
+        trainer(tmp_path).run(progress=False)
+    assert (tmp_path / "history.json").read_bytes() == before
+
+
+def test_a_training_goes_on_only_on_its_kind_of_device(tmp_path):
+    trainer(tmp_path).run(progress=False)
+    state = torch.load(tmp_path / "training.pt", weights_only=True)
+    torch.save({**state, "device": "cuda"}, tmp_path / "training.pt")
+    with pytest.raises(ValueError, match="was trained on cuda"):
+        trainer(tmp_path).resume()
+
+
+@pytest.mark.parametrize("wrong", [{"clip": 0}, {"lr": -1}, {"warmup": -5}, {"weight_decay": -0.1}])
+def test_a_config_that_cannot_work_is_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        TrainConfig(**wrong)

@@ -12,14 +12,14 @@ MIXTURE = {
     "stds": (0.35, 0.25, 0.3),
     "label_codes": ((1.0, 0.0), (-0.5, 0.866), (-0.5, -0.866)),
 }
-"""Arguments of `mtdiff.exact.LabelledMixture` for the mixture that `toy("mixture")` draws from (theory 4)."""
+"""Arguments of `mtdiff.exact.LabelledMixture` for the mixture that `toy("mixture")` draws from."""
 
 
 def toy(kind: str = "moons", n: int = 2000, seed: int = 0) -> Dataset:
     """Points "x" (n, 2), of about unit scale, and the "label" (n,) of the part that they come from.
 
     Args:
-        kind: "moons" (two arcs), "spiral" (three arms) or "mixture" (three Gaussians, theory 4).
+        kind: "moons" (two arcs), "spiral" (three arms) or "mixture" (three Gaussians, `MIXTURE`).
         n: number of points.
         seed: the same seed gives the same points.
 

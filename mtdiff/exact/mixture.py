@@ -27,7 +27,7 @@ class LabelledMixture:
     Raises:
         ValueError: shapes do not fit, weights do not sum to 1, a std is not positive, or the process has other names.
 
-    Source: ours (theory 4, "Measured with the exact posterior").
+    Source: ours; the exact model behind the statements of theory 4.
     """
 
     rule, sampler = "bayes", "ddim"

@@ -76,9 +76,10 @@ def budget() -> str:
 
 
 def provenance(device: str = "cpu") -> dict[str, str | int]:
-    """Where and how a result came about: command, commit, versions and hardware (no paths, no host names)."""
-    command = " ".join(["mtdiff", *sys.argv[1:]]) if Path(sys.argv[0]).stem in ("mtdiff", "__main__") else "python"
-    hardware = torch.cuda.get_device_name() if device.startswith("cuda") else f"CPU, {_cpu()}"
+    """Where and how a result came about: command (of absolute paths the last part), commit, versions and hardware."""
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    command = " ".join(["mtdiff", *words]) if Path(sys.argv[0]).stem in ("mtdiff", "__main__") else "python"
+    hardware = torch.cuda.get_device_name(device) if device.startswith("cuda") else f"CPU, {_cpu()}"
     return {
         "command": command,
         "commit": _commit(),

@@ -109,9 +109,9 @@ def evaluate(
     known = {"judge_accuracy": accuracy, "frechet_pixels_of_two_real_halves": frechet_distance(*halves)}
     if not isinstance(model, Unshared):
         return {**evaluate_image_label(model, test, real, judge, rules, n, seed=seed), **known}
-    generator = torch.Generator().manual_seed(seed)
-    label = torch.arange(n) % 10
-    right = model.classify(test.values["image"], generator) == test.values["label"]
+    generator = torch.Generator(model.device).manual_seed(seed)
+    label = torch.arange(n, device=model.device) % 10
+    right = model.classify(test.values["image"], generator).cpu() == test.values["label"]
     return {
         "joint": image_label_metrics(model.sample(n, generator=generator), judge, real),
         "joint_ddim": image_label_metrics(model.sample(n, sampler="ddim", generator=generator), judge, real),

@@ -24,6 +24,14 @@ class Unshared(MTDiffusion):
         super().__init__(process, modalities, backbone, space, prediction, rule, sampler)
         self.levels = nn.ModuleDict({name: NoiseLevel(backbone.embedding) for name in modalities})
 
+    def forward(self, *args, **kwargs) -> Prediction:
+        """There is no common z_t to predict from.
+
+        Raises:
+            ValueError: always; `sample` and `classify` are this model's own.
+        """
+        raise ValueError("this control has a time per modality and no common z_t: use its .sample and .classify")
+
     def predict_at(self, z: Tensor, times: Mapping[str, Tensor]) -> Prediction:
         """All modalities from states at their own times.
 
@@ -36,6 +44,7 @@ class Unshared(MTDiffusion):
         """
         steps = self.process.steps
         first = next(iter(self.modalities))
+        times = {name: t.to(z.device) for name, t in times.items()}
         levels = [self.levels[name](t.to(self.dtype) / steps) for name, t in times.items() if name != first]
         features, pooled = self.backbone(z.to(self.dtype), times[first].to(self.dtype) / steps, sum(levels))
         output = self.denoise(features).to(z.dtype)
@@ -87,7 +96,7 @@ class Unshared(MTDiffusion):
         Returns:
             {name: (n, ...)}.
         """
-        given, first = dict(given or {}), self.process.first
+        given, first = {name: value.to(self.device) for name, value in (given or {}).items()}, self.process.first
         z = torch.randn((n, *self.space), generator=generator, dtype=torch.float64, device=self.device)
         codes = {name: self.modalities[name].encode(value).double() for name, value in given.items()}
         grid = torch.linspace(self.process.steps, first, steps + 1).round().long().tolist()
@@ -113,7 +122,7 @@ class Unshared(MTDiffusion):
     def classify(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The most likely label of clean images: the image at the first step, the label's channels pure noise."""
         z = torch.randn((len(image), *self.space), generator=generator, device=self.device)
-        self._write(z, "image", self.modalities["image"].encode(image))
+        self._write(z, "image", self.modalities["image"].encode(image.to(self.device)))
         times = {"image": self._full(len(z), self.process.first), "label": self._full(len(z), self.process.steps)}
         return self.predict_at(z, times).params["label"].argmax(1)
 
