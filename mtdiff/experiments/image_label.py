@@ -25,7 +25,7 @@ VARIANTS = {
 }
 DEFAULT_RULE = {"label": "conditioned", "image": "readout"}
 DEFAULT_SAMPLER = "ddpm"
-"""The rule for each given modality and the sampler that measured best (data/results/image-label-digits-fade-in.json)."""
+"""The rule and sampler whose samples the judge agreed with most (data/results/image-label-digits-fade-in.json)."""
 
 
 def build(data: str, variant: str, seed: int = 0, base: int = 32) -> MTDiffusion:
