@@ -60,9 +60,10 @@ class Train:
         config.__post_init__()
         trainer = experiment.trainer(self.data, variant, config, out, _device(self.device))
         resumed = trainer.resume()
-        if (out / CARD).is_file() and (not resumed or trainer.step == config.steps):
-            if not resumed:
-                raise ValueError(f"{out} holds a model that was not trained there: use another folder")
+        saved = (out / CARD).is_file()
+        if saved and not resumed:
+            raise ValueError(f"{out} holds a model that was not trained there: use another folder")
+        if saved and trainer.step == config.steps:
             print(f"{out} is already trained: step {trainer.step} of {config.steps}")
             return
         if resumed:

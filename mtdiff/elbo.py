@@ -91,16 +91,16 @@ def elbo(
     if missing:
         raise KeyError(f"batch lacks {missing}; it has {list(batch)}")
     process, device = model.process, next(iter(batch.values())).device
+    if process.prior is not None and process.prior not in names:
+        raise ValueError(f"the process ends at {process.prior!r}: it must be in the present set, got {names}")
     codes = {name: code.double() for name, code in model.encode({name: batch[name] for name in names}).items()}
     told = {process.prior: batch[process.prior]} if process.prior in names else {}
     read = {name: batch[name] for name in names if name not in told}
     mask = {n: torch.full((size,), n in names, device=device) for n in process.names} if present is not None else None
-    if process.prior is not None and process.prior not in names:
-        raise ValueError(f"the process ends at {process.prior!r}: it must be in the present set, got {names}")
     chances = _step_chances(process, importance).to(device)
 
-    like = next(iter(codes.values()))
-    shape, totals, parts = like.shape, [], {"prior": 0.0, "diffusion": 0.0, **dict.fromkeys(read, 0.0)}
+    shape, totals = next(iter(codes.values())).shape, []
+    parts = {"prior": 0.0, "diffusion": 0.0, **dict.fromkeys(read, 0.0)}
 
     def noise() -> Tensor:
         return torch.randn(shape, dtype=torch.float64, device=device, generator=generator)

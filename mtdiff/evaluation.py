@@ -12,6 +12,9 @@ from mtdiff.sampling import sample
 Judge = Callable[[Tensor], Tensor]
 """Images (B, C, H, W) -> class ids (B,)."""
 
+LABEL_RULES = ("substitute", "bayes", "conditioned")
+"""The rules for a given label that are compared everywhere."""
+
 
 def svm_judge(data: Dataset) -> Judge:
     """A support-vector classifier of the pixels, trained on real images alone.
@@ -135,7 +138,7 @@ def evaluate_image_label(
     test: Dataset,
     real: Tensor,
     judge: Judge,
-    rules: Sequence[str] = ("substitute", "bayes", "conditioned"),
+    rules: Sequence[str] = LABEL_RULES,
     n: int = 2000,
     steps: int = 50,
     sampler: str | None = None,

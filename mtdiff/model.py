@@ -332,5 +332,5 @@ class MTDiffusion(nn.Module):
                 raise ValueError(f"{name!r} has no head, so its weight must not be 0 at any step")
             for other, rival in self.modalities.items():
                 shared = set(modality.span) & set(rival.span)
-                if other != name and shared and bool((self.process.cumulative(other) != 0).any()):
+                if other != name and shared and other in self.process.entering:
                     raise ValueError(f"{name!r} has no head but shares channels {sorted(shared)} with {other!r}")

@@ -22,6 +22,7 @@ class ForwardProcess:
 
     Attributes:
         moving: names of the modalities whose curve is not constant: those that are injected at some step.
+        entering: names of the modalities whose weight is not 0 throughout.
 
     Raises:
         ValueError: no modality, a curve of the wrong length, or another modality than `prior` is left at T.
@@ -43,7 +44,7 @@ class ForwardProcess:
         self._weights = {name: tabulate(name, weight, schedule.steps) for name, weight in weights.items()}
         self._moved: dict[torch.device, dict[str, Tensor]] = {}
         self.moving = tuple(name for name, table in self._weights.items() if bool((table != table[0]).any()))
-        self._entering = tuple(name for name, table in self._weights.items() if bool((table != 0).any()))
+        self.entering = tuple(name for name, table in self._weights.items() if bool((table != 0).any()))
         if prior is not None:
             self._table(prior)
             left = [name for name, table in self._weights.items() if name != prior and table[-1] != 0]
@@ -352,7 +353,7 @@ class ForwardProcess:
             if code.shape != like.shape:
                 shapes = f"{tuple(code.shape)}, expected {tuple(like.shape)} like the others"
                 raise ValueError(f"codes[{name!r}] has shape {shapes}")
-        for name in self._entering if needed is None else needed:
+        for name in self.entering if needed is None else needed:
             if name not in codes and (name not in (present or {}) or bool(present[name].any())):
                 raise KeyError(f"codes lacks {name!r}, which is present")
         return like

@@ -218,7 +218,7 @@ def _informed(model, z, t, given, known, rules, guidance) -> Prediction:
 
 def _solve_moving(process, t, aggregate, known, estimate) -> None:
     """Bayes corrects the aggregate only: what the known codes leave of it belongs to the one unknown that moves."""
-    unknown = [i for i in process.names if i not in known and bool((process.cumulative(i) != 0).any())]
+    unknown = [i for i in process.entering if i not in known]
     moving = [i for i in unknown if i in process.moving]
     if moving and len(unknown) > 1:
         raise ValueError(f'rule "bayes" cannot tell the unknown {unknown} apart while {moving} moves; use "conditioned"')

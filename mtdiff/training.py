@@ -223,7 +223,7 @@ class Trainer:
         self.optimizer.step()
         self.step += 1
         self.ema.update_parameters(self.model)
-        return {"total": loss.total, **loss.terms, "gradient": gradient, "steps": torch.ones(())}
+        return {"total": loss.total, **loss.terms, "gradient": gradient}
 
     def _multitask(self, model: MTDiffusion, batch: Mapping[str, Tensor], generator: torch.Generator) -> Loss:
         c = self.config
@@ -242,7 +242,7 @@ class Trainer:
     def _log(self) -> str:
         """Average the terms since the last row into a new one; returns it for the progress bar."""
         self._check_finite()
-        steps = float(self._sums.pop("steps"))
+        steps = self.step - (self.history[-1]["step"] if self.history else 0)
         row = {name: float(value) / steps for name, value in self._sums.items()}
         self.history.append({"step": self.step, "seconds": round(self.seconds, 2), **row})
         self._sums = {}

@@ -1,5 +1,6 @@
 """What every data set is: a dict of tensors, one per modality, and where it came from."""
 
+import functools
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -35,7 +36,11 @@ class Dataset:
         return {name: value[rows] for name, value in self.values.items()}
 
     def hash(self) -> str:
-        """SHA-256 over names, shapes and bytes of all tensors: what a result was measured on."""
+        """SHA-256 over names, shapes and bytes of all tensors: what a result was measured on. Computed once."""
+        return self._hash
+
+    @functools.cached_property
+    def _hash(self) -> str:
         digest = hashlib.sha256()
         for name in sorted(self.values):
             value = self.values[name].contiguous()

@@ -80,9 +80,8 @@ def linear_gaussian_gap(
     # laws of the chain: S_t = Cov(z_t), V_t = Cov(z_{t-1} | z_t), t = first+1 .. T
     eye, a = torch.eye(d, dtype=torch.float64), abar[:, None, None]
     s = a * b @ c @ b.mT + (1 - a) * eye
-    steps = slice(first + 1, None)
     alpha = (abar[1:] / abar[:-1])[first:]
-    before, after, a_before = slice(first, -1), steps, a[first:-1]
+    before, after, a_before = slice(first, -1), slice(first + 1, None), a[first:-1]
     cross = (a_before * a[after]).sqrt() * b[before] @ c @ b[after].mT + alpha.sqrt()[:, None, None] * (1 - a_before) * eye
     v = s[before] - cross @ torch.linalg.solve(s[after], cross.mT)
     beta = (1 - alpha) * (1 - abar[before]) / (1 - abar[after])

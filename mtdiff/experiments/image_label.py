@@ -7,7 +7,7 @@ import torch
 
 from mtdiff.backbones import UNet
 from mtdiff.datasets import digits
-from mtdiff.evaluation import evaluate_image_label, frechet_distance, image_label_metrics, svm_judge
+from mtdiff.evaluation import LABEL_RULES, evaluate_image_label, frechet_distance, image_label_metrics, svm_judge
 from mtdiff.experiments.base import Experiment
 from mtdiff.experiments.unshared import Unshared
 from mtdiff.modalities import Image, Label
@@ -90,7 +90,7 @@ def evaluate(
     data: str,
     seed: int = 0,
     n: int = 2000,
-    rules: Sequence[str] = ("substitute", "bayes", "conditioned"),
+    rules: Sequence[str] = LABEL_RULES,
 ) -> dict:
     """Joint and conditional samples by every rule, the label head, and the judge's own accuracy.
 

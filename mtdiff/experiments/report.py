@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
-RULES = ("substitute", "bayes", "conditioned")
+from mtdiff.evaluation import LABEL_RULES
 
 
 def markdown(results: Iterable[Mapping]) -> str:
@@ -14,13 +14,13 @@ def markdown(results: Iterable[Mapping]) -> str:
     Returns:
         A Markdown table.
     """
-    head = ["variant", "joint", "joint, ddim", "pixel FD", *(f"{rule} / FD" for rule in RULES), "label head"]
+    head = ["variant", "joint", "joint, ddim", "pixel FD", *(f"{rule} / FD" for rule in LABEL_RULES), "label head"]
     rows = [head, ["---"] * len(head)]
     for variant, m in ((variant, m) for result in results for variant, m in result["variants"].items()):
         joint = [_number(m[line]["agreement"]) if line in m else "-" for line in ("joint", "joint_ddim")]
         conditional = [
             f"{_number(m[rule]['agreement'])} / {_number(m[rule]['frechet_pixels'], 2)}" if rule in m else "-"
-            for rule in RULES
+            for rule in LABEL_RULES
         ]
         distance = _number(m["joint"]["frechet_pixels"], 2)
         rows.append([variant, *joint, distance, *conditional, _number(m["head_accuracy"])])

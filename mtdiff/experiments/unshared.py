@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from mtdiff.backbones.base import NoiseLevel
 from mtdiff.losses import Loss
 from mtdiff.model import MTDiffusion, Prediction
+from mtdiff.solvers import Guess, ancestral, ddim
 
 
 class Unshared(MTDiffusion):
@@ -107,11 +108,9 @@ class Unshared(MTDiffusion):
             prediction = self.predict_at(z, times)
             if t == first:
                 break
-            (a, b), (a_s, b_s) = self.process.level(t, z), self.process.level(s, z)
-            variance = (1 - (a / a_s) ** 2) * (b_s / b) ** 2 if sampler == "ddpm" else torch.zeros_like(b)
+            guess = Guess(prediction.aggregate, {})
             n_t = torch.randn(z.shape, generator=generator, dtype=z.dtype, device=z.device)
-            eps = (z - a * prediction.aggregate) / b
-            z = a_s * prediction.aggregate + (b_s**2 - variance).sqrt() * eps + variance.sqrt() * n_t
+            z = ancestral(self.process, z, guess, t, s, n_t) if sampler == "ddpm" else ddim(self.process, z, guess, t, s)
         drawn = {
             name: m.draw(prediction.params[name] if name in prediction.params else m.take(prediction.aggregate), generator)
             for name, m in self.modalities.items()
