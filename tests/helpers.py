@@ -59,15 +59,6 @@ def point_model(width: int = 32, seed: int = 0, dropout: float = 0.0, curve=None
     return mt.MTDiffusion(process, {"x": mt.Vector(2), "label": mt.Label(3)}, backbone, (2,))
 
 
-def energy_distance(a: torch.Tensor, b: torch.Tensor) -> float:
-    """2 E|a - b| - E|a - a'| - E|b - b'|, without the pairs of a point with itself; 0 for equal laws."""
-
-    def within(x: torch.Tensor) -> torch.Tensor:
-        return torch.cdist(x, x).sum() / (len(x) * (len(x) - 1))
-
-    return float(2 * torch.cdist(a, b).mean() - within(a) - within(b))
-
-
 class OneModality:
     """A model of one modality "x" alone, whose aggregate is any function (z, t) -> E[m_t | z_t]."""
 

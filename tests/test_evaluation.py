@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 
 import mtdiff as mt
 from mtdiff.datasets import Dataset, digits
-from mtdiff.evaluation import frechet_distance, head_accuracy, image_label_metrics, mean_and_error, svm_judge
+from mtdiff.evaluation import (
+    energy_distance,
+    frechet_distance,
+    head_accuracy,
+    image_label_metrics,
+    mean_and_error,
+    svm_judge,
+)
 
 
 def exactly(mean, std, n=50, seed=0):
@@ -54,6 +61,31 @@ def test_frechet_distance_to_itself_is_zero():
     images = torch.rand(300, 1, 4, 4)
     assert frechet_distance(images, images) < 1e-6
     assert frechet_distance(images[:5], images[:5]) < 1e-6
+
+
+def test_energy_distance_of_two_normals():
+    """In one dimension N(0, 1) and N(shift, 1): E|X - Y| of N(shift, 2) has a closed form."""
+    shift, n = 1.5, 4000
+    a, b = randn(n, 1, seed=1), randn(n, 1, seed=2) + shift
+
+    def mean_abs(m):  # E|N(m, 2)|
+        return 2 / math.sqrt(math.pi) * math.exp(-(m**2) / 4) + m * math.erf(m / 2)
+
+    assert energy_distance(a, b) == pytest.approx(2 * mean_abs(shift) - 2 * mean_abs(0.0), abs=0.05)
+    assert abs(energy_distance(a[: n // 2], a[n // 2 :])) < 0.005
+
+
+def test_energy_distance_leaves_out_a_point_and_itself():
+    """Two points a set: 2 E|a - b| - |a_1 - a_2| - |b_1 - b_2| by hand."""
+    a, b = torch.tensor([[0.0], [1.0]]), torch.tensor([[3.0], [5.0]])
+    assert energy_distance(a, b) == pytest.approx(2 * (3 + 5 + 2 + 4) / 4 - 1 - 2)
+
+
+def test_energy_distance_needs_two_comparable_sets():
+    with pytest.raises(ValueError, match=r"got \(3, 2\) and \(3, 4\)"):
+        energy_distance(torch.zeros(3, 2), torch.zeros(3, 4))
+    with pytest.raises(ValueError, match="N >= 2"):
+        energy_distance(torch.zeros(1, 2), torch.zeros(3, 2))
 
 
 def test_frechet_distance_needs_two_comparable_sets():

@@ -6,7 +6,6 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 from helpers import (
     OneModality,
-    energy_distance,
     gaussian_model,
     generator,
     image_label_batch,
@@ -19,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mtdiff as mt
+from mtdiff.evaluation import energy_distance
 
 CURVES = {"constant": mt.constant(1.0), "fade-in": mt.fade_in(0.5)}
 BUDGET = {"ddpm": 200, "ddim": 100, "heun": 50, "dpm++": 50}
