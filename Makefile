@@ -50,7 +50,7 @@ notebooks: $(VENV)/.course  ## execute the notebooks whose source or checkpoint 
 	$(PY) tests/notebooks.py
 
 SEEDS := 0 1 2
-VARIANTS := fade-in from-zero constant own-channels unshared
+VARIANTS := fade-in from-zero constant own-channels image-only unshared
 RESULTS := $(foreach v,$(VARIANTS),data/results/image-label-digits-$(v).json)
 RUN = runs/image-label/digits/$*
 

@@ -119,8 +119,8 @@ class Sample:
             model, self.n, given=given, rule=self.rule, sampler=self.sampler, steps=self.steps, guidance=self.guidance,
             generator=generator,
         )  # fmt: skip
-        save_grid(drawn, model.modalities["label"].names, self.out)
-        print(f"labels: {drawn['label'].tolist()}\npicture: {self.out}")
+        save_grid(drawn, model.modalities["label"].names if "label" in drawn else (), self.out)
+        print(*[f"labels: {drawn['label'].tolist()}"] if "label" in drawn else [], f"picture: {self.out}", sep="\n")
 
     def _parse(self, model, text: str):
         """NAME=VALUE as (name, tensor); a label may be given by its class name or number."""

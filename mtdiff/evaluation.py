@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mtdiff.datasets.base import Dataset
+from mtdiff.elbo import elbo
 from mtdiff.sampling import sample
 
 Judge = Callable[[Tensor], Tensor]
@@ -106,16 +107,26 @@ def image_label_metrics(drawn: Mapping[str, Tensor], judge: Judge, real: Tensor)
         real: (M, C, H, W) real images.
 
     Returns:
-        "agreement": share of images that the judge calls by their label; "classes": number of classes drawn;
-        "spread": pixel standard deviation over the real one; "frechet_pixels": `frechet_distance` of pixels.
+        "agreement": share of images that the judge calls by their label; "classes": number of classes drawn; and
+        those of `image_metrics`.
     """
     image, label = drawn["image"].cpu(), drawn["label"].cpu()
-    return {
-        "agreement": float((judge(image) == label).double().mean()),
-        "classes": int(label.unique().numel()),
-        "spread": float(image.std() / real.std()),
-        "frechet_pixels": frechet_distance(image, real),
-    }
+    agreement = float((judge(image) == label).double().mean())
+    return {"agreement": agreement, "classes": int(label.unique().numel()), **image_metrics(image, real)}
+
+
+def image_metrics(image: Tensor, real: Tensor) -> dict[str, float]:
+    """How good drawn images are, whatever they show.
+
+    Args:
+        image: (N, C, H, W).
+        real: (M, C, H, W) real images.
+
+    Returns:
+        "spread": pixel standard deviation over the real one; "frechet_pixels": `frechet_distance` of pixels.
+    """
+    image = image.cpu()
+    return {"spread": float(image.std() / real.std()), "frechet_pixels": frechet_distance(image, real)}
 
 
 def sample_many(model, n: int, batch: int = 250, given: Mapping[str, Tensor] | None = None, **options) -> dict[str, Tensor]:
@@ -185,8 +196,8 @@ def evaluate_image_label(
         seed: seed of all noise.
 
     Returns:
-        {"joint": metrics, "joint_ddim": the same by DDIM, rule: metrics ..., "head_accuracy": number};
-        metrics as in `image_label_metrics`.
+        {"joint": metrics, "joint_ddim": the same by DDIM, rule: metrics ..., "head_accuracy": number, "bound": nats};
+        metrics as in `image_label_metrics`, nats as in `image_label_bounds`.
     """
     generator = torch.Generator(model.device).manual_seed(seed)
     options = {"steps": steps, "sampler": sampler, "generator": generator}
@@ -198,4 +209,41 @@ def evaluate_image_label(
         drawn = sample_many(model, n, given={"label": label}, rule=rule, **options)
         out[rule] = image_label_metrics(drawn, judge, real)
     out["head_accuracy"] = head_accuracy(model, test, generator=generator)
+    out["bound"] = image_label_bounds(model, test, bound_draws(n, test), generator)
     return out
+
+
+def bound_draws(n: int, test: Dataset) -> int:
+    """Draws per held-out example for a bound as costly as the samples it stands beside: about 10 n in all."""
+    return max(1, round(10 * n / len(test)))
+
+
+@torch.no_grad()
+def image_label_bounds(model, test: Dataset, samples: int = 1, generator: torch.Generator | None = None) -> dict[str, float]:
+    """Likelihood of held-out examples, as bounded by `mtdiff.elbo`, and what the label head adds to it.
+
+    Args:
+        model: a model of "image" and, unless it is the image-only control, "label".
+        test: held-out images and labels.
+        samples: draws per example.
+        generator: source of all draws.
+
+    Returns:
+        "image": bound on log p(image) alone (S = {image}), in nats per example, "image_stderr" its standard error and
+        "image_bits_per_dim" the same in bits; with a label also "label_given_image": mean log p(label | z near t = 0) with
+        S = {image}; "sum" of the two, a bound on log p(image, label) with only the image in z; and "joint": the bound
+        with both in z, with its "joint_stderr".
+    """
+    values = {name: value.to(model.device) for name, value in test.values.items() if name in model.modalities}
+    alone = elbo(model, values, samples, present={"image"}, generator=generator)
+    out = {"image": alone.total, "image_stderr": alone.stderr, "image_bits_per_dim": alone.bits_per_dim("image")}
+    if "label" not in values:
+        return out
+    both = elbo(model, values, samples, generator=generator)
+    t, n = model.process.first, len(test)
+    present = {"image": torch.ones(n, dtype=torch.bool, device=model.device)}
+    present["label"] = ~present["image"]
+    z, _ = model.process.diffuse(model.encode({"image": values["image"]}), t, present=present, generator=generator)
+    read = float(model.log_prob("label", values["label"], z, t, present=present).double().mean())
+    joint = {"joint": both.total, "joint_stderr": both.stderr}
+    return {**out, "label_given_image": read, "sum": alone.total + read, **joint}

@@ -54,13 +54,18 @@ def show_image(axis: Axes, image: Tensor, title: str = "", colour=None) -> None:
 
 
 def pair_grid(
-    image: Tensor, label: Tensor, names: Sequence[str], columns: int = 10, title: str = "", wrong: Tensor | None = None
+    image: Tensor,
+    label: Tensor | None,
+    names: Sequence[str],
+    columns: int = 10,
+    title: str = "",
+    wrong: Tensor | None = None,
 ) -> Figure:
-    """Images with their labels above them.
+    """Images with their labels above them, if they have any.
 
     Args:
         image: (N, C, H, W) in [-1, 1].
-        label: (N,) class ids.
+        label: (N,) class ids, or None.
         names: class names.
         columns: images in a row.
         title: text above the figure.
@@ -76,8 +81,9 @@ def pair_grid(
     )
     for axis in axes.flat[len(image) :]:
         axis.set_axis_off()
-    for k, (axis, x, y) in enumerate(zip(axes.flat, image, label.tolist(), strict=False)):
-        show_image(axis, x, names[y], _CYCLE[3] if wrong is not None and wrong[k] else COLOURS["label"])
+    titles = [""] * len(image) if label is None else [names[y] for y in label.tolist()]
+    for k, (axis, x, text) in enumerate(zip(axes.flat, image, titles, strict=False)):
+        show_image(axis, x, text, _CYCLE[3] if wrong is not None and wrong[k] else COLOURS["label"])
     if title:
         figure.suptitle(title, fontsize=11)
     return figure
@@ -180,10 +186,10 @@ def trajectory(states: Sequence[Tensor], steps: Sequence[int], title: str = "") 
 
 
 def save_grid(drawn: Mapping[str, Tensor], names: Sequence[str], path: str | Path) -> None:
-    """Write (image, label) samples as a picture file.
+    """Write samples as a picture file.
 
     Args:
-        drawn: {"image": (N, C, H, W), "label": (N,)}.
+        drawn: {"image": (N, C, H, W)} and, where there are labels, {"label": (N,)}.
         names: class names.
         path: the file; its ending says the format.
 
@@ -191,7 +197,7 @@ def save_grid(drawn: Mapping[str, Tensor], names: Sequence[str], path: str | Pat
         OSError: the file cannot be written.
     """
     style()
-    figure = pair_grid(drawn["image"], drawn["label"], names)
+    figure = pair_grid(drawn["image"], drawn.get("label"), names)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     plt.close(figure)

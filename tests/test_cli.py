@@ -87,6 +87,22 @@ def test_every_variant_trains_and_is_judged(variant, tmp_path, monkeypatch):
     assert len(result["runs"]) == 2
 
 
+def test_the_image_alone_trains_is_judged_and_drawn(tmp_path, monkeypatch, capsys):
+    folder, out = tmp_path / "m", tmp_path / "result.json"
+    run(monkeypatch, "train", "image-label", "--variant", "image-only", "--steps", 1, "--batch-size", 4, "--out", folder)
+    assert list(mt.load(folder).modalities) == ["image"]
+    run(monkeypatch, "evaluate", "image-label", "--models", folder, "--n", 70, "--out", out)
+    metrics = json.loads(out.read_text())["variants"]["image-only"]
+    assert set(metrics["joint"]) == {"spread", "frechet_pixels"}
+    assert metrics["bound"]["image"]["mean"] < 0
+    picture = tmp_path / "samples.png"
+    run(monkeypatch, "sample", folder, "--n", 3, "--steps", 2, "--out", picture)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "labels" not in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="unknown modality 'label'"):
+        run(monkeypatch, "sample", folder, "--given", "label=7", "--out", picture)
+
+
 def test_sample_draws_what_is_given(trained, tmp_path, monkeypatch, capsys):
     picture = tmp_path / "new" / "samples.png"
     run(monkeypatch, "sample", trained, "--n", 3, "--given", "label=7", "--steps", 2, "--out", picture)

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from helpers import mixture, randn
+from helpers import generator, image_label_batch, image_label_model, mixture, randn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,6 +12,7 @@ from mtdiff.evaluation import (
     energy_distance,
     frechet_distance,
     head_accuracy,
+    image_label_bounds,
     image_label_metrics,
     mean_and_error,
     svm_judge,
@@ -131,3 +132,21 @@ def test_head_accuracy_of_an_exact_model_is_that_of_bayes_rule():
     ]
     assert accuracies[0] > 0.98
     assert accuracies[1] < 0.02
+
+
+def test_bounds_are_those_of_elbo_and_the_label_is_read_off_the_image_alone():
+    """At log-SNR 14 z near t = 0 is the image: the label head is then asked at the image itself."""
+    model = image_label_model(schedule=mt.NoiseSchedule.log_snr(50, high=14.0))
+    batch = image_label_batch(40)
+    bounds = image_label_bounds(model, Dataset("images", batch), samples=2, generator=generator(3))
+    alone = mt.elbo(model, batch, 2, present={"image"}, generator=generator(3))
+    assert bounds["image"] == alone.total
+    assert bounds["image_bits_per_dim"] == pytest.approx(-alone.total / (16 * math.log(2)))
+    both = mt.elbo(model, batch, 50, generator=generator(4))
+    assert abs(bounds["joint"] - both.total) < 4 * (bounds["joint_stderr"] + both.stderr)
+    with torch.no_grad():
+        absent = {"label": torch.zeros(40, dtype=torch.bool)}
+        logits = model.predict(model.encode(batch)["image"], 0, present=absent).params["label"]
+    expected = logits.log_softmax(1)[torch.arange(40), batch["label"]].mean()
+    assert bounds["label_given_image"] == pytest.approx(float(expected), abs=0.02)
+    assert bounds["sum"] == pytest.approx(bounds["image"] + bounds["label_given_image"])

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -59,8 +59,9 @@ class Experiment:
         for what, name, known in (("data", data, self.data), ("variant", variant, self.variants)):
             if name not in known:
                 raise ValueError(f"{self.name} has no {what} {name!r}; it has {list(known)}")
-        model = self.build(data, variant, config.seed)
-        return Trainer(model, self.data[data]("train"), config, folder, self.loss(variant, config), device)
+        model, examples = self.build(data, variant, config.seed), self.data[data]("train")
+        used = {name: value for name, value in examples.values.items() if name in model.modalities}
+        return Trainer(model, replace(examples, values=used), config, folder, self.loss(variant, config), device)
 
 
 def budget() -> str:
