@@ -15,6 +15,8 @@ from mtdiff.process import ForwardProcess
 _CYCLE = sns.color_palette("colorblind")
 COLOURS = {"image": _CYCLE[0], "label": _CYCLE[1], "denoise": _CYCLE[2], "x": _CYCLE[0], "total": _CYCLE[7]}
 """One colour for each modality, everywhere."""
+CLASSES = (_CYCLE[4], _CYCLE[2], _CYCLE[3])
+"""Colours of the values of a label, where points are coloured by it."""
 
 
 def style() -> None:
@@ -154,7 +156,7 @@ def curve_panels(process: ForwardProcess, title: str = "") -> Figure:
     for name in process.names:
         look = {"label": name, "color": COLOURS.get(name)}
         axes[0].plot(process.cumulative(name), **look)
-        axes[1].plot(1000 * process.injected(name), **look)
+        axes[1].plot(range(1, process.steps + 1), 1000 * process.injected(name)[1:], **look)
         snr = process.snr(name)
         axes[2].plot(snr.log().where(snr > 0, float("nan")), **look)
     axes[0].set(xlabel="step t", ylabel="cumulative $W_t$")
@@ -164,6 +166,21 @@ def curve_panels(process: ForwardProcess, title: str = "") -> Figure:
     if title:
         figure.suptitle(title, fontsize=11)
     return figure
+
+
+def cloud(axis: Axes, points: Tensor, label: Tensor, title: str = "", reach: float = 3.6) -> None:
+    """Points of the plane, coloured by their label, on axes that stay the same from picture to picture.
+
+    Args:
+        axis: where to draw.
+        points: (N, 2).
+        label: (N,) class ids, at most as many as `CLASSES`.
+        title: text above the axes.
+        reach: the axes show -reach to reach.
+    """
+    axis.scatter(*points.detach().cpu().T, s=3, c=[CLASSES[k] for k in label.tolist()])
+    axis.set(xlim=(-reach, reach), ylim=(-reach, reach), xticks=[], yticks=[], aspect="equal")
+    axis.set_title(title, fontsize=10)
 
 
 def trajectory(states: Sequence[Tensor], steps: Sequence[int], title: str = "") -> Figure:

@@ -1,15 +1,23 @@
 """Controls for notebooks. Every callback is a plain function that works, and is tested, without a browser."""
 
 import html
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import ipywidgets
+import matplotlib.pyplot as plt
 import torch
 from matplotlib.figure import Figure
+from torch import Tensor
 
+from mtdiff.datasets import MIXTURE
+from mtdiff.evaluation import energy_distance
+from mtdiff.exact import LabelledMixture
 from mtdiff.model import MTDiffusion
-from mtdiff.plots import pair_grid, show
+from mtdiff.plots import COLOURS, cloud, pair_grid, show
+from mtdiff.process import ForwardProcess
 from mtdiff.sampling import sample
+from mtdiff.schedules import NoiseSchedule
 
 
 def draw_class(model: MTDiffusion, label: int, guidance: float = 1.0, steps: int = 25, seed: int = 0, n: int = 10) -> Figure:
@@ -55,9 +63,103 @@ def class_sampler(model: MTDiffusion, n: int = 10) -> ipywidgets.Widget:
     def redraw(**settings):
         show(draw_class(model, n=n, **settings), f"{n} samples of one class")
 
-    box = ipywidgets.VBox([*controls.values(), ipywidgets.interactive_output(redraw, controls)])
-    box.controls = controls
-    return box
+    return _board(controls, redraw)
+
+
+def draw_cloud(process: ForwardProcess, codes: Mapping[str, Tensor], label: Tensor, t: int = 0, seed: int = 0) -> Figure:
+    """The cloud of z_t in the plane, coloured by label.
+
+    Args:
+        process: the forward process.
+        codes: {name: (N, 2)}.
+        label: (N,) class ids.
+        t: step in 0..T.
+        seed: seed of the noise.
+
+    Returns:
+        The figure; its title says how much signal and noise there are.
+    """
+    z, _ = process.diffuse(codes, t, generator=torch.Generator().manual_seed(seed))
+    signal, noise = (float(part[0]) for part in process.level(t, z))
+    figure, axis = plt.subplots(figsize=(3.4, 3.6), layout="constrained")
+    cloud(axis, z, label, f"$z_{{{t}}}$: signal {signal:.2f}, noise {noise:.2f}")
+    return figure
+
+
+def cloud_slider(process: ForwardProcess, codes: Mapping[str, Tensor], label: Tensor) -> ipywidgets.Widget:
+    """A slider over t above `draw_cloud`.
+
+    Args:
+        process: the forward process.
+        codes: {name: (N, 2)}.
+        label: (N,) class ids.
+
+    Returns:
+        The widget; its `.controls` are the sliders by name.
+    """
+    controls = {"t": ipywidgets.IntSlider(0, 0, process.steps, description="step t")}
+    return _board(controls, lambda t: show(draw_cloud(process, codes, label, t), f"The cloud of z at step {t}"))
+
+
+def draw_curve(start: float, end: float, bend: float, steps: int = 20, n: int = 500, seed: int = 0) -> Figure:
+    """What the curve W(u) = start + (end - start) u^bend of a label does: injected weights, SNR, and samples.
+
+    The problem is the mixture of the plane with its exact model, T = 100, log-SNR 8 to -8; the samples are drawn by DDIM.
+
+    Args:
+        start: W at t = 0.
+        end: W at t = T.
+        bend: 1 is a straight line, below 1 injects early, above 1 late; positive.
+        steps: sampler steps.
+        n: number of samples.
+        seed: seed of samples and truth.
+
+    Returns:
+        The figure; the title of its last panel has the energy distance to as many true points.
+    """
+
+    def curve(u):
+        return start + (end - start) * u**bend
+
+    process = ForwardProcess(NoiseSchedule.log_snr(100, high=8.0, low=-8.0), {"x": 1.0, "label": curve})
+    model = LabelledMixture(**MIXTURE, process=process)
+    generator = torch.Generator().manual_seed(seed)
+    truth, drawn = model.draw(n, generator), sample(model, n, sampler="ddim", steps=steps, generator=generator)
+    figure, axes = plt.subplots(1, 3, figsize=(9, 2.7), layout="constrained")
+    for name in process.names:
+        axes[0].plot(range(1, 101), process.injected(name)[1:], color=COLOURS[name], label=name)
+        snr = process.snr(name)
+        axes[1].plot(snr.log().where(snr > 0, float("nan")), color=COLOURS[name])
+    axes[0].set(xlabel="step t", ylabel="injected $w_t$")
+    axes[1].set(xlabel="step t", ylabel="log SNR (nats)")
+    axes[0].legend(frameon=False)
+    distance = energy_distance(drawn["x"], truth["x"])
+    cloud(axes[2], drawn["x"], drawn["label"], f"{steps} steps: energy distance {distance:.3f}", reach=2.5)
+    figure.suptitle(f"W from {start:g} to {end:g}, bend {bend:g}", fontsize=11)
+    return figure
+
+
+def curve_bender() -> ipywidgets.Widget:
+    """Sliders that bend a label's curve over `draw_curve`.
+
+    Returns:
+        The widget; its `.controls` are the sliders by name.
+    """
+    slow = {"continuous_update": False}
+    controls = {
+        "start": ipywidgets.FloatSlider(0.0, min=0.0, max=3.0, step=0.1, description="start", **slow),
+        "end": ipywidgets.FloatSlider(1.0, min=0.0, max=3.0, step=0.1, description="end", **slow),
+        "bend": ipywidgets.FloatLogSlider(1.0, min=-1, max=1, step=0.1, description="bend", **slow),
+        "steps": ipywidgets.IntSlider(20, 2, 100, description="steps", **slow),
+    }
+    return _board(controls, lambda **setting: show(draw_curve(**setting), f"Curves and samples for {setting}"))
+
+
+def _board(controls: dict[str, ipywidgets.Widget], redraw: Callable[..., None]) -> ipywidgets.Widget:
+    """Controls above the picture that they redraw."""
+    board = ipywidgets.VBox([*controls.values(), ipywidgets.interactive_output(redraw, controls)])
+    board.controls = controls
+    return board
 
 
 @dataclass(frozen=True)

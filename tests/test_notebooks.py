@@ -126,3 +126,40 @@ def test_plots_show_images_of_any_channel_count_and_mark_wrong_labels():
     colours = [axis.title.get_color() for axis in figure.axes]
     assert [axis.get_title() for axis in figure.axes] == ["a", "b", "a"]
     assert colours[0] == colours[2] != colours[1]
+
+
+def toy_cloud():
+    process = mt.ForwardProcess(mt.NoiseSchedule.log_snr(10, high=8.0), {"x": 1.0, "label": mt.fade_in(2.0)})
+    codes = {"x": torch.tensor([[1.0, 0.0], [0.0, 1.0]]), "label": torch.tensor([[0.0, 0.5], [-0.5, 0.0]])}
+    return process, codes, torch.tensor([0, 2])
+
+
+def test_the_cloud_is_that_of_the_process():
+    process, codes, label = toy_cloud()
+    (axis,) = widgets.draw_cloud(process, codes, label, t=5, seed=3).axes
+    z, _ = process.diffuse(codes, 5, generator=torch.Generator().manual_seed(3))
+    assert axis.collections[0].get_offsets().data == pytest.approx(z.numpy())
+    colours = axis.collections[0].get_facecolors()[:, :3].tolist()
+    assert colours == [pytest.approx(plots.CLASSES[k]) for k in label]
+    assert "signal 0.61, noise 0.79" in axis.get_title()  # log SNR 8 - 17 * 5/10 = -1/2
+
+
+def test_the_bent_curve_injects_what_its_formula_says():
+    figure = widgets.draw_curve(0.5, 2.0, bend=2.0, steps=3, n=20)
+    process = mt.ForwardProcess(mt.NoiseSchedule.log_snr(100, 8.0, -8.0), {"label": lambda u: 0.5 + 1.5 * u**2})
+    (line,) = (line for line in figure.axes[0].lines if line.get_label() == "label")
+    assert line.get_ydata() == pytest.approx(process.injected("label")[1:].numpy())
+    assert len(figure.axes[2].collections[0].get_offsets()) == 20
+    assert "3 steps: energy distance" in figure.axes[2].get_title()
+
+
+def boards():
+    return [widgets.cloud_slider(*toy_cloud()), widgets.curve_bender()]
+
+
+@pytest.mark.parametrize("board", boards(), ids=["cloud", "curve"])
+def test_every_control_of_a_board_redraws_without_an_error(board):
+    (output,) = (child for child in board.children if isinstance(child, ipywidgets.Output))
+    for control in board.controls.values():
+        control.value = control.min if not isinstance(control, ipywidgets.FloatLogSlider) else 2.0
+        assert not [o for o in output.outputs if o.get("output_type") == "error"]

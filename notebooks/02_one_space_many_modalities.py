@@ -1,0 +1,745 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown] tags=["slide"]
+# # 02 · One space, many modalities: the forward process
+#
+# **After this notebook you can**
+# - say what an encoder, an aggregate, an injected and a cumulative weight are, and turn one weight into the other;
+# - derive the marginal and the posterior of the multi-modal process, and check each line by number;
+# - choose an aggregation curve by the signal-to-noise ratio it gives;
+# - say what is lost when codes share a space, and what channels of their own buy.
+#
+# **You need** notebook 01: the forward step, the marginal and the posterior of an ordinary diffusion.
+# **Time**: 45 minutes to read, half a minute to run on a laptop CPU. No GPU, no download.
+#
+# The transition kernel below is the paper's (Chen et al. 2024,
+# [arXiv:2407.17571](https://arxiv.org/abs/2407.17571)). The cumulative weights and what follows from them are our
+# derivation inside its framework. The result stands in section 2 of [theory.md](theory.md).
+
+# %%
+import math
+
+import matplotlib.pyplot as plt
+import torch
+
+import mtdiff as mt
+from mtdiff import datasets, plots, widgets
+from mtdiff.modalities.label import simplex_codes
+
+torch.set_num_threads(1)
+plots.style()
+
+
+def rng(seed):
+    """A generator, so that every cell draws the same numbers whenever it runs."""
+    return torch.Generator().manual_seed(seed)
+
+
+def short(vector):
+    """A vector as a list of numbers that read well."""
+    return [round(value, 3) for value in vector.tolist()]
+
+
+# %% [markdown] tags=["slide"]
+# ## 1 · The idea in a picture
+#
+# One example has two modalities: a point $x$ in the plane, and a label $y \in \{0, 1, 2\}$ that says which of three
+# Gaussians the point comes from. Both have to enter *one* space, here the plane itself.
+#
+# - The point is its own code: $E_x(x) = x$ (the *identity* encoder).
+# - The label gets a code: each class owns a fixed vector, $E_y(y) = c_y$.
+#
+# The codes are added with weights, $m_t = W^x\, x + W_t^y\, c_y$, and noise is added to the sum. Let the label *fade
+# in*: $W_t^y$ grows from 0 to 1.
+
+# %%
+T = 100
+schedule = mt.NoiseSchedule.log_snr(T, high=8.0, low=-8.0)
+process = mt.ForwardProcess(schedule, {"x": 1.0, "label": mt.fade_in(1.0)})
+mixture = mt.exact.LabelledMixture(**datasets.MIXTURE, process=process)
+points = mixture.draw(600, rng(0))
+codes = mixture.encode(points)
+
+figure, axes = plt.subplots(2, 5, figsize=(9.5, 4), sharex=True, sharey=True, layout="constrained")
+for column, t in zip(axes.T, (0, 25, 50, 75, 100), strict=True):
+    m_t, (z_t, _) = process.aggregate(codes, t), process.diffuse(codes, t, generator=rng(1))
+    plots.cloud(column[0], m_t, points["label"], f"t = {t}")
+    plots.cloud(column[1], z_t, points["label"])
+for axis, row in zip(axes[:, 0], ("$m_t$", "$z_t$"), strict=True):
+    axis.set_ylabel(row, rotation=0, ha="right")
+figure.suptitle("As the noise grows, the label's code pulls the clouds apart; at t = T both modalities are noise")
+plots.show(
+    figure,
+    "Two rows of five scatter plots over the step, three classes in three colours. Upper row: the three clouds of the "
+    "aggregate move outwards. Lower row: the same with growing noise, at the end one round cloud.",
+)
+
+# %% [markdown] tags=["slide"]
+# ## 2 · Encoders
+#
+# An **encoder** $E_i$ turns a datum $x_i$ of modality $i$ into a **code**: a point of the common diffusion space $Z$.
+# As far as we know from second-hand accounts, the paper names three kinds: the identity, a (pretrained or learned)
+# generator that maps into $Z$, and cross-attention into the backbone (then there is no code in $Z$ at all).
+#
+# Codes should be comparable, so that a weight means the same for each modality. The library's label codes have unit
+# *root mean square* (RMS), are centred over the classes, and lie equally far from each other (a regular simplex).
+
+# %%
+label_codes = simplex_codes(10, (1, 8, 8))  # the ten patterns of notebook 00
+flat = label_codes.flatten(1)
+rms, centre = flat.square().mean(1).sqrt(), flat.mean(0)
+between = torch.pdist(flat)
+assert torch.allclose(rms, torch.ones(10), atol=1e-5)
+assert float(centre.abs().max()) < 1e-5
+assert float(between.max() - between.min()) < 1e-4
+print(f"RMS of each code: {rms.min():.4f} to {rms.max():.4f}")
+print(f"mean over the classes: at most {centre.abs().max():.0e}")
+print(f"distances between codes: {between.min():.4f} to {between.max():.4f}")
+
+# %% [markdown]
+# In the plane three codes fit as well; ours (`datasets.MIXTURE`) are three unit vectors, 120 degrees apart.
+#
+# ## 3 · One step of the paper
+#
+# Write $\alpha_t = \bar\alpha_t / \bar\alpha_{t-1}$ as in notebook 01. The paper's transition kernel is
+#
+# $$ q(z_t \mid z_{t-1}, X) \;=\; \mathcal N\Big(\sqrt{\alpha_t}\,\big(z_{t-1} + \textstyle\sum_i w_t^i\, E_i(x_i)\big),
+#    \ (1 - \alpha_t)\, I\Big). $$
+#
+# In words: take $z_{t-1}$, *inject* a little of each code, shrink, add noise. $w_t^i$ is the **injected weight**; $X$
+# stands for all modalities of one example. Without injection ($w = 0$) this is DDPM's step.
+#
+# Let us run it by hand, with made-up weights: at every step we inject 0.01 of the label's code.
+
+# %%
+abar = schedule.abar
+alpha = abar[1:] / abar[:-1]  # alpha[t - 1] is alpha_t
+w = torch.zeros(T + 1, dtype=torch.float64)
+w[1:] = 0.01
+
+
+def step(z, t, noise):
+    """z_t from z_{t-1}: inject, shrink, add noise."""
+    a = alpha[t - 1]
+    return a.sqrt() * (z + w[t] * codes["label"]) + (1 - a).sqrt() * noise
+
+
+# %% [markdown] tags=["slide"]
+# ## 4 · Where are we after t steps? The marginal, by induction
+#
+# **Claim.** If $q(z_0 \mid X) = \mathcal N(\sqrt{\bar\alpha_0}\, m_0,\ (1 - \bar\alpha_0) I)$, then at every $t$
+#
+# $$ q(z_t \mid X) = \mathcal N\big(\sqrt{\bar\alpha_t}\; m_t,\ (1 - \bar\alpha_t)\, I\big), \qquad
+#    m_t = m_{t-1} + \sum_i \frac{w_t^i}{\sqrt{\bar\alpha_{t-1}}}\, E_i(x_i). $$
+#
+# **Line 1, the mean.** Suppose it holds at $t-1$. The step is linear, so the mean goes through it:
+#
+# $$ \mathbb E\, z_t = \sqrt{\alpha_t}\Big(\sqrt{\bar\alpha_{t-1}}\, m_{t-1} + \sum_i w_t^i E_i\Big)
+#    = \sqrt{\alpha_t \bar\alpha_{t-1}}\,\Big(m_{t-1} + \sum_i \frac{w_t^i}{\sqrt{\bar\alpha_{t-1}}} E_i\Big)
+#    = \sqrt{\bar\alpha_t}\; m_t. $$
+#
+# Compute both sides: push the mean through 100 steps, and compare with $\sqrt{\bar\alpha_t}\, m_t$ at every one.
+
+# %%
+mean = abar[0].sqrt() * codes["x"]  # m_0 = x: the label is not there yet
+m = codes["x"]
+worst = 0.0
+for t in range(1, T + 1):
+    mean = step(mean, t, noise=0.0)  # left-hand side: the recursion
+    m = m + w[t] / abar[t - 1].sqrt() * codes["label"]
+    worst = max(worst, float((mean - abar[t].sqrt() * m).abs().max()))  # right-hand side: the claim
+assert worst < 1e-12
+print(f"largest difference over all steps, points and coordinates: {worst:.0e}")
+
+# %% [markdown]
+# **Line 2, the variance.** The codes are constants given $X$, so they do not touch it: old variance, shrunk, plus new.
+#
+# $$ \operatorname{Var} z_t = \alpha_t (1 - \bar\alpha_{t-1}) + (1 - \alpha_t) = 1 - \alpha_t \bar\alpha_{t-1}
+#    = 1 - \bar\alpha_t. $$
+
+# %%
+variance = 1 - abar[0]
+worst = 0.0
+for t in range(1, T + 1):
+    variance = alpha[t - 1] * variance + (1 - alpha[t - 1])
+    worst = max(worst, abs(float(variance - (1 - abar[t]))))
+assert worst < 1e-12
+print(f"variance by recursion and by formula differ by at most {worst:.0e}")
+
+# %% [markdown]
+# **Line 3, the name of the sum.** What has been injected up to $t$, in units of the aggregate, is the **cumulative
+# weight** $W_t^i$; the aggregate is the weighted sum of the codes:
+#
+# $$ W_t^i = W_{t-1}^i + \frac{w_t^i}{\sqrt{\bar\alpha_{t-1}}} \quad\Longleftrightarrow\quad
+#    w_t^i = \sqrt{\bar\alpha_{t-1}}\,\big(W_t^i - W_{t-1}^i\big), \qquad m_t = \sum_i W_t^i\, E_i(x_i). $$
+#
+# Hand the accumulated table to the library, and ask it for the injected weights: we get back what we put in. Its
+# transition is then our hand-written step.
+
+# %%
+W = torch.cat([torch.zeros(1, dtype=torch.float64), (w[1:] / abar[:-1].sqrt()).cumsum(0)])
+by_hand = mt.ForwardProcess(schedule, {"x": 1.0, "label": W})
+assert torch.allclose(by_hand.injected("label"), w, atol=1e-12)
+
+noise = torch.randn(codes["x"].shape, dtype=torch.float64, generator=rng(2))
+for t in (1, 30, 100):
+    z = torch.randn(codes["x"].shape, dtype=torch.float64, generator=rng(t))
+    mean, std = by_hand.transition(z, codes, t)
+    assert torch.allclose(mean + std * noise, step(z, t, noise), atol=1e-12)
+print("injected -> cumulative -> injected: the same table; library transition = our step")
+
+# %% [markdown]
+# **Line 4, the whole law.** A sum of Gaussians is Gaussian, so mean and variance say everything. Do not believe it:
+# simulate. We run one example 20,000 times through the chain, step by step, and compare with the marginal. A mean over
+# $n$ draws has standard error $\sigma/\sqrt n$; the variance's is about $\sigma^2 \sqrt{2/n}$. Four of those are the
+# tolerance here and throughout the course.
+
+# %%
+n, t = 20_000, 60
+one = {name: code[:1].expand(n, 2) for name, code in codes.items()}
+g = rng(3)
+z = by_hand.diffuse(one, 0, generator=g)[0]
+for s in range(1, t + 1):
+    mean, std = by_hand.transition(z, one, s)
+    z = mean + std * torch.randn(n, 2, dtype=torch.float64, generator=g)
+mean, std = by_hand.marginal(one, t)
+variance = float(std[0]) ** 2
+off_mean = (z.mean(0) - mean[0]) / (variance / n) ** 0.5
+off_variance = (z.var(0) - variance) / (variance * (2 / n) ** 0.5)
+assert float(off_mean.abs().max()) < 4
+assert float(off_variance.abs().max()) < 4
+print(f"t = {t}: simulated mean {short(z.mean(0))}, formula {short(mean[0])}")
+print(f"off by {short(off_mean)} standard errors; variances by {short(off_variance)}")
+
+# %% [markdown] tags=["slide"]
+# ### Why the library thinks in cumulative weights
+#
+# The paper's $w_t$ and our $W_t$ say the same. But $W_t$ is what you *see*: it is how much of the code is in $m_t$. The
+# paper, as far as we know, does not say how its weights are set. What would a natural guess do? Say, constant injected
+# weights, as in our example:
+
+# %%
+figure = plots.curve_panels(by_hand, "A constant injected weight makes the cumulative one explode at the noisy end")
+plots.show(
+    figure,
+    "Three panels. Cumulative weight: the label's stays near 0 and shoots up at the end. Injected weight: constant. "
+    "Log SNR: the point's falls in a line, the label's rises, falls slowly and levels off above the point's.",
+)
+print(f"W_T = {W[-1]:.1f}, from 100 injections of 0.01")
+assert W[-1] > 5 * W[60]
+
+# %% [markdown]
+# Late injections are not shrunk by many steps any more, and in units of the aggregate they count $1/\sqrt{\bar
+# \alpha_{t-1}}$ times. The label would outlive the noise: $z_T$ is no longer standard normal, which is what sampling
+# starts from. So choose the curve $W_t$ you want; $w_t$ follows. A linear `fade_in(1.0)` injects less and less:
+
+# %%
+plots.show(
+    plots.curve_panels(process, "Choose the cumulative weight; the injected one follows"),
+    "Three panels. Cumulative weight of the label: a straight line from 0 to 1. Injected weight: constant at first, then "
+    "falling to 0 as the signal is lost. Log SNR: the label's rises, peaks early and falls with the point's.",
+)
+end, _ = process.marginal(codes, T)
+assert float(end.abs().max()) < 0.1, "at t = T almost nothing of either modality is left"
+end, _ = by_hand.marginal(codes, T)
+assert float(end.abs().max()) > 0.1, "the exploding curve leaves the label in z_T"
+
+# %% [markdown] tags=["slide"]
+# ## 5 · One step back, knowing everything: the posterior
+#
+# Training compares the model's step back with the true one, $q(z_{t-1} \mid z_t, X)$. Two Gaussians meet:
+#
+# - what we knew before: $z_{t-1} \sim \mathcal N(\sqrt{\bar\alpha_{t-1}}\, m_{t-1},\ 1 - \bar\alpha_{t-1})$, the marginal;
+# - what $z_t$ tells: $z_t = \sqrt{\alpha_t}\, z_{t-1} + \sqrt{\bar\alpha_t}\,(m_t - m_{t-1}) + \text{noise}$ of variance
+#   $1 - \alpha_t$, the transition.
+#
+# **Line 1.** The transition above is the paper's, written with cumulative weights: $\sqrt{\alpha_t} \sum_i w_t^i E_i =
+# \sqrt{\alpha_t \bar\alpha_{t-1}} \sum_i (W_t^i - W_{t-1}^i) E_i = \sqrt{\bar\alpha_t}\,(m_t - m_{t-1})$.
+
+# %%
+t = 40
+w_t = process.injected("label")[t]
+left = alpha[t - 1].sqrt() * w_t * codes["label"]
+right = abar[t].sqrt() * (process.aggregate(codes, t) - process.aggregate(codes, t - 1))
+assert torch.allclose(left, right, atol=1e-12)
+print(f"both sides at the first point: {short(left[0])}, {short(right[0])}")
+
+# %% [markdown]
+# **Line 2.** Take the injection out: $\tilde z = z_t - \sqrt{\bar\alpha_t}\,(m_t - m_{t-1})$ is an ordinary DDPM step of
+# $z_{t-1}$. **Line 3.** Prior times likelihood of two Gaussians: precisions add up, and the mean is the
+# precision-weighted mean,
+#
+# $$ \tilde\beta_t = \Big(\frac{1}{1 - \bar\alpha_{t-1}} + \frac{\alpha_t}{1 - \alpha_t}\Big)^{-1}
+#    = \frac{(1 - \alpha_t)(1 - \bar\alpha_{t-1})}{1 - \bar\alpha_t}, \qquad
+#    \mu = \tilde\beta_t \Big( \frac{\sqrt{\bar\alpha_{t-1}}\, m_{t-1}}{1 - \bar\alpha_{t-1}}
+#    + \frac{\sqrt{\alpha_t}\, \tilde z}{1 - \alpha_t} \Big). $$
+#
+# Multiplied out, this is the form on the theory page: $\mu = \big[\sqrt{\alpha_t}(1 - \bar\alpha_{t-1})\,\tilde z +
+# \sqrt{\bar\alpha_{t-1}}(1 - \alpha_t)\, m_{t-1}\big] / (1 - \bar\alpha_t)$.
+
+# %%
+z_t, eps = process.diffuse(codes, t, generator=rng(4))
+m_t, m_prev = process.aggregate(codes, t), process.aggregate(codes, t - 1)
+a, ab, ab_prev = alpha[t - 1], abar[t], abar[t - 1]
+z_tilde = z_t - ab.sqrt() * (m_t - m_prev)
+beta = 1 / (1 / (1 - ab_prev) + a / (1 - a))
+mu = beta * (ab_prev.sqrt() * m_prev / (1 - ab_prev) + a.sqrt() * z_tilde / (1 - a))
+mu_theory = (a.sqrt() * (1 - ab_prev) * z_tilde + ab_prev.sqrt() * (1 - a) * m_prev) / (1 - ab)
+assert torch.allclose(beta, (1 - a) * (1 - ab_prev) / (1 - ab), rtol=1e-12)
+assert torch.allclose(mu, mu_theory, atol=1e-12)
+
+library_mean, library_std = process.posterior(z_t, codes, t)
+assert torch.allclose(library_mean, mu, atol=1e-12)
+assert torch.allclose(library_std**2, beta.expand_as(library_std), rtol=1e-9)
+print(f"beta~ = {beta:.6f}; precisions, theory page and library give the same mean and variance")
+
+# %% [markdown]
+# Algebra can be wrong twice in the same way, so here is a check that uses no algebra: multiply the two densities on a
+# fine grid, normalise by summing up, and read mean and variance off the grid (first coordinate of the first point).
+
+# %%
+grid = torch.linspace(-4, 4, 40_001, dtype=torch.float64)
+
+
+def normal(x, mean, variance):
+    return torch.exp(-0.5 * (x - mean) ** 2 / variance) / (2 * math.pi * variance) ** 0.5
+
+
+prior = normal(grid, ab_prev.sqrt() * m_prev[0, 0], 1 - ab_prev)
+likelihood = normal(z_t[0, 0], a.sqrt() * grid + ab.sqrt() * (m_t - m_prev)[0, 0], 1 - a)
+density = prior * likelihood
+density = density / density.sum()
+grid_mean = (grid * density).sum()
+grid_variance = ((grid - grid_mean) ** 2 * density).sum()
+assert abs(float(grid_mean - library_mean[0, 0])) < 1e-8
+assert abs(float(grid_variance / library_std[0, 0] ** 2 - 1)) < 1e-6
+print(f"mean: grid {grid_mean:.6f}, library {library_mean[0, 0]:.6f}")
+print(f"standard deviation: grid {grid_variance.sqrt():.6f}, library {library_std[0, 0]:.6f}")
+
+# %% [markdown] tags=["slide"]
+# **Line 4, the paper's view.** Put $m_t = (z_t - \sqrt{1 - \bar\alpha_t}\,\varepsilon)/\sqrt{\bar\alpha_t}$ into $\mu$.
+# The terms in $m_t - m_{t-1}$ collect to $-\sqrt{\bar\alpha_{t-1}}\,(m_t - m_{t-1})$, and
+#
+# $$ \mu = \underbrace{\frac{1}{\sqrt{\alpha_t}}\Big(z_t - \frac{1 - \alpha_t}{\sqrt{1 - \bar\alpha_t}}\,
+#    \varepsilon\Big)}_{\text{DDPM's mean}} \;-\; \underbrace{\sum_i w_t^i\, E_i(x_i)}_{\text{what was injected}}. $$
+#
+# It could not be simpler: to go back, do what DDPM does, then take out what was put in. (We know second-hand that the
+# paper's theorem on the posterior has such an aggregation term.)
+
+# %%
+ddpm_mean = (z_t - (1 - a) / (1 - ab).sqrt() * eps) / a.sqrt()
+injected = sum(process.injected(name)[t] * codes[name] for name in codes)
+assert torch.allclose(ddpm_mean - injected, library_mean, atol=1e-12)
+print(f"DDPM's mean {short(ddpm_mean[0])}, minus the injection {short(injected[0])}, is mu {short(library_mean[0])}")
+
+# %% [markdown]
+# **One modality.** With the point alone, $W = 1$, nothing is injected. Then the posterior has to be the textbook one
+# (Ho et al. 2020) with its two coefficients of $x$ and $z_t$:
+
+# %%
+alone = mt.ForwardProcess(schedule, {"x": 1.0})
+z_alone, _ = alone.diffuse({"x": codes["x"]}, t, generator=rng(5))
+textbook = (ab_prev.sqrt() * (1 - a) * codes["x"] + a.sqrt() * (1 - ab_prev) * z_alone) / (1 - ab)
+assert torch.allclose(alone.posterior(z_alone, {"x": codes["x"]}, t)[0], textbook, atol=1e-12)
+assert not alone.moving
+print("N = 1, W = 1: DDPM's posterior, to 1e-12")
+
+# %% [markdown]
+# **There and back.** If all of this is right, a step forward and a posterior step back must change nothing: draw $z_t$
+# from its marginal, $z_{t-1}$ from the posterior, and $z_{t-1}$ has the marginal of $t-1$.
+
+# %%
+g = rng(6)
+z, _ = process.diffuse(one, t, generator=g)
+mean, std = process.posterior(z, one, t)
+back = mean + std * torch.randn(n, 2, dtype=torch.float64, generator=g)
+mean, std = process.marginal(one, t - 1)
+variance = float(std[0]) ** 2
+off_mean = (back.mean(0) - mean[0]) / (variance / n) ** 0.5
+off_variance = (back.var(0) - variance) / (variance * (2 / n) ** 0.5)
+assert float(off_mean.abs().max()) < 4
+assert float(off_variance.abs().max()) < 4
+print(f"after a step back: off by {short(off_mean)} (means) and {short(off_variance)} (variances) standard errors")
+
+# %% [markdown] tags=["slide"]
+# ## 6 · Three regimes, one formula
+#
+# The curves decide what kind of process it is.
+#
+# - **Fade-in** ($W$ grows; the paper's form, with injected weights that are not zero). $z_0$ is the clean point, the
+#   label is mixed in as the noise grows.
+# - **Constant** ($W$ stays; $w = 0$). An ordinary diffusion that starts from the sum $m$. The natural control: any
+#   difference to fade-in comes from the injection.
+# - **Transition** (one modality falls, another rises). The chain starts at the *target* and ends at a noisy *source*:
+#   image to image. The noise does not take over (here log-SNR ends at 2), so the law of $z_T$ given the source is known
+#   exactly; `prior="source"` tells the process.
+#
+# Below, the source of a transition is the point rotated by a quarter turn.
+
+# %%
+rotated = {"x": codes["x"], "source": torch.stack([-codes["x"][:, 1], codes["x"][:, 0]], 1)}
+short = mt.NoiseSchedule.log_snr(T, high=8.0, low=2.0)
+regimes = {
+    "fade-in": (process, codes),
+    "constant": (mt.ForwardProcess(schedule, {"x": 1.0, "label": 1.0}), codes),
+    "transition": (mt.ForwardProcess(short, {"x": mt.fade_out(1.0), "source": mt.fade_in(1.0)}, "source"), rotated),
+}
+figure, axes = plt.subplots(3, 5, figsize=(9.5, 5.6), sharex=True, sharey=True, layout="constrained")
+for row, (name, (regime, inputs)) in zip(axes, regimes.items(), strict=True):
+    for axis, t in zip(row, (0, 25, 50, 75, 100), strict=True):
+        z_t, _ = regime.diffuse(inputs, t, generator=rng(7))
+        plots.cloud(axis, z_t, points["label"], f"t = {t}" if name == "fade-in" else "")
+    row[0].set_ylabel(name)
+figure.suptitle("One formula, three processes: $z_t$ under three pairs of curves")
+plots.show(
+    figure,
+    "Three rows of scatter plots over the step. Fade-in: clean clouds that move outwards and dissolve. Constant: clouds "
+    "apart from the start, dissolving. Transition: the clouds turn by a quarter, smaller on the way, "
+    "and end with a little noise.",
+)
+
+# %% [markdown]
+# The end of the transition, checked: $z_T$ given the source is $\mathcal N(\sqrt{\bar\alpha_T}\, E(\text{source}),\
+# 1 - \bar\alpha_T)$, whatever the target is.
+
+# %%
+transition = regimes["transition"][0]
+shuffled = {"x": codes["x"][torch.randperm(600, generator=rng(8))], "source": rotated["source"]}
+mean, std = transition.marginal(shuffled, T)
+assert torch.allclose(mean, short.abar[T].sqrt() * rotated["source"], atol=1e-12)
+assert torch.allclose(std, (1 - short.abar[T]).sqrt().expand_as(std))
+print(f"z_T = {short.abar[T].sqrt():.3f} source + {std[0, 0]:.3f} noise, for any target")
+
+# %% [markdown] tags=["slide"]
+# ## 7 · Choose curves by the signal-to-noise ratio they give
+#
+# For a code of unit RMS, how well can it be seen in $z_t$? Signal power over noise power is the modality's
+# **signal-to-noise ratio**
+#
+# $$ \mathrm{SNR}_t^i = \frac{(W_t^i)^2\, \bar\alpha_t}{1 - \bar\alpha_t}. $$
+#
+# (Each code by itself; how codes disturb each other is the next section's subject.) A linear fade-in sounds gentle. Is
+# it? Against a schedule that is straight in log-SNR from 9 to -9, where is the label's SNR largest?
+
+# %%
+u = torch.linspace(0, 1, 1001, dtype=torch.float64)
+linear = mt.ForwardProcess(mt.NoiseSchedule.log_snr(1000), {"x": 1.0, "label": mt.fade_in(1.0)})
+peak = float(u[linear.snr("label").argmax()])
+assert 0.10 < peak < 0.12
+calculus = 2 / 18 / (1 - 0)  # log SNR = 2 log u + 9 - 18 u has its maximum where 2 / u = 18
+assert abs(peak - calculus) < 0.002
+print(f"the label's SNR peaks at u = t/T = {peak:.3f} (calculus: 1/9 = {calculus:.3f}); at u = 1/2 the point's log SNR is 0")
+
+# %% [markdown]
+# So a label that fades in linearly is *most visible* when hardly any noise is there, and gone, like the point, at the
+# end. If you want something else, invert the formula: $W_t = \sqrt{\mathrm{SNR}_t\,(1 - \bar\alpha_t)/\bar\alpha_t}$.
+#
+# This has a consequence. A "noise schedule of its own" for each modality is nothing but an aggregation curve: give the
+# label a $\bar\alpha^y$ of its own, with channels of its own. Its marginal is then that of a separate diffusion, up to a
+# change of units.
+
+# %%
+own = mt.NoiseSchedule.log_snr(T, high=3.0, low=-5.0)  # the label's own schedule
+own_snr = own.abar / (1 - own.abar)
+table = (own_snr * (1 - abar) / abar).sqrt()
+clocks = mt.ForwardProcess(schedule, {"x": 1.0, "label": table})
+assert torch.allclose(clocks.snr("label"), own_snr, rtol=1e-9)
+
+mean, std = clocks.marginal({"label": codes["label"]}, 30, {"x": torch.zeros(600, dtype=torch.bool)})
+units = ((1 - own.abar[30]) / (1 - abar[30])).sqrt()  # z of the shared process in units of the separate one
+assert torch.allclose(units * mean, own.abar[30].sqrt() * codes["label"], atol=1e-12)
+assert torch.allclose(units * std, (1 - own.abar[30]).sqrt().expand_as(std), atol=1e-12)
+print("mean and std of the label's part = those of a diffusion with its own schedule, at every t (here t = 30)")
+
+# %% [markdown]
+# The marginals agree; the *paths* do not. In the separate diffusion nothing is injected, here something is. Notebook 04
+# shows that this makes a difference for the bound.
+#
+# ## 8 · Superposed or side by side?
+#
+# The paper adds all codes up in the same coordinates: **superposition**. The alternative that most joint models take is
+# to give each modality **channels of its own** (concatenation). In our formula that is not another model but another
+# encoder: one that writes 0 into the others' channels. Check: with the point in coordinates 0 and 1, the label in 2 and
+# 3, the process in four dimensions is two processes side by side.
+
+# %%
+nothing = torch.zeros(600, 2, dtype=torch.float64)
+wide = {"x": torch.cat([codes["x"], nothing], 1), "label": torch.cat([nothing, codes["label"]], 1)}
+noise = torch.randn(600, 4, dtype=torch.float64, generator=rng(9))
+z_wide, _ = process.diffuse(wide, 35, noise)
+for name, part in {"x": slice(0, 2), "label": slice(2, 4)}.items():
+    others = {other: torch.zeros(600, dtype=torch.bool) for other in codes if other != name}
+    z_one, _ = process.diffuse({name: codes[name]}, 35, noise[:, part], others)
+    assert torch.allclose(z_wide[:, part], z_one, atol=1e-12)
+print("orthogonal encoders = separate diffusions in separate channels")
+
+# %% [markdown] tags=["slide"]
+# What does sharing cost? First by thought. How well two classes $k, l$ can be told apart in Gaussian noise depends on the
+# distance of their clouds. Side by side, squared distances add up: $|\Delta\mu|^2 + W^2 |\Delta c|^2$, where
+# $\Delta\mu = \mu_k - \mu_l$ and $\Delta c = c_k - c_l$. Superposed, the vectors add up first:
+#
+# $$ |\Delta\mu + W \Delta c|^2 = |\Delta\mu|^2 + W^2 |\Delta c|^2 + 2 W\, \Delta\mu \cdot \Delta c . $$
+#
+# So sharing *helps* to read the label where codes point the way the data do, and *hurts* where they point against it.
+# (The noise is the same: a shared coordinate is noised once.) The point is harder to say by thought: what the label adds
+# to its coordinates can be confused with it, but knowing the class also tells roughly where the point is.
+#
+# Now by number. On the mixture $p(y \mid z_t)$ is Bayes' rule over three Gaussians. Superposed, the library has it
+# (`LabelledMixture`). Side by side we write it down: given $y = k$, the two halves of $z$ are independent Gaussians.
+
+
+# %%
+def side_by_side(z, t):
+    """log p(y = k | z_t) (B, K) and E[x | z_t] (B, 2), the point in the first half of z, the label in the second."""
+    signal, noise = process.level(t, z)
+    codes_seen = signal[..., None] * process.cumulative("label")[t] * mixture.codes
+    spread = signal**2 * mixture.stds**2 + noise**2  # (B, K) variance of the first half given k
+    off_x = z[:, None, :2] - signal[..., None] * mixture.means  # (B, K, 2)
+    off_y = z[:, None, 2:] - codes_seen
+    log_p = mixture.weights.log() - off_x.square().sum(-1) / (2 * spread) - spread.log()
+    log_p = (log_p - off_y.square().sum(-1) / (2 * noise**2)).log_softmax(1)
+    mean_k = mixture.means + (signal * mixture.stds**2 / spread)[..., None] * off_x
+    return log_p, (log_p.exp()[..., None] * mean_k).sum(1)
+
+
+many = mixture.draw(4000, rng(10))
+against = mt.exact.LabelledMixture(**{**datasets.MIXTURE, "label_codes": -mixture.codes}, process=process)
+ways = {"codes with the data": mixture, "codes against the data": against, "side by side": None}
+
+# %% [markdown]
+# Two figures of merit at each step: the uncertainty about the label, $H(y \mid z_t) = -\mathbb E \log p(y \mid z_t)$, and
+# the mean squared error of the best guess of the point, $\mathbb E\, |x - \mathbb E[x \mid z_t]|^2$.
+
+# %%
+steps = list(range(0, T + 1, 4))
+unsure, error = ({way: [] for way in ways} for _ in range(2))
+for way, model in ways.items():
+    parts = (model or mixture).encode(many)
+    if model is None:
+        empty = torch.zeros_like(parts["x"])
+        parts = {"x": torch.cat([parts["x"], empty], 1), "label": torch.cat([empty, parts["label"]], 1)}
+    for t in steps:
+        z, _ = process.diffuse(parts, t, generator=rng(11))
+        if model is None:
+            log_p, guess = side_by_side(z, t)
+        else:
+            log_p, guess = model.predict(z, t).params["label"], model.predict(z, t).estimate["x"]
+        unsure[way].append(float(-log_p.gather(1, many["label"][:, None]).mean()))
+        error[way].append(float((many["x"] - guess).square().sum(1).mean()))
+
+# %%
+figure, axes = plt.subplots(1, 2, figsize=(9, 2.9), layout="constrained")
+for way, dash in zip(ways, ("-", ":", "--"), strict=True):
+    axes[0].plot(steps, unsure[way], dash, color=plots.COLOURS["label"], label=way)
+    axes[1].plot(steps, error[way], dash, color=plots.COLOURS["x"], label=way)
+axes[0].set(xlabel="step t", ylabel="$H(y\\,|\\,z_t)$ (nats)", title="The label: sharing helps or hurts")
+axes[1].set(xlabel="step t", ylabel="error of the point", title="The point: so too")
+for axis in axes:
+    axis.legend(frameon=False)
+plots.show(
+    figure,
+    "Two panels over the step, uncertainty about the label and error of the point, three rising curves in each. Codes "
+    "with the data are lowest, side by side in the middle, codes against the data highest; they meet at both ends.",
+)
+middle = steps.index(56)
+for what, table in {"H(y | z)": unsure, "error of x": error}.items():
+    print(f"t = 56, {what}:", ", ".join(f"{way} {values[middle]:.3f}" for way, values in table.items()))
+for table in (unsure, error):
+    assert table["codes with the data"][middle] < table["side by side"][middle] < table["codes against the data"][middle]
+
+# %% [markdown]
+# In this example the class decides most of where the point is, so the point's error follows the label's uncertainty.
+# Where codes do *not* carry what the other modality needs, they only disturb it. So there is no general answer, and the
+# course measures both wherever it matters. For images and patterns like those of notebook 00, $\Delta\mu \cdot \Delta c$
+# is near 0 for random patterns: sharing then neither helps nor hurts the label much.
+#
+# ## 9 · Some modalities missing
+#
+# Real data have holes: an image without a label. Let $S$ be the set of modalities that are **present** in an example.
+# The aggregate then runs over $S$ only, $m_t = \sum_{i \in S} W_t^i E_i(x_i)$. `present={name: mask}` says it per
+# example. An absent code and a zero code are the same thing for $z_t$:
+
+# %%
+half = {"label": torch.arange(600) % 2 == 0}
+with_holes = process.aggregate(codes, 50, half)
+zeroed = {**codes, "label": codes["label"] * half["label"][:, None]}
+assert torch.allclose(with_holes, process.aggregate(zeroed, 50))
+assert not torch.allclose(with_holes, process.aggregate(codes, 50))
+print("aggregate over the present set = aggregate with the absent codes set to zero")
+
+# %% [markdown]
+# For the *model* they are not the same: it has to be told that the label is absent, or it would take the zero for
+# evidence. Training with random present sets is what lets one network classify, too (notebook 05).
+#
+# ## 10 · Play
+#
+# Move through time, and bend the label's curve: $W(u) = \text{start} + (\text{end} - \text{start})\, u^{\text{bend}}$
+# with $u = t/T$. **Look for**: a bend below 1 injects early, above 1 late; how does the label's SNR answer? The right
+# panel draws pairs with the exact model by DDIM. Its title has the *energy distance* to the truth (0 is perfect; 500
+# points cannot tell less than about 0.005 from 0). Can you find a curve that makes it clearly worse? Then lower the
+# number of steps. (On a static page the sliders do not move; below them are three settings.)
+
+# %% tags=["nbval-ignore-output"]
+widgets.cloud_slider(process, codes, points["label"])
+
+# %% tags=["nbval-ignore-output"]
+widgets.curve_bender()
+
+# %%
+for start, end, bend, ddim_steps in ((0.0, 1.0, 1.0, 20), (0.0, 3.0, 6.0, 20), (0.0, 3.0, 6.0, 5)):
+    figure = widgets.draw_curve(start, end, bend, ddim_steps)
+    text = f"Curves and samples for a label weight from {start:g} to {end:g}, bend {bend:g}, {ddim_steps} sampler steps."
+    plots.show(figure, text)
+
+# %% [markdown]
+# With *exact* estimates the curve hardly matters for the samples: DDIM follows moving curves without an error of its own
+# (notebook 05). What the curve does change is what a network has to learn, and how tight the bound is (notebook 04).
+#
+# ## 11 · Exercises
+#
+# **Exercise 1 (warm-up). From injected to cumulative.** Write the function that turns a table of injected weights
+# $w_0 \dots w_T$ (with $w_0 = 0$) and a start $W_0$ into the cumulative table $W_0 \dots W_T$. *Hint*: section 4, line
+# 3; `cumsum`.
+
+
+# %% tags=["exercise"]
+def accumulate(w, abar, start):
+    """Cumulative weights (T+1,) from injected ones (T+1,), abar (T+1,) and W_0."""
+    ...  # your code
+
+
+# %% tags=["check"]
+def check_1(function):
+    w = torch.rand(T + 1, dtype=torch.float64, generator=rng(20)) * (torch.arange(T + 1) > 0)
+    W = function(w, abar, 0.3)
+    if W is None:
+        return widgets.Verdict(False, "the function returns nothing yet")
+    if tuple(W.shape) != (T + 1,) or abs(float(W[0]) - 0.3) > 1e-9:
+        return widgets.Verdict(
+            False, f"expected {T + 1} values that start at 0.3, got {tuple(W.shape)} from {float(W[0]):.2f}"
+        )
+    off = (mt.ForwardProcess(schedule, {"label": W}).injected("label") - w).abs().max()
+    return widgets.Verdict(float(off) < 1e-9, f"the library finds your w again to within {float(off):.0e}")
+
+
+check_1(accumulate)
+
+
+# %% tags=["solution"]
+def accumulate_solution(w, abar, start):
+    return start + torch.cat([torch.zeros(1, dtype=torch.float64), (w[1:] / abar[:-1].sqrt()).cumsum(0)])
+
+
+solved = check_1(accumulate_solution)
+assert solved, solved.message
+solved
+
+# %% [markdown]
+# **Exercise 2 (design). A label that is seen only in the middle.** You want a label that is invisible at both ends (so
+# that $z_0$ is the clean point and $z_T$ is noise) and has its SNR peak at $u = 1/2$ with $\log \mathrm{SNR} = 0$:
+# $\log \mathrm{SNR}(u) = -40\,(u - 1/2)^2$. Return the table $W_0 \dots W_T$ for a given `abar`.
+
+
+# %% tags=["exercise"]
+def seen_in_the_middle(abar):
+    """Cumulative weights (T+1,) with log SNR = -40 (t/T - 1/2)^2."""
+    ...  # your code
+
+
+# %% tags=["check"]
+def check_2(function):
+    for T_, high in ((100, 8.0), (60, 5.0)):
+        other = mt.NoiseSchedule.log_snr(T_, high=high, low=-high)
+        W = function(other.abar)
+        if W is None:
+            return widgets.Verdict(False, "the function returns nothing yet")
+        log_snr = mt.ForwardProcess(other, {"label": W}).snr("label").log()
+        wanted = -40 * (torch.linspace(0, 1, T_ + 1, dtype=torch.float64) - 0.5) ** 2
+        off = float((log_snr - wanted).abs().max())
+        if not off < 1e-6:
+            return widgets.Verdict(False, f"with T = {T_} the log SNR is off by up to {off:.2g}")
+    return widgets.Verdict(True, "the SNR is what was asked for, for two schedules")
+
+
+check_2(seen_in_the_middle)
+
+
+# %% tags=["solution"]
+def seen_in_the_middle_solution(abar):
+    u = torch.linspace(0, 1, len(abar), dtype=torch.float64)
+    return (torch.exp(-40 * (u - 0.5) ** 2) * (1 - abar) / abar).sqrt()
+
+
+solved = check_2(seen_in_the_middle_solution)
+assert solved, solved.message
+solved
+
+# %% [markdown]
+# **Exercise 3 (break it). Codes that cancel.** Superposed codes can hide each other. With a *constant* weight of 1,
+# find three label codes (a (3, 2) tensor) such that the three clouds of $m$ lie on top of each other, so that even at
+# $t = 0$ the label can hardly be read off $z_0$. *Hint*: `mixture.means` are the centres of the clouds.
+
+
+# %% tags=["exercise"]
+def cancelling_codes(means):
+    """Label codes (3, 2) that bring the three clouds of m = x + code together."""
+    ...  # your code
+
+
+# %% tags=["check"]
+def check_3(function):
+    codes = function(mixture.means)
+    if codes is None:
+        return widgets.Verdict(False, "the function returns nothing yet")
+    settings = {**datasets.MIXTURE, "label_codes": codes}
+    constant = mt.ForwardProcess(schedule, {"x": 1.0, "label": 1.0})
+    broken = mt.exact.LabelledMixture(**settings, process=constant)
+    drawn = broken.draw(2000, rng(21))
+    z, _ = constant.diffuse(broken.encode(drawn), 0, generator=rng(22))
+    right = broken.predict(z, 0).params["label"].argmax(1) == drawn["label"]
+    share = float(right.double().mean())
+    best = float(mixture.weights.max())
+    return widgets.Verdict(
+        share < best + 0.1, f"{share:.2f} of the labels are read right; always guessing class 0: {best:.2f}"
+    )
+
+
+check_3(cancelling_codes)
+
+
+# %% tags=["solution"]
+def cancelling_codes_solution(means):
+    return -means
+
+
+solved = check_3(cancelling_codes_solution)
+assert solved, solved.message
+solved
+
+# %% [markdown]
+# With these codes the point is hidden as well: $m = x - \mu_y$ is the same Gaussian blob for each class. Fading in
+# avoids it (at $t = 0$ only the point is there), and so do channels of their own.
+
+# %% [markdown] tags=["slide"]
+# ## What we learned, what comes next
+#
+# - Encoders put all modalities into one space; the paper *injects* them step by step with $w_t^i$.
+# - What is there at step $t$ is the **aggregate** $m_t = \sum_i W_t^i E_i(x_i)$ with cumulative weights; the marginal is
+#   $\mathcal N(\sqrt{\bar\alpha_t}\, m_t, (1 - \bar\alpha_t) I)$.
+# - To go back: DDPM's posterior mean, minus what was injected. One modality: DDPM.
+# - Curves decide the regime (fade-in, constant, transition), and are best chosen by the SNR they give.
+# - Superposition and channels of their own differ only in the encoder. Sharing can cost; notebook 04 says how many nats.
+#
+# Next: **03 · The multi-modal bound**. Why a loss for each modality, at every $t$, is part of a bound on the
+# likelihood.
