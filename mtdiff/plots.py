@@ -10,6 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from mtdiff.elbo import Bound
+from mtdiff.exact import GaussianGap
 from mtdiff.process import ForwardProcess
 
 _CYCLE = sns.color_palette("colorblind")
@@ -168,6 +170,35 @@ def curve_panels(process: ForwardProcess, title: str = "") -> Figure:
     return figure
 
 
+def bound_terms(bound: Bound, title: str = "") -> Figure:
+    """The terms of a bound as a cascade: what each adds to the cost of an example, and the cost they add up to.
+
+    Args:
+        bound: what `mtdiff.elbo` returns.
+        title: text above the figure.
+
+    Returns:
+        The figure; a read-out that gains nats (a density) goes to the left.
+    """
+    rows = [("prior", bound.prior, "0.6"), ("diffusion", bound.diffusion, COLOURS["denoise"])]
+    rows += [(f"read {name}", -value, COLOURS.get(name)) for name, value in bound.readout.items()]
+    figure, axis = plt.subplots(figsize=(7.5, 0.42 * len(rows) + 1.2), layout="constrained")
+    left = 0.0
+    for k, (_, value, colour) in enumerate(rows):
+        axis.barh(k, value, left=left, color=colour)
+        axis.annotate(f" {value:+.3f} ", (max(left, left + value), k), va="center", fontsize=9)
+        left += value
+    axis.barh(len(rows), left, color=COLOURS["total"])
+    axis.annotate(f" {left:.3f} ± {bound.stderr:.3f} ", (max(left, 0.0), len(rows)), va="center", fontsize=9)
+    axis.axvline(0, color="black", linewidth=0.8)
+    axis.set_yticks(range(len(rows) + 1), [name for name, *_ in rows] + ["cost = -bound"])
+    axis.invert_yaxis()
+    axis.use_sticky_edges = False
+    axis.margins(x=0.12)
+    axis.set(xlabel="nats per example", title=title)
+    return figure
+
+
 def cloud(axis: Axes, points: Tensor, label: Tensor, title: str = "", reach: float = 3.6) -> None:
     """Points of the plane, coloured by their label, on axes that stay the same from picture to picture.
 
@@ -218,3 +249,33 @@ def save_grid(drawn: Mapping[str, Tensor], names: Sequence[str], path: str | Pat
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     plt.close(figure)
+
+
+def gap_bars(gaps: Mapping[str, GaussianGap], title: str = "") -> Figure:
+    """Where bounds fall short: a bar for each, from the bound up to the log-evidence, made of the terms of the gap.
+
+    Args:
+        gaps: {what it is: result of `linear_gaussian_gap`}.
+        title: text above the figure.
+
+    Returns:
+        The figure; the number left of a bar is the bound, a black line at its right end the log-evidence.
+    """
+    terms = {"prior": 7, "moving_target": 2, "history": 5, "factorisation": 4, "reverse": 8}
+    figure, axis = plt.subplots(figsize=(8.5, 0.5 * len(gaps) + 1.4), layout="constrained")
+    for row, gap in enumerate(gaps.values()):
+        right = gap.log_evidence
+        axis.plot([right, right], [row - 0.42, row + 0.42], color="black", linewidth=2)
+        for term, colour in terms.items():
+            value = getattr(gap, term)
+            label = term.replace("_", " ") if row == 0 else None
+            axis.barh(row, -value, left=right, height=0.7, color=_CYCLE[colour], label=label)
+            right -= value
+        axis.text(right, row, f"{gap.bound:.3f}  ", ha="right", va="center", fontsize=9)
+    axis.set(yticks=range(len(gaps)), yticklabels=list(gaps), xlabel="nats (black line: log-evidence; number: bound)")
+    axis.invert_yaxis()
+    axis.margins(x=0.15)
+    figure.legend(loc="outside lower center", ncols=len(terms), frameon=False, fontsize=9)
+    if title:
+        figure.suptitle(title, fontsize=11)
+    return figure

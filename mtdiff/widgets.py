@@ -11,13 +11,14 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from mtdiff.datasets import MIXTURE
+from mtdiff.elbo import elbo
 from mtdiff.evaluation import energy_distance
-from mtdiff.exact import LabelledMixture
+from mtdiff.exact import LabelledMixture, linear_gaussian_gap
 from mtdiff.model import MTDiffusion
-from mtdiff.plots import COLOURS, cloud, pair_grid, show
+from mtdiff.plots import COLOURS, bound_terms, cloud, gap_bars, pair_grid, show
 from mtdiff.process import ForwardProcess
 from mtdiff.sampling import sample
-from mtdiff.schedules import NoiseSchedule
+from mtdiff.schedules import NoiseSchedule, fade_in
 
 
 def draw_class(model: MTDiffusion, label: int, guidance: float = 1.0, steps: int = 25, seed: int = 0, n: int = 10) -> Figure:
@@ -155,6 +156,43 @@ def curve_bender() -> ipywidgets.Widget:
     return _board(controls, lambda **setting: show(draw_curve(**setting), f"Curves and samples for {setting}"))
 
 
+def draw_bound(start: float, end: float, T: int = 20, low: float = -6.0, n: int = 2000, seed: int = 0) -> Figure:
+    """The terms of the bound of the mixture's exact model, for a label whose weight goes from `start` to `end`.
+
+    Args:
+        start: W at t = 0.
+        end: W at t = T.
+        T: number of steps.
+        low: log-SNR at t = T, below 6 (that at t = 0).
+        n: number of examples, with four draws each.
+        seed: seed of examples and draws.
+
+    Returns:
+        The figure; its title repeats the settings.
+    """
+    process = ForwardProcess(NoiseSchedule.log_snr(T, 6.0, low), {"x": 1.0, "label": fade_in(end, start)})
+    model = LabelledMixture(**MIXTURE, process=process)
+    generator = torch.Generator().manual_seed(seed)
+    bound = elbo(model, model.draw(n, generator), samples=4, generator=generator)
+    return bound_terms(bound, f"W from {start:g} to {end:g}, T = {T}, log-SNR 6 to {low:g}")
+
+
+def bound_board() -> ipywidgets.Widget:
+    """Sliders over `draw_bound`.
+
+    Returns:
+        The widget; its `.controls` are the sliders by name.
+    """
+    slow = {"continuous_update": False}
+    controls = {
+        "start": ipywidgets.FloatSlider(0.0, min=0.0, max=3.0, step=0.1, description="W at 0", **slow),
+        "end": ipywidgets.FloatSlider(1.0, min=0.0, max=3.0, step=0.1, description="W at T", **slow),
+        "T": ipywidgets.IntSlider(20, 2, 200, description="steps T", **slow),
+        "low": ipywidgets.FloatSlider(-6.0, min=-8.0, max=2.0, step=0.5, description="log-SNR end", **slow),
+    }
+    return _board(controls, lambda **setting: show(draw_bound(**setting), f"Terms of the bound for {setting}"))
+
+
 def _board(controls: dict[str, ipywidgets.Widget], redraw: Callable[..., None]) -> ipywidgets.Widget:
     """Controls above the picture that they redraw."""
     board = ipywidgets.VBox([*controls.values(), ipywidgets.interactive_output(redraw, controls)])
@@ -180,3 +218,44 @@ class Verdict:
     def _repr_html_(self) -> str:
         sign, colour, word = ("&#10003;", "#1a7f37", "Solved") if self.solved else ("&#9675;", "#9a6700", "Not yet")
         return f'<p style="color:{colour}"><b>{sign} {word}.</b> {html.escape(self.message)}</p>'
+
+
+def draw_gap(problem: Callable, start: float, end: float, T: int, correlation: float, own_channels: bool) -> Figure:
+    """What the bound loses, and where, when modality "y" is mixed in along a straight curve (x has weight 1).
+
+    Args:
+        problem: function of (correlation, own_channels) that gives covariance and encoders of "x" and "y".
+        start: W of y at t = 0.
+        end: W of y at t = T.
+        T: number of steps; log-SNR goes from 6 to -6.
+        correlation: between the modalities, as `problem` understands it.
+        own_channels: whether y has channels of its own.
+
+    Returns:
+        The figure: a bar with the optimal reverse variance, one with the isotropic one.
+    """
+    covariance, encoders = problem(correlation, own_channels)
+    process = ForwardProcess(NoiseSchedule.log_snr(T, 6.0, -6.0), {"x": 1.0, "y": fade_in(end, start)})
+    kinds = ("optimal", "isotropic")
+    gaps = {f"{kind} variance": linear_gaussian_gap(covariance, encoders, process, kind) for kind in kinds}
+    lost = " and ".join(f"{gap.gap:.3f}" for gap in gaps.values())
+    return gap_bars(gaps, f"W from {start:g} to {end:g}, T = {T}, correlation {correlation:g}: {lost} nats lost")
+
+
+def gap_board(problem: Callable) -> ipywidgets.Widget:
+    """Sliders over `draw_gap`.
+
+    Args:
+        problem: as in `draw_gap`.
+
+    Returns:
+        The widget; its `.controls` are the sliders by name.
+    """
+    controls = {
+        "start": ipywidgets.FloatSlider(0.1, min=0.0, max=2.0, step=0.1, description="W at 0"),
+        "end": ipywidgets.FloatSlider(1.0, min=0.0, max=2.0, step=0.1, description="W at T"),
+        "T": ipywidgets.IntSlider(100, 10, 1000, description="steps T"),
+        "correlation": ipywidgets.FloatSlider(0.8, min=0.0, max=0.95, step=0.05, description="correlation"),
+        "own_channels": ipywidgets.Checkbox(False, description="own channels"),
+    }
+    return _board(controls, lambda **setting: show(draw_gap(problem, **setting), f"Terms of the gap for {setting}"))

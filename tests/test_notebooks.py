@@ -12,6 +12,7 @@ import torch
 
 import mtdiff as mt
 from mtdiff import plots, widgets
+from mtdiff.datasets import MIXTURE
 
 spec = importlib.util.spec_from_file_location("course_notebooks", Path(__file__).parent / "notebooks.py")
 course = importlib.util.module_from_spec(spec)
@@ -154,12 +155,54 @@ def test_the_bent_curve_injects_what_its_formula_says():
 
 
 def boards():
-    return [widgets.cloud_slider(*toy_cloud()), widgets.curve_bender()]
+    return [widgets.cloud_slider(*toy_cloud()), widgets.curve_bender(), widgets.bound_board()]
 
 
-@pytest.mark.parametrize("board", boards(), ids=["cloud", "curve"])
+@pytest.mark.parametrize("board", boards(), ids=["cloud", "curve", "bound"])
 def test_every_control_of_a_board_redraws_without_an_error(board):
     (output,) = (child for child in board.children if isinstance(child, ipywidgets.Output))
     for control in board.controls.values():
         control.value = control.min if not isinstance(control, ipywidgets.FloatLogSlider) else 2.0
+        assert not [o for o in output.outputs if o.get("output_type") == "error"]
+
+
+def test_the_cascade_adds_up_to_the_cost():
+    figure = widgets.draw_bound(0.0, 1.0, T=8, n=50, seed=2)
+    *terms, total = figure.axes[0].patches
+    assert sum(bar.get_width() for bar in terms) == pytest.approx(total.get_width())
+    starts = [bar.get_x() for bar in terms]
+    assert starts[1:] == pytest.approx([bar.get_x() + bar.get_width() for bar in terms[:-1]])
+    g = torch.Generator().manual_seed(2)
+    process = mt.ForwardProcess(mt.NoiseSchedule.log_snr(8, 6.0, -6.0), {"x": 1.0, "label": mt.fade_in(1.0)})
+    model = mt.exact.LabelledMixture(**MIXTURE, process=process)
+    bound = mt.elbo(model, model.draw(50, g), samples=4, generator=g)
+    assert total.get_width() == pytest.approx(-bound.total)
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()][:2] == ["prior", "diffusion"]
+
+
+def gap_problem(correlation, own_channels):
+    covariance = torch.tensor([[1.0, correlation], [correlation, 1.0]], dtype=torch.float64)
+    y = [[0.0], [1.0]] if own_channels else [[1.0], [0.0]]
+    return covariance, {"x": torch.eye(2, 1, dtype=torch.float64), "y": torch.tensor(y, dtype=torch.float64)}
+
+
+def test_the_bars_of_the_gap_are_its_terms():
+    figure = widgets.draw_gap(gap_problem, start=0.2, end=1.0, T=30, correlation=0.6, own_channels=False)
+    process = mt.ForwardProcess(mt.NoiseSchedule.log_snr(30, 6.0, -6.0), {"x": 1.0, "y": mt.fade_in(1.0, start=0.2)})
+    (axis,) = figure.axes
+    for row, kind in enumerate(("optimal", "isotropic")):
+        g = mt.exact.linear_gaussian_gap(*gap_problem(0.6, False), process, kind)
+        bars = [bar for bar in axis.patches if bar.get_y() == pytest.approx(row - 0.35)]
+        terms = [g.prior, g.moving_target, g.history, g.factorisation, g.reverse]
+        assert [-bar.get_width() for bar in bars] == pytest.approx(terms)
+        assert bars[-1].get_x() + bars[-1].get_width() == pytest.approx(g.bound)
+        assert axis.texts[row].get_text().strip() == f"{g.bound:.3f}"
+        assert f"{g.gap:.3f}" in figure.get_suptitle()
+
+
+def test_every_control_of_the_gap_redraws_without_an_error():
+    board = widgets.gap_board(gap_problem)
+    (output,) = (child for child in board.children if isinstance(child, ipywidgets.Output))
+    for name, value in {"start": 0.0, "end": 2.0, "T": 10, "correlation": 0.0, "own_channels": True}.items():
+        board.controls[name].value = value
         assert not [o for o in output.outputs if o.get("output_type") == "error"]

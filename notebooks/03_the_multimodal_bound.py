@@ -1,0 +1,738 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown] tags=["slide"]
+# # 03 · The multi-modal bound: why a loss for each modality is a likelihood
+#
+# **After this notebook you can**
+# - derive a lower bound on $\log p(X)$ of all modalities together, from Jensen's inequality to its last term;
+# - compute each term three ways: by closed form, by simulation, and with `mt.elbo`;
+# - say why a loss for every modality *at every noise level* is part of a bound, and what training leaves out of it;
+# - write MT-Diffusion from scratch, in about 40 lines.
+#
+# **You need** notebook 01 (the bound for one modality) and 02 (aggregate, marginal, posterior).
+# **Time**: an hour to read, under a minute to run on a laptop CPU. No GPU, no download.
+#
+# We know second-hand that the paper (Chen et al. 2024, [arXiv:2407.17571](https://arxiv.org/abs/2407.17571)) has a
+# multi-task variational bound with four terms, of which one vanishes for a single modality. What follows is our own
+# derivation inside its framework; section 3 of [theory.md](theory.md) has the result.
+
+# %%
+import math
+
+import matplotlib.pyplot as plt
+import torch
+from torch import nn
+
+import mtdiff as mt
+from mtdiff import datasets, plots, widgets
+from mtdiff.evaluation import energy_distance
+from mtdiff.modalities.base import gaussian_log_prob
+from mtdiff.training import TrainConfig, Trainer
+
+torch.set_num_threads(1)
+plots.style()
+
+
+def rng(seed):
+    """A generator, so that every cell draws the same numbers whenever it runs."""
+    return torch.Generator().manual_seed(seed)
+
+
+def agree(a, b, error):
+    """Whether two estimates differ by less than four standard errors; says so."""
+    print(f"{float(a):.4f} and {float(b):.4f}: {abs(float(a - b)) / float(error):.1f} standard errors apart")
+    return abs(float(a - b)) < 4 * float(error)
+
+
+# %% [markdown] tags=["slide"]
+# ## 1 · The idea in a picture
+#
+# Take the mixture of notebook 02: a point $x$ in the plane and its label $y$, the label fading in. Its exact model
+# stands in for a perfectly trained network. How many nats does it need for one example, and where do they go? `mt.elbo`
+# splits them up:
+
+# %%
+T = 20
+schedule = mt.NoiseSchedule.log_snr(T, high=6.0, low=-6.0)
+process = mt.ForwardProcess(schedule, {"x": 1.0, "label": mt.fade_in(1.0)})
+model = mt.exact.LabelledMixture(**datasets.MIXTURE, process=process)
+data = model.draw(4000, rng(0))
+codes = model.encode(data)
+bound = mt.elbo(model, data, samples=4, generator=rng(1))
+figure = plots.bound_terms(bound, f"A pair costs at most {-bound.total:.2f} nats, in four parts")
+plots.show(
+    figure,
+    "A cascade of bars: the prior adds almost nothing, diffusion the most; reading the point takes off several nats, "
+    "reading the label adds almost nothing.",
+)
+
+# %% [markdown]
+# (The point is continuous: its density near the true value is high once $z_0$ is known, so reading it *gains* nats.)
+# The rest of this notebook derives these four terms.
+#
+# ## 2 · The model
+#
+# The model runs backwards. It starts from noise, takes $T$ steps, and reads each modality with its own **head**:
+#
+# $$ p(X, z_{0:T}) \;=\; p(z_T)\; \prod_{t=1}^{T} p(z_{t-1} \mid z_t)\; \prod_i p_i(x_i \mid z_0), \qquad
+#    p(z_T) = \mathcal N(0, I). $$
+#
+# A step back is the posterior of notebook 02 with the model's *prediction* in the place of the unknown $X$:
+# $p(z_{t-1} \mid z_t) = q(z_{t-1} \mid z_t, X = \hat X(z_t))$; it needs the predicted aggregate and codes only. The
+# forward process $q$ of notebook 02 is fixed. Both laws are products of Gaussians, so their logarithms are sums.
+
+
+# %%
+def forward(codes, g):
+    """A trajectory z_0, ..., z_T of the forward process."""
+    zs = [process.diffuse(codes, 0, generator=g)[0]]
+    for t in range(1, T + 1):
+        mean, std = process.transition(zs[-1], codes, t)
+        zs.append(mean + std * torch.randn(mean.shape, dtype=torch.float64, generator=g))
+    return zs
+
+
+def log_q(zs, codes):
+    """log q(z_0..z_T | X), forwards."""
+    mean, std = process.marginal(codes, 0)
+    total = gaussian_log_prob(zs[0], mean, std**2)
+    for t in range(1, T + 1):
+        mean, std = process.transition(zs[t - 1], codes, t)
+        total = total + gaussian_log_prob(zs[t], mean, std**2)
+    return total
+
+
+def log_p(zs, data):
+    """log p(X, z_0..z_T) of the model, backwards."""
+    total = gaussian_log_prob(zs[T], torch.zeros_like(zs[T]), torch.ones_like(zs[T]))
+    for t in range(1, T + 1):
+        mean, std = process.posterior(zs[t], model.predict(zs[t], t).estimate, t)
+        total = total + gaussian_log_prob(zs[t - 1], mean, std**2)
+    return total + sum(model.log_prob(name, value, zs[0], 0) for name, value in data.items())
+
+
+# %% [markdown] tags=["slide"]
+# ## 3 · From Jensen to the terms
+#
+# **Step 1, importance weights.** $p(X)$ integrates over all trajectories. Multiply and divide by $q$:
+# $p(X) = \mathbb E_{q}\big[\, p(X, z_{0:T}) / q(z_{0:T} \mid X) \,\big]$. **Step 2, Jensen.** The logarithm of a mean is
+# at least the mean of the logarithm:
+#
+# $$ \log p(X) \;\ge\; \mathbb E_q \big[ \log p(X, z_{0:T}) - \log q(z_{0:T} \mid X) \big] \;=\; \mathrm{ELBO}(X). $$
+#
+# Simulate both sides for 200 examples with 128 trajectories each. (The left side, the logarithm of a finite average, is
+# itself a little low on average.) We may also compare with the truth, since we know the law of the data: no model can
+# have a higher expected log-likelihood than $\mathbb E \log q(X)$.
+
+# %%
+few, draws = {name: value[:200] for name, value in data.items()}, 128
+many = {name: value.repeat_interleave(draws, 0) for name, value in few.items()}
+many_codes = model.encode(many)
+zs = forward(many_codes, rng(2))
+log_ratio = (log_p(zs, many) - log_q(zs, many_codes)).reshape(200, draws)
+evidence = log_ratio.logsumexp(1) - math.log(draws)  # log p(X), estimated
+jensen = log_ratio.mean(1)  # the ELBO, estimated
+
+
+def log_truth(data):
+    """log q(x, y) of the mixture."""
+    spread = model.stds[data["label"], None] ** 2
+    return model.weights[data["label"]].log() + gaussian_log_prob(data["x"], model.means[data["label"]], spread)
+
+
+assert bool((jensen <= evidence).all())
+print(f"ELBO {jensen.mean():.3f}  <=  log p(X) {evidence.mean():.3f};   E log q(X) = {log_truth(few).mean():.3f}")
+
+# %% [markdown]
+# **Step 3, turn $q$ around.** Given $X$, the forward chain is Markov, so Bayes' rule lets us write the same law
+# backwards: $q(z_{0:T} \mid X) = q(z_T \mid X) \prod_t q(z_{t-1} \mid z_t, X)$. Each trajectory must get the same density
+# both ways:
+
+# %%
+mean, std = process.marginal(many_codes, T)
+backwards = gaussian_log_prob(zs[T], mean, std**2)
+for t in range(1, T + 1):
+    mean, std = process.posterior(zs[t], many_codes, t)
+    backwards = backwards + gaussian_log_prob(zs[t - 1], mean, std**2)
+difference = (backwards - log_q(zs, many_codes)).abs().max()
+assert float(difference) < 1e-8
+print(f"over {len(backwards):,} trajectories, forwards and backwards differ by at most {difference:.0e} nats")
+
+# %% [markdown] tags=["slide"]
+# **Step 4, pair up.** Now $p$ and $q$ have the same factors, and the ELBO falls into pieces:
+#
+# $$ \mathrm{ELBO} = -\underbrace{\mathrm{KL}\big(q(z_T \mid X)\,\|\,p(z_T)\big)}_{\text{prior}}
+#    - \sum_{t=1}^{T} \underbrace{\mathbb E\, \mathrm{KL}\big(q(z_{t-1} \mid z_t, X)\,\|\,p(z_{t-1} \mid z_t)\big)}
+#      _{\text{diffusion}}
+#    + \sum_i \underbrace{\mathbb E \log p_i(x_i \mid z_0)}_{\text{one read-out per modality}}. $$
+#
+# Each piece in turn. **The prior** is a KL between two Gaussians, $\frac12 \sum (\mu^2 + \sigma^2 - 1 - \log \sigma^2)$
+# over coordinates (notebook 01). By formula, by simulation, and by the library:
+
+# %%
+mean, std = process.marginal(codes, T)
+closed = 0.5 * (mean**2 + std**2 - 1 - 2 * std.log()).sum(1)
+z_T, _ = process.diffuse(codes, T, generator=rng(3))
+sampled = gaussian_log_prob(z_T, mean, std**2) - gaussian_log_prob(z_T, torch.zeros(2), torch.ones(2))
+assert agree(sampled.mean(), closed.mean(), sampled.std() / 4000**0.5)
+assert abs(bound.prior - float(closed.mean())) < 1e-12
+print(f"the library says {bound.prior:.4f}")
+
+# %% [markdown]
+# **The diffusion term at one step.** Posterior and model step are Gaussians with the *same* variance
+# $\tilde\beta_t$, so their KL is the squared distance of the means over $2 \tilde\beta_t$. One example, one $z_t$,
+# 100,000 draws of $z_{t-1}$ against the formula:
+
+# %%
+t, n = 8, 100_000
+z_t, _ = process.diffuse({name: code[:1] for name, code in codes.items()}, t, generator=rng(4))
+true_mean, std = process.posterior(z_t, {name: code[:1] for name, code in codes.items()}, t)
+model_mean, _ = process.posterior(z_t, model.predict(z_t, t).estimate, t)
+kl = ((true_mean - model_mean) ** 2).sum() / (2 * std.squeeze() ** 2)
+z_back = true_mean + std * torch.randn(n, 2, dtype=torch.float64, generator=rng(5))
+log_ratio = gaussian_log_prob(z_back, true_mean, std**2) - gaussian_log_prob(z_back, model_mean, std**2)
+assert agree(log_ratio.mean(), kl, log_ratio.std() / n**0.5)
+
+# %% [markdown] tags=["slide"]
+# **The same KL by the error of the aggregate.** Let $d_t = m_t - \hat m_t$ be what the model gets wrong. Both means are
+# the posterior formula, once with the true and once with the predicted aggregates, so $z_t$ cancels. What is left of
+# form two in notebook 02 is
+#
+# $$ \mathrm{KL}_t = \frac{\bar\alpha_{t-1}}{2\tilde\beta_t}\,
+#    \Big\| \frac{1 - \alpha_t}{1 - \bar\alpha_t}\, d_t - (d_t - d_{t-1}) \Big\|^2, \qquad
+#    d_t - d_{t-1} = \sum_i (W_t^i - W_{t-1}^i)\,(E_i - \hat e_i) , $$
+#
+# where $\hat e_i$ is the predicted code. The first part is the error of the aggregate. The second is new: where a curve
+# moves, the model has to know *what* is injected. With constant curves it is 0.
+
+
+# %%
+def step_kl(process, codes, prediction, t):
+    """KL_t by the errors of aggregate and codes, (B,)."""
+    abar, abar_prev = process.schedule.abar[t], process.schedule.abar[t - 1]
+    alpha = abar / abar_prev
+    beta = (1 - alpha) * (1 - abar_prev) / (1 - abar)
+    d = process.aggregate(codes, t) - prediction.aggregate
+    errors = {name: codes[name] - prediction.estimate[name] for name in codes}
+    moved = -process.increment(errors, t, t - 1)  # d_t - d_{t-1}
+    return abar_prev / (2 * beta) * ((1 - alpha) / (1 - abar) * d - moved).square().sum(1)
+
+
+by_errors = step_kl(process, {name: code[:1] for name, code in codes.items()}, model.predict(z_t, t), t)
+assert torch.allclose(by_errors, kl, rtol=1e-9)
+print(f"by the distance of the means {kl:.6f}, by the errors {by_errors.item():.6f}")
+
+# %% [markdown]
+# **Constant curves: a familiar face.** Then $\mathrm{KL}_t = \frac12 (\mathrm{SNR}_{t-1} - \mathrm{SNR}_t)\, \|d_t\|^2$
+# with $\mathrm{SNR} = \bar\alpha / (1 - \bar\alpha)$: the diffusion loss of Kingma et al. (2021), for the aggregate.
+
+# %%
+constant = mt.ForwardProcess(schedule, {"x": 1.0, "label": 1.0})
+still = mt.exact.LabelledMixture(**datasets.MIXTURE, process=constant)
+snr = schedule.abar / (1 - schedule.abar)
+for t in range(1, T + 1):
+    z_t, _ = constant.diffuse(codes, t, generator=rng(t))
+    prediction = still.predict(z_t, t)
+    d = constant.aggregate(codes, t) - prediction.aggregate
+    assert torch.allclose(step_kl(constant, codes, prediction, t), 0.5 * (snr[t - 1] - snr[t]) * d.square().sum(1))
+print("constant curves: KL_t = half the drop of the SNR times the squared error, at every step")
+
+# %% [markdown]
+# **The read-outs** are plain log-likelihoods at $z_0$: for the label the logarithm of a softmax probability, for the
+# point a density. (For pixels, which have finitely many values, it is the probability of the value's bin:
+# `mt.Image(levels=...)`. Notebook 04 uses it.) The exact model's label head can be checked by Bayes' rule on a grid of
+# $x$; here at a noisy step, where the answer is not obvious:
+
+# %%
+t = 12
+z_t = process.diffuse({name: code[3:4] for name, code in codes.items()}, t, generator=rng(6))[0]
+line = torch.linspace(-4, 4, 801, dtype=torch.float64)
+x_grid = torch.cartesian_prod(line, line)
+far = (x_grid[:, None] - model.means).square().sum(-1)
+prior = model.weights * torch.exp(-far / (2 * model.stds**2)) / model.stds**2  # p(x, y), up to a constant
+centre = x_grid[:, None] + process.cumulative("label")[t] * model.codes  # m_t for each (x, y)
+abar = schedule.abar[t]
+joint = prior * torch.exp(-(z_t - abar.sqrt() * centre).square().sum(-1) / (2 * (1 - abar)))
+by_grid = joint.sum(0) / joint.sum()
+by_head = model.log_prob("label", torch.arange(3), z_t.expand(3, 2), t).exp()
+assert torch.allclose(by_grid, by_head, atol=1e-6)
+print("p(y | z_t) on a grid:", [f"{p:.4f}" for p in by_grid], "and by the head:", [f"{p:.4f}" for p in by_head])
+
+# %% [markdown] tags=["slide"]
+# **All together.** Three estimates of the bound: from whole trajectories (step 2), from the terms by hand (here: all
+# steps of 4000 examples), and from the library, which draws *one* step for each example.
+
+# %%
+diffusion = torch.zeros(4000, dtype=torch.float64)
+for t in range(1, T + 1):
+    z_t, _ = process.diffuse(codes, t, generator=rng(100 + t))
+    diffusion += step_kl(process, codes, model.predict(z_t, t), t)
+z_0, _ = process.diffuse(codes, 0, generator=rng(7))
+readout = {name: model.log_prob(name, value, z_0, 0) for name, value in data.items()}
+by_terms = sum(readout.values()) - closed - diffusion
+whole = log_p(zs_all := forward(codes, rng(8)), data) - log_q(zs_all, codes)
+error = ((by_terms - whole).std() / 4000**0.5).item()  # the examples are the same: what differs is the noise
+print("trajectories and terms:", end=" ")
+assert agree(whole.mean(), by_terms.mean(), error)
+print("library and terms:     ", end=" ")
+assert agree(torch.tensor(bound.total), by_terms.mean(), (bound.stderr**2 + float(by_terms.var()) / 4000) ** 0.5)
+print(f"the truth, E log q(X): {log_truth(data).mean():.4f}. Notebook 04 is about the gap.")
+
+# %% [markdown] tags=["slide"]
+# ## 4 · Why a loss at *every* $t$ is part of a bound
+#
+# So far every modality is read at $z_0$. Training, however, scores the heads at all noise levels. Is that a heuristic?
+# No. Let the model read modality $i$ at a *random* step: at $t$ with probability $\pi_t^i$. Its likelihood is then a
+# mixture, and Jensen's inequality applies once more:
+#
+# $$ \log \sum_t \pi_t^i\, p_i(x_i \mid z_t) \;\ge\; \sum_t \pi_t^i\, \log p_i(x_i \mid z_t). $$
+#
+# On the right stands a weighted sum of the heads' log-likelihoods at every $t$: **a multi-task loss at every noise
+# level is part of a likelihood bound.** And reading at random costs little in principle: a sum is at least one of its
+# terms, so the left side is at least $\log p_i(x_i \mid z_0) + \log \pi_0^i$.
+
+# %%
+zs = forward(codes, rng(9))
+pi = torch.full((T + 1, 1), 1 / (T + 1), dtype=torch.float64)
+for name, value in data.items():
+    heads = torch.stack([model.log_prob(name, value, z, t) for t, z in enumerate(zs)])  # (T+1, B)
+    mixture_bound, training = (pi.log() + heads).logsumexp(0), (pi * heads).sum(0)
+    at_zero = heads[0]
+    assert bool((training <= mixture_bound + 1e-9).all())
+    assert bool((mixture_bound >= at_zero + pi[0].log() - 1e-9).all())
+    rows = {"read at 0": at_zero, "at a random step": mixture_bound, "mean over steps": training}
+    print(f"{name:5s}", " | ".join(f"{what} {nats.mean():6.3f}" for what, nats in rows.items()), "nats")
+
+# %% [markdown]
+# The mean over steps is a loose bound, since at high noise nobody can know $x$ or $y$. That does not matter for
+# training: what nobody can know moves no weight of the network.
+#
+# Two remarks on the ends of the chain. Here $\bar\alpha_0 < 1$: $z_0$ still has a little noise, and the modalities are
+# read from it. DDPM's convention has $\bar\alpha_0 = 1$; then $q(z_0 \mid z_1, X)$ is a point, the sum starts at $t = 2$
+# and everything is read at $t = 1$ (`schedule.first`). And if no modality is read before some step $\tau$, nothing
+# below $\tau$ is needed: the sum may start above $\tau$.
+#
+# ## 5 · One modality: DDPM's bound
+#
+# For N = 1 and $W = 1$ the terms must be those of Ho et al. (2020): $L_T$, the prior; $L_{t-1} = \frac{\beta_t^2}
+# {2\tilde\beta_t\, \alpha_t (1 - \bar\alpha_t)}\, \| \varepsilon - \hat\varepsilon \|^2$ with $\beta_t = 1 - \alpha_t$;
+# and $L_0$, the read-out at $t = 1$. Here with their linear schedule, against our formula:
+
+# %%
+ddpm = mt.ForwardProcess(mt.NoiseSchedule.linear(1000), {"x": 1.0, "label": 0.0})  # weight 0: the label is not in z
+alone = mt.exact.LabelledMixture(**datasets.MIXTURE, process=ddpm)
+abar = ddpm.schedule.abar
+for t in (2, 100, 500, 1000):
+    z_t, eps = ddpm.diffuse(codes, t, generator=rng(t))
+    prediction = alone.predict(z_t, t)
+    eps_hat = (z_t - abar[t].sqrt() * prediction.aggregate) / (1 - abar[t]).sqrt()
+    alpha, beta = abar[t] / abar[t - 1], 1 - abar[t] / abar[t - 1]
+    beta_tilde = beta * (1 - abar[t - 1]) / (1 - abar[t])
+    textbook = beta**2 / (2 * beta_tilde * alpha * (1 - abar[t])) * (eps - eps_hat).square().sum(1)
+    assert torch.allclose(step_kl(ddpm, codes, prediction, t), textbook, rtol=1e-6, atol=1e-12)
+assert ddpm.first == 1
+one = mt.elbo(alone, {"x": data["x"]}, samples=8, present={"x"}, generator=rng(10))
+truth = torch.stack(
+    [alone.weights[k].log() + gaussian_log_prob(data["x"], alone.means[k], alone.stds[k] ** 2) for k in range(3)]
+)
+print(f"DDPM's bound {one.total:.3f} ± {one.stderr:.3f} nats; log-likelihood of the data {truth.logsumexp(0).mean():.3f}")
+
+# %% [markdown] tags=["slide"]
+# ## 6 · From the bound to the training loss
+#
+# Training minimises, per example and with $t$ drawn uniformly,
+#
+# $$ \| v - v_\theta \|^2 \;+\; \sum_i \lambda_i\, \mathrm{loss}_i\big(x_i, D_i(z_t, t)\big), \qquad
+#    v = \sqrt{\bar\alpha_t}\, \varepsilon - \sqrt{1 - \bar\alpha_t}\, m_t . $$
+#
+# What does that have to do with the bound? Put $\varepsilon = (z_t - \sqrt{\bar\alpha_t} m_t)/\sqrt{1 - \bar\alpha_t}$
+# into $v$: given $z_t$, its error is the aggregate's, $v - \hat v = -d_t / \sqrt{1 - \bar\alpha_t}$.
+
+# %%
+t = 8
+z_t, eps = process.diffuse(codes, t, generator=rng(11))
+m_t, m_hat = process.aggregate(codes, t), model.predict(z_t, t).aggregate
+signal, noise = process.level(t, z_t)
+v = signal * eps - noise * m_t
+v_hat = signal * (z_t - signal * m_hat) / noise - noise * m_hat
+assert torch.allclose((v - v_hat).square(), (m_t - m_hat).square() / noise**2, atol=1e-9)
+print("|v - v_hat|^2 = |d_t|^2 / (1 - abar_t)")
+
+# %% [markdown]
+# So for constant curves, the bound weights the same error by $\frac12 (\mathrm{SNR}_{t-1} - \mathrm{SNR}_t)(1 -
+# \bar\alpha_t)$ where the $v$-loss has 1. On a schedule that is straight in log-SNR, with $\delta$ nats per step, that
+# is almost $\frac{\delta}{2} \bar\alpha_t$: the bound cares for clean steps, the $v$-loss for all steps alike.
+
+# %%
+fine = mt.NoiseSchedule.log_snr(200, high=8.0, low=-8.0)
+ratio = 0.5 * -(fine.abar / (1 - fine.abar)).diff() * (1 - fine.abar[1:])
+simple = 0.5 * 16 / 200 * fine.abar[1:]
+assert float((ratio / simple - 1).abs().max()) < 0.05
+figure, axis = plt.subplots(figsize=(6, 2.5), layout="constrained")
+axis.plot(range(1, 201), ratio / ratio[0], color=plots.COLOURS["denoise"], label="the bound")
+axis.axhline(1, color="0.6", linestyle="--", label="the $v$-loss")
+axis.set(xlabel="step t", ylabel="weight of $|v - \\hat v|^2$", title="Training listens to noisy steps; the bound does not")
+axis.legend(frameon=False)
+plots.show(figure, "Weight over the step: the bound's falls from 1 to 0 along a sigmoid, the v-loss's is 1 throughout.")
+
+# %% [markdown] tags=["slide"]
+# What else is dropped? The *second part* of $\mathrm{KL}_t$, the errors of what is injected: the $v$-loss has only
+# $\|d_t\|^2$. (The heads' losses train those estimates, but with other weights.) How much is it? And the read-outs get
+# free weights $\lambda_i$: a loss with an arbitrary $\lambda$ is *no* bound, however useful. With $T = 20$:
+
+# %%
+full, first = torch.zeros(4000, dtype=torch.float64), torch.zeros(4000, dtype=torch.float64)
+for t in range(1, T + 1):
+    z_t, _ = process.diffuse(codes, t, generator=rng(200 + t))
+    prediction = model.predict(z_t, t)
+    full += step_kl(process, codes, prediction, t)
+    d = process.aggregate(codes, t) - prediction.aggregate
+    first += 0.5 * (snr[t - 1] - snr[t]) * d.square().sum(1)
+still_bound = mt.elbo(still, data, samples=4, generator=rng(12))
+print(f"fade-in: diffusion term {full.mean():.3f} nats, of which the aggregate's error alone {first.mean():.3f}")
+print(f"constant curves, all of it the aggregate's error: {still_bound.diffusion:.3f}")
+assert abs(float(full.mean() - first.mean())) > 4 * float((full - first).std()) / 4000**0.5
+
+# %% [markdown]
+# Here the moving part even *lowers* the term: the model errs about the label in the aggregate and in the injection at
+# once, and the two errors partly cancel in the difference. That is not a gift. What is gained here is lost elsewhere in
+# the bound; notebook 04 has the whole account.
+
+# %% [markdown] tags=["slide"]
+# ## 7 · MT-Diffusion from scratch
+#
+# Everything above fits into a few lines. A network with one trunk and three heads; the noisy sum; three losses. (The
+# point's head predicts around $\sqrt{\bar\alpha_t} z_t$, so that its error is measured in units of the noise that is
+# left.) First what depends on the step alone, and the network:
+
+
+# %%
+T = 100
+abar = torch.sigmoid(torch.linspace(8, -8, T + 1, dtype=torch.float64)).float()
+W = torch.linspace(0, 1, T + 1)
+C = torch.tensor(datasets.MIXTURE["label_codes"])
+
+
+class Net(nn.Module):
+    """z_t and t in; v, x and the label's logits out."""
+
+    def __init__(self, width=128):
+        super().__init__()
+        layers = [nn.Linear(2 + 16, width), nn.SiLU()]
+        for _ in range(2):
+            layers += [nn.Linear(width, width), nn.SiLU()]
+        self.trunk, self.heads = nn.Sequential(*layers), nn.Linear(width, 2 + 2 + 3)
+
+    def forward(self, z, t):
+        angle = t[:, None] / T * 2 ** torch.arange(8) * math.pi / 2
+        out = self.heads(self.trunk(torch.cat([z, angle.sin(), angle.cos()], 1)))
+        x = abar[t, None].sqrt() * z + (1 - abar[t, None]).sqrt() * out[:, 2:4]
+        return out[:, :2], x, out[:, 4:]
+
+
+# %% [markdown]
+# The loss. (Steps are *stratified*: one from each $B$-th part of $0..T$, which lowers the variance for free.)
+
+
+# %%
+def loss(net, x, y, g):
+    """|v - v_theta|^2 + loss of the point + loss of the label."""
+    t = ((torch.arange(len(x)) + torch.rand(len(x), generator=g)) / len(x) * (T + 1)).long().clamp(max=T)
+    m = x + W[t, None] * C[y]
+    eps = torch.randn(x.shape, generator=g)
+    signal, noise = abar[t, None].sqrt(), (1 - abar[t, None]).sqrt()
+    v, x_hat, logits = net(signal * m + noise * eps, t)
+    denoise = (signal * eps - noise * m - v).square().mean()
+    point = ((x - x_hat) / noise).square().mean()
+    return denoise + point + nn.functional.cross_entropy(logits, y)
+
+
+# %% tags=["nbval-ignore-output"]
+train = datasets.toy("mixture", n=20_000, seed=0)
+torch.manual_seed(0)
+net, g, steps = Net(), rng(0), 2000
+optimizer = torch.optim.Adam(net.parameters(), lr=2e-3)
+rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+for batch, _ in zip(train.batches(512, seed=0), range(steps), strict=False):
+    optimizer.zero_grad()
+    loss(net, batch["x"], batch["label"], g).backward()
+    optimizer.step()
+    rate.step()
+print(f"{sum(p.numel() for p in net.parameters()):,} parameters, {steps} steps")
+
+# %% [markdown] tags=["slide"]
+# Sampling: estimate $m_t$ and the label's code; move the aggregate along the label's curve; add the noise of the next
+# step (DDIM, notebook 05). At $t = 0$ read both heads.
+
+
+# %%
+@torch.no_grad()
+def draw(net, n, g):
+    """n pairs (x, y) out of noise."""
+    z = torch.randn(n, 2, generator=g)
+    for t in range(T, 0, -1):
+        v, _, logits = net(z, torch.full((n,), t))
+        m = abar[t].sqrt() * z - (1 - abar[t]).sqrt() * v
+        eps = (1 - abar[t]).sqrt() * z + abar[t].sqrt() * v
+        m = m + (W[t - 1] - W[t]) * logits.softmax(1) @ C
+        z = abar[t - 1].sqrt() * m + (1 - abar[t - 1]).sqrt() * eps
+    _, x, logits = net(z, torch.zeros(n, dtype=torch.long))
+    return x, torch.multinomial(logits.softmax(1), 1, generator=g).squeeze(1)
+
+
+x, y = draw(net, 2000, rng(1))
+fresh = datasets.toy("mixture", n=2000, seed=1)
+figure, axes = plt.subplots(1, 2, figsize=(6, 3.1), layout="constrained")
+plots.cloud(axes[0], fresh.values["x"], fresh.values["label"], "data", reach=2.6)
+distance = energy_distance(x, fresh.values["x"])
+plots.cloud(axes[1], x, y, f"from scratch: energy distance {distance:.3f}", reach=2.6)
+plots.show(figure, "Two scatter plots of three labelled clouds that look alike: data, and samples of the network.")
+assert distance < 0.05
+
+# %% [markdown] tags=["slide"]
+# ## 8 · The library agrees
+#
+# **The same loss.** `mt.multitask_loss` on a library model must be our `loss` on the same network, with the same random
+# numbers:
+
+# %%
+torch.manual_seed(0)
+library_process = mt.ForwardProcess(mt.NoiseSchedule.log_snr(T, 8.0, -8.0), {"x": 1.0, "label": mt.fade_in(1.0)})
+modalities = {"x": mt.Vector(2), "label": mt.Label(3, codes=C)}
+library = mt.MTDiffusion(library_process, modalities, mt.MLP((2,), width=96, blocks=1), (2,))
+
+
+def as_net(z, t):
+    prediction = library(z, t)
+    return prediction.output, prediction.params["x"], prediction.params["label"]
+
+
+batch = train[:512]
+with torch.no_grad():
+    ours = loss(as_net, batch["x"], batch["label"], rng(5))
+    theirs = mt.multitask_loss(library, batch, generator=rng(5))
+assert abs(float(ours - theirs.total)) < 1e-4
+print(f"from scratch {float(ours):.6f}, mt.multitask_loss {float(theirs.total):.6f}")
+
+# %% [markdown]
+# **The same quality.** Train the library's model as long, and give our network the two methods that `mt.elbo` asks of
+# any model, `predict` and `log_prob`. Then the same bound judges both, beside the exact model.
+
+# %% tags=["nbval-ignore-output"]
+trainer = Trainer(library, train, TrainConfig(steps=steps, batch_size=512, lr=2e-3, ema=0.99))
+library = trainer.run(progress=False)
+
+
+# %%
+class Scratch(mt.exact.LabelledMixture):
+    """Our network in the place of the exact answers."""
+
+    def predict(self, z_t, t, *, given=None, present=None):
+        t = torch.as_tensor(t).expand(len(z_t))
+        v, x, logits = (out.double() for out in net(z_t.float(), t))
+        signal, noise = self.process.level(t, z_t)
+        estimate = {"x": x, "label": logits.softmax(1) @ self.codes}
+        return mt.Prediction(signal * z_t - noise * v, {"x": x, "label": logits}, estimate)
+
+    def log_prob(self, name, value, z_t, t, *, given=None, present=None, prediction=None):
+        prediction = prediction or self.predict(z_t, t)
+        if name == "label":
+            return prediction.params["label"].log_softmax(1).gather(1, value[:, None]).squeeze(1)
+        return gaussian_log_prob(value, prediction.params["x"], self.process.wiener("x", t, z_t)[1])
+
+
+models = {kind.__name__: kind(**datasets.MIXTURE, process=library_process) for kind in (Scratch, mt.exact.LabelledMixture)}
+models["MTDiffusion"] = library
+
+# %% tags=["nbval-ignore-output"]
+held_out = {"x": fresh.values["x"], "label": fresh.values["label"]}
+bounds = {}
+for name, candidate in models.items():
+    inputs = held_out if name == "MTDiffusion" else {**held_out, "x": held_out["x"].double()}
+    bounds[name] = mt.elbo(candidate, inputs, samples=20, generator=rng(13))
+    b = bounds[name]
+    print(f"{name:16s} {b.total:.3f} ± {b.stderr:.3f} nats (prior {b.prior:.3f}, diffusion {b.diffusion:.3f})")
+print(f"{'E log q(X)':16s} {log_truth({**held_out, 'x': held_out['x'].double()}).mean():.3f}")
+for name in ("Scratch", "MTDiffusion"):
+    assert bounds["LabelledMixture"].total - bounds[name].total < 0.5, f"{name} is far from the exact model"
+
+# %% [markdown]
+# (All three see the same examples, so the differences between them are known better than the standard errors say, which
+# are mostly differences between examples.) The two networks are close to the exact model of this process; the rest
+# up to $\mathbb E \log q(X)$ no network can close. Where does it go? That is the next notebook.
+#
+# ## 9 · Play
+#
+# Choose the number of steps, the label's curve and the end of the schedule; the bar shows where the nats go, for the
+# exact model. **Look for**: what a moving curve costs compared with a constant one, whether more steps help both, and
+# which bar answers when the noise at the end is not enough (`low` near 0).
+
+# %% tags=["nbval-ignore-output"]
+widgets.bound_board()
+
+# %%
+for start, end, T_, low in ((0.0, 1.0, 20, -6.0), (1.0, 1.0, 20, -6.0), (1.0, 1.0, 20, 0.0)):
+    figure = widgets.draw_bound(start, end, T_, low)
+    plots.show(figure, f"Terms of the bound for a label weight from {start:g} to {end:g}, T = {T_}, final log-SNR {low:g}.")
+
+# %% [markdown]
+# ## 10 · Exercises
+#
+# **Exercise 1 (warm-up). The prior term by hand.** Write a function that computes the prior term for a process and
+# codes, in nats, averaged over the examples. The check asks the library, for a good and for a bad end of the schedule.
+
+
+# %% tags=["exercise"]
+def prior_term(process, codes):
+    """Mean over examples of KL(q(z_T | X) || N(0, I))."""
+    ...  # your code
+
+
+# %% tags=["check"]
+def check_1(function):
+    found = []
+    for low in (-6.0, 0.0):
+        other = mt.ForwardProcess(mt.NoiseSchedule.log_snr(20, 6.0, low), {"x": 1.0, "label": mt.fade_in(1.0)})
+        mine = function(other, codes)
+        if mine is None:
+            return widgets.Verdict(False, "the function returns nothing yet")
+        theirs = mt.elbo(mt.exact.LabelledMixture(**datasets.MIXTURE, process=other), data, generator=rng(20)).prior
+        found.append(f"final log-SNR {low:g}: {float(mine):.4f} nats")
+        if abs(float(mine) - theirs) > 1e-6:
+            return widgets.Verdict(False, f"{found[-1]}, but the library says {theirs:.4f}")
+    return widgets.Verdict(True, "; ".join(found))
+
+
+check_1(prior_term)
+
+
+# %% tags=["solution"]
+def prior_term_solution(process, codes):
+    mean, std = process.marginal(codes, process.steps)
+    return (0.5 * (mean**2 + std**2 - 1 - 2 * std.log()).sum(1)).mean()
+
+
+solved = check_1(prior_term_solution)
+assert solved, solved.message
+solved
+
+# %% [markdown]
+# **Exercise 2 (break it). A jump.** What if the label is injected all at once: $W_t = 0$ up to $t = T/2$, then 1? Write a
+# function that returns the cost in nats, averaged over `data`, of the one step that injects it, for a given (even) $T$
+# and log-SNR from 6 to -6. *Hint*: `step_kl` at $t = T/2 + 1$. What happens when $T$ grows, and why? Look at
+# $\tilde\beta_t$ in the formula.
+
+
+# %% tags=["exercise"]
+def cost_of_the_jump(T):
+    """KL of the step that injects the label at once, in nats, averaged over `data`."""
+    ...  # your code
+
+
+# %% tags=["check"]
+def check_2(function):
+    costs = {T_: function(T_) for T_ in (20, 160)}
+    if None in costs.values():
+        return widgets.Verdict(False, "the function returns nothing yet")
+    text = ", ".join(f"T = {T_}: {float(cost):.3f} nats" for T_, cost in costs.items())
+    jump = mt.ForwardProcess(mt.NoiseSchedule.log_snr(20, 6.0, -6.0), {"x": 1.0, "label": lambda u: float(u > 0.5)})
+    sure = mt.exact.LabelledMixture(**datasets.MIXTURE, process=jump)
+    z_t, _ = jump.diffuse(codes, 11, generator=rng(30))
+    mean, std = jump.posterior(z_t, codes, 11)
+    reference = ((mean - jump.posterior(z_t, sure.predict(z_t, 11).estimate, 11)[0]) / std).square().sum(1) / 2
+    right = abs(float(costs[20]) - float(reference.mean())) < 0.1 * float(reference.mean())
+    return widgets.Verdict(right and float(costs[160]) > 3 * float(costs[20]), text)
+
+
+check_2(cost_of_the_jump)
+
+
+# %% tags=["solution"]
+def cost_of_the_jump_solution(T):
+    jump = mt.ForwardProcess(mt.NoiseSchedule.log_snr(T, 6.0, -6.0), {"x": 1.0, "label": lambda u: float(u > 0.5)})
+    exact = mt.exact.LabelledMixture(**datasets.MIXTURE, process=jump)
+    t = T // 2 + 1
+    z_t, _ = jump.diffuse(codes, t, generator=rng(31))
+    return step_kl(jump, codes, exact.predict(z_t, t), t).mean()
+
+
+solved = check_2(cost_of_the_jump_solution)
+assert solved, solved.message
+solved
+
+# %% [markdown]
+# A step of size $1/T$ has noise of variance $\tilde\beta_t \approx 1/T$. The error of what is injected does not shrink
+# with it if all is injected at one step, so its square over $2 \tilde\beta_t$ grows like $T$. (`mt.elbo` draws one step per
+# example and would rarely meet this one: its standard error tells.)
+#
+# **Exercise 3 (a small research question). Where should the label be read?** Nothing says that all modalities are read
+# at $t = 0$. Take a mixture whose clouds overlap (`wide` below), and a label that fades in from 0. At $t = 0$ the point
+# is all there is, and it does not tell the label well; later the label's own code is there, in more noise. Return the
+# step at which the label is read best, that is with the largest mean `log_prob`.
+
+# %%
+wide = mt.exact.LabelledMixture(**{**datasets.MIXTURE, "stds": (1.2, 1.2, 1.2)}, process=library_process)
+overlapping = wide.draw(4000, rng(40))
+
+
+# %% tags=["exercise"]
+def best_step(model, data):
+    """The step t in 0..T at which the label is read best."""
+    ...  # your code
+
+
+# %% tags=["check"]
+def check_3(function):
+    t = function(wide, overlapping)
+    if t is None:
+        return widgets.Verdict(False, "the function returns nothing yet")
+    z = {s: library_process.diffuse(wide.encode(overlapping), s, generator=rng(41))[0] for s in range(T + 1)}
+    nats = [float(wide.log_prob("label", overlapping["label"], z[s], s).mean()) for s in range(T + 1)]
+    text = f"read at {int(t)}: {nats[int(t)]:.3f} nats; at 0: {nats[0]:.3f}; at {T}: {nats[T]:.3f}"
+    return widgets.Verdict(nats[int(t)] > max(nats) - 0.02, text)
+
+
+check_3(best_step)
+
+
+# %% tags=["solution"]
+def best_step_solution(model, data):
+    nats, label_codes = [], model.encode(data)
+    for t in range(model.process.steps + 1):
+        z, _ = model.process.diffuse(label_codes, t, generator=rng(42))
+        nats.append(float(model.log_prob("label", data["label"], z, t).mean()))
+    return max(range(len(nats)), key=nats.__getitem__)
+
+
+solved = check_3(best_step_solution)
+assert solved, solved.message
+solved
+
+# %% [markdown]
+# Reading the label where its code is visible gains nats, and a bound that reads there is as valid. The other way to have
+# both is the one that the shipped digits model takes: a trace of the label's code at $t = 0$
+# (`fade_in(1.0, start=0.1)`), and everything is read at one time. Notebook 05 shows why *one* time matters when you draw
+# pairs.
+
+# %% [markdown] tags=["slide"]
+# ## What we learned, what comes next
+#
+# - Jensen, then turn $q$ around, then pair up: **prior, diffusion, and one read-out for each modality**.
+# - Where a curve moves, the diffusion term also holds the error of *what is injected*.
+# - Reading at a random step is a mixture; Jensen again makes **a loss at every noise level part of the bound**.
+# - Training reweights the diffusion term ($v$-loss), drops the moving part and gives the heads free weights: no bound
+#   any more, but the same ingredients. `mt.elbo` computes the real one for any model.
+# - N = 1 is DDPM's bound. MT-Diffusion from scratch is about 40 lines.
+#
+# Next: **04 · How tight is it?** The gap to the best possible likelihood, split into five parts that add up exactly.
