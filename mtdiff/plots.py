@@ -199,7 +199,7 @@ def bound_terms(bound: Bound, title: str = "") -> Figure:
     return figure
 
 
-def cloud(axis: Axes, points: Tensor, label: Tensor, title: str = "", reach: float = 3.6) -> None:
+def cloud(axis: Axes, points: Tensor, label: Tensor, title: str = "", reach: float = 4.0) -> None:
     """Points of the plane, coloured by their label, on axes that stay the same from picture to picture.
 
     Args:
@@ -272,9 +272,10 @@ def gap_bars(gaps: Mapping[str, GaussianGap], title: str = "") -> Figure:
             axis.barh(row, -value, left=right, height=0.7, color=_CYCLE[colour], label=label)
             right -= value
         axis.text(right, row, f"{gap.bound:.3f}  ", ha="right", va="center", fontsize=9)
+    low, high = min(gap.bound for gap in gaps.values()), max(gap.log_evidence for gap in gaps.values())
     axis.set(yticks=range(len(gaps)), yticklabels=list(gaps), xlabel="nats (black line: log-evidence; number: bound)")
+    axis.set_xlim(low - 0.2 * (high - low), high + 0.03 * (high - low))
     axis.invert_yaxis()
-    axis.margins(x=0.15)
     figure.legend(loc="outside lower center", ncols=len(terms), frameon=False, fontsize=9)
     if title:
         figure.suptitle(title, fontsize=11)

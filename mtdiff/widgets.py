@@ -17,7 +17,7 @@ from mtdiff.exact import LabelledMixture, linear_gaussian_gap
 from mtdiff.model import MTDiffusion
 from mtdiff.plots import COLOURS, bound_terms, cloud, gap_bars, pair_grid, show
 from mtdiff.process import ForwardProcess
-from mtdiff.sampling import sample
+from mtdiff.sampling import SAMPLERS, sample
 from mtdiff.schedules import NoiseSchedule, fade_in
 
 
@@ -193,6 +193,70 @@ def bound_board() -> ipywidgets.Widget:
     return _board(controls, lambda **setting: show(draw_bound(**setting), f"Terms of the bound for {setting}"))
 
 
+def draw_rules(
+    weight: float,
+    curve: str = "constant",
+    rule: str = "substitute",
+    guidance: float = 1.0,
+    sampler: str = "ddpm",
+    steps: int = 50,
+    label: int = 2,
+    n: int = 500,
+    seed: int = 0,
+) -> Figure:
+    """Samples of the mixture's exact model for a given label, over true points of that label.
+
+    Args:
+        weight: the label's weight, at t = T if it fades in.
+        curve: "constant" or "fade-in".
+        rule: "substitute", "bayes" or "conditioned".
+        guidance: scale of "bayes" and "conditioned"; "substitute" has none and goes without.
+        sampler: as in `mtdiff.sample`.
+        steps: sampler steps.
+        label: the class that is asked for.
+        n: how many points.
+        seed: seed of the noise.
+
+    Returns:
+        The figure; its title repeats the settings and gives the energy distance to the truth.
+    """
+    process = ForwardProcess(
+        NoiseSchedule.log_snr(200, 8.0, -8.0), {"x": 1.0, "label": fade_in(weight) if curve == "fade-in" else weight}
+    )
+    model, generator = LabelledMixture(**MIXTURE, process=process), torch.Generator().manual_seed(seed)
+    scale = 1.0 if rule == "substitute" else guidance
+    options = {"rule": rule, "guidance": scale, "sampler": sampler, "steps": steps, "generator": generator}
+    given = torch.full((n,), label)
+    points = sample(model, n, given={"label": given}, **options)["x"]
+    noise = torch.randn(n, 2, dtype=torch.float64, generator=generator)
+    truth = model.means[label] + model.stds[label] * noise
+    figure, axis = plt.subplots(figsize=(4.2, 4.2), layout="constrained")
+    axis.scatter(*truth.T, s=4, color="0.75")
+    name = rule if rule == "substitute" else f"{rule} x {guidance:g}"
+    title = f"{name}, {sampler}, {steps} steps, {curve} W = {weight:g}\n"
+    cloud(axis, points, given, title + f"energy distance to the truth {energy_distance(points, truth):.3f}")
+    return figure
+
+
+def rule_board() -> ipywidgets.Widget:
+    """Controls over `draw_rules`.
+
+    Returns:
+        The widget; its `.controls` are the controls by name.
+    """
+    slow = {"continuous_update": False}
+    controls = {
+        "rule": ipywidgets.Dropdown(options=["substitute", "bayes", "conditioned"], description="rule"),
+        "sampler": ipywidgets.Dropdown(options=list(SAMPLERS), description="sampler"),
+        "curve": ipywidgets.Dropdown(options=["constant", "fade-in"], description="curve"),
+        "weight": ipywidgets.FloatSlider(1.0, min=0.0, max=4.0, step=0.25, description="weight", **slow),
+        "guidance": ipywidgets.FloatSlider(1.0, min=0.0, max=5.0, step=0.5, description="guidance", **slow),
+        "steps": ipywidgets.IntSlider(50, 5, 200, description="steps", **slow),
+        "label": ipywidgets.IntSlider(2, 0, 2, description="label", **slow),
+    }
+    return _board(controls, lambda **setting: show(draw_rules(**setting), f"Samples for {setting}"))
+
+
 def _board(controls: dict[str, ipywidgets.Widget], redraw: Callable[..., None]) -> ipywidgets.Widget:
     """Controls above the picture that they redraw."""
     board = ipywidgets.VBox([*controls.values(), ipywidgets.interactive_output(redraw, controls)])
@@ -259,3 +323,47 @@ def gap_board(problem: Callable) -> ipywidgets.Widget:
         "own_channels": ipywidgets.Checkbox(False, description="own channels"),
     }
     return _board(controls, lambda **setting: show(draw_gap(problem, **setting), f"Terms of the gap for {setting}"))
+
+
+def draw_noised_density(model: LabelledMixture, t: int, reach: float = 3.0) -> Figure:
+    """The density of z_t, and below it the best guess of x given z_t, on the line.
+
+    Args:
+        model: a mixture on the line (d = 1) whose label has weight 0.
+        t: step in 0..T.
+        reach: the axes show -reach to reach.
+
+    Returns:
+        The figure; its title says how much signal and noise there are.
+
+    Raises:
+        ValueError: the model is not on the line, or its label is in z.
+    """
+    if model.space != (1,) or model.process.entering != ("x",):
+        raise ValueError(f"expected x alone, on the line; got {model.process.entering} in a space {model.space}")
+    z = torch.linspace(-reach, reach, 601, dtype=torch.float64)[:, None]
+    signal, noise = (float(part[0]) for part in model.process.level(t, z))
+    signal = signal * float(model.process.cumulative("x")[t])
+    variance = signal**2 * model.stds**2 + noise**2  # of z_t given the component
+    each = torch.exp(-0.5 * (z - signal * model.means.T) ** 2 / variance) / (2 * torch.pi * variance).sqrt()
+    figure, axes = plt.subplots(2, 1, figsize=(5.5, 4), sharex=True, layout="constrained")
+    axes[0].fill_between(z[:, 0], (model.weights * each).sum(1), color=COLOURS["x"], alpha=0.4)
+    axes[1].plot(z, model.predict(z, t).estimate["x"], color=COLOURS["x"])
+    for mean in model.means.flatten().tolist():
+        axes[1].axhline(mean, color="0.6", linestyle=":")
+    axes[0].set(ylabel="$q(z_t)$", ylim=(0, None), title=f"t = {t}: signal {signal:.2f}, noise {noise:.2f}")
+    axes[1].set(xlabel="$z_t$", ylabel="$E[x\\,|\\,z_t]$", xlim=(-reach, reach), ylim=(-reach / 1.5, reach / 1.5))
+    return figure
+
+
+def noised_density_slider(model: LabelledMixture) -> ipywidgets.Widget:
+    """A slider over t above `draw_noised_density`.
+
+    Args:
+        model: a mixture on the line (d = 1) whose label has weight 0.
+
+    Returns:
+        The widget; its `.controls` are the sliders by name.
+    """
+    controls = {"t": ipywidgets.IntSlider(0, 0, model.process.steps, description="step t")}
+    return _board(controls, lambda t: show(draw_noised_density(model, t), f"Density of z and best guess at step {t}"))

@@ -108,7 +108,8 @@ print(f"mean over the classes: at most {centre.abs().max():.0e}")
 print(f"distances between codes: {between.min():.4f} to {between.max():.4f}")
 
 # %% [markdown]
-# In the plane three codes fit as well; ours (`datasets.MIXTURE`) are three unit vectors, 120 degrees apart.
+# In the plane three codes fit as well; ours (`datasets.MIXTURE`) are three vectors of length 1, 120 degrees apart (so
+# their RMS is $1/\sqrt 2$: read their SNR curves below 0.7 nats lower).
 #
 # ## 3 · One step of the paper
 #
@@ -241,8 +242,9 @@ assert W[-1] > 5 * W[60]
 
 # %% [markdown]
 # Late injections are not shrunk by many steps any more, and in units of the aggregate they count $1/\sqrt{\bar
-# \alpha_{t-1}}$ times. The label would outlive the noise: $z_T$ is no longer standard normal, which is what sampling
-# starts from. So choose the curve $W_t$ you want; $w_t$ follows. A linear `fade_in(1.0)` injects less and less:
+# \alpha_{t-1}}$ times. The label outlives the point: its SNR levels off, however long the chain, and $z_T$ is not quite
+# the standard normal noise that sampling starts from. So choose the curve $W_t$ you want; $w_t$ follows. A linear
+# `fade_in(1.0)` injects less and less:
 
 # %%
 plots.show(
@@ -250,10 +252,9 @@ plots.show(
     "Three panels. Cumulative weight of the label: a straight line from 0 to 1. Injected weight: constant at first, then "
     "falling to 0 as the signal is lost. Log SNR: the label's rises, peaks early and falls with the point's.",
 )
-end, _ = process.marginal(codes, T)
-assert float(end.abs().max()) < 0.1, "at t = T almost nothing of either modality is left"
-end, _ = by_hand.marginal(codes, T)
-assert float(end.abs().max()) > 0.1, "the exploding curve leaves the label in z_T"
+for name, which in {"constant w": by_hand, "linear W": process}.items():
+    print(f"{name}: SNR of the label at t = T is {which.snr('label')[T]:.5f}, of the point {which.snr('x')[T]:.5f}")
+assert by_hand.snr("label")[T] > 20 * process.snr("label")[T]
 
 # %% [markdown] tags=["slide"]
 # ## 5 · One step back, knowing everything: the posterior
@@ -329,7 +330,9 @@ print(f"standard deviation: grid {grid_variance.sqrt():.6f}, library {library_st
 
 # %% [markdown] tags=["slide"]
 # **Line 4, the paper's view.** Put $m_t = (z_t - \sqrt{1 - \bar\alpha_t}\,\varepsilon)/\sqrt{\bar\alpha_t}$ into $\mu$.
-# The terms in $m_t - m_{t-1}$ collect to $-\sqrt{\bar\alpha_{t-1}}\,(m_t - m_{t-1})$, and
+# What multiplies $-\sqrt{\bar\alpha_{t-1}}\,(m_t - m_{t-1})$ is then
+# $\big[\alpha_t (1 - \bar\alpha_{t-1}) + (1 - \alpha_t)\big] / (1 - \bar\alpha_t) = 1$. By line 3 of section 4 that is the
+# injection:
 #
 # $$ \mu = \underbrace{\frac{1}{\sqrt{\alpha_t}}\Big(z_t - \frac{1 - \alpha_t}{\sqrt{1 - \bar\alpha_t}}\,
 #    \varepsilon\Big)}_{\text{DDPM's mean}} \;-\; \underbrace{\sum_i w_t^i\, E_i(x_i)}_{\text{what was injected}}. $$
@@ -377,23 +380,23 @@ print(f"after a step back: off by {short(off_mean)} (means) and {short(off_varia
 #
 # The curves decide what kind of process it is.
 #
-# - **Fade-in** ($W$ grows; the paper's form, with injected weights that are not zero). $z_0$ is the clean point, the
-#   label is mixed in as the noise grows.
-# - **Constant** ($W$ stays; $w = 0$). An ordinary diffusion that starts from the sum $m$. The natural control: any
-#   difference to fade-in comes from the injection.
+# - **Fade-in** ($W$ grows: the form that the paper's kernel suggests, with injected weights that are not zero). $z_0$ is
+#   the clean point, the label is mixed in as the noise grows.
+# - **Constant** ($W$ stays; $w = 0$). An ordinary diffusion that starts from the sum $m$. The natural control, though not
+#   a pure one: nothing is injected, but the label is also more visible at small $t$.
 # - **Transition** (one modality falls, another rises). The chain starts at the *target* and ends at a noisy *source*:
-#   image to image. The noise does not take over (here log-SNR ends at 2), so the law of $z_T$ given the source is known
-#   exactly; `prior="source"` tells the process.
+#   image to image. The target's weight is 0 at $T$, so the law of $z_T$ given the source is known exactly
+#   (`prior="source"` tells the process), and the noise need not take over: here log-SNR ends at 2.
 #
 # Below, the source of a transition is the point rotated by a quarter turn.
 
 # %%
 rotated = {"x": codes["x"], "source": torch.stack([-codes["x"][:, 1], codes["x"][:, 0]], 1)}
-short = mt.NoiseSchedule.log_snr(T, high=8.0, low=2.0)
+noisy_end = mt.NoiseSchedule.log_snr(T, high=8.0, low=2.0)
 regimes = {
     "fade-in": (process, codes),
     "constant": (mt.ForwardProcess(schedule, {"x": 1.0, "label": 1.0}), codes),
-    "transition": (mt.ForwardProcess(short, {"x": mt.fade_out(1.0), "source": mt.fade_in(1.0)}, "source"), rotated),
+    "transition": (mt.ForwardProcess(noisy_end, {"x": mt.fade_out(1.0), "source": mt.fade_in(1.0)}, "source"), rotated),
 }
 figure, axes = plt.subplots(3, 5, figsize=(9.5, 5.6), sharex=True, sharey=True, layout="constrained")
 for row, (name, (regime, inputs)) in zip(axes, regimes.items(), strict=True):
@@ -417,9 +420,9 @@ plots.show(
 transition = regimes["transition"][0]
 shuffled = {"x": codes["x"][torch.randperm(600, generator=rng(8))], "source": rotated["source"]}
 mean, std = transition.marginal(shuffled, T)
-assert torch.allclose(mean, short.abar[T].sqrt() * rotated["source"], atol=1e-12)
-assert torch.allclose(std, (1 - short.abar[T]).sqrt().expand_as(std))
-print(f"z_T = {short.abar[T].sqrt():.3f} source + {std[0, 0]:.3f} noise, for any target")
+assert torch.allclose(mean, noisy_end.abar[T].sqrt() * rotated["source"], atol=1e-12)
+assert torch.allclose(std, (1 - noisy_end.abar[T]).sqrt().expand_as(std))
+print(f"z_T = {noisy_end.abar[T].sqrt():.3f} source + {std[0, 0]:.3f} noise, for any target")
 
 # %% [markdown] tags=["slide"]
 # ## 7 · Choose curves by the signal-to-noise ratio they give
@@ -437,7 +440,7 @@ u = torch.linspace(0, 1, 1001, dtype=torch.float64)
 linear = mt.ForwardProcess(mt.NoiseSchedule.log_snr(1000), {"x": 1.0, "label": mt.fade_in(1.0)})
 peak = float(u[linear.snr("label").argmax()])
 assert 0.10 < peak < 0.12
-calculus = 2 / 18 / (1 - 0)  # log SNR = 2 log u + 9 - 18 u has its maximum where 2 / u = 18
+calculus = 2 / 18  # log SNR = 2 log u + 9 - 18 u has its maximum where 2 / u = 18
 assert abs(peak - calculus) < 0.002
 print(f"the label's SNR peaks at u = t/T = {peak:.3f} (calculus: 1/9 = {calculus:.3f}); at u = 1/2 the point's log SNR is 0")
 
@@ -452,15 +455,14 @@ print(f"the label's SNR peaks at u = t/T = {peak:.3f} (calculus: 1/9 = {calculus
 # %%
 own = mt.NoiseSchedule.log_snr(T, high=3.0, low=-5.0)  # the label's own schedule
 own_snr = own.abar / (1 - own.abar)
-table = (own_snr * (1 - abar) / abar).sqrt()
-clocks = mt.ForwardProcess(schedule, {"x": 1.0, "label": table})
-assert torch.allclose(clocks.snr("label"), own_snr, rtol=1e-9)
-
-mean, std = clocks.marginal({"label": codes["label"]}, 30, {"x": torch.zeros(600, dtype=torch.bool)})
-units = ((1 - own.abar[30]) / (1 - abar[30])).sqrt()  # z of the shared process in units of the separate one
-assert torch.allclose(units * mean, own.abar[30].sqrt() * codes["label"], atol=1e-12)
-assert torch.allclose(units * std, (1 - own.abar[30]).sqrt().expand_as(std), atol=1e-12)
-print("mean and std of the label's part = those of a diffusion with its own schedule, at every t (here t = 30)")
+clocks = mt.ForwardProcess(schedule, {"x": 1.0, "label": (own_snr * (1 - abar) / abar).sqrt()})
+alone = {"x": torch.zeros(600, dtype=torch.bool)}  # the label without the point
+for t in range(T + 1):
+    mean, std = clocks.marginal({"label": codes["label"]}, t, alone)
+    units = ((1 - own.abar[t]) / (1 - abar[t])).sqrt()  # z of the shared process in units of the separate one
+    assert torch.allclose(units * mean, own.abar[t].sqrt() * codes["label"], atol=1e-9)
+    assert torch.allclose(units * std, (1 - own.abar[t]).sqrt().expand_as(std), atol=1e-9)
+print("mean and std of the label's part = those of a diffusion with its own schedule, at every t")
 
 # %% [markdown]
 # The marginals agree; the *paths* do not. In the separate diffusion nothing is injected, here something is. Notebook 04
@@ -485,37 +487,38 @@ for name, part in {"x": slice(0, 2), "label": slice(2, 4)}.items():
 print("orthogonal encoders = separate diffusions in separate channels")
 
 # %% [markdown] tags=["slide"]
-# What does sharing cost? First by thought. How well two classes $k, l$ can be told apart in Gaussian noise depends on the
-# distance of their clouds. Side by side, squared distances add up: $|\Delta\mu|^2 + W^2 |\Delta c|^2$, where
-# $\Delta\mu = \mu_k - \mu_l$ and $\Delta c = c_k - c_l$. Superposed, the vectors add up first:
+# What does sharing cost? First by thought. How well can two classes $k, l$ be told apart in $z_t$? Let $\Delta\mu = \mu_k -
+# \mu_l$ be the distance of their clouds, $\Delta c = c_k - c_l$ that of their codes, $\sigma$ the width of the clouds, and
+# compare squared distances in units of the variance around them, $\tau^2 = \bar\alpha \sigma^2 + 1 - \bar\alpha$:
 #
-# $$ |\Delta\mu + W \Delta c|^2 = |\Delta\mu|^2 + W^2 |\Delta c|^2 + 2 W\, \Delta\mu \cdot \Delta c . $$
+# $$ \text{side by side: } \bar\alpha \Big( \frac{|\Delta\mu|^2}{\tau^2} + \frac{W^2 |\Delta c|^2}{1 - \bar\alpha} \Big),
+#    \qquad \text{superposed: } \bar\alpha\, \frac{|\Delta\mu + W \Delta c|^2}{\tau^2} . $$
 #
-# So sharing *helps* to read the label where codes point the way the data do, and *hurts* where they point against it.
-# (The noise is the same: a shared coordinate is noised once.) The point is harder to say by thought: what the label adds
-# to its coordinates can be confused with it, but knowing the class also tells roughly where the point is.
+# Two things happen when codes share coordinates. The data's own width $\sigma$ now blurs the label's code too: a loss,
+# largest at clean steps and for wide clouds. And the vectors add up before they are squared: a gain of $2 W \Delta\mu \cdot
+# \Delta c$ where codes point the way the data do, a loss where they point against it.
 #
 # Now by number. On the mixture $p(y \mid z_t)$ is Bayes' rule over three Gaussians. Superposed, the library has it
 # (`LabelledMixture`). Side by side we write it down: given $y = k$, the two halves of $z$ are independent Gaussians.
 
 
 # %%
-def side_by_side(z, t):
+def side_by_side(model, z, t):
     """log p(y = k | z_t) (B, K) and E[x | z_t] (B, 2), the point in the first half of z, the label in the second."""
     signal, noise = process.level(t, z)
-    codes_seen = signal[..., None] * process.cumulative("label")[t] * mixture.codes
-    spread = signal**2 * mixture.stds**2 + noise**2  # (B, K) variance of the first half given k
-    off_x = z[:, None, :2] - signal[..., None] * mixture.means  # (B, K, 2)
+    codes_seen = signal[..., None] * process.cumulative("label")[t] * model.codes
+    spread = signal**2 * model.stds**2 + noise**2  # (B, K) variance of the first half given k
+    off_x = z[:, None, :2] - signal[..., None] * model.means  # (B, K, 2)
     off_y = z[:, None, 2:] - codes_seen
-    log_p = mixture.weights.log() - off_x.square().sum(-1) / (2 * spread) - spread.log()
+    log_p = model.weights.log() - off_x.square().sum(-1) / (2 * spread) - spread.log()
     log_p = (log_p - off_y.square().sum(-1) / (2 * noise**2)).log_softmax(1)
-    mean_k = mixture.means + (signal * mixture.stds**2 / spread)[..., None] * off_x
+    mean_k = model.means + (signal * model.stds**2 / spread)[..., None] * off_x
     return log_p, (log_p.exp()[..., None] * mean_k).sum(1)
 
 
 many = mixture.draw(4000, rng(10))
 against = mt.exact.LabelledMixture(**{**datasets.MIXTURE, "label_codes": -mixture.codes}, process=process)
-ways = {"codes with the data": mixture, "codes against the data": against, "side by side": None}
+ways = {"codes with the data": mixture, "side by side": None, "codes against the data": against}
 
 # %% [markdown]
 # Two figures of merit at each step: the uncertainty about the label, $H(y \mid z_t) = -\mathbb E \log p(y \mid z_t)$, and
@@ -532,7 +535,7 @@ for way, model in ways.items():
     for t in steps:
         z, _ = process.diffuse(parts, t, generator=rng(11))
         if model is None:
-            log_p, guess = side_by_side(z, t)
+            log_p, guess = side_by_side(mixture, z, t)
         else:
             log_p, guess = model.predict(z, t).params["label"], model.predict(z, t).estimate["x"]
         unsure[way].append(float(-log_p.gather(1, many["label"][:, None]).mean()))
@@ -540,7 +543,7 @@ for way, model in ways.items():
 
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(9, 2.9), layout="constrained")
-for way, dash in zip(ways, ("-", ":", "--"), strict=True):
+for way, dash in zip(ways, ("-", "--", ":"), strict=True):
     axes[0].plot(steps, unsure[way], dash, color=plots.COLOURS["label"], label=way)
     axes[1].plot(steps, error[way], dash, color=plots.COLOURS["x"], label=way)
 axes[0].set(xlabel="step t", ylabel="$H(y\\,|\\,z_t)$ (nats)", title="The label: sharing helps or hurts")
@@ -550,7 +553,7 @@ for axis in axes:
 plots.show(
     figure,
     "Two panels over the step, uncertainty about the label and error of the point, three rising curves in each. Codes "
-    "with the data are lowest, side by side in the middle, codes against the data highest; they meet at both ends.",
+    "with the data are lowest beyond t = 40, codes against the data highest; all three meet at both ends.",
 )
 middle = steps.index(56)
 for what, table in {"H(y | z)": unsure, "error of x": error}.items():
@@ -559,10 +562,25 @@ for table in (unsure, error):
     assert table["codes with the data"][middle] < table["side by side"][middle] < table["codes against the data"][middle]
 
 # %% [markdown]
-# In this example the class decides most of where the point is, so the point's error follows the label's uncertainty.
-# Where codes do *not* carry what the other modality needs, they only disturb it. So there is no general answer, and the
-# course measures both wherever it matters. For images and patterns like those of notebook 00, $\Delta\mu \cdot \Delta c$
-# is near 0 for random patterns: sharing then neither helps nor hurts the label much.
+# Here the clouds are narrow, and the class decides most of where the point is; so the point's error follows the label's
+# uncertainty. Widen the clouds, and the blur takes over at clean steps:
+
+# %%
+for width in (0.3, 1.2):
+    model = mt.exact.LabelledMixture(**{**datasets.MIXTURE, "stds": (width,) * 3}, process=process)
+    drawn = model.draw(4000, rng(12))
+    parts, empty = model.encode(drawn), torch.zeros(4000, 2, dtype=torch.float64)
+    beside = {"x": torch.cat([parts["x"], empty], 1), "label": torch.cat([empty, parts["label"]], 1)}
+    for t in (10, 56):
+        z, _ = process.diffuse(parts, t, generator=rng(13))
+        superposed = -model.log_prob("label", drawn["label"], z, t).mean()
+        z, _ = process.diffuse(beside, t, generator=rng(13))
+        apart = -side_by_side(model, z, t)[0].gather(1, drawn["label"][:, None]).mean()
+        print(f"width {width}, t = {t}, H(y | z_t): superposed {superposed:.3f}, side by side {apart:.3f}")
+
+# %% [markdown]
+# So there is no general answer, and the course measures both wherever it matters (the digits of notebook 00: the table
+# in the README).
 #
 # ## 9 · Some modalities missing
 #
@@ -597,14 +615,14 @@ widgets.cloud_slider(process, codes, points["label"])
 widgets.curve_bender()
 
 # %%
-for start, end, bend, ddim_steps in ((0.0, 1.0, 1.0, 20), (0.0, 3.0, 6.0, 20), (0.0, 3.0, 6.0, 5)):
+for start, end, bend, ddim_steps in ((0.0, 1.0, 1.0, 20), (0.0, 3.0, 6.0, 20), (3.0, 0.0, 1.0, 5)):
     figure = widgets.draw_curve(start, end, bend, ddim_steps)
     text = f"Curves and samples for a label weight from {start:g} to {end:g}, bend {bend:g}, {ddim_steps} sampler steps."
     plots.show(figure, text)
 
 # %% [markdown]
-# With *exact* estimates the curve hardly matters for the samples: DDIM follows moving curves without an error of its own
-# (notebook 05). What the curve does change is what a network has to learn, and how tight the bound is (notebook 04).
+# With *exact* estimates and 20 steps the curve hardly matters for the samples; with 5 it changes the error that large steps
+# make. What the curve does change is what a network has to learn, and how tight the bound is (notebook 04).
 #
 # ## 11 · Exercises
 #
@@ -625,12 +643,12 @@ def check_1(function):
     W = function(w, abar, 0.3)
     if W is None:
         return widgets.Verdict(False, "the function returns nothing yet")
-    if tuple(W.shape) != (T + 1,) or abs(float(W[0]) - 0.3) > 1e-9:
+    if tuple(W.shape) != (T + 1,) or abs(float(W[0]) - 0.3) > 1e-4:
         return widgets.Verdict(
             False, f"expected {T + 1} values that start at 0.3, got {tuple(W.shape)} from {float(W[0]):.2f}"
         )
     off = (mt.ForwardProcess(schedule, {"label": W}).injected("label") - w).abs().max()
-    return widgets.Verdict(float(off) < 1e-9, f"the library finds your w again to within {float(off):.0e}")
+    return widgets.Verdict(float(off) < 1e-4, f"the library finds your w again to within {float(off):.0e}")
 
 
 check_1(accumulate)
@@ -667,7 +685,7 @@ def check_2(function):
         log_snr = mt.ForwardProcess(other, {"label": W}).snr("label").log()
         wanted = -40 * (torch.linspace(0, 1, T_ + 1, dtype=torch.float64) - 0.5) ** 2
         off = float((log_snr - wanted).abs().max())
-        if not off < 1e-6:
+        if not off < 1e-4:
             return widgets.Verdict(False, f"with T = {T_} the log SNR is off by up to {off:.2g}")
     return widgets.Verdict(True, "the SNR is what was asked for, for two schedules")
 
@@ -702,17 +720,17 @@ def check_3(function):
     codes = function(mixture.means)
     if codes is None:
         return widgets.Verdict(False, "the function returns nothing yet")
-    settings = {**datasets.MIXTURE, "label_codes": codes}
+    codes = torch.as_tensor(codes, dtype=torch.float64)
+    if tuple(codes.shape) != (3, 2) or not bool((codes.abs() < 10).all()):
+        return widgets.Verdict(False, "expected a (3, 2) tensor of numbers of ordinary size")
     constant = mt.ForwardProcess(schedule, {"x": 1.0, "label": 1.0})
-    broken = mt.exact.LabelledMixture(**settings, process=constant)
+    broken = mt.exact.LabelledMixture(**{**datasets.MIXTURE, "label_codes": codes}, process=constant)
     drawn = broken.draw(2000, rng(21))
     z, _ = constant.diffuse(broken.encode(drawn), 0, generator=rng(22))
-    right = broken.predict(z, 0).params["label"].argmax(1) == drawn["label"]
-    share = float(right.double().mean())
-    best = float(mixture.weights.max())
-    return widgets.Verdict(
-        share < best + 0.1, f"{share:.2f} of the labels are read right; always guessing class 0: {best:.2f}"
-    )
+    share = float((broken.predict(z, 0).params["label"].argmax(1) == drawn["label"]).double().mean())
+    most, spread = float(mixture.weights.max()), float((mixture.means + codes).std(0).max())
+    text = f"{share:.2f} of the labels are read right (guessing class 0: {most:.2f}); the clouds are {spread:.2f} apart"
+    return widgets.Verdict(share < most + 0.05 and spread < 0.05, text)
 
 
 check_3(cancelling_codes)
@@ -728,7 +746,7 @@ assert solved, solved.message
 solved
 
 # %% [markdown]
-# With these codes the point is hidden as well: $m = x - \mu_y$ is the same Gaussian blob for each class. Fading in
+# With these codes the point is hidden as well: $m = x - \mu_y$ is almost the same Gaussian blob for each class. Fading in
 # avoids it (at $t = 0$ only the point is there), and so do channels of their own.
 
 # %% [markdown] tags=["slide"]

@@ -18,7 +18,7 @@
 # - derive a lower bound on $\log p(X)$ of all modalities together, from Jensen's inequality to its last term;
 # - compute each term three ways: by closed form, by simulation, and with `mt.elbo`;
 # - say why a loss for every modality *at every noise level* is part of a bound, and what training leaves out of it;
-# - write MT-Diffusion from scratch, in about 40 lines.
+# - write MT-Diffusion from scratch, in some fifty lines.
 #
 # **You need** notebook 01 (the bound for one modality) and 02 (aggregate, marginal, posterior).
 # **Time**: an hour to read, under a minute to run on a laptop CPU. No GPU, no download.
@@ -89,8 +89,10 @@ plots.show(
 #    p(z_T) = \mathcal N(0, I). $$
 #
 # A step back is the posterior of notebook 02 with the model's *prediction* in the place of the unknown $X$:
-# $p(z_{t-1} \mid z_t) = q(z_{t-1} \mid z_t, X = \hat X(z_t))$; it needs the predicted aggregate and codes only. The
-# forward process $q$ of notebook 02 is fixed. Both laws are products of Gaussians, so their logarithms are sums.
+# $p(z_{t-1} \mid z_t) = q(z_{t-1} \mid z_t, X = \hat X(z_t))$. It needs the predicted aggregate $\hat m_t$ and the
+# predicted codes $e_i = \mathbb E[E_i(x_i) \mid z_t]$. (The exact model's aggregate is $\sum_i W_t^i e_i$, as in the code
+# below. A network puts out both; then $\hat m_{t-1} = \hat m_t - \sum_i (W_t^i - W_{t-1}^i)\, e_i$.) The forward process
+# $q$ of notebook 02 is fixed. Both laws are products, of Gaussians and of heads, so their logarithms are sums.
 
 
 # %%
@@ -151,7 +153,9 @@ def log_truth(data):
     return model.weights[data["label"]].log() + gaussian_log_prob(data["x"], model.means[data["label"]], spread)
 
 
-assert bool((jensen <= evidence).all())
+gap = log_truth(few) - evidence  # on average not negative, up to the error of the estimate
+assert bool((jensen <= evidence).all())  # Jensen holds for any sample
+assert float(gap.mean()) > -4 * float(gap.std()) / 200**0.5
 print(f"ELBO {jensen.mean():.3f}  <=  log p(X) {evidence.mean():.3f};   E log q(X) = {log_truth(few).mean():.3f}")
 
 # %% [markdown]
@@ -183,11 +187,15 @@ print(f"over {len(backwards):,} trajectories, forwards and backwards differ by a
 # %%
 mean, std = process.marginal(codes, T)
 closed = 0.5 * (mean**2 + std**2 - 1 - 2 * std.log()).sum(1)
-z_T, _ = process.diffuse(codes, T, generator=rng(3))
-sampled = gaussian_log_prob(z_T, mean, std**2) - gaussian_log_prob(z_T, torch.zeros(2), torch.ones(2))
-assert agree(sampled.mean(), closed.mean(), sampled.std() / 4000**0.5)
 assert abs(bound.prior - float(closed.mean())) < 1e-12
-print(f"the library says {bound.prior:.4f}")
+noisy = mt.ForwardProcess(mt.NoiseSchedule.log_snr(T, 6.0, 0.0), {"x": 1.0, "label": 1.0})  # ends with much signal left
+mean, std = noisy.marginal(codes, T)
+formula = 0.5 * (mean**2 + std**2 - 1 - 2 * std.log()).sum(1)
+z_T, _ = noisy.diffuse(codes, T, generator=rng(3))
+sampled = gaussian_log_prob(z_T, mean, std**2) - gaussian_log_prob(z_T, torch.zeros(2), torch.ones(2))
+print("a chain that ends at log-SNR 0:", end=" ")
+assert agree(sampled.mean(), formula.mean(), (sampled - formula).std() / 4000**0.5)
+print(f"ours, that ends at -6: {closed.mean():.4f}, the library says {bound.prior:.4f}")
 
 # %% [markdown]
 # **The diffusion term at one step.** Posterior and model step are Gaussians with the *same* variance
@@ -207,13 +215,13 @@ assert agree(log_ratio.mean(), kl, log_ratio.std() / n**0.5)
 # %% [markdown] tags=["slide"]
 # **The same KL by the error of the aggregate.** Let $d_t = m_t - \hat m_t$ be what the model gets wrong. Both means are
 # the posterior formula, once with the true and once with the predicted aggregates, so $z_t$ cancels. What is left of
-# form two in notebook 02 is
+# line 3 in section 5 of notebook 02 is
 #
 # $$ \mathrm{KL}_t = \frac{\bar\alpha_{t-1}}{2\tilde\beta_t}\,
 #    \Big\| \frac{1 - \alpha_t}{1 - \bar\alpha_t}\, d_t - (d_t - d_{t-1}) \Big\|^2, \qquad
-#    d_t - d_{t-1} = \sum_i (W_t^i - W_{t-1}^i)\,(E_i - \hat e_i) , $$
+#    d_t - d_{t-1} = \sum_i (W_t^i - W_{t-1}^i)\,(E_i - e_i) , $$
 #
-# where $\hat e_i$ is the predicted code. The first part is the error of the aggregate. The second is new: where a curve
+# where $E_i$ is short for $E_i(x_i)$. The first part is the error of the aggregate. The second is new: where a curve
 # moves, the model has to know *what* is injected. With constant curves it is 0.
 
 
@@ -237,15 +245,22 @@ print(f"by the distance of the means {kl:.6f}, by the errors {by_errors.item():.
 # **Constant curves: a familiar face.** Then $\mathrm{KL}_t = \frac12 (\mathrm{SNR}_{t-1} - \mathrm{SNR}_t)\, \|d_t\|^2$
 # with $\mathrm{SNR} = \bar\alpha / (1 - \bar\alpha)$: the diffusion loss of Kingma et al. (2021), for the aggregate.
 
+
 # %%
+def aggregate_kl(process, codes, prediction, t):
+    """KL_t by the error of the aggregate alone, (B,): half the drop of the SNR times |d_t|^2."""
+    snr = process.schedule.abar / (1 - process.schedule.abar)
+    d = process.aggregate(codes, t) - prediction.aggregate
+    return 0.5 * (snr[t - 1] - snr[t]) * d.square().sum(1)
+
+
 constant = mt.ForwardProcess(schedule, {"x": 1.0, "label": 1.0})
 still = mt.exact.LabelledMixture(**datasets.MIXTURE, process=constant)
-snr = schedule.abar / (1 - schedule.abar)
 for t in range(1, T + 1):
     z_t, _ = constant.diffuse(codes, t, generator=rng(t))
     prediction = still.predict(z_t, t)
-    d = constant.aggregate(codes, t) - prediction.aggregate
-    assert torch.allclose(step_kl(constant, codes, prediction, t), 0.5 * (snr[t - 1] - snr[t]) * d.square().sum(1))
+    both = [cost(constant, codes, prediction, t) for cost in (step_kl, aggregate_kl)]
+    assert torch.allclose(*both, rtol=1e-9)
 print("constant curves: KL_t = half the drop of the SNR times the squared error, at every step")
 
 # %% [markdown]
@@ -270,23 +285,37 @@ assert torch.allclose(by_grid, by_head, atol=1e-6)
 print("p(y | z_t) on a grid:", [f"{p:.4f}" for p in by_grid], "and by the head:", [f"{p:.4f}" for p in by_head])
 
 # %% [markdown] tags=["slide"]
-# **All together.** Three estimates of the bound: from whole trajectories (step 2), from the terms by hand (here: all
-# steps of 4000 examples), and from the library, which draws *one* step for each example.
+# **All together.** Three estimates of the bound: from the terms by hand (all steps of all 4000 examples), from whole
+# trajectories (step 2), and from the library, which draws *one* step for each example. The examples are the same in all
+# three, so only the noise may make them differ. To see that the check could fail, leave out the moving part.
+
 
 # %%
-diffusion = torch.zeros(4000, dtype=torch.float64)
-for t in range(1, T + 1):
-    z_t, _ = process.diffuse(codes, t, generator=rng(100 + t))
-    diffusion += step_kl(process, codes, model.predict(z_t, t), t)
-z_0, _ = process.diffuse(codes, 0, generator=rng(7))
-readout = {name: model.log_prob(name, value, z_0, 0) for name, value in data.items()}
-by_terms = sum(readout.values()) - closed - diffusion
-whole = log_p(zs_all := forward(codes, rng(8)), data) - log_q(zs_all, codes)
-error = ((by_terms - whole).std() / 4000**0.5).item()  # the examples are the same: what differs is the noise
-print("trajectories and terms:", end=" ")
-assert agree(whole.mean(), by_terms.mean(), error)
-print("library and terms:     ", end=" ")
-assert agree(torch.tensor(bound.total), by_terms.mean(), (bound.stderr**2 + float(by_terms.var()) / 4000) ** 0.5)
+def by_terms(seed, cost=step_kl):
+    """The bound of every example, from one noise per step."""
+    total = -closed
+    for t in range(1, T + 1):
+        z_t, _ = process.diffuse(codes, t, generator=rng(seed + t))
+        total = total - cost(process, codes, model.predict(z_t, t), t)
+    z_0, _ = process.diffuse(codes, 0, generator=rng(seed))
+    return total + sum(model.log_prob(name, value, z_0, 0) for name, value in data.items())
+
+
+# %%
+once, again = by_terms(100), by_terms(200)
+terms, terms_error = (once + again) / 2, float((once - again).std()) / 2 / 4000**0.5
+eightfold = {name: torch.cat([value] * 8) for name, value in data.items()}
+eightfold_codes = model.encode(eightfold)
+zs = forward(eightfold_codes, rng(8))
+whole = (log_p(zs, eightfold) - log_q(zs, eightfold_codes)).reshape(8, -1).mean(0)
+runs = torch.tensor([mt.elbo(model, data, samples=4, generator=rng(50 + k)).total for k in range(16)])
+print("trajectories and terms:  ", end=" ")
+assert agree(whole.mean(), terms.mean(), (whole - terms).std() / 4000**0.5)
+print("library and terms:       ", end=" ")
+assert agree(runs.mean(), terms.mean(), (float(runs.var()) / 16 + terms_error**2) ** 0.5)
+print("without the moving part: ", end=" ")
+part = (by_terms(100, aggregate_kl) + by_terms(200, aggregate_kl)) / 2
+assert not agree(whole.mean(), part.mean(), (whole - part).std() / 4000**0.5)
 print(f"the truth, E log q(X): {log_truth(data).mean():.4f}. Notebook 04 is about the gap.")
 
 # %% [markdown] tags=["slide"]
@@ -299,8 +328,9 @@ print(f"the truth, E log q(X): {log_truth(data).mean():.4f}. Notebook 04 is abou
 # $$ \log \sum_t \pi_t^i\, p_i(x_i \mid z_t) \;\ge\; \sum_t \pi_t^i\, \log p_i(x_i \mid z_t). $$
 #
 # On the right stands a weighted sum of the heads' log-likelihoods at every $t$: **a multi-task loss at every noise
-# level is part of a likelihood bound.** And reading at random costs little in principle: a sum is at least one of its
-# terms, so the left side is at least $\log p_i(x_i \mid z_0) + \log \pi_0^i$.
+# level is part of a likelihood bound.** And what reading at random costs is limited: a sum is at least one of its terms,
+# so the left side is at least $\log p_i(x_i \mid z_0) + \log \pi_0^i$. With equal chances at all steps that is at most
+# $\log(T + 1)$ nats for each modality: 3.0 here. (Both inequalities hold for any sample. The cell shows by how much.)
 
 # %%
 zs = forward(codes, rng(9))
@@ -315,8 +345,8 @@ for name, value in data.items():
     print(f"{name:5s}", " | ".join(f"{what} {nats.mean():6.3f}" for what, nats in rows.items()), "nats")
 
 # %% [markdown]
-# The mean over steps is a loose bound, since at high noise nobody can know $x$ or $y$. That does not matter for
-# training: what nobody can know moves no weight of the network.
+# The mean over steps is a loose bound, since at high noise nobody can know $x$ or $y$. For training that matters little:
+# $\mathbb E \log p_i(x_i \mid z_t) = -H(x_i \mid z_t) - \mathrm{KL}$, and the network has no influence on the first term.
 #
 # Two remarks on the ends of the chain. Here $\bar\alpha_0 < 1$: $z_0$ still has a little noise, and the modalities are
 # read from it. DDPM's convention has $\bar\alpha_0 = 1$; then $q(z_0 \mid z_1, X)$ is a point, the sum starts at $t = 2$
@@ -343,10 +373,16 @@ for t in (2, 100, 500, 1000):
     assert torch.allclose(step_kl(ddpm, codes, prediction, t), textbook, rtol=1e-6, atol=1e-12)
 assert ddpm.first == 1
 one = mt.elbo(alone, {"x": data["x"]}, samples=8, present={"x"}, generator=rng(10))
-truth = torch.stack(
-    [alone.weights[k].log() + gaussian_log_prob(data["x"], alone.means[k], alone.stds[k] ** 2) for k in range(3)]
-)
-print(f"DDPM's bound {one.total:.3f} ± {one.stderr:.3f} nats; log-likelihood of the data {truth.logsumexp(0).mean():.3f}")
+each = [log_truth({**data, "label": torch.full((4000,), k)}) for k in range(3)]
+truth = torch.stack(each).logsumexp(0).mean()  # log q(x) = log sum_y q(x, y)
+print(f"DDPM's bound {one.total:.3f} ± {one.stderr:.3f} nats; log-likelihood of the data {truth:.3f}")
+ratio = (1 - abar[1:]) / (1 - abar[:-1])  # variance of the forward step, 1 - alpha_t, over beta~_t
+print("variance of a forward step over beta~_t at t = 2, 3, 10:", [round(float(ratio[t - 1]), 2) for t in (2, 3, 10)])
+
+# %% [markdown]
+# The exact model, and yet a nat below the truth? At the first steps of this schedule the noise more than doubles from one
+# step to the next. The data have no detail at that scale, so the true step back has the variance of the forward step,
+# $1 - \alpha_t$, while the model has to use $\tilde\beta_t$, less than half of it. Most of the nat is lost there.
 
 # %% [markdown] tags=["slide"]
 # ## 6 · From the bound to the training loss
@@ -354,8 +390,9 @@ print(f"DDPM's bound {one.total:.3f} ± {one.stderr:.3f} nats; log-likelihood of
 # Training minimises, per example and with $t$ drawn uniformly,
 #
 # $$ \| v - v_\theta \|^2 \;+\; \sum_i \lambda_i\, \mathrm{loss}_i\big(x_i, D_i(z_t, t)\big), \qquad
-#    v = \sqrt{\bar\alpha_t}\, \varepsilon - \sqrt{1 - \bar\alpha_t}\, m_t . $$
+#    v = \sqrt{\bar\alpha_t}\, \varepsilon - \sqrt{1 - \bar\alpha_t}\, m_t , $$
 #
+# where $D_i(z_t, t)$ is what head $i$ puts out: the parameters of $p_i(x_i \mid z_t)$.
 # What does that have to do with the bound? Put $\varepsilon = (z_t - \sqrt{\bar\alpha_t} m_t)/\sqrt{1 - \bar\alpha_t}$
 # into $v$: given $z_t$, its error is the aggregate's, $v - \hat v = -d_t / \sqrt{1 - \bar\alpha_t}$.
 
@@ -382,7 +419,7 @@ assert float((ratio / simple - 1).abs().max()) < 0.05
 figure, axis = plt.subplots(figsize=(6, 2.5), layout="constrained")
 axis.plot(range(1, 201), ratio / ratio[0], color=plots.COLOURS["denoise"], label="the bound")
 axis.axhline(1, color="0.6", linestyle="--", label="the $v$-loss")
-axis.set(xlabel="step t", ylabel="weight of $|v - \\hat v|^2$", title="Training listens to noisy steps; the bound does not")
+axis.set(xlabel="step t", ylabel="weight (1 at t = 1)", title="Training listens to noisy steps; the bound hardly does")
 axis.legend(frameon=False)
 plots.show(figure, "Weight over the step: the bound's falls from 1 to 0 along a sigmoid, the v-loss's is 1 throughout.")
 
@@ -392,27 +429,31 @@ plots.show(figure, "Weight over the step: the bound's falls from 1 to 0 along a 
 # free weights $\lambda_i$: a loss with an arbitrary $\lambda$ is *no* bound, however useful. With $T = 20$:
 
 # %%
-full, first = torch.zeros(4000, dtype=torch.float64), torch.zeros(4000, dtype=torch.float64)
+cost = {"fade-in": 0, "fade-in, aggregate alone": 0, "constant": 0}
 for t in range(1, T + 1):
     z_t, _ = process.diffuse(codes, t, generator=rng(200 + t))
     prediction = model.predict(z_t, t)
-    full += step_kl(process, codes, prediction, t)
-    d = process.aggregate(codes, t) - prediction.aggregate
-    first += 0.5 * (snr[t - 1] - snr[t]) * d.square().sum(1)
-still_bound = mt.elbo(still, data, samples=4, generator=rng(12))
-print(f"fade-in: diffusion term {full.mean():.3f} nats, of which the aggregate's error alone {first.mean():.3f}")
-print(f"constant curves, all of it the aggregate's error: {still_bound.diffusion:.3f}")
-assert abs(float(full.mean() - first.mean())) > 4 * float((full - first).std()) / 4000**0.5
+    cost["fade-in"] += step_kl(process, codes, prediction, t)
+    cost["fade-in, aggregate alone"] += aggregate_kl(process, codes, prediction, t)
+    z_t, _ = constant.diffuse(codes, t, generator=rng(200 + t))
+    cost["constant"] += step_kl(constant, codes, still.predict(z_t, t), t)
+for name, nats in cost.items():
+    apart = nats - cost["fade-in"]
+    print(
+        f"{name:25s} {nats.mean():.3f} nats; more than fade-in by {apart.mean():.3f} ± {float(apart.std()) / 4000**0.5:.3f}"
+    )
+assert cost["fade-in, aggregate alone"].mean() > cost["fade-in"].mean() + 0.1
 
 # %% [markdown]
 # Here the moving part even *lowers* the term: the model errs about the label in the aggregate and in the injection at
-# once, and the two errors partly cancel in the difference. That is not a gift. What is gained here is lost elsewhere in
-# the bound; notebook 04 has the whole account.
+# once, and the two errors partly cancel in the difference. Prior and read-outs are all but the same for both curves, so
+# at $T = 20$ the bound of the fading label is not worse than that of the constant one. Moving curves are not always so
+# kind: notebook 04.
 
 # %% [markdown] tags=["slide"]
 # ## 7 · MT-Diffusion from scratch
 #
-# Everything above fits into a few lines. A network with one trunk and three heads; the noisy sum; three losses. (The
+# Everything above fits into some fifty lines. A network with one trunk and three heads; the noisy sum; three losses. (The
 # point's head predicts around $\sqrt{\bar\alpha_t} z_t$, so that its error is measured in units of the noise that is
 # left.) First what depends on the step alone, and the network:
 
@@ -472,8 +513,8 @@ for batch, _ in zip(train.batches(512, seed=0), range(steps), strict=False):
 print(f"{sum(p.numel() for p in net.parameters()):,} parameters, {steps} steps")
 
 # %% [markdown] tags=["slide"]
-# Sampling: estimate $m_t$ and the label's code; move the aggregate along the label's curve; add the noise of the next
-# step (DDIM, notebook 05). At $t = 0$ read both heads.
+# Sampling: estimate $m_t$ and the label's code; move the aggregate along the label's curve; put the *estimated* noise back
+# at the next, lower level (DDIM, notebook 05). At $t = 0$ read both heads.
 
 
 # %%
@@ -493,12 +534,26 @@ def draw(net, n, g):
 
 x, y = draw(net, 2000, rng(1))
 fresh = datasets.toy("mixture", n=2000, seed=1)
-figure, axes = plt.subplots(1, 2, figsize=(6, 3.1), layout="constrained")
-plots.cloud(axes[0], fresh.values["x"], fresh.values["label"], "data", reach=2.6)
-distance = energy_distance(x, fresh.values["x"])
-plots.cloud(axes[1], x, y, f"from scratch: energy distance {distance:.3f}", reach=2.6)
-plots.show(figure, "Two scatter plots of three labelled clouds that look alike: data, and samples of the network.")
-assert distance < 0.05
+
+# %% [markdown]
+# To judge pairs, compare point and label code together, and count two kinds of mistakes: points far from every cloud, and
+# labels that are not those of the nearest cloud.
+
+# %%
+true_x, true_y = fresh.values["x"], fresh.values["label"]
+means, stds = (torch.tensor(datasets.MIXTURE[key]) for key in ("means", "stds"))
+distance = energy_distance(torch.cat([x, C[y]], 1), torch.cat([true_x, C[true_y]], 1))
+figure, axes = plt.subplots(1, 2, figsize=(6.4, 3.2), layout="constrained")
+for axis, (name, points, labels) in zip(axes, (("data", true_x, true_y), ("samples", x, y)), strict=True):
+    far = (points[:, None] - means).norm(dim=-1) / stds
+    stray, wrong = (far.min(1).values > 3.5).float().mean(), (far.argmin(1) != labels).float().mean()
+    plots.cloud(axis, points, labels, f"{name}: {stray:.1%} stray, {wrong:.1%} mislabelled", reach=2.8)
+plots.show(figure, "Two scatter plots of three labelled clouds: data, and samples with a few stray points between clouds.")
+print(f"energy distance of the pairs {distance:.4f}")
+assert distance < 0.02
+
+# %% [markdown]
+# Close, but a small network trained for seconds leaves bridges between the clouds.
 
 # %% [markdown] tags=["slide"]
 # ## 8 · The library agrees
@@ -511,6 +566,11 @@ torch.manual_seed(0)
 library_process = mt.ForwardProcess(mt.NoiseSchedule.log_snr(T, 8.0, -8.0), {"x": 1.0, "label": mt.fade_in(1.0)})
 modalities = {"x": mt.Vector(2), "label": mt.Label(3, codes=C)}
 library = mt.MTDiffusion(library_process, modalities, mt.MLP((2,), width=96, blocks=1), (2,))
+
+
+with torch.no_grad():
+    for parameter in library.parameters():  # its heads start at zero, where a wrong sign would not show
+        parameter += 0.05 * torch.randn(parameter.shape, generator=rng(4))
 
 
 def as_net(z, t):
@@ -556,7 +616,7 @@ models = {kind.__name__: kind(**datasets.MIXTURE, process=library_process) for k
 models["MTDiffusion"] = library
 
 # %% tags=["nbval-ignore-output"]
-held_out = {"x": fresh.values["x"], "label": fresh.values["label"]}
+held_out = {"x": true_x, "label": true_y}
 bounds = {}
 for name, candidate in models.items():
     inputs = held_out if name == "MTDiffusion" else {**held_out, "x": held_out["x"].double()}
@@ -570,19 +630,22 @@ for name in ("Scratch", "MTDiffusion"):
 # %% [markdown]
 # (All three see the same examples, so the differences between them are known better than the standard errors say, which
 # are mostly differences between examples.) The two networks are close to the exact model of this process; the rest
-# up to $\mathbb E \log q(X)$ no network can close. Where does it go? That is the next notebook.
+# up to $\mathbb E \log q(X)$ no network can close, with this process, this reverse variance and separate heads. Where does
+# it go? That is the next notebook.
 #
 # ## 9 · Play
 #
-# Choose the number of steps, the label's curve and the end of the schedule; the bar shows where the nats go, for the
-# exact model. **Look for**: what a moving curve costs compared with a constant one, whether more steps help both, and
-# which bar answers when the noise at the end is not enough (`low` near 0).
+# Choose the label's curve, the number of steps and the end of the schedule; the bars show where the nats go, for the
+# exact model. **Look for**: how fast the cost falls with the number of steps; that the curve hardly matters on this
+# problem; and what the prior says when much signal is left at the end (`log-SNR end` near 0). The prior term then grows,
+# although the diffusion term falls. A part of it is the label and the point that one still sees in $z_T$ and that need
+# not be coded again; the rest is that sampling starts from the wrong law.
 
 # %% tags=["nbval-ignore-output"]
 widgets.bound_board()
 
 # %%
-for start, end, T_, low in ((0.0, 1.0, 20, -6.0), (1.0, 1.0, 20, -6.0), (1.0, 1.0, 20, 0.0)):
+for start, end, T_, low in ((0.0, 1.0, 5, -6.0), (0.0, 1.0, 200, -6.0), (0.0, 1.0, 100, 0.0)):
     figure = widgets.draw_bound(start, end, T_, low)
     plots.show(figure, f"Terms of the bound for a label weight from {start:g} to {end:g}, T = {T_}, final log-SNR {low:g}.")
 
@@ -641,18 +704,26 @@ def cost_of_the_jump(T):
 
 
 # %% tags=["check"]
+def jump_reference(T_):
+    """The same by the distance of two posterior means."""
+    jump = mt.ForwardProcess(mt.NoiseSchedule.log_snr(T_, 6.0, -6.0), {"x": 1.0, "label": lambda u: float(u > 0.5)})
+    exact, t = mt.exact.LabelledMixture(**datasets.MIXTURE, process=jump), T_ // 2 + 1
+    z_t, _ = jump.diffuse(codes, t, generator=rng(30))
+    mean, std = jump.posterior(z_t, codes, t)
+    guess, _ = jump.posterior(z_t, exact.predict(z_t, t).estimate, t)
+    return float((((mean - guess) / std) ** 2).sum(1).mean() / 2)
+
+
 def check_2(function):
-    costs = {T_: function(T_) for T_ in (20, 160)}
-    if None in costs.values():
-        return widgets.Verdict(False, "the function returns nothing yet")
-    text = ", ".join(f"T = {T_}: {float(cost):.3f} nats" for T_, cost in costs.items())
-    jump = mt.ForwardProcess(mt.NoiseSchedule.log_snr(20, 6.0, -6.0), {"x": 1.0, "label": lambda u: float(u > 0.5)})
-    sure = mt.exact.LabelledMixture(**datasets.MIXTURE, process=jump)
-    z_t, _ = jump.diffuse(codes, 11, generator=rng(30))
-    mean, std = jump.posterior(z_t, codes, 11)
-    reference = ((mean - jump.posterior(z_t, sure.predict(z_t, 11).estimate, 11)[0]) / std).square().sum(1) / 2
-    right = abs(float(costs[20]) - float(reference.mean())) < 0.1 * float(reference.mean())
-    return widgets.Verdict(right and float(costs[160]) > 3 * float(costs[20]), text)
+    found = []
+    for T_ in (80, 640):
+        cost = function(T_)
+        if cost is None:
+            return widgets.Verdict(False, "the function returns nothing yet")
+        found.append(f"T = {T_}: {float(cost):.2f} nats")
+        if not abs(float(cost) / jump_reference(T_) - 1) < 0.35:
+            return widgets.Verdict(False, f"{found[-1]}, but we find {jump_reference(T_):.2f}")
+    return widgets.Verdict(True, ", ".join(found))
 
 
 check_2(cost_of_the_jump)
@@ -672,14 +743,16 @@ assert solved, solved.message
 solved
 
 # %% [markdown]
-# A step of size $1/T$ has noise of variance $\tilde\beta_t \approx 1/T$. The error of what is injected does not shrink
-# with it if all is injected at one step, so its square over $2 \tilde\beta_t$ grows like $T$. (`mt.elbo` draws one step per
-# example and would rarely meet this one: its standard error tells.)
+# A step has noise of variance $\tilde\beta_t$, of order $1/T$. The error of what is injected does not shrink with it if all
+# is injected at one step, so its square over $2 \tilde\beta_t$ grows like $T$, once it outweighs the ordinary error of the
+# step. (`mt.elbo` draws one step per example and may miss this one altogether: with such a curve, do not trust its
+# standard error.)
 #
 # **Exercise 3 (a small research question). Where should the label be read?** Nothing says that all modalities are read
 # at $t = 0$. Take a mixture whose clouds overlap (`wide` below), and a label that fades in from 0. At $t = 0$ the point
 # is all there is, and it does not tell the label well; later the label's own code is there, in more noise. Return the
-# step at which the label is read best, that is with the largest mean `log_prob`.
+# step at which the label is read best, that is with the largest mean `log_prob`. (The maximum is flat: a few steps to
+# either side do not matter.)
 
 # %%
 wide = mt.exact.LabelledMixture(**{**datasets.MIXTURE, "stds": (1.2, 1.2, 1.2)}, process=library_process)
@@ -697,6 +770,8 @@ def check_3(function):
     t = function(wide, overlapping)
     if t is None:
         return widgets.Verdict(False, "the function returns nothing yet")
+    if not (int(t) == t and 0 <= t <= T):
+        return widgets.Verdict(False, f"expected a step in 0..{T}, got {t}")
     z = {s: library_process.diffuse(wide.encode(overlapping), s, generator=rng(41))[0] for s in range(T + 1)}
     nats = [float(wide.log_prob("label", overlapping["label"], z[s], s).mean()) for s in range(T + 1)]
     text = f"read at {int(t)}: {nats[int(t)]:.3f} nats; at 0: {nats[0]:.3f}; at {T}: {nats[T]:.3f}"
@@ -720,7 +795,9 @@ assert solved, solved.message
 solved
 
 # %% [markdown]
-# Reading the label where its code is visible gains nats, and a bound that reads there is as valid. The other way to have
+# The best step is later than the peak of the label's SNR (at $u = 1/8$ here): in clean states it is the *point* that blurs
+# the label's code, and there its weight is what counts. Reading the label where its code is visible gains nats, and a
+# bound that reads there is as valid. The other way to have
 # both is the one that the shipped digits model takes: a trace of the label's code at $t = 0$
 # (`fade_in(1.0, start=0.1)`), and everything is read at one time. Notebook 05 shows why *one* time matters when you draw
 # pairs.
@@ -733,6 +810,6 @@ solved
 # - Reading at a random step is a mixture; Jensen again makes **a loss at every noise level part of the bound**.
 # - Training reweights the diffusion term ($v$-loss), drops the moving part and gives the heads free weights: no bound
 #   any more, but the same ingredients. `mt.elbo` computes the real one for any model.
-# - N = 1 is DDPM's bound. MT-Diffusion from scratch is about 40 lines.
+# - N = 1 is DDPM's bound. MT-Diffusion from scratch is some fifty lines.
 #
 # Next: **04 · How tight is it?** The gap to the best possible likelihood, split into five parts that add up exactly.

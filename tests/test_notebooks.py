@@ -206,3 +206,77 @@ def test_every_control_of_the_gap_redraws_without_an_error():
     for name, value in {"start": 0.0, "end": 2.0, "T": 10, "correlation": 0.0, "own_channels": True}.items():
         board.controls[name].value = value
         assert not [o for o in output.outputs if o.get("output_type") == "error"]
+
+
+def mixture_on_the_line(label_weight=0.0):
+    process = mt.ForwardProcess(mt.NoiseSchedule.log_snr(10, 8.0, -8.0), {"x": 1.0, "label": label_weight})
+    return mt.exact.LabelledMixture([0.6, 0.4], [[-1.0], [1.2]], [0.3, 0.2], [[1.0], [-1.0]], process)
+
+
+@pytest.mark.parametrize("t", [0, 5, 10])
+def test_the_noised_density_is_that_of_the_process(t):
+    """Against draws of z_t: their share left of 0 in ten thousand, 4 standard errors; and the guess is the model's."""
+    model, n = mixture_on_the_line(), 10_000
+    figure = widgets.draw_noised_density(model, t, reach=6.0)
+    outline = torch.from_numpy(figure.axes[0].collections[0].get_paths()[0].vertices)
+    top = outline[outline[:, 1] > 0]
+    step, left = 12 / 600, top[top[:, 0] < 0]
+    assert float(top[:, 1].sum() * step) == pytest.approx(1, abs=1e-3)
+    generator = torch.Generator().manual_seed(t)
+    z, _ = model.process.diffuse({"x": model.draw(n, generator)["x"]}, t, generator=generator)
+    share = float((z < -step / 2).double().mean())
+    assert float(left[:, 1].sum() * step) == pytest.approx(share, abs=4 * (share * (1 - share) / n) ** 0.5)
+    where, guess = (torch.from_numpy(data)[:, None] for data in figure.axes[1].lines[0].get_data())
+    assert torch.allclose(guess, model.predict(where, t).estimate["x"])
+    assert f"t = {t}: signal" in figure.axes[0].get_title()
+
+
+def test_the_noised_density_refuses_what_it_cannot_show():
+    with pytest.raises(ValueError, match="x alone"):
+        widgets.draw_noised_density(mixture_on_the_line(label_weight=1.0), 5)
+
+
+def test_moving_through_the_noised_density_draws_without_an_error():
+    board = widgets.noised_density_slider(mixture_on_the_line())
+    (output,) = (child for child in board.children if isinstance(child, ipywidgets.Output))
+    for t in (10, 3):
+        board.controls["t"].value = t
+        assert not [o for o in output.outputs if o.get("output_type") == "error"]
+
+
+def test_the_rules_picture_shows_the_samplers_own_points():
+    """Grey true points under the samples; Bayes is at the noise floor, substitution is not, and guidance is Bayes' alone."""
+    settings = {"weight": 0.5, "curve": "fade-in", "sampler": "ddim", "steps": 40, "label": 1, "n": 300, "seed": 3}
+    (axis,) = widgets.draw_rules(rule="bayes", guidance=2.0, **settings).axes
+    process = mt.ForwardProcess(mt.NoiseSchedule.log_snr(200, 8.0, -8.0), {"x": 1.0, "label": mt.fade_in(0.5)})
+    model = mt.exact.LabelledMixture(**MIXTURE, process=process)
+    options = {"rule": "bayes", "guidance": 2.0, "sampler": "ddim", "steps": 40}
+    g = torch.Generator().manual_seed(3)
+    drawn = mt.sample(model, 300, given={"label": torch.tensor([1])}, generator=g, **options)
+    assert axis.collections[1].get_offsets().data == pytest.approx(drawn["x"].numpy())
+    assert axis.get_title().startswith("bayes x 2, ddim, 40 steps, fade-in W = 0.5")
+
+    def distance(**changes):
+        (axis,) = widgets.draw_rules(**{**settings, **changes}).axes
+        return float(axis.get_title().rsplit(" ", 1)[1])
+
+    assert distance(rule="bayes") < 0.03 < 0.3 < distance(rule="substitute")
+    assert distance(rule="substitute", guidance=4.0) == distance(rule="substitute")
+    assert distance(rule="bayes", curve="constant", weight=2.0) < 0.03
+
+
+def test_every_control_of_the_rules_redraws_without_an_error():
+    board = widgets.rule_board()
+    (output,) = (child for child in board.children if isinstance(child, ipywidgets.Output))
+    changes = {
+        "steps": 5,
+        "rule": "conditioned",
+        "sampler": "heun",
+        "curve": "fade-in",
+        "guidance": 3.0,
+        "weight": 0.0,
+        "label": 0,
+    }
+    for name, value in changes.items():
+        board.controls[name].value = value
+        assert not [o for o in output.outputs if o.get("output_type") == "error"]
