@@ -24,7 +24,8 @@
 #
 # The paper is Chen et al., *Diffusion Models for Multi-Modal Generative Modeling*, ICLR 2024
 # ([arXiv:2407.17571](https://arxiv.org/abs/2407.17571)). This course derives it, checks every step by number, and
-# implements it in a small library, `mtdiff`. The equations stand on one page, [theory.md](theory.md).
+# implements it in a small library, `mtdiff`. The equations stand on one page, [theory.md](theory.md); another,
+# [walkthrough.md](walkthrough.md), goes through the paper claim by claim.
 
 # %%
 import matplotlib.pyplot as plt
@@ -384,11 +385,11 @@ solved
 # | notebook | question | state |
 # |---|---|---|
 # | **00 quickstart** | what is it, does it work? | you are here |
-# | 01 one modality | what is a diffusion model, from Gaussians up? | planned |
-# | 02 one space, many modalities | what does aggregation do to the forward process? | planned |
-# | 03 the multi-modal bound | why is a loss per modality a likelihood bound? | planned |
-# | 04 how tight | what does the bound lose, and where? | planned |
-# | 05 sampling and conditioning | how is something given used correctly? | planned |
+# | 01 one modality | what is a diffusion model, from Gaussians up? | ready |
+# | 02 one space, many modalities | what does aggregation do to the forward process? | ready |
+# | 03 the multi-modal bound | why is a loss per modality a likelihood bound? | ready |
+# | 04 how tight | what does the bound lose, and where? | ready |
+# | 05 sampling and conditioning | how is something given used correctly? | ready |
 # | 06 image transition, 07 masked image | two image modalities; training with holes | planned |
 # | 08 image and label, 09 image and representation | what does a second modality buy? | planned |
 # | 11 scaling up, 12 ImageNet | does it hold on real images, on a GPU? | planned |

@@ -3,7 +3,8 @@
     python tests/notebooks.py [--all] [NAME ...]     execute what is out of date (or everything) and write the page
     python tests/notebooks.py --html FILE NAME       execute one notebook and write it as a web page, not touching the pair
 
-A page is out of date when its source, or a shipped checkpoint that it loads, has changed since it was executed.
+A page is out of date when its source, or a shipped checkpoint or result file that it names, has changed since it was
+executed.
 """
 
 import argparse
@@ -32,11 +33,14 @@ def sources() -> list[Path]:
 
 
 def fingerprint(source: Path) -> str:
-    """What a page depends on: its source and the shipped checkpoints that it loads."""
+    """What a page depends on: its source, and the shipped checkpoints and result files that it names."""
     text = source.read_text()
     digest = hashlib.sha256(text.encode())
-    for name in sorted(set(re.findall(r'mt\.load\("([^"]+)"', text))):
-        for file in sorted((ROOT / "data" / "checkpoints" / name).glob("*")):
+    files = [ROOT / "data" / "checkpoints" / name / "*" for name in re.findall(r'mt\.load\("([^"]+)"', text)]
+    named = [re.sub(r"{.*?}", "*", name) for name in re.findall(r'"([\w*{}-]+\.json)"', text)]
+    files += [ROOT / "data" / "results" / name for name in named]
+    for pattern in sorted(set(files)):
+        for file in sorted(pattern.parent.glob(pattern.name)):
             digest.update(file.read_bytes())
     return digest.hexdigest()
 

@@ -110,6 +110,11 @@ def test_indexing():
     assert numbers(5)[torch.tensor([4, 0])]["x"].tolist() == [4, 0]
 
 
+def test_a_modality_is_not_an_index():
+    with pytest.raises(KeyError, match=r"\.values\['image'\]"):
+        digits("test")["image"]
+
+
 @pytest.mark.parametrize(
     "values", [{}, {"x": torch.zeros(0, 2)}, {"x": torch.zeros(3), "y": torch.zeros(2)}], ids=["none", "empty", "unequal"]
 )

@@ -168,8 +168,8 @@ def test_constant_curves_cost_neither_a_moving_target_nor_history():
     assert g.factorisation > 1e-3
 
 
-def test_moving_curves_cost_both_unless_they_are_the_markov_ones():
-    """W_t = c (1 - abar_t) / abar_t moves and is Markov all the same."""
+def test_moving_curves_cost_both_and_markov_ones_history_alone():
+    """W_t = c (1 - abar_t) / abar_t moves and is Markov all the same; what z_T knows more than z_0 is still lost."""
     c, encoders = problem(8, (1,), 1)
     schedule = mt.NoiseSchedule.log_snr(20, 3, -3)
     moving = linear_gaussian_gap(c, encoders, process(mt.fade_in(1.0), schedule=schedule))
@@ -178,6 +178,7 @@ def test_moving_curves_cost_both_unless_they_are_the_markov_ones():
     assert moving.moving_target > 1e-3
     assert moving.history > 1e-3
     assert abs(markov.moving_target) < 1e-9
+    assert markov.history > 1e-3
 
 
 def test_orthogonal_encoders_and_constant_curves_leave_prior_and_factorisation_only():

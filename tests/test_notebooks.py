@@ -84,6 +84,26 @@ def test_a_changed_source_is_noticed(tmp_path, monkeypatch):
     assert course.out_of_date(copy)
 
 
+@pytest.mark.parametrize(
+    ("line", "file"),
+    [
+        ('mt.load("a/b")', "checkpoints/a/b/card.json"),
+        ('folder.glob("some-*.json")', "results/some-digits.json"),
+        ('f"some-{variant}.json"', "results/some-digits.json"),
+    ],
+)
+def test_a_changed_file_that_a_page_shows_is_noticed(line, file, tmp_path, monkeypatch):
+    monkeypatch.setattr(course, "ROOT", tmp_path)
+    source, shown = tmp_path / "09_x.py", tmp_path / "data" / file
+    source.write_text(line)
+    shown.parent.mkdir(parents=True)
+    shown.write_text("1")
+    before = course.fingerprint(source)
+    assert course.fingerprint(source) == before
+    shown.write_text("2")
+    assert course.fingerprint(source) != before
+
+
 @pytest.fixture(scope="module")
 def model():
     return mt.load("image-label/digits")

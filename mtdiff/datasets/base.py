@@ -33,6 +33,8 @@ class Dataset:
 
     def __getitem__(self, rows) -> dict[str, Tensor]:
         """The examples at an index, a slice or an index tensor, {modality: (B, ...)}."""
+        if isinstance(rows, str):
+            raise KeyError(f"a data set is indexed by example; for all examples of {rows!r} write .values[{rows!r}]")
         return {name: value[rows] for name, value in self.values.items()}
 
     def hash(self) -> str:
