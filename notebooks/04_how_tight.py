@@ -79,7 +79,8 @@ def chain(curve, T=100, high=6.0, low=-6.0):
 
 
 # %% [markdown]
-# The best that *any* model can do is the **log-evidence**, the mean of $\log q(X)$ under the data's own law $q$. With
+# The best that *any* model can do is the **log-evidence**, the mean of $\log q(X)$ under the data's own law $q$ (not to
+# be confused with a model's own $\log p(X)$, which lies between bound and log-evidence on average). With
 # exact heads and exact means, what does the bound of notebook 03 reach? We choose end points and variance badly on
 # purpose, so that every leak shows: log-SNR from 4 to only $-2$, and the simple reverse variance $\tilde\beta_t I$.
 
@@ -111,7 +112,8 @@ plots.show(
 #
 # ## 2 · The gap, step by step
 #
-# Two words first. The **entropy** $H(A) = -\mathbb E \log q(A)$ is the number of nats that the best code needs for $A$;
+# Two words first. The **entropy** $H(A) = -\mathbb E \log q(A)$ is the number of nats that the best code needs for $A$
+# (for continuous $A$ up to a constant for the precision, which cancels in differences; so it may be negative);
 # $H(A \mid B) = H(A, B) - H(B)$ is what it still needs when $B$ is known. A Gaussian with covariance $\Sigma$ has $H =
 # \frac12 \log\det(2\pi e\, \Sigma)$. The log-evidence is $-H(X)$.
 #
@@ -226,7 +228,7 @@ assert abs(float(elbo.mean()) - gap.bound) < 4 * error
 print(f"mean of {n} sampled ELBOs: {elbo.mean():.3f} ± {error:.3f}, exact {gap.bound:.3f}")
 
 # %% [markdown] tags=["slide"]
-# ### Step 2: the log-evidence in the same coins
+# ### Step 2: the log-evidence in the same currency
 #
 # Entropies obey the **chain rule**: $H(A, B) = H(A) + H(B \mid A)$. Write $H(X, z_{0:T})$ in both orders, $X$ first and
 # $z$ first:
@@ -264,7 +266,8 @@ print(f"chain {badly_coded_chain:.6f} + read-out {badly_coded_readout:.6f} = gap
 # z_{t}, \dots, z_T)$. The model starts from $\mathcal N(0, I)$, sees only $z_t$, and has a law of its own for the step.
 # Add and subtract what a perfect code that sees only $z_t$ needs, $H(z_{t-1} \mid z_t)$. Three differences appear:
 #
-# - **prior**: $C(z_T) - H(z_T) = \mathrm{KL}(q(z_T)\,\|\,\mathcal N(0, I))$, the chain does not end exactly at noise;
+# - **prior**: $C(z_T) - H(z_T) = \mathrm{KL}(q(z_T)\,\|\,\mathcal N(0, I))$, the chain does not end exactly at noise
+#   (the prior *term of the bound*, `Bound.prior` of notebook 03, is this plus $I(X; z_T)$, which is no loss);
 # - **moving target**: $\sum_t H(z_{t-1} \mid z_t) - H(z_{t-1} \mid z_{t:T})$, what the forgotten later states would
 #   have told. This is the *conditional mutual information* $I(z_{t-1}; z_{t+1:T} \mid z_t)$; it is never negative, and
 #   all of them are 0 exactly if the chain of $z$ is Markov;
@@ -315,7 +318,7 @@ print(f"sum of the five {five:.6f}, gap {gap.gap:.6f}")
 #    + \underbrace{\sum_t I(z_{t-1}; z_{t+1:T} \mid z_t)}_{\text{moving target}}
 #    + \underbrace{H(X|z_0) - H(X|z_{0:T})}_{\text{history}}
 #    + \underbrace{\mathrm{TC}(x_1; ...; x_N \mid z_0)}_{\text{factorisation}}
-#    + \underbrace{\sum_t \mathbb E\,\mathrm{KL}_t}_{\text{reverse}}. $$
+#    + \underbrace{\sum_t \mathbb E\,\mathrm{KL}(q(z_{t-1}|z_t)\,\|\,p(z_{t-1}|z_t))}_{\text{reverse}}. $$
 #
 # A trained model has a sixth term, the KL of its imperfect heads, and a larger fifth. Nothing in the derivation needed
 # Gaussians, linearity or a small $T$; only the *numbers* did.
@@ -326,10 +329,10 @@ print(f"sum of the five {five:.6f}, gap {gap.gap:.6f}")
 # %%
 worst = 0.0
 for seed in range(50):
-    g = rng(seed)
-    root, sizes = torch.randn(5, 5, dtype=torch.float64, generator=g), {"x": 3, "y": 2}
-    drawn = {name: torch.randn(4, k, dtype=torch.float64, generator=g) for name, k in sizes.items()}
-    table = torch.randn(31, dtype=torch.float64, generator=g)  # a curve that jumps at every step
+    options = {"dtype": torch.float64, "generator": rng(seed)}
+    root, sizes = torch.randn(5, 5, **options), {"x": 3, "y": 2}
+    drawn = {name: torch.randn(4, k, **options) for name, k in sizes.items()}
+    table = torch.randn(31, **options)  # a curve that jumps at every step
     kind = ("optimal", "isotropic")[seed % 2]
     g = linear_gaussian_gap(root @ root.T + 0.1 * torch.eye(5), drawn, chain(table, 30), kind)
     five = g.prior + g.moving_target + g.history + g.factorisation + g.reverse
@@ -338,8 +341,8 @@ assert worst < 1e-8
 print(f"50 random problems with random curves: the five terms miss the gap by at most {worst:.0e} of it")
 
 # %% [markdown]
-# **And `mt.elbo`?** That is what we use on trained models. Give it the exact Gaussian model (what it asks for are five
-# methods), and it has to estimate the exact bound.
+# **And `mt.elbo`?** That is what we use on trained models. Give it the exact Gaussian model (what it asks for are four
+# methods, the process and the names), and it has to estimate the exact bound.
 
 
 # %%
@@ -386,7 +389,8 @@ print(f"mt.elbo {estimate.total:.3f} ± {estimate.stderr:.3f}, exact {gap.bound:
 # $$ \text{moving target} = \sum_t H(z_t \mid z_{t-1}) - H(z_{1:T} \mid z_0), \qquad
 #    \text{history} = H(z_{1:T} \mid z_0) - H(z_{1:T} \mid z_0, X). $$
 #
-# In the sum the middle cancels. Given $X$ the chain *is* Markov, so the last entropy is a sum over steps too:
+# (In the first the $H(z_t)$ telescope.) In the sum the middle cancels. Given $X$ the chain *is* Markov, so the last
+# entropy is a sum over steps too:
 #
 # $$ \text{moving target} + \text{history} \;=\; \sum_{t=1}^T H(z_t \mid z_{t-1}) - H(z_t \mid z_{t-1}, X)
 #    \;=\; \sum_{t=1}^T I(X; z_t \mid z_{t-1}). $$
@@ -404,10 +408,11 @@ print("news of each step:", [round(value, 4) for value in news])
 print(f"their sum {sum(news):.6f}, moving target + history {gap.moving_target + gap.history:.6f}")
 
 # %% [markdown]
-# For long chains we want a formula. Write $\tau_t = (1 - \bar\alpha_t)/\bar\alpha_t$ (the noise variance in units of
-# the aggregate; it grows) and $y_t = z_t/\sqrt{\bar\alpha_t}$. Then $y_t = y_{t-1} + (m_t - m_{t-1}) + \text{noise of
-# variance } \tau_t - \tau_{t-1}$. The news is that of a noisy measurement of the increment $\Delta m = \Delta B\, X$
-# when $X$ is known up to the covariance $P = \operatorname{Cov}(X \mid z_{t-1})$:
+# For long chains we want a formula. Write $\tau_t = (1 - \bar\alpha_t)/\bar\alpha_t$ (the noise variance
+# in units of the aggregate; it grows) and $s_t = z_t/\sqrt{\bar\alpha_t}$. Then $s_t = s_{t-1} + (m_t - m_{t-1}) +
+# \text{noise of variance } \tau_t - \tau_{t-1}$. With $m_t = B_t X$, $B_t = [W_t^x A_x, W_t^y A_y]$, the news is that
+# of a noisy measurement of the increment $\Delta m = \Delta B\, X$ when $X$ is known up to the covariance $P =
+# \operatorname{Cov}(X \mid z_{t-1})$:
 #
 # $$ I(X; z_t \mid z_{t-1}) = \tfrac12 \log\det\Big(I + \frac{\Delta B\, P\, \Delta B^\top}{\Delta\tau}\Big)
 #    \;\le\; \frac{\mathbb E\,\|\Delta m - \mathbb E[\Delta m \mid z_{t-1}]\|^2}{2\, \Delta\tau}. $$
@@ -438,7 +443,8 @@ assert bool((exact <= above).all())
 print("formula:", [round(float(value), 4) for value in exact], "upper bound:", [round(float(v), 4) for v in above])
 
 # %% [markdown] tags=["slide"]
-# **Where along the way does a curve pay?** Four curves between the same end points, and the news per unit of $u = t/T$.
+# **Where along the way does a curve pay?** Four curves from 0 to 1 (the last to within 0.3%), and the news per unit of
+# $u = t/T$.
 
 # %%
 curves = {
@@ -486,8 +492,10 @@ print(f"W at u = 1/2: {middle[0]:.2f} and {middle[3]:.2f}; nats: {linear:.3f} an
 # $$ \text{moving target} + \text{history} \;\longrightarrow\; \tfrac12 \int
 #    \mathbb E\,\Big\| \sum_i W_i'(\tau)\, \big(E_i - \mathbb E[E_i \mid z]\big) \Big\|^2 d\tau . $$
 #
-# It does not depend on $T$. The usual cure for a diffusion bound, more steps, does nothing about it. (For these curves
-# the sum even grows a little with $T$, as the inequality above closes.)
+# It does not depend on $T$. The usual cure for a diffusion bound, more steps, does nothing about it. On the contrary:
+# splitting a step never lowers the sum. With a state $z'$ in between, the two halves tell $I(X; z' \mid z_{t-1}) + I(X;
+# z_t \mid z') \ge I(X; z', z_t \mid z_{t-1}) \ge I(X; z_t \mid z_{t-1})$, since $H(z_t \mid z') \ge H(z_t \mid z',
+# z_{t-1})$.
 
 # %%
 moving_curves = {
@@ -514,9 +522,9 @@ for name in ("linear fade-in", "fade-in from a trace", "late fade-in"):
 # %%
 figure, axis = plt.subplots(figsize=(6.5, 3.2), layout="constrained")
 for k, (name, values) in enumerate(costs.items()):
-    (line,) = axis.plot(lengths, values, marker="osD^v"[k], markersize=4, label=name)
+    axis.plot(lengths, values, marker="osD^v"[k], markersize=5, color=plots.COLOURS["label"], alpha=1 - 0.15 * k, label=name)
     if not name.startswith("jump"):
-        axis.axhline(limits[name], color=line.get_color(), linestyle=":", linewidth=1)
+        axis.axhline(limits[name], color="0.5", linestyle=":", linewidth=1)
 axis.set(xscale="log", xlabel="steps T", ylabel="moving target + history (nats)")
 axis.set_xticks(lengths, lengths)
 axis.minorticks_off()
@@ -532,14 +540,16 @@ plots.show(
 )
 
 # %% [markdown]
-# The jump puts all news into one step whose noise $\Delta\tau$ shrinks like $1/T$: $\frac12 \log(1 + \text{const} \cdot
-# T)$ for each dimension of a continuous code, here one. A *discrete* code cannot cost more than $H(y \mid z)$ at a
-# step, however short: there is no more to tell.
+# The jump puts all news into one step whose noise $\Delta\tau$ shrinks like $1/T$: $\frac12 \log(1 +
+# \text{const} \cdot T)$ for each dimension of a continuous code, here one. A *discrete* code cannot cost more than $H(y
+# \mid z)$ at a step, however short: there is no more to tell. (That is moving target + history. The jump of notebook
+# 03's exercise grew like $T$ all the same, because a Gaussian step of variance $\tilde\beta_t$ cannot follow it: that
+# part is *reverse*.)
 #
 # ### Which moving chains are Markov, and does it help?
 #
 # The moving target vanishes iff $z$ is Markov. Constant curves are; is that all? No. Let a single modality ride $W_t =
-# c\, \tau_t$. Then $y = c\,\tau E + \text{Brownian motion}$, a drift that we do not know, and the latest state says
+# c\, \tau_t$. Then $s = c\,\tau E + \text{Brownian motion}$, a drift that we do not know, and the latest state says
 # about it all that the path says. The chain is Markov although it moves. But is it free?
 
 # %%
@@ -558,7 +568,7 @@ for name, table in {"constant 1": tau * 0 + 1, "0.1 tau": 0.1 * tau, "1 + 0.1 ta
 # read $z_0$. All of the loss is history. The sum of the two tells the truth where one term alone misleads: a curve is
 # free if it does not move, or moves only what is known.
 #
-# ## 4 · It costs bits, and yet it samples correctly
+# ## 4 · It costs bits, and yet each state has the right law
 #
 # Does a leaky bound mean bad samples? Run the model's chain, exactly: all laws are Gaussian, so propagate the
 # covariance. Start from the true $q(z_T)$, and take steps $z_{t-1} = \mathbb E[z_{t-1} \mid z_t] + \text{noise}$, with
@@ -601,13 +611,13 @@ assert abs(slope + 1) < 0.05
 assert paths[-1] > paths[0] > 0.01, "no sign of vanishing"
 assert all(path < g.moving_target for path, g in zip(paths, lost, strict=True))
 figure, axis = plt.subplots(figsize=(6.5, 3), layout="constrained")
-axis.loglog(doublings, [g.gap for g in lost], "^-", color="black", label="gap of the bound (nats)")
+axis.loglog(doublings, [g.gap for g in lost], "^-", color="black", label="gap of the bound, optimal variance (nats)")
 axis.loglog(doublings, paths, "s-", color="C2", label="KL of the law of ($z_0$, $z_{T/2}$) (nats)")
 axis.loglog(doublings, isotropic, "o-", color="C8", label="error of Cov($z_0$), variance $\\tilde\\beta_t I$")
 axis.set(xlabel="steps T", ylabel="nats, or relative error")
 axis.set_xticks(doublings, doublings)
 axis.minorticks_off()
-axis.set_title(f"The samples become right (slope {slope:.2f}), the path and the bound do not")
+axis.set_title(f"The law of $z_0$ becomes right (slope {slope:.2f}), the path and the bound do not")
 axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
 plots.show(
     figure,
@@ -618,12 +628,14 @@ print(f"optimal variance: Cov(z_0) is right to {max(optimal):.0e} at every T")
 print(f"T = 800: KL of the pair of states {paths[-1]:.3f} nats, of the whole path {lost[-1].moving_target:.3f} nats")
 
 # %% [markdown]
-# With the optimal step the one-time laws are exact at every $T$: if $z_t$ has the right law, then so has $z_{t-1}$.
-# With $\tilde\beta_t I$ they become right at order $1/T$ (for the continuous-time limit this is Gyöngy's theorem of
-# 1986: a drift replaced by its mean given the present state leaves all one-time laws as they are). What stays wrong is
-# how states at *different* times hang together, and the bound is a statement about whole paths. Two lessons. A worse
-# bound need not mean worse samples. And read all modalities *at one time*: a label read at $t = T/2$ and an image read
-# at $t = 0$ of the same chain are not a pair.
+# With the optimal step the one-time laws are exact at every $T$: if $z_t$ has the right law, then so has
+# $z_{t-1}$. With $\tilde\beta_t I$ they become right at order $1/T$ (for the continuous-time limit this is Gyöngy's
+# theorem of 1986: a drift replaced by its mean given the present state leaves all one-time laws as they are). What
+# stays wrong is how states at *different* times hang together, and the bound is a statement about whole paths. (With
+# the optimal step and the true $q(z_T)$, the KL of the whole path is the moving target; a pair of states holds a part
+# of it.) Two lessons. A worse bound need not mean worse samples. And read all modalities *at one time*: a label read at
+# $t = T/2$ and an image read at $t = 0$ of the same chain are not a pair. One time is necessary, not sufficient: the
+# pair read off $z_0$ is right if separate heads lose nothing there, which is the next section.
 #
 # ## 5 · What separate heads cost
 #
@@ -658,7 +670,7 @@ for (name, values), dash in zip(tc.items(), ("-", "--", ":", "-."), strict=True)
     axis.semilogy(levels, values, dash, color="C4", label=name)
 axis.axhline(floor, color="C7", linewidth=1, label="$TC(y; c\\,|\\,x)$")
 axis.set(xlabel="log-SNR at t = 0 (nats)", ylabel="factorisation (nats)", ylim=(1e-7, 30))
-axis.set_title("Less noise at t = 0 helps own channels, and hurts superposed continuous codes")
+axis.set_title("Less noise at t = 0 hurts superposed codes of constant weight only")
 axis.legend(frameon=False, fontsize=8)
 plots.show(
     figure,
@@ -683,15 +695,17 @@ print(f"two faded-in modalities: {tc['own channels, y and c fade in'][-1]:.4f}, 
 # - **Two faded-in modalities** are read off the same picture without knowing of each other. What they share beyond the
 #   picture is lost. Read them one after the other, or keep a trace of their codes in $z_0$.
 #
-# So in the picture of section 1, fade-in traded a lot of purple for some brown and green, and channels of their own are
-# best of all. They cost a larger space, and they say nothing about a *network*'s error, the yellow part.
+# So in the picture of section 1, fade-in traded a lot of factorisation for some history and moving target, and channels
+# of their own are best of all. They cost a larger space, and they say nothing about a *network*'s error, which is in
+# the reverse term.
 #
 # ## 6 · What a simple variance costs
 #
 # The best reverse covariance is that of $q(z_{t-1} \mid z_t)$; models use $\tilde\beta_t I$, the variance for somebody
-# who knows $X$. If we hardly know $X$ beyond what $z_t$ says (little noise), the true variance is larger, by $\tau_t /
-# \tau_{t-1} = e^{\delta}$ for steps of $\delta$ nats in log-SNR. A Gaussian code with variance too small by a factor
-# $e^{\delta}$ wastes $\frac12 (e^{\delta} - 1 - \delta)$ nats per dimension. Check: one more clean step.
+# who knows $X$. Where $z_t$ is nearly all that is known of $X$ (little noise: the data are wide against it), the true
+# variance is larger, by $\tau_t / \tau_{t-1} = e^{\delta}$ for steps of $\delta$ nats in log-SNR. A Gaussian code with
+# variance too small by a factor $e^{\delta}$ wastes $\frac12 (e^{\delta} - 1 - \delta)$ nats per dimension. Check: one
+# more clean step.
 
 # %%
 delta, d_own = 0.4, 4
@@ -749,14 +763,14 @@ for T_ in (3, 30, 300):
 # %% [markdown]
 # Three steps! In a Gaussian world the true step back is Gaussian however long it is. Real data are not Gaussian, and
 # many short steps are what makes a Gaussian step good enough. That, a network's error, and $\tilde\beta_t I$ all live
-# in the yellow term.
+# in the reverse term.
 #
 # | term | what touches it | how it goes |
 # |---|---|---|
-# | prior | log-SNR at $T$, final weights | $\sim \bar\alpha_T^2$ |
+# | prior | log-SNR at $T$, final weights | $\sim \bar\alpha_T^2$; a mean adds $\frac12 \bar\alpha_T \|\mathbb E m_T\|^2$ |
 # | moving target + history | curves, and how well $z_t$ knows what is injected | an integral, not helped by $T$ |
 # | factorisation | weights and encoders at $t = 0$ | vanishes if $z_0$ shows everything, or all but one modality |
-# | reverse | variance, network, non-Gaussian data | $1/T$ for the variance |
+# | reverse | variance, network, non-Gaussian data | $1/T$ for the variance, unless a curve jumps |
 
 # %%
 low = [-3.0, -4.0, -5.0, -6.0]
@@ -797,7 +811,7 @@ print(f"sum    {alone.total + read:8.2f} nats, as the label read off the image h
 print(f"joint  {joint.total:8.2f} ± {joint.stderr:.2f} nats")
 parts = ", ".join(f"{name} {value:.4f}" for name, value in joint.readout.items())
 print(f"       prior {-joint.prior:.2f}, diffusion {-joint.diffusion:.2f}, {parts}")
-assert abs(joint.total - alone.total - read) < 4 * math.hypot(joint.stderr, alone.stderr)
+assert abs(joint.total - alone.total - read) < max(joint.stderr, alone.stderr)
 
 # %% [markdown]
 # After ± is one standard error, over digits and over the random steps and noises. The two bounds on the pair agree
@@ -884,7 +898,7 @@ axis.legend(frameon=False)
 plots.show(
     figure,
     "Cost of a step over t. The network's curve starts near 0.55 and falls to 0 beyond t = 350. The table's starts near 0, "
-    "crosses it at a vertical line, and is higher afterwards.",
+    "crosses it at a vertical line, is higher up to about t = 300, and then coincides.",
 )
 
 # %%
@@ -897,8 +911,8 @@ print(f"noise at t = {switch}: standard deviation {noise:.3f}; grey levels are 0
 # %% [markdown]
 # Any reverse process gives a valid bound, so switching between two denoisers does too. Both bounds have the same prior
 # and read-out, so the difference is a difference in the *reverse* term: at least that much of this model's gap is the
-# network's. When the noise is smaller than half the distance of two grey levels, a pixel can be rounded; the network
-# has not learned to round. The loss is hardly to blame: at low noise it weighs these steps as the bound does (notebook
+# network's. When the noise is well below half the distance of two grey levels, a pixel can be rounded; the network has
+# not learned to round. The loss is hardly to blame: at low noise it weighs these steps as the bound does (notebook
 # 03). A staircase of 17 treads may just be a hard function for a small network, but that we have not tested. In a
 # *picture* such errors cannot be seen: they are below one grey level. In bits they are the first thing to fix.
 #
@@ -942,8 +956,10 @@ print(f"moving target + history of the digits model: at most {at_most:.3f} ± {e
 folder = Path(mt.__file__).parents[1] / "data" / "results"
 results = [json.loads(file.read_text()) for file in sorted(folder.glob("image-label-digits-*.json"))]
 runs = {}  # {variant: a bound for each seed}
-for run in (run for result in results for run in result["runs"] if "bound" in run["metrics"]):
-    runs.setdefault(run["variant"], []).append(run["metrics"]["bound"])
+for result in results:
+    for run in result["runs"]:
+        if "bound" in run["metrics"]:
+            runs.setdefault(run["variant"], []).append(run["metrics"]["bound"])
 missing = "No result file has a bound yet: `mtdiff evaluate image-label --help` says how to measure one."
 Markdown(bounds(results) if runs else missing)
 
@@ -960,21 +976,29 @@ def shown(mean, *parts):
     return f"{mean:+.2f} ± {error:.2f} nats"
 
 
-for variant in (variant for variant in runs if "joint" in runs[variant][0]):
+for variant in runs:
+    if "joint" not in runs[variant][0]:
+        continue
     both = of(variant, "joint") - of(variant, "sum")  # of the same model, so paired
     print(f"{variant}: both in z instead of the image alone: {shown(both.mean(), both)}")
-    if "image-only" in runs:
-        control, image, joint = of("image-only", "image"), of(variant, "image"), of(variant, "joint")
-        print(f"   its images against image-only: {shown(image.mean() - control.mean(), image, control)}")
-        bought = joint.mean() - (control.mean() - math.log(10))
-        print(f"   its pairs against image-only and log 10: {shown(bought, joint, control)}")
+    control, image, pair = of("image-only", "image"), of(variant, "image"), of(variant, "joint")
+    print(f"   its images against image-only: {shown(image.mean() - control.mean(), image, control)}")
+    bought = pair.mean() - (control.mean() - math.log(10))
+    print(f"   its pairs against image-only and log 10: {shown(bought, pair, control)}")
 
 # %% [markdown]
 # How to read the lines. *Both in z instead of the image alone* compares two bounds on the same pairs: positive means
 # that putting the label into $z$ has tightened the bound. *Its images against image-only* is what the label costs the
 # image: negative means that the joint model is the worse image model. *Its pairs against image-only and log 10* is what
 # the label buys in all: about $+\log 10 = 2.30$ nats where the label follows from the image and the images are as good.
-# Differences within twice their standard error are not established by three seeds.
+# With three seeds, differences below about four standard errors are not established.
+#
+# The answer is not flattering for superposition. The label follows from the image, so its log 10 nats could be saved.
+# But the joint models are worse models of the *image*, by far more than that: fading in costs some 9 nats, a constant
+# weight over 30. (Two things differ besides the label: the joint models see the image alone in only a fifth of their
+# training examples, and their settings were chosen by the quality of samples, not by nats.) None of it is the price of
+# *moving*, which is 0.02 nats at most. It is the network's: with the label's pattern on top of it, the same small
+# network denoises the image less precisely, where precision counts. Channels of their own spare it that.
 #
 # ## 9 · Play
 #
@@ -986,13 +1010,20 @@ for variant in (variant for variant in runs if "joint" in runs[variant][0]):
 widgets.gap_board(problem)
 
 # %%
-for start, end, own in ((1.0, 1.0, True), (1.0, 1.0, False), (0.0, 1.0, False)):
+shown_settings = {
+    (1.0, 1.0, True): "channels of its own, constant weight: next to nothing but the reverse term",
+    (1.0, 1.0, False): "a superposed code, constant weight: almost all factorisation",
+    (0.0, 1.0, False): "a superposed code that fades in: moving target and history instead of factorisation",
+}
+for (start, end, own), seen in shown_settings.items():
     figure = widgets.draw_gap(problem, start, end, T=100, correlation=0.0, own_channels=own)
-    where = "channels of its own" if own else "a superposed code"
-    plots.show(figure, f"Two stacked bars of the gap's terms for {where} and W from {start:g} to {end:g}, correlation 0.")
+    plots.show(figure, f"Two stacked bars of the gap's terms, optimal and isotropic variance, correlation 0; {seen}.")
 
 # %% [markdown]
-# Even *independent* modalities lose nats when they share channels: given the sum, they are no longer independent.
+# Even *independent* modalities lose nats when they share channels: given the sum, they are no longer
+# independent. Fading in removes that, but now nothing about $y$ can be read off $x$, so all of its injection is news:
+# more nats than it saved. The tightest bound would leave $y$ out of $z$ altogether, and read it off the picture as well
+# as that goes. One puts it in for what the bound does not reward: so that a label can steer the chain (notebook 05).
 #
 # ## 10 · Exercises
 #
@@ -1016,7 +1047,7 @@ def check_1(function):
         value, truth = function(left), linear_gaussian_gap(covariance, encoders, process).factorisation
         if value is None:
             return widgets.Verdict(False, "the function returns nothing yet")
-        if abs(float(value) - truth) > 1e-6:
+        if not abs(float(value) - truth) < 1e-5:
             return widgets.Verdict(False, f"expected {truth:.4f} nats, got {float(value):.4f}")
     return widgets.Verdict(True, "three designs, the library's numbers")
 
@@ -1057,8 +1088,13 @@ def check_2(function):
     pixels = -0.5 * float(torch.logdet(C[:3, :3]))  # total correlation of the pixels
     end = 0.5 * C + 0.5 * torch.eye(4)
     prior = 0.5 * float(end.trace() - 4 - torch.logdet(end))
+    both, sizes = function(shrink=0.5, low=0.0), torch.tensor([0.5, 0.5, 0.5, 1.0], dtype=torch.float64)
+    end = 0.5 * sizes[:, None] * C * sizes + 0.5 * torch.eye(4)
+    prior_of_both = 0.5 * float(end.trace() - 4 - torch.logdet(end))
     text = f"sound {sound.gap:.5f}; collapsed: factorisation {collapsed.factorisation:.3f}; short: prior {short.prior:.3f}"
     right = sound.gap < 1e-3 and abs(collapsed.factorisation - pixels) < 1e-3 and abs(short.prior - prior) < 1e-6
+    if right and not abs(both.prior - prior_of_both) < 1e-6:
+        return widgets.Verdict(False, f"{text}; shrink=0.5, low=0: prior {both.prior:.3f}, expected {prior_of_both:.3f}")
     return widgets.Verdict(right, text + ("" if right else f"; expected {pixels:.3f} and {prior:.3f}"))
 
 
@@ -1102,8 +1138,8 @@ def check_3(function):
     if None in values:
         return widgets.Verdict(False, "the function returns nothing yet")
     start, half, end = map(float, values)
-    if abs(start) > 1e-9 or abs(end - 1) > 1e-9 or half < 0.5 - 1e-9:
-        return widgets.Verdict(False, f"W is {start:.3f}, {half:.3f}, {end:.3f} at u = 0, 1/2, 1")
+    if not (abs(start) < 1e-6 and abs(end - 1) < 1e-6 and half > 0.5 - 1e-6):
+        return widgets.Verdict(False, f"expected 0, at least 1/2, and 1; W is {start:.6f}, {half:.6f}, {end:.6f}")
     worst, text = 0.0, []
     for own in (False, True):
         for T in (40, 400):
@@ -1132,9 +1168,10 @@ assert solved, solved.message
 solved
 
 # %% [markdown]
-# Why it works: the cost is $\int (dW/d\tau)^2 \cdot (\text{what is not known})\, d\tau / 2$. If the unknown part stayed
-# the same, the best curve between two fixed points would be a straight line *in $\tau$*: late, and in step with the
-# noise. A curve that is straight in $u$ moves fastest, in units of $\tau$, where $\tau$ is small.
+# Why it works: the cost is $\int (dW/d\tau)^2 \cdot (\text{what is not known})\, d\tau / 2$. If the
+# unknown part stayed the same, the best curve between two fixed points would be a straight line *in $\tau$*: late, and
+# in step with the noise. A curve that is straight in $u$ moves fastest, in units of $\tau$, where $\tau$ is small. Two
+# straight pieces in $\tau$, through the given middle, do a little better still than the solution above (try it).
 
 # %% [markdown] tags=["slide"]
 # ## What we learned, what comes next
@@ -1142,8 +1179,9 @@ solved
 # - The gap is a sum of five code-length losses: **prior, moving target, history, factorisation, reverse**. Exactly.
 # - Moving target + history = **news**: what an injection tells that $z_{t-1}$ did not already say. More steps do not
 #   help; moving late, moving with the noise, or moving only what is known does.
-# - The leak is about *paths*. One-time laws, hence samples, are right. So read everything at one time.
+# - The leak of moving curves is about *paths*. The law of a single state is right. So read everything at one time.
 # - Separate heads are free if $z_0$ shows everything, or all but one modality.
-# - On digits the moving label is all but free. What leaks is the network at low noise.
+# - On digits *moving* the label is all but free, but a label superposed on the image makes this network a worse model of
+#   the image, by several nats. Most of what leaks is the network at low noise.
 #
 # Next: **05 · Sampling and conditioning**. How is something that is given used correctly?
