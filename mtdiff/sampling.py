@@ -67,7 +67,7 @@ def sample(
         t, z, prediction = collections.deque(path, maxlen=1).pop()
         told = {name: given[name] for name, r in rules.items() if r == "conditioned"}
         with torch.no_grad():
-            drawn = model.read(z, t, given=told, generator=generator, prediction=prediction)
+            drawn = model.read(z, t, given=told, known=given, generator=generator, prediction=prediction)
     return {**drawn, **given}
 
 

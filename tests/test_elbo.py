@@ -7,6 +7,7 @@ import torch
 from helpers import generator, image_label_batch, image_label_model, mixture
 
 import mtdiff as mt
+from mtdiff.elbo import _step_chances
 from mtdiff.exact import linear_gaussian_gap
 
 
@@ -24,9 +25,10 @@ class LinearGaussian:
     def encode(self, values):
         return {name: value @ self.encoders[name].T for name, value in values.items()}
 
-    def _posterior(self, t):
-        """Gain (n, d) and covariance (n, n) of X | z_t at one step."""
-        b = torch.cat([self.process.cumulative(n)[t] * a for n, a in self.encoders.items()], 1)
+    def _posterior(self, t, present):
+        """Gain (n, d) and covariance (n, n) of X | z_t at one step; what is present is the same for all examples."""
+        on = {name: present is None or bool(present[name].all()) for name in self.encoders}
+        b = torch.cat([self.process.cumulative(n)[t] * on[n] * a for n, a in self.encoders.items()], 1)
         abar = self.process.schedule.abar[t]
         s = abar * b @ self.c @ b.T + (1 - abar) * torch.eye(len(b), dtype=torch.float64)
         gain = abar.sqrt() * self.c @ b.T @ torch.linalg.inv(s)
@@ -36,7 +38,7 @@ class LinearGaussian:
         t = torch.as_tensor(t).expand(len(z))
         x, aggregate = torch.zeros(len(z), len(self.c), dtype=torch.float64), torch.zeros_like(z)
         for step in t.unique().tolist():
-            gain, _, b = self._posterior(step)
+            gain, _, b = self._posterior(step, present)
             rows = t == step
             x[rows] = z[rows] @ gain.T
             aggregate[rows] = x[rows] @ b.T
@@ -47,7 +49,7 @@ class LinearGaussian:
         k = self.modalities.index(name)
         rows = slice(sum(self.sizes[:k]), sum(self.sizes[: k + 1]))
         mean = prediction.params[name]
-        return torch.distributions.MultivariateNormal(mean, self._posterior(t)[1][rows, rows]).log_prob(value)
+        return torch.distributions.MultivariateNormal(mean, self._posterior(t, present)[1][rows, rows]).log_prob(value)
 
 
 def gaussian(curve, schedule=None, seed=0):
@@ -83,12 +85,103 @@ def test_in_ddpms_convention_too():
     assert abs(b.total - exact.bound) < 4 * b.stderr
 
 
+@pytest.mark.parametrize("importance", [True, False])
+@pytest.mark.parametrize("T", [1, 3])
+def test_with_a_few_long_steps_too(T, importance):
+    """Neighbouring steps differ as much as they can: an index that is off by one shows; n = 20000."""
+    c, encoders, process, batch = gaussian(mt.fade_in(1.2), mt.NoiseSchedule.log_snr(T, 3, -3))
+    exact = linear_gaussian_gap(c, encoders, process, "isotropic")
+    b = mt.elbo(LinearGaussian(c, encoders, process), batch, importance=importance, generator=generator(8))
+    assert b.stderr < 0.01 * abs(exact.bound)
+    assert abs(b.total - exact.bound) < 4 * b.stderr
+
+
+@pytest.mark.parametrize("curve", [0.7, mt.fade_in(1.2)], ids=["constant", "fade in"])
+def test_one_modality_alone_is_its_own_problem(curve):
+    """present={"b"}: the bound of X_b ~ N(0, C_bb) in a process that has no other modality."""
+    c, encoders, process, batch = gaussian(curve, mt.NoiseSchedule.log_snr(3, 3, -3))
+    alone = mt.ForwardProcess(process.schedule, {"b": curve})
+    exact = linear_gaussian_gap(c[2:, 2:], {"b": encoders["b"]}, alone, "isotropic")
+    b = mt.elbo(LinearGaussian(c, encoders, process), {"b": batch["b"]}, present={"b"}, generator=generator(9))
+    assert b.present == {"b"}
+    assert abs(b.total - exact.bound) < 4 * b.stderr
+
+
+class Oracle(LinearGaussian):
+    """Knows the batch: its aggregate is the true one, and a value's log-probability is the value."""
+
+    def __init__(self, codes, *arguments):
+        super().__init__(*arguments)
+        self.codes = codes
+
+    def predict(self, z, t, *, given=None, present=None):
+        return mt.Prediction(self.process.aggregate(self.codes, t), {}, self.codes)
+
+    def log_prob(self, name, value, z, t, *, given=None, present=None, prediction=None):
+        return value[:, 0]
+
+
+def test_an_oracle_pays_the_prior_alone_and_has_the_error_of_a_mean():
+    """No diffusion term, so nothing is random: the total is the mean of 7 known numbers, its error their std / sqrt(7)."""
+    c, encoders, process, batch = gaussian(mt.fade_in(1.2))
+    few = {name: value[:7] for name, value in batch.items()}
+    codes = LinearGaussian(c, encoders, process).encode(few)
+    mean, std = process.marginal(codes, process.steps)
+    end = torch.distributions.Normal(mean, std.expand_as(mean))
+    prior = torch.distributions.kl_divergence(end, torch.distributions.Normal(0.0, 1.0)).sum(1)
+    totals = few["a"][:, 0] + few["b"][:, 0] - prior
+    b = mt.elbo(Oracle(codes, c, encoders, process), few, samples=3, generator=generator(10))
+    assert b.diffusion == pytest.approx(0, abs=1e-12)
+    assert b.total == pytest.approx(float(totals.mean()))
+    assert b.stderr == pytest.approx(float(totals.std()) / math.sqrt(7))
+
+
+def test_one_example_has_no_standard_error_and_two_have():
+    model, batch = image_label_model(), image_label_batch(2)
+    one = mt.elbo(model, {name: value[:1] for name, value in batch.items()}, generator=generator())
+    assert math.isnan(one.stderr)
+    assert one.dims == {"image": 16, "label": 1}
+    assert mt.elbo(model, batch, generator=generator()).stderr > 0
+
+
+def test_steps_are_drawn_by_their_cost_for_unit_variance_data():
+    """1/2 (SNR_{t-1} - SNR_t) Var(x | z_t) for x ~ N(0, 1), with the Wiener filter's variance, and a tenth of the mean."""
+    for schedule in (mt.NoiseSchedule.log_snr(12, 4, -4), mt.NoiseSchedule.cosine(12)):
+        process = mt.ForwardProcess(schedule, {"x": 1.0})
+        t = torch.arange(process.first + 1, process.steps + 1)
+        variance = process.wiener("x", t, torch.zeros(len(t), 1, dtype=torch.float64))[1][:, 0]
+        cost = 0.5 * (process.snr("x")[t - 1] - process.snr("x")[t]) * variance
+        expected = (cost + 0.1 * cost.mean()) / (1.1 * cost.sum())
+        assert torch.allclose(_step_chances(process, importance=True), expected, rtol=1e-12, atol=0)
+        uniform = _step_chances(process, importance=False)
+        assert torch.equal(uniform, torch.full((len(t),), 1 / len(t), dtype=torch.float64))
+
+
+def test_importance_is_the_default_and_worth_it():
+    """On data of unit variance, for which the costs are right, the same number of draws has a clearly smaller error."""
+    eye, schedule = torch.eye(2, dtype=torch.float64), mt.NoiseSchedule.log_snr(100)
+    model = LinearGaussian(eye, {"a": eye}, mt.ForwardProcess(schedule, {"a": 1.0}))
+    batch = {"a": torch.randn(1000, 2, dtype=torch.float64, generator=generator(11))}
+    b, same, uniform = (
+        mt.elbo(model, batch, generator=generator(12), **o) for o in ({}, {"samples": 1}, {"importance": False})
+    )
+    assert b == same
+    assert b.stderr < 0.75 * uniform.stderr
+
+
+def test_a_bound_cannot_be_changed():
+    b = mt.elbo(image_label_model(), image_label_batch(2), generator=generator())
+    with pytest.raises(AttributeError, match="cannot assign"):
+        b.total = 0.0
+
+
 def test_more_samples_mean_a_smaller_error_and_the_same_answer():
     c, encoders, process, batch = gaussian(0.7)
     few = {name: value[:500] for name, value in batch.items()}
     model = LinearGaussian(c, encoders, process)
     one, many = (mt.elbo(model, few, samples=s, generator=generator(3)) for s in (1, 20))
     assert many.stderr < one.stderr
+    assert many.total == pytest.approx(-many.prior - many.diffusion + sum(many.readout.values()))
     assert abs(one.total - many.total) < 4 * one.stderr
 
 
@@ -130,12 +223,36 @@ def test_a_transition_bounds_the_target_given_its_source():
     batch = model.draw(4000, generator(6))
     spread = model.stds[batch["label"], None]
     evidence = float(torch.distributions.Normal(model.means[batch["label"]], spread).log_prob(batch["x"]).sum(1).mean())
-    b = mt.elbo(model, batch, samples=4, generator=generator(7))
+    b = mt.elbo(model, batch, samples=20, generator=generator(7))
     assert b.prior == 0.0
     assert set(b.readout) == {"x"}
     assert b.total < evidence + 4 * b.stderr
+    assert b.total > evidence - 0.1 - 4 * b.stderr
     with pytest.raises(ValueError, match="must be in the present set"):
         mt.elbo(model, batch, present={"x"})
+
+
+def test_the_source_of_a_transition_is_told_at_every_step_and_at_the_read_out():
+    model = mixture(mt.fade_in(1.0), x=mt.fade_out(1.0), prior="label")
+    batch, told = model.draw(3, generator(6)), []
+    predict, log_prob = model.predict, model.log_prob
+
+    def spy(function):
+        def spied(*arguments, given=None, **options):
+            told.append(given["label"])
+            return function(*arguments, given=given, **options)
+
+        return spied
+
+    model.predict, model.log_prob = spy(predict), spy(log_prob)
+    mt.elbo(model, batch, generator=generator())
+    assert len(told) == 3
+    assert all(label is batch["label"] for label in told)
+
+
+def test_the_terms_of_a_float32_network_add_up_in_float64():
+    b = mt.elbo(image_label_model(), image_label_batch(40), samples=2, generator=generator())
+    assert b.total == pytest.approx(-b.prior - b.diffusion + sum(b.readout.values()), rel=1e-13)
 
 
 def test_it_repeats_by_generator():

@@ -131,8 +131,8 @@ def test_a_tensor_of_steps_is_each_step_alone():
 
 
 def test_reading_draws_from_the_joint_posterior():
-    """20,000 draws at one noisy state: label frequencies and means within 4 standard errors; seed 0."""
-    model, n, t = mixture(mt.constant(0.3)), 20_000, 110
+    """20,000 draws at one noisy state of a few long steps: frequencies and means within 4 standard errors; seed 0."""
+    model, n, t = mixture(mt.constant(0.3), T=4), 20_000, 2
     z = torch.tensor([[0.1, 0.2]], dtype=torch.float64)
     drawn, p = model.read(z.expand(n, 2), t, generator=generator(0)), model.predict(z, t)
     for k, probability in enumerate(p.params["label"][0].exp().tolist()):
@@ -152,6 +152,63 @@ def test_draw_has_the_law_that_the_toy_data_have():
         assert (x.mean(0) - torch.tensor(mean)).abs().max() < 4 * std / math.sqrt(len(x))
 
 
+def test_draws_repeat_by_their_generator():
+    model = mixture(mt.constant(1.0))
+    z = randn(5, 2)
+    for draw in (lambda g: model.draw(5, g), lambda g: model.read(z, 100, generator=g)):
+        one, same, other = (draw(generator(seed)) for seed in (1, 1, 2))
+        assert all(torch.equal(one[name], same[name]) for name in ("x", "label"))
+        assert not torch.equal(one["x"], other["x"])
+        assert one["x"].dtype == torch.float64
+        assert one["x"].shape == (5, 2)
+        assert one["label"].shape == (5,)
+
+
+def test_what_is_given_is_read_back():
+    model, drawn = mixture(mt.constant(0.3)), mixture(1.0).draw(20, generator(3))
+    z = randn(20, 2)
+    for name in ("x", "label"):
+        read = model.read(z, 150, given={name: drawn[name]}, generator=generator())
+        assert torch.equal(read[name], drawn[name])
+
+
+def test_log_probs_are_one_number_an_example():
+    """A batch is its examples one by one, and an example of its own is a batch of one."""
+    model, z, t = mixture(mt.fade_in(0.5), T=20), randn(3, 2), 11
+    values = {"x": randn(3, 2, seed=1), "label": torch.tensor([0, 2, 1])}
+    for name, value in values.items():
+        whole = model.log_prob(name, value, z, t)
+        single = [model.log_prob(name, value[b : b + 1], z[b : b + 1], t) for b in range(3)]
+        assert whole.shape == (3,)
+        assert all(one.shape == (1,) for one in single)
+        assert torch.allclose(whole, torch.cat(single), atol=1e-12)
+
+
+def test_everything_is_float64_whatever_comes_in():
+    weights = torch.tensor([0.7, 0.2, 0.1])
+    model = mt.exact.LabelledMixture(**{**MIXTURE, "weights": weights, "process": PROCESS})
+    assert float(model.weights.sum()) == pytest.approx(1, abs=1e-15)
+    x, z = randn(3, 2).float(), randn(3, 2, seed=1).float()
+    assert model.encode({"x": x})["x"].dtype == torch.float64
+    single, double = (model.predict(a, 2, given={"x": b}) for a, b in ((z, x), (z.double(), x.double())))
+    assert single.aggregate.dtype == torch.float64
+    assert torch.equal(single.aggregate, double.aggregate)
+
+
+def test_a_class_of_no_weight_is_as_good_as_none():
+    """Never drawn, never predicted, and no infinity elsewhere."""
+    without = mt.exact.LabelledMixture(
+        (0.6, 0.4), MIXTURE["means"][:2], MIXTURE["stds"][:2], MIXTURE["label_codes"][:2], PROCESS
+    )
+    model = mt.exact.LabelledMixture(**{**MIXTURE, "weights": (0.6, 0.4, 0.0), "process": PROCESS})
+    z = randn(5, 2)
+    a, b = model.predict(z, 2), without.predict(z, 2)
+    assert torch.allclose(a.aggregate, b.aggregate, atol=1e-12)
+    assert torch.allclose(a.params["label"][:, :2], b.params["label"], atol=1e-12)
+    assert bool((a.params["label"][:, 2] == -math.inf).all())
+    assert int(model.draw(1000, generator())["label"].max()) == 1
+
+
 PROCESS = mt.ForwardProcess(mt.NoiseSchedule.log_snr(4), {"x": 1.0, "label": 1.0})
 
 
@@ -160,6 +217,9 @@ PROCESS = mt.ForwardProcess(mt.NoiseSchedule.log_snr(4), {"x": 1.0, "label": 1.0
     [
         ({"weights": (0.5, 0.3, 0.3)}, "probabilities that sum to 1"),
         ({"weights": (1.2, -0.4, 0.2)}, "probabilities"),
+        ({"means": (1.0, 2.0, 3.0), "label_codes": (1.0, 2.0, 3.0)}, r"expected weights \(K,\), means \(K, d\)"),
+        ({"weights": (0.5, 0.5), "stds": (0.3, 0.3)}, r"expected weights \(K,\), means \(K, d\)"),
+        ({"stds": (0.3, 0.3)}, r"stds \(K,\)"),
         ({"weights": (0.5, 0.5)}, r"expected weights \(K,\), means \(K, d\)"),
         ({"stds": (0.3, 0.0, 0.3)}, r"stds must be positive, got \[0.3, 0.0, 0.3\]"),
         ({"label_codes": ((1.0,), (2.0,), (3.0,))}, r"label_codes \(K, d\)"),
@@ -189,6 +249,13 @@ Z = torch.zeros(3, 2, dtype=torch.float64)
 def test_predict_names_what_is_wrong(z, t, given, error, message):
     with pytest.raises(error, match=message):
         mt.exact.LabelledMixture(**MIXTURE, process=PROCESS).predict(z, t, given=given)
+
+
+def test_check_counts_and_compares():
+    model = mt.exact.LabelledMixture(**MIXTURE, process=PROCESS)
+    assert model.check({"x": Z, "label": torch.tensor([0, 1, 2])}) == 3
+    with pytest.raises(ValueError, match=r"different numbers of examples: \{'x': 3, 'label': 2\}"):
+        model.check({"x": Z, "label": torch.tensor([0, 1])})
 
 
 def test_log_prob_needs_as_many_values_as_states():

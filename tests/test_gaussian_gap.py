@@ -229,6 +229,13 @@ def test_moving_and_history_tend_to_the_integral_of_theory_3():
     assert errors[0] / errors[1] == pytest.approx(2, rel=0.15)
 
 
+def test_a_gap_cannot_be_changed():
+    c, encoders = problem()
+    g = linear_gaussian_gap(c, encoders, process(1.0, 1.0))
+    with pytest.raises(AttributeError, match="cannot assign"):
+        g.bound = 0.0
+
+
 ONE = torch.eye(2)
 
 

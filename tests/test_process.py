@@ -164,6 +164,14 @@ def test_wiener_is_the_conditional_of_a_gaussian_pair(case):
             assert close(variance, (1 / precision_of_x).expand_as(variance), atol=1e-8)
 
 
+def test_wiener_of_weight_one_is_the_parametrisation_of_v_prediction():
+    p = mt.ForwardProcess(mt.NoiseSchedule.log_snr(20), {"x": 1.0})
+    t = torch.arange(21)
+    gain, variance = p.wiener("x", t, torch.zeros(21, 1, dtype=torch.float64))
+    assert close(gain[:, 0], p.schedule.abar.sqrt())
+    assert close(variance[:, 0], 1 - p.schedule.abar)
+
+
 def test_snr_formula_and_the_peak_of_a_linear_fade_in():
     p = mt.ForwardProcess(mt.NoiseSchedule.log_snr(900), {"image": 1.0, "label": mt.fade_in(0.5)})
     assert close(p.snr("image").log(), torch.linspace(9, -9, 901, dtype=torch.float64))
@@ -216,6 +224,29 @@ def test_diffuse_uses_the_noise_it_is_given_and_returns_it():
     abar = p.schedule.abar[4]
     assert back is noise
     assert close(z, abar.sqrt() * x + (1 - abar).sqrt() * noise)
+
+
+def test_the_ends_are_steps_too():
+    """0 and T, as numbers and as tensors, wherever a step may be one of them."""
+    p, codes = mt.ForwardProcess(mt.NoiseSchedule.log_snr(4), {"x": mt.fade_out(1.0)}), {"x": randn(2, 3)}
+    for zero, last in ((0, 4), (torch.tensor(0), torch.tensor(4)), (torch.tensor([0, 0]), torch.tensor([4, 4]))):
+        assert close(p.increment(codes, zero, last), -codes["x"])
+        assert close(p.increment(codes, last, zero), codes["x"])
+        assert float(p.weight("x", zero, codes["x"])[0]) == 1
+        assert float(p.weight("x", last, codes["x"])[0]) == 0
+        assert close(p.level(zero, codes["x"])[0][0, 0], p.schedule.abar[0].sqrt())
+        assert close(p.level(last, codes["x"])[1][0, 0], (1 - p.schedule.abar[4]).sqrt())
+        gain, variance = p.wiener("x", last, codes["x"])
+        assert gain.tolist() == [[0], [0]]
+        assert variance.tolist() == [[1], [1]]
+    for t in (1, torch.tensor(1), torch.tensor([1, 1])):
+        assert close(p.posterior(codes["x"], codes, t)[1], p.posterior(codes["x"], codes, torch.tensor([1, 1]))[1])
+
+
+def test_noise_is_drawn_in_the_dtype_of_the_codes():
+    for dtype in (torch.float32, torch.float64):
+        z, noise = linear(4).diffuse({"x": torch.zeros(2, 3, dtype=dtype)}, 2)
+        assert z.dtype == noise.dtype == dtype
 
 
 def test_diffuse_draws_standard_noise_from_its_generator():
@@ -292,6 +323,7 @@ X = torch.zeros(2, 3)
         ({"x": X, "y": X}, torch.tensor([1.0, 2.0]), None, ValueError, "t must be an int tensor"),
         ({"x": X, "y": X}, torch.tensor([1, 2, 3]), None, ValueError, r"shape \(2,\), got \(3,\)"),
         ({"x": X, "y": X}, torch.tensor([1, 9]), None, ValueError, r"t must be in 1\.\.4, got values in 1\.\.9"),
+        ({"x": X, "y": X}, torch.tensor([2, -1]), None, ValueError, r"t must be in 1\.\.4, got values in -1\.\.2"),
     ],
 )
 def test_bad_arguments_are_named(codes, t, present, error, message):

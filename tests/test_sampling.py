@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mtdiff as mt
+from mtdiff.datasets import MIXTURE
 from mtdiff.evaluation import energy_distance
 
 CURVES = {"constant": mt.constant(1.0), "fade-in": mt.fade_in(0.5)}
@@ -90,6 +91,47 @@ def test_a_ddpm_step_is_the_posterior_at_the_prediction():
     standard = (after - mean) / std
     assert float(standard.mean(0).abs().max()) < 4 / math.sqrt(n)
     assert float((standard.var(0) - 1).abs().max()) < 4 * math.sqrt(2 / n)
+
+
+# ---- against the published algorithms, one modality ----
+
+
+def walk(model, sampler, steps):
+    """The path of a sampler, and for each t its signal and noise amplitudes as numbers."""
+    path = list(mt.sample_path(model, 3, sampler=sampler, steps=steps, generator=generator(1)))
+    return path, {t: tuple(float(a[0]) for a in model.process.level(t, z)) for t, z, _ in path}
+
+
+def test_heun_is_algorithm_1_of_karras():
+    """Karras et al. 2022 without churn: x = z / sqrt(abar), sigma = sqrt((1 - abar) / abar), slope (x - D(x)) / sigma."""
+    model = nonlinear()
+    path, levels = walk(model, "heun", 9)
+
+    def slope_at(x, t):
+        signal, noise = levels[t]
+        return (x - model.aggregate(signal * x, t)) * signal / noise
+
+    x = path[0][1] / levels[1000][0]
+    for (t, _, _), (s, after, _) in itertools.pairwise(path):
+        h = levels[s][1] / levels[s][0] - levels[t][1] / levels[t][0]
+        d = slope_at(x, t)
+        x = x + h * (d + slope_at(x + h * d, s)) / 2
+        assert torch.allclose(after / levels[s][0], x, rtol=0, atol=1e-8)
+
+
+def test_dpm_is_the_published_two_step_method():
+    """DPM-Solver++(2M), Lu et al. 2022, algorithm 2: the first step is of order 1, then D looks back one step."""
+    model = nonlinear()
+    path, levels = walk(model, "dpm++", 9)
+    half_log_snr = {t: math.log(signal / noise) for t, (signal, noise) in levels.items()}
+    z, before, h_before = path[0][1], None, None
+    for (t, _, _), (s, after, _) in itertools.pairwise(path):
+        h, x = half_log_snr[s] - half_log_snr[t], model.aggregate(z, t)
+        r = None if before is None else h_before / h
+        d = x if before is None else (1 + 1 / (2 * r)) * x - 1 / (2 * r) * before
+        z = levels[s][1] / levels[t][1] * z - levels[s][0] * math.expm1(-h) * d
+        before, h_before = x, h
+        assert torch.allclose(after, z, rtol=0, atol=1e-9)
 
 
 # ---- order of convergence ----
@@ -218,6 +260,18 @@ def test_bayes_solves_for_the_one_unknown_that_moves(known):
             assert torch.allclose(p.estimate[unknown], model.predict(z, t, given=value).estimate[unknown], atol=1e-7)
 
 
+@pytest.mark.parametrize("rule", ["bayes", "conditioned"])
+def test_what_is_given_by_any_rule_also_holds_at_the_read_out(rule):
+    """Codes against the data: z_0 alone leaves the label open, and with it the point."""
+    means = torch.tensor(MIXTURE["means"], dtype=torch.float64)
+    process = mt.ForwardProcess(mt.NoiseSchedule.log_snr(200, 8.0, -8.0), {"x": 1.0, "label": 1.5})
+    settings = {**MIXTURE, "label_codes": -means / means.norm(dim=1, keepdim=True)}
+    model = mt.exact.LabelledMixture(**settings, process=process)
+    drawn = mt.sample(model, 1000, given={"label": torch.tensor([2])}, rule=rule, steps=50, generator=generator(0))
+    nearest = torch.cdist(drawn["x"], means).argmin(1)
+    assert (nearest == 2).double().mean() > 0.99
+
+
 @pytest.mark.parametrize(
     ("curve", "low", "high"),
     [(mt.fade_in(0.5), 0.6, 1.4), (mt.constant(0.5), 0.25, 0.6), (mt.constant(2.0), 0.0, 0.03)],
@@ -276,6 +330,15 @@ def test_a_transition_reaches_its_target(rule, sampler):
     assert energy_distance(out["x"], truth(model, 1)[0]) < 0.012
 
 
+def test_a_transition_starts_at_the_last_step():
+    """With two long steps: the first state is the source's law at T, with the first noise that is drawn."""
+    model, label = mixture(mt.fade_in(1.0), T=2, x=mt.fade_out(1.0), prior="label", low=0.0), torch.tensor([0, 1, 2])
+    t, z, _ = next(mt.sample_path(model, 3, given={"label": label}, steps=2, generator=generator(1)))
+    noise = torch.randn(3, 2, dtype=torch.float64, generator=generator(1))
+    assert t == 2
+    assert torch.allclose(z, math.sqrt(0.5) * (model.codes + noise), rtol=0, atol=1e-12)
+
+
 def test_a_transition_needs_its_source():
     with pytest.raises(ValueError, match="ends at 'label': a sample needs it in `given`"):
         mt.sample(transition(), 3)
@@ -312,6 +375,81 @@ def test_a_sample_is_its_path_read_out(options):
     assert torch.equal(out["image"], read["image"])
     if not options:
         assert torch.equal(out["label"], read["label"])
+
+
+@pytest.mark.parametrize("rule", ["bayes", "conditioned", "substitute"])
+def test_what_is_given_is_known_at_the_read_out_too(rule):
+    """On a chain that stops at much noise an exact model reads x with the label that was given."""
+    model, label = mixture(mt.constant(0.3), T=4, high=-2.0, low=-6.0), torch.arange(30) % 3
+    options = {"given": {"label": label}, "rule": rule, "steps": 4}
+    g = generator(4)
+    z = final(mt.sample_path(model, 30, generator=g, **options))
+    read = model.read(z, 0, given={"label": label}, generator=g)
+    assert torch.equal(mt.sample(model, 30, generator=generator(4), **options)["x"], read["x"])
+
+
+@pytest.mark.parametrize("make", [image_label_model, lambda: mixture(mt.constant(1.0), T=4, high=2.0)])
+def test_a_read_out_is_one_noisy_state_read(make):
+    """Rule 4: z at the first step from what is given alone, then the heads, all from one generator."""
+    model, g, label = make(), generator(4), torch.tensor([2, 0, 1])
+    codes = {name: code.detach().double() for name, code in model.encode({"label": label}).items()}
+    present = {name: torch.full((3,), name == "label") for name in model.modalities}
+    noise = torch.randn(3, *model.space, dtype=torch.float64, generator=g)
+    z = model.process.diffuse(codes, model.process.first, noise, present)[0]
+    read = model.read(z, model.process.first, present=present, generator=g)
+    out = mt.sample(model, 3, given={"label": label}, rule="readout", generator=generator(4))
+    (other,) = set(model.modalities) - {"label"}
+    assert torch.equal(out[other], read[other])
+
+
+@given(T=st.integers(1, 60), part=st.floats(0, 1), first=st.booleans())
+@settings(max_examples=20)
+def test_steps_are_as_even_as_whole_numbers_can_be(T, part, first):
+    """Each time is at most 1/2 from T - k (T - first) / steps."""
+    schedule = mt.NoiseSchedule.linear(T + 1) if first else mt.NoiseSchedule.log_snr(T)
+    process = mt.ForwardProcess(schedule, {"x": 1.0})
+    model, steps = gaussian_model(process, 0.7, 0.4), 1 + round(part * (T - 1))
+    times = [t for t, _, _ in mt.sample_path(model, 1, steps=steps, generator=generator())]
+    even = [process.steps - k * (process.steps - process.first) / steps for k in range(steps + 1)]
+    assert all(abs(t - e) <= 0.5 + 1e-9 for t, e in zip(times, even, strict=True))
+
+
+def test_fifty_steps_are_the_default():
+    model = mixture(mt.constant(1.0))
+    assert len(list(mt.sample_path(model, 1))) == 51
+    one, same = (mt.sample(model, 2, generator=generator(), **options) for options in ({}, {"steps": 50}))
+    assert torch.equal(one["x"], same["x"])
+
+
+@pytest.mark.parametrize("rule", ["bayes", "substitute", "conditioned"])
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_path_carries_no_graph(rule, exact):
+    """A chain that kept one would hold the activations of all its steps. The network has one, or else the given value."""
+    model, values = image_label_model(), {"label": torch.tensor([0])}
+    if exact:
+        model, values = mixture(mt.fade_in(0.5)), {"x": torch.zeros(1, 2, dtype=torch.float64, requires_grad=True)}
+    for _, z, p in mt.sample_path(model, 2, given=values, rule=rule, steps=3, generator=generator()):
+        assert not any(a.requires_grad for a in (z, p.aggregate, *p.estimate.values(), *p.params.values()))
+
+
+@pytest.mark.parametrize("curve", CURVES)
+def test_substitution_swaps_the_guess_for_the_value(curve):
+    """Rule 1 on an exact model, whose aggregate is the sum of its weighted estimates: one of them is the value's code."""
+    model, label = mixture(CURVES[curve]), torch.tensor([0, 1, 2])
+    path = mt.sample_path(model, 3, given={"label": label}, rule="substitute", steps=10, generator=generator())
+    for t, z, p in path:
+        assert torch.equal(p.estimate["label"], model.codes)
+        codes = {"x": model.predict(z, t).estimate["x"], "label": model.codes}
+        assert torch.allclose(p.aggregate, model.process.aggregate(codes, t), atol=1e-12)
+
+
+def test_two_rules_that_leave_nothing_unknown_find_the_aggregate():
+    """Told the label and with Bayes' rule for x, an exact model knows m_t."""
+    model = mixture(mt.fade_in(0.5))
+    values = model.draw(5, generator(2))
+    rules = {"label": "conditioned", "x": "bayes"}
+    for t, _, p in mt.sample_path(model, 5, given=values, rule=rules, steps=10, generator=generator()):
+        assert torch.allclose(p.aggregate, model.process.aggregate(model.encode(values), t), atol=1e-7)
 
 
 @pytest.mark.parametrize("rule", ["bayes", "substitute", "conditioned", "readout", None])
@@ -378,7 +516,7 @@ def test_guidance_scales_what_the_value_adds():
         with torch.no_grad():
             untold = model.predict(z, 50).aggregate
         assert not torch.allclose(plain, untold, atol=1e-4)
-        for g in (0.0, 1.0 + 1e-12, 2.5):
+        for g in (0.0, 1.0 + 1e-12, 1.1, 2.5):
             assert torch.allclose(first(rule, g)[1], untold + g * (plain - untold), atol=1e-5)
 
 

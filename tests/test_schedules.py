@@ -64,6 +64,30 @@ def test_schedule_keeps_its_own_copy():
     assert s.abar.tolist() == [0.9, 0.5]
 
 
+def test_tables_are_float64_without_a_graph_and_in_memory_of_their_own():
+    single = torch.tensor([0.75, 0.5], requires_grad=True)
+    for table in (mt.NoiseSchedule(single).abar, tabulate("x", single, 1)):
+        assert table.dtype == torch.float64
+        assert not table.requires_grad
+        assert table.tolist() == [0.75, 0.5]
+    weights = torch.ones(3, dtype=torch.float64)
+    tabulate("x", weights, 2)[0] = 7.0
+    assert weights.tolist() == [1, 1, 1]
+    level = tabulate("x", 1.0, 2)
+    level[0] = 7.0
+    assert level.tolist() == [7, 1, 1]
+
+
+def test_a_schedule_cannot_be_changed_and_is_only_itself():
+    """What was computed from it stays true, and it can be compared and looked up: a tensor has no truth value."""
+    s, same = mt.NoiseSchedule.linear(4), mt.NoiseSchedule.linear(4)
+    for thing, name in ((s, "abar"), (mt.constant(1.0), "start")):
+        with pytest.raises(AttributeError, match="cannot assign"):
+            setattr(thing, name, 0.5)
+    assert s != same
+    assert {s: "s", same: "same"}[s] == "s"
+
+
 @given(value=st.floats(-5, 5), u=st.floats(0, 1))
 def test_curves_are_their_formulas(value, u):
     assert mt.constant(value)(u) == value

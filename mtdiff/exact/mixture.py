@@ -164,16 +164,18 @@ class LabelledMixture:
         t: int,
         *,
         given: Mapping[str, Tensor] | None = None,
+        known: Mapping[str, Tensor] | None = None,
         present: Mapping[str, Tensor] | None = None,
         generator: torch.Generator | None = None,
         prediction: Prediction | None = None,
     ) -> dict[str, Tensor]:
-        """Draw (x, label) from their exact joint law given z_t: the label first, then x given both.
+        """Draw (x, label) from their exact joint law given z_t and what is known: the label first, then x given both.
 
         Args:
             z_t: (B, d).
             t: step in 0..T.
             given: as in `predict`.
+            known: values that reached the chain by another rule; they condition the draw as exactly as `given`.
             present: as in `predict`.
             generator: source of the draws.
             prediction: not used, as in `log_prob`.
@@ -181,7 +183,7 @@ class LabelledMixture:
         Returns:
             {"x": (B, d), "label": (B,)}.
         """
-        log_r, mean_k, variance_k = self._components(z_t, t, given, present)
+        log_r, mean_k, variance_k = self._components(z_t, t, {**(known or {}), **(given or {})}, present)
         label = torch.multinomial(log_r.exp(), 1, generator=generator).squeeze(1)
         rows = torch.arange(len(z_t))
         noise = torch.randn(z_t.shape, dtype=torch.float64, generator=generator)

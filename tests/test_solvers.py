@@ -1,0 +1,144 @@
+"""One step of each solver against the integral that it stands for, on states and estimates of any value."""
+
+import math
+
+import pytest
+import torch
+from helpers import generator
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import mtdiff as mt
+from mtdiff.solvers import Guess, ancestral, ddim, extrapolate, heun
+
+SHAPE = (3, 2)
+
+
+class Step:
+    """A process with random curves ("still" stands still, "up" and "bent" move) and three falling steps r > t > s."""
+
+    def __init__(self, seed: int):
+        self.g = generator(seed)
+        T = 6
+        falls = 0.2 + torch.rand(T, dtype=torch.float64, generator=self.g)
+        abar = torch.sigmoid(2.5 - torch.cat([torch.zeros(1), falls.cumsum(0)]))
+        curves = {"still": 0.8, "up": mt.fade_in(1.2, 0.3), "bent": 0.5 + torch.rand(T + 1, generator=self.g)}
+        self.process = mt.ForwardProcess(mt.NoiseSchedule(abar), curves)
+        self.s, self.t, self.r = torch.randperm(T + 1, generator=self.g)[:3].sort().values.tolist()
+
+    def randn(self) -> torch.Tensor:
+        return torch.randn(SHAPE, dtype=torch.float64, generator=self.g)
+
+    def curve(self, name: str, t: int) -> float:
+        return float(self.process.cumulative(name)[t])
+
+    def guess(self, codes: dict[str, torch.Tensor], still: torch.Tensor, t: int) -> Guess:
+        """The estimates whose aggregate is `still` and the codes under their weights at t."""
+        return Guess(still + sum(self.curve(i, t) * e for i, e in codes.items()), codes)
+
+    def levels(self, t: int) -> tuple[float, float]:
+        """Signal and noise at t."""
+        abar = float(self.process.schedule.abar[t])
+        return abar**0.5, (1 - abar) ** 0.5
+
+    def log_snr(self, t: int) -> float:
+        signal, noise = self.levels(t)
+        return math.log(signal / noise)
+
+
+def close(a, b):
+    return torch.allclose(a, b, rtol=1e-9, atol=1e-9)
+
+
+seeds = given(seed=st.integers(0, 10**6))
+
+
+@seeds
+def test_ddim_keeps_the_noise_and_moves_the_aggregate(seed):
+    """From sqrt(abar_t) m_t + sqrt(1 - abar_t) eps to the same eps and the same codes at s."""
+    step = Step(seed)
+    codes, still, eps = {"up": step.randn(), "bent": step.randn()}, step.randn(), step.randn()
+    (signal, noise), (signal_s, noise_s) = step.levels(step.t), step.levels(step.s)
+    here, there = step.guess(codes, still, step.t), step.guess(codes, still, step.s)
+    z = signal * here.aggregate + noise * eps
+    assert close(here.noise(step.process, z, step.t), eps)
+    assert close(here.moved(step.process, step.t, step.s), there.aggregate)
+    assert close(ddim(step.process, z, here, step.t, step.s), signal_s * there.aggregate + noise_s * eps)
+
+
+@seeds
+def test_an_ancestral_step_is_the_posterior_of_the_process_that_has_these_two_steps_alone(seed):
+    """q(z_s | z_t, X = estimates) + its standard deviation times n, also where steps are left out."""
+    step = Step(seed)
+    s, t = step.s, step.t
+    codes, still, z, n = {"up": step.randn(), "bent": step.randn()}, step.randn(), step.randn(), step.randn()
+    short = mt.NoiseSchedule(step.process.schedule.abar[[s, t]])
+    curves = {name: step.process.cumulative(name)[[s, t]] for name in codes}
+    mean, std = mt.ForwardProcess(short, {"still": 1.0, **curves}).posterior(z, {"still": still, **codes}, 1)
+    assert close(ancestral(step.process, z, step.guess(codes, still, t), t, s, n), mean + std * n)
+
+
+@seeds
+def test_heun_is_exact_where_both_slopes_are_straight(seed):
+    """d(z / sqrt(abar)) = eps dr + sum_i e_i dW_i with eps linear in r = noise / signal and e_i linear in W_i."""
+    step = Step(seed)
+    s, t, process = step.s, step.t, step.process
+    (signal, noise), (signal_s, noise_s) = step.levels(t), step.levels(s)
+    r, r_s = noise / signal, noise_s / signal_s
+    z, end, a, b = (step.randn() for _ in range(4))
+    lines = {name: (step.randn(), step.randn()) for name in ("up", "bent")}
+
+    def at(state, step_, levels, ratio):
+        eps = a + b * ratio
+        codes = {i: c + d * step.curve(i, step_) for i, (c, d) in lines.items()}
+        return Guess((state - levels[1] * eps) / levels[0], codes)
+
+    here, there = at(z, t, (signal, noise), r), at(end, s, (signal_s, noise_s), r_s)
+    moved = a * (r_s - r) + b * (r_s**2 - r**2) / 2
+    for i, (c, d) in lines.items():
+        w, w_s = step.curve(i, t), step.curve(i, s)
+        moved = moved + c * (w_s - w) + d * (w_s**2 - w**2) / 2
+    assert close(heun(process, z, here, t, s, end, there), signal_s * (z / signal + moved))
+
+
+@seeds
+def test_dpm_extrapolates_to_the_middle_of_the_step(seed):
+    """Codes and the rest of the aggregate that are linear in log-SNR are those halfway from t to s; `r` came before t."""
+    step = Step(seed)
+    lines = {name: (step.randn(), step.randn()) for name in ("up", "bent", "rest")}
+
+    def at(log_snr, weights_at):
+        line = {i: c + d * log_snr for i, (c, d) in lines.items()}
+        return step.guess({i: line[i] for i in ("up", "bent")}, line["rest"], weights_at)
+
+    before, now = at(step.log_snr(step.r), step.r), at(step.log_snr(step.t), step.t)
+    middle = at((step.log_snr(step.t) + step.log_snr(step.s)) / 2, step.t)
+    ahead = extrapolate(step.process, step.r, before, step.t, now, step.s)
+    assert close(ahead.aggregate, middle.aggregate)
+    assert all(close(ahead.codes[i], middle.codes[i]) for i in ("up", "bent"))
+
+
+@settings(max_examples=10)
+@seeds
+def test_with_constant_curves_dpm_is_the_published_update(seed):
+    """z_s = sigma_s / sigma_t z - alpha_s (e^{-h} - 1) D, D = (1 + 1 / 2r) x_t - 1 / 2r x_before (Lu et al. 2022)."""
+    step = Step(seed)
+    process = mt.ForwardProcess(step.process.schedule, {"x": 1.0})
+    z, x, x_before = step.randn(), step.randn(), step.randn()
+    h, h_before = step.log_snr(step.s) - step.log_snr(step.t), step.log_snr(step.t) - step.log_snr(step.r)
+    (_, noise), (signal_s, noise_s) = step.levels(step.t), step.levels(step.s)
+    ratio = h_before / h  # r of the paper
+    published = noise_s / noise * z - signal_s * math.expm1(-h) * ((1 + 1 / (2 * ratio)) * x - 1 / (2 * ratio) * x_before)
+    ahead = extrapolate(process, step.r, Guess(x_before, {}), step.t, Guess(x, {}), step.s)
+    assert close(ddim(process, z, ahead, step.t, step.s), published)
+
+
+def test_a_guess_takes_what_moves():
+    step = Step(0)
+    codes = {name: step.randn() for name in step.process.names}
+    prediction = mt.Prediction(step.randn(), {}, codes)
+    guess = Guess.of(step.process, prediction)
+    assert torch.equal(guess.aggregate, prediction.aggregate)
+    assert set(guess.codes) == {"up", "bent"}
+    with pytest.raises(AttributeError, match="cannot assign"):
+        guess.aggregate = step.randn()
