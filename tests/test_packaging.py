@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mtdiff.experiments.report import markdown
+from mtdiff.experiments.report import bounds, markdown
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -108,9 +108,11 @@ def test_the_readme_and_the_makefile_agree():
 
 
 def test_the_readmes_table_is_the_measured_one():
-    order = ("fade-in", "from-zero", "constant", "own-channels", "unshared")
+    order = ("fade-in", "from-zero", "constant", "own-channels", "image-only", "unshared")
     files = [ROOT / "data" / "results" / f"image-label-digits-{variant}.json" for variant in order]
-    assert markdown(json.loads(file.read_text()) for file in files) in README
+    results = [json.loads(file.read_text()) for file in files]
+    assert markdown(results) in README
+    assert bounds(results) in README
 
 
 def test_every_theory_section_that_the_code_names_is_on_the_page():
