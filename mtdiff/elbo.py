@@ -147,6 +147,6 @@ def _step_chances(process, importance: bool) -> Tensor:
     if not importance:
         return torch.full((len(abar) - 1,), 1 / (len(abar) - 1), dtype=torch.float64)
     snr = abar / (1 - abar)
-    cost = 0.5 * (snr[:-1] - snr[1:]) / (1 + snr[1:])  # dSNR times the variance that is left of unit-variance data
+    cost = (snr[:-1] - snr[1:]) / (1 + snr[1:])  # dSNR times the variance that is left of unit-variance data
     cost = cost + 0.1 * cost.mean()  # no step is all but left out, whatever the curves do there
     return cost / cost.sum()

@@ -238,7 +238,6 @@ class MTDiffusion(nn.Module):
         t: int,
         *,
         given: Mapping[str, Tensor] | None = None,
-        known: Mapping[str, Tensor] | None = None,
         present: Mapping[str, Tensor] | None = None,
         generator: torch.Generator | None = None,
         prediction: Prediction | None = None,
@@ -249,11 +248,9 @@ class MTDiffusion(nn.Module):
             z_t: (B, *Z), near t = 0.
             t: its step.
             given: as in `predict`.
-            known: values that reached the chain by a rule that does not tell the network (theory 4, rules 1 and 2). Not
-                used here: heads that are not told cannot condition on them. Exact models do.
             present: as in `predict`.
             generator: source of the draws.
-            prediction: the result of `predict` for the same arguments, where it is there already.
+            prediction: what the heads say, where it is there already; `given` is then not looked at.
 
         Returns:
             {name: value}, in the network's dtype.

@@ -65,9 +65,8 @@ def sample(
             model, n, given=given, rule=rules, sampler=sampler, steps=steps, guidance=guidance, generator=generator
         )
         t, z, prediction = collections.deque(path, maxlen=1).pop()
-        told = {name: given[name] for name, r in rules.items() if r == "conditioned"}
         with torch.no_grad():
-            drawn = model.read(z, t, given=told, known=given, generator=generator, prediction=prediction)
+            drawn = model.read(z, t, given=given, generator=generator, prediction=prediction)
     return {**drawn, **given}
 
 

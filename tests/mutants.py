@@ -70,7 +70,6 @@ PASSED_ON = ("given", "known", "present", "generator", "dtype")  # keyword argum
 FLOAT32_NOISE = "the law is the same: normal draws in float32 are normal, and the result is float64 by promotion"
 SIGN_OF_NOISE = "the law is the same: the noise is symmetric"
 TOLERANCE = "a tolerance, not a number that anything else depends on"
-TOLD_BEFORE = "exact models have `known`, and networks have a prediction that was told: neither looks at `given` here"
 PROMOTED = "keeps its values, and is promoted to float64 by what it meets"
 REASONS = {
     (
@@ -84,25 +83,10 @@ REASONS = {
         "return torch.randn(shape«, dtype=torch.float64 → », device=device, generator=generator)",
     ): FLOAT32_NOISE,
     (
-        "elbo.py",
-        "_step_chances",
-        "cost = «0.5 → 0.55» * (snr[:-1] - snr[1:]) / (1 + snr[1:])",
-    ): "a common factor of all costs cancels where they are normalised",
-    (
         "sampling.py",
         "sample",
         "t, z, prediction = collections.deque(path, maxlen=«1 → 2»).pop()",
     ): "keeps one state more than it needs; the last one is the same",
-    (
-        "sampling.py",
-        "sample",
-        'told = {name: given[name] for name, r in rules.items() if r «== → !=» "conditioned"}',
-    ): TOLD_BEFORE,
-    (
-        "sampling.py",
-        "sample",
-        "drawn = model.read(z, t«, given=told → », known=given, generator=generator, prediction=prediction)",
-    ): TOLD_BEFORE,
     (
         "sampling.py",
         "sample_path",
@@ -174,7 +158,6 @@ REASONS = {
         "read",
         'return {"x": mean_k[rows, label] «+ → -» variance_k[rows, label, None].sqrt() * noise, "label": label}',
     ): SIGN_OF_NOISE,
-    ("exact/mixture.py", "_weights_at", "w = self.process.weight(name, t, z_t)«.double() → »"): PROMOTED,
     (
         "exact/mixture.py",
         "_components",

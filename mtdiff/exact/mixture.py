@@ -118,7 +118,7 @@ class LabelledMixture:
         r = log_r.exp()
         x = torch.einsum("bk,bkd->bd", r, mean_k)
         estimate = {"x": x, "label": r @ self.codes}
-        weight_x, weight_y = self._weights_at(z_t, t, present)
+        weight_x, weight_y = self._weights_at(z_t.double(), t, present)
         aggregate = torch.einsum("bk,bkd->bd", r, weight_x[..., None] * mean_k + weight_y[..., None] * self.codes)
         return Prediction(aggregate, {"x": x, "label": log_r}, estimate)
 
@@ -164,18 +164,16 @@ class LabelledMixture:
         t: int,
         *,
         given: Mapping[str, Tensor] | None = None,
-        known: Mapping[str, Tensor] | None = None,
         present: Mapping[str, Tensor] | None = None,
         generator: torch.Generator | None = None,
         prediction: Prediction | None = None,
     ) -> dict[str, Tensor]:
-        """Draw (x, label) from their exact joint law given z_t and what is known: the label first, then x given both.
+        """Draw (x, label) from their exact joint law given z_t and what is given: the label first, then x given both.
 
         Args:
             z_t: (B, d).
             t: step in 0..T.
             given: as in `predict`.
-            known: values that reached the chain by another rule; they condition the draw as exactly as `given`.
             present: as in `predict`.
             generator: source of the draws.
             prediction: not used, as in `log_prob`.
@@ -183,7 +181,7 @@ class LabelledMixture:
         Returns:
             {"x": (B, d), "label": (B,)}.
         """
-        log_r, mean_k, variance_k = self._components(z_t, t, {**(known or {}), **(given or {})}, present)
+        log_r, mean_k, variance_k = self._components(z_t, t, given, present)
         label = torch.multinomial(log_r.exp(), 1, generator=generator).squeeze(1)
         rows = torch.arange(len(z_t))
         noise = torch.randn(z_t.shape, dtype=torch.float64, generator=generator)
@@ -193,7 +191,7 @@ class LabelledMixture:
         """W_t^x and W_t^label, each (B, 1), 0 where absent."""
         out = []
         for name in self.modalities:
-            w = self.process.weight(name, t, z_t).double()
+            w = self.process.weight(name, t, z_t)
             mask = None if present is None else present.get(name)
             out.append(w if mask is None else torch.where(mask[:, None], w, 0.0))
         return out
