@@ -87,9 +87,9 @@ path = path_of(model, 40, steps=100)
 pairs = model.read(path[-1][1], 0, generator=rng(1))
 figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained", width_ratios=(1.7, 1))
 for k in range(40):
-    track = [z[k, 0] for _, z, _ in path]
+    track = [z[k, 1] for _, z, _ in path]
     axes[0].plot([t for t, *_ in path], track, color=plots.CLASSES[pairs["label"][k]], linewidth=0.7)
-axes[0].set(xlabel="step t (the chain runs from right to left)", ylabel="first coordinate of $z_t$")
+axes[0].set(xlabel="step t (the chain runs from right to left)", ylabel="second coordinate of $z_t$")
 axes[0].set_title("Forty chains: one cloud of noise becomes three clusters")
 plots.cloud(axes[1], pairs["x"], pairs["label"], "Read at t = 0: points with labels")
 assert (torch.cdist(pairs["x"], model.means).argmin(1) == pairs["label"]).all()
@@ -227,7 +227,7 @@ for curve, make in CURVES.items():
 #
 # With a moving weight the forward states are not a Markov chain: $z_t$ does not hold all that
 # $z_{t+1}, z_{t+2}, \dots$ tell of $z_{t-1}$. A reverse chain only looks at $z_t$. So its *paths* cannot have the
-# right law. Yet single states can. In the limit of small steps, a chain whose drift is the conditional mean
+# right law. Yet single states can. In the limit of small steps, a chain whose drift (mean step) is the conditional mean
 # $\mathbb E[\text{drift} \mid z_t]$, with the same noise, has the right law **at each single time** (Gyöngy 1986).
 #
 # Two independent numbers $x, y \sim \mathcal N(0, 1)$ show both halves without any sampling. All is linear and
@@ -282,7 +282,7 @@ axes[0].legend(frameon=False)
 plots.show(
     figure,
     "Two log-log plots over the number of steps. Left: three falling lines of slope minus one. Right: the "
-    "line of the constant weight falls, those of the two fade-ins stay level.",
+    "line of the constant weight falls, those of the two fade-ins flatten out well above zero.",
 )
 
 # %% [markdown] tags=["slide"]
@@ -336,8 +336,8 @@ plots.show(
 
 # %% [markdown]
 # On this problem the damage we can see is of the first kind: the two curves lie on each other, up to what 3000 pairs
-# can resolve (one standard error of their difference is about 0.013). That the path law is off is no illusion, as the
-# plot before shows; it is too small to matter here. Either way the remedy is the same, and costs nothing: `mt.sample`
+# can resolve (one standard error of their difference is about 0.013). That path laws are off, as in the plot
+# before, is too small to be seen by this measure. Either way the remedy is the same, and costs nothing: `mt.sample`
 # reads every modality from the *last* state.
 
 # %% [markdown] tags=["slide"]
@@ -346,9 +346,9 @@ plots.show(
 # Now somebody asks for $y$. Every step needs $\mathbb E[m_t \mid z_t, y]$ where it had $\mathbb E[m_t \mid z_t]$.
 # Three rules.
 #
-# **Rule 1, substitution.** The model guessed the label's code, $e_y = \sum_k p(k \mid z_t)\, c_k$. We know better:
-# swap the guess for the truth, $\hat m_t \mathrel{+}= W_t (c_y - e_y)$. It is what the framework suggests, and it
-# is cheap.
+# **Rule 1, substitution.** The model guessed the label's code, $e_y = \sum_k p(k \mid z_t)\, c_k$. We know better: swap
+# the guess for the truth, $\hat m_t \mathrel{+}= W_t (c_y - e_y)$. It is the first thing that a sum of codes suggests,
+# and it is cheap.
 #
 # What does it compute? Since $m_t = x + W_t c_y$,
 #
@@ -356,7 +356,8 @@ plots.show(
 #    = \mathbb E[x \mid z_t, y] - \mathbb E[x \mid z_t] . $$
 #
 # Substitution tells the label to the label's part of the sum, and to nothing else. The point is still averaged over
-# all labels that $z_t$ leaves open. The error is 0 only where $p(y \mid z_t) = 1$.
+# all labels that $z_t$ leaves open. The error is 0 where $p(y \mid z_t) = 1$, and
+# else only where the mean of $x$ happens not to depend on the label.
 #
 # **Rule 2, Bayes.** Tweedie's formula (Robbins 1956, Efron 2011) reads the conditional mean off a score:
 # $\sqrt{\bar\alpha_t}\;\mathbb E[m_t \mid z_t] = z_t + (1 - \bar\alpha_t)\,\nabla_z \log q(z_t)$, and the same with
@@ -459,7 +460,7 @@ plots.show(
 # $W (c_y - c_k)$ to it and pushes the state. Once the state is across the border, and the head says $y$, nothing
 # pushes any more, and there it stays. The label is satisfied; the point was never asked.
 #
-# Now all of it: curves, weights, samplers and classes; 200 steps and 1000 samples for each number. At this size
+# Now all of it: curves, weights, samplers and classes; 200 steps and 800 samples for each number. At this size
 # the noise floor is within ±0.005, and the large numbers vary by a few percent with the seed. For Bayes one curve
 # and one weight will do. Once $y$ is known, $W_t c_y$ is a known shift, and what is left is a plain diffusion of
 # $x$: with the same noise, every curve gives the same points. (The first lines check that.)
@@ -514,7 +515,7 @@ for axis, curve in zip(axes, CURVES, strict=True):
         means = [sum(table[curve, w, sampler]) / 3 for w in (0.5, 1.0, 2.0)]
         axis.loglog([0.5, 1, 2], means, look, color=RULES["substitute"], label=f"substitution, {sampler}")
     axis.axhspan(1e-3, 0.005, color=RULES["bayes"], alpha=0.4, label="Bayes, noise floor")
-    axis.set(xlabel="weight $W$ of the label", title=f"{curve}: substitution is off, more so with ddim")
+    axis.set(xlabel="weight $W$ of the label", title=f"{curve}: substitution is off, less if loud, more with ddim")
     axis.set_xticks([0.5, 1, 2], ["0.5", "1", "2"])
     axis.minorticks_off()
 axes[0].set_ylabel("energy distance (mean)")
@@ -565,7 +566,8 @@ plots.show(
 # $$ \mathrm{KL}(P \,\|\, Q) = \sum_t \mathbb E_P\,
 #    \frac{\|\mu_t^P(z_t) - \mu_t^Q(z_t)\|^2}{2 \sigma_t^2}\quad\text{nats} . $$
 #
-# It is what the rule costs in the bound on $\log p(x \mid y)$: notebook 03's diffusion term, for the conditional.
+# It is what the rule costs in the bound on $\log p(x \mid y)$: notebook 03's diffusion term, for the conditional (there
+# with $\mathbb E_q$ for $\mathbb E_P$; for small steps the laws of single states are the same).
 # (The continuous-time form is Girsanov's; Song et al. 2021 and S. Chen et al. 2023 bound samplers by it.) And the
 # *last* states cannot differ by more than the whole paths do. So whatever event $A$ we look at, with $a = P(A)$ and
 # $b = Q(A)$,
@@ -613,9 +615,9 @@ for (curve, make), look in zip(CURVES.items(), ("-", "--"), strict=True):
         model = mixture(make(weight))
         nats = price(model, right_path(model, y), substituted, y)
         prices[curve, weight] = [float(nats[y == k].sum(1).mean()) for k in range(3)]
+        assert nats[:, times.index(20) :].sum(1).mean() < 0.05 * nats.sum(1).mean()  # the clean end
         axis.plot(times, nats.mean(0) / 2, look, color=RULES["substitute"], alpha=shade, label=f"{curve}, W = {weight}")
-assert nats[:, times.index(80) :].sum(1).mean() < 0.02
-axis.set(xlabel="step t", ylabel="nats per step")
+axis.set(xlabel="step t", ylabel="nats per unit of t (a stride is 2)")
 axis.set_title("Substitution pays where the label is being decided, not at the ends")
 axis.legend(frameon=False, fontsize=8)
 print("price in nats, classes y = 0 / 1 / 2:")
@@ -649,7 +651,7 @@ beyond = 0
 for (curve, weight), nats in prices.items():
     shares = {s: [obeyed(*samples[curve, weight, s], k) for k in range(3)] for s in ("ddpm", "ddim")}
     show = {s: [binary_divergence(a, b) for a, b in zip(right, bs, strict=True)] for s, bs in shares.items()}
-    noise = [math.sqrt((1 - b) / b / 1000) for b in shares["ddim"]]  # standard error of -log b
+    noise = [math.sqrt((1 - b) / b / 800) for b in shares["ddim"]]  # standard error of -log b
     beyond += sum(d > limit + 3 * e for d, limit, e in zip(show["ddim"], nats, noise, strict=True))
     print(f"{curve:8s} W = {weight}: {cell(nats)} | {cell(show['ddpm'])} | {cell(show['ddim'])}")
     assert all(shown <= limit for shown, limit in zip(show["ddpm"], nats, strict=True))
@@ -657,7 +659,8 @@ print(f"ddpm never shows more than its price; ddim does, by over 3 standard erro
 assert beyond > 0
 
 # %% [markdown]
-# The samples of ddpm keep the promise everywhere. Those of **ddim break it**: they are worse than the price allows.
+# The samples of ddpm keep the promise everywhere. (They are of 200 steps, the price is that of 100; with 200 it is much
+# the same.) Those of **ddim break it**: they are worse than the price allows.
 # No contradiction: ddim has no noise, its paths are curves, and two bundles of curves have no finite divergence to
 # bound anything by. The promise is one of ancestral sampling.
 #
@@ -771,18 +774,18 @@ plots.show(
 )
 
 # %% [markdown]
-# The guided points are narrower and further out than the tilted law. By ddpm the difference is small, by ddim it is
-# large, and far larger than the tilt itself. (That classifier-free guidance does not sample the tilted law, and
-# that samplers differ in it, is shown in general by Bradley and Nakkiran 2024.) Guidance is a useful knob; it is
-# not a law.
+# The guided points are narrower and further out than the tilted law. With either sampler the miss is larger than the
+# tilt itself, and ddim's is about ten times that of ddpm or more. (That classifier-free guidance does not sample the
+# tilted law, and that samplers differ in it, is shown in general by Bradley and Nakkiran 2024.) Guidance is a useful
+# knob; it is not a law.
 
 # %% [markdown] tags=["slide"]
 # ## 6 · How many steps, and by which solver?
 #
-# With $y_t = z_t/\sqrt{\bar\alpha_t}$ and $r_t = \sqrt{(1 - \bar\alpha_t)/\bar\alpha_t}$, DDIM's limit of small
+# With $u_t = z_t/\sqrt{\bar\alpha_t}$ and $r_t = \sqrt{(1 - \bar\alpha_t)/\bar\alpha_t}$, DDIM's limit of small
 # steps is an ordinary differential equation, the *probability flow* (Song et al. 2021), here with moving weights:
 #
-# $$ \mathrm dy = \hat\varepsilon\,\mathrm dr + \sum_i e_i\,\mathrm dW^i . $$
+# $$ \mathrm du = \hat\varepsilon\,\mathrm dr + \sum_i e_i\,\mathrm dW^i . $$
 #
 # **DDIM** freezes $\hat\varepsilon$ and $e_i$ over a step: its error falls like 1/steps (order 1). **Heun** (Karras
 # et al. 2022) steps, looks at the far end, and takes the mean of both: of the noise *and* of the $e_i$; order 2,
@@ -914,9 +917,10 @@ print("by the models' own sampler (ddpm, 50 steps); after ± one standard error 
 Markdown(report.markdown(results))
 
 # %% [markdown]
-# Telling is ahead, and *substitution beats Bayes*, in every row. (In "own-channels" the codes do not even share
-# pixels with the image.) Does the sampler matter here too? The model that ships with the library, quickly: 100
-# samples and 25 steps, so each share is good to ±0.04 and says nothing about the order of the rules.
+# By agreement, *substitution beats Bayes* clearly in every row, and telling is at least level with substitution. (In
+# "own-channels" the codes do not even share pixels with the image.) The Fréchet distances do not follow that order.
+# Does the sampler matter here too? The model that ships with the library, quickly: 100 samples and 25 steps, so each
+# share is good to ±0.04 only.
 
 # %% tags=["nbval-ignore-output"]
 digits = mt.load("image-label/digits")
@@ -982,11 +986,12 @@ plots.show(
 )
 
 # %% [markdown]
-# The ranking of the two turned round, by the weight alone. (Much of the total at $W = 4$ is common to all rules:
-# the network's own error near $t = 0$. Telling is no better there for this small network.) Which part of
-# Bayes is to blame? Swap parts for the truth, one at a time: the network's aggregate with the exact gradient, the
-# exact aggregate with the network's gradient. And compare what the head was trained for, its probabilities, with
-# what Bayes needs, their gradient.
+# The ranking of the two turned round, by the weight alone. (One training seed; the sign held for three, the size varied
+# by a factor of four. Much of the total at $W = 4$ is common to all rules: the network's own error between $t = 100$
+# and 50, where telling does even worse than the others, though it is by far the best before.) Which part of Bayes is to
+# blame? Swap parts for the truth, one at a time: the network's aggregate with the exact gradient, the exact aggregate
+# with the network's gradient. And compare what the head was trained for, its probabilities, with what Bayes needs,
+# their gradient.
 
 # %% tags=["nbval-ignore-output"]
 for W, exact in exacts.items():
@@ -1001,7 +1006,7 @@ for W, exact in exacts.items():
     swap = price(exact, paths[W], substituted, y).sum(1).mean()
     print(f"the gradient's share {part:.3f} stands against substitution's own bias {swap:.3f}")
     assert (part < swap) == (W == 1)
-print("Where the label is open. Probability: mean error. Gradient: rms error over its rms size.")
+print("Where the label is open, rms error over rms size, of the probability (less its mean) and of the gradient:")
 for W, exact in exacts.items():
     data = exact.draw(2000, rng(29))
     for t in (120, 140, 160):
@@ -1009,9 +1014,11 @@ for W, exact in exacts.items():
         log_p = [m.log_prob("label", data["label"], z, t) for m in (exact, nets[W])]
         gradients = [torch.autograd.grad(each.sum(), z)[0] for each in log_p]
         off = ((gradients[1] - gradients[0]).square().mean() / gradients[0].square().mean()).sqrt()
-        wrong = (log_p[1].exp() - log_p[0].exp()).abs().mean().detach()
-        print(f"W = {W:g}, t = {t}: probability off by {wrong:.3f}, gradient by {off:.0%}")
-        assert off > 3 * wrong
+        p_exact, p_net = (each.exp().detach() for each in log_p)
+        size = (p_exact - exact.weights[data["label"]]).square().mean()
+        wrong = ((p_net - p_exact).square().mean() / size).sqrt()
+        print(f"W = {W:g}, t = {t}: probability off by {wrong:.0%}, gradient by {off:.0%}")
+        assert off > 1.2 * wrong
 
 # %% [markdown]
 # And do samples follow the price? Ancestral sampling, 100 steps. We read $x$ as $z_0$ minus the known code, so that
@@ -1033,19 +1040,19 @@ assert apart[4.0, "substitute"] < apart[4.0, "bayes"]
 # ### And on digits, where no truth is known?
 #
 # The price needs the exact chain. Its *differences* do not. Take held-out examples $X = (x, y)$, diffuse them to
-# $z_t$, and score a rule's step against the posterior's, which knows $X$. Since
-# $\mathbb E[\mu_t^X \mid z_t, y] = \mu_t^P$ is a conditional mean, Pythagoras splits the score:
+# $z_t$, and measure a rule's step against the posterior's, which knows $X$. Since
+# $\mathbb E[\mu_t^X \mid z_t, y] = \mu_t^P$ is a conditional mean, Pythagoras splits the miss:
 #
 # $$ \mathbb E\,\|\mu_t^X - \mu_t^Q\|^2 =
 #    \underbrace{\mathbb E\,\|\mu_t^X - \mu_t^P\|^2}_{\text{the same for every rule}}
 #    + \mathbb E\,\|\mu_t^P - \mu_t^Q\|^2 . $$
 #
-# So real data rank the rules as the truth would. First the check on the mixture, where both ways can be walked: the
-# difference of Bayes' and substitution's price.
+# So real data rank the rules as the truth would, up to the size of the steps. First the check on the mixture, where
+# both ways can be walked: the difference of Bayes' and substitution's price.
 
 
 # %% tags=["nbval-ignore-output"]
-def scores(model, values, times, seed):
+def misses(model, values, times, seed):
     """{rule: (B, steps)}: each step's squared miss of the posterior's mean over twice its variance, on real examples."""
     process, y, g, out = model.process, values["label"], rng(seed), {rule: [] for rule in RULES}
     codes = {name: code.double() for name, code in model.encode(values).items()}
@@ -1062,7 +1069,7 @@ def scores(model, values, times, seed):
 
 
 every = [*times, 0]
-by_data = scores(nets[4.0], exacts[4.0].draw(2000, rng(32)), every, 33)
+by_data = misses(nets[4.0], exacts[4.0].draw(2000, rng(32)), every, 33)
 data_gap = (by_data["bayes"] - by_data["substitute"]).sum(1)
 truth_gap = (costs[4.0, "bayes"] - costs[4.0, "substitute"]).sum(1)
 error = (data_gap.var() / len(data_gap) + truth_gap.var() / len(truth_gap)).sqrt()
@@ -1073,12 +1080,12 @@ print(
 assert abs(data_gap.mean() - truth_gap.mean()) < 4 * error
 
 # %% [markdown]
-# Now the digits: the model that ships, 200 held-out images, 25 steps, as the excess over telling.
+# Now the digits: the model that ships, 150 held-out images, 25 steps, as the excess over telling.
 
 # %% tags=["nbval-ignore-output"]
 test = datasets.digits("test")[:150]
 strides = torch.linspace(500, 0, 26).round().long().tolist()
-on_digits = scores(digits, test, strides, 34)
+on_digits = misses(digits, test, strides, 34)
 figure, axis = plt.subplots(figsize=(7, 2.8), layout="constrained")
 middle, excess = [k for k, t in enumerate(strides[:-1]) if t >= 240], {}
 for rule in ("substitute", "bayes"):
@@ -1098,7 +1105,7 @@ axis.legend(frameon=False)
 plots.show(
     figure,
     "Excess price over telling per step on held-out digits: both rules have a hump around the middle of the "
-    "chain, that of Bayes is about twice as high; near t = 0 both are slightly below zero.",
+    "chain, that of Bayes is about one and a half times as high; below t = 240 both are slightly below zero.",
 )
 
 # %% [markdown]
@@ -1106,11 +1113,11 @@ plots.show(
 # on held-out data, it is paid where the label is being decided, and the samples of the table agree with it.
 # *Measured on the mixture*: a loud label makes substitution cheap and the head's gradient expensive, and the
 # ranking turns round by that alone. That the digits' ranking has this cause is **suggested** by their long codes;
-# it is not proved. (Near $t = 0$ telling costs a little more than not telling: the network is told on one example
+# it is not proved. (Below $t = 240$ telling costs a little more than not telling: the network is told on one example
 # in five, and there the label adds nothing any more.)
 #
 # What to do with a new model? The library's exact models default to Bayes. A trained model carries the rule and the
-# sampler that *measured* best in its card, and `scores` costs a minute.
+# sampler that *measured* best in its card, and `misses` costs a minute.
 
 # %% [markdown] tags=["slide"]
 # ## 9 · Play
@@ -1134,14 +1141,15 @@ for setting in (
     figure = widgets.draw_rules(**setting)
     figure.set_size_inches(3.4, 3.6)
     text = ", ".join(f"{name} {value}" for name, value in setting.items())
-    plots.show(figure, f"Samples of class 2 over true points in grey, for {text}.")
+    seen = "a cloud too narrow and pushed outwards" if setting["rule"] == "bayes" else "the cloud and stray points"
+    plots.show(figure, f"Samples of class 2 over true points in grey, for {text}: {seen}.")
 
 # %% [markdown]
 # ## 10 · Exercises
 #
-# **Exercise 1 (warm-up). DDIM from the flow.** Section 6 wrote the probability flow in $y = z/\sqrt{\bar\alpha}$
+# **Exercise 1 (warm-up). DDIM from the flow.** Section 6 wrote the probability flow in $u = z/\sqrt{\bar\alpha}$
 # and $r = \sqrt{(1 - \bar\alpha)/\bar\alpha}$. Freeze $\hat\varepsilon$ and the $e_i$ over a step, integrate, and
-# go back to $z_s$. It should be the library's DDIM step, although no $\hat m_s$ appears. *Hint*:
+# go back to $z_s$. It should be the library's DDIM step (do not call it), although no $\hat m_s$ appears. *Hint*:
 # `guess.noise(process, z, t)` is $\hat\varepsilon$, `guess.codes` are the $e_i$ of the weights that move,
 # `process.level` and `process.weight` give the rest.
 
@@ -1175,10 +1183,10 @@ check_1(flow_step)
 # %% tags=["solution"]
 def flow_step_solution(process, z, guess, t, s):
     (signal, noise), (signal_s, noise_s) = process.level(t, z), process.level(s, z)
-    y = z / signal + guess.noise(process, z, t) * (noise_s / signal_s - noise / signal)
+    u = z / signal + guess.noise(process, z, t) * (noise_s / signal_s - noise / signal)
     for name, e in guess.codes.items():
-        y = y + e * (process.weight(name, s, z) - process.weight(name, t, z))
-    return signal_s * y
+        u = u + e * (process.weight(name, s, z) - process.weight(name, t, z))
+    return signal_s * u
 
 
 solved = check_1(flow_step_solution)
@@ -1188,7 +1196,7 @@ solved
 # %% [markdown]
 # **Exercise 2 (break it). Codes that mislead substitution.** How bad substitution is depends on how the codes lie
 # against the data. Find three codes of length 1 (a tensor of shape (3, 2)) with which substitution, constant
-# $W = 1$, asked for a class, draws *another* class more than nine times in ten, for every class; Bayes should still
+# $W = 1$, asked for a class, draws *another* class more than six times in seven, for every class; Bayes should still
 # get it right. *Hint*: the means are `MIXTURE["means"]`. In which direction would a code have to point, so that the
 # sums $x + W c_y$ are hard to tell apart? (Where they overlap, $z_0$ alone does not tell its label. So the check
 # also *reads* $x$ with the label given.)
@@ -1206,8 +1214,10 @@ def check_2(function):
     if codes is None:
         return widgets.Verdict(False, "the function returns nothing yet")
     codes = torch.as_tensor(codes).double()
-    if tuple(codes.shape) != (3, 2) or not torch.allclose(codes.norm(dim=1), torch.ones(3).double(), atol=1e-3):
-        return widgets.Verdict(False, f"expected a (3, 2) tensor of rows of length 1, got {tuple(codes.shape)}")
+    if tuple(codes.shape) != (3, 2) or not torch.allclose(codes.norm(dim=1), torch.ones(3).double(), atol=0.01):
+        return widgets.Verdict(
+            False, f"expected shape (3, 2) and rows of length 1, got {tuple(codes.shape)}: {codes.tolist()}"
+        )
     model, share, given = mixture(mt.constant(1.0), label_codes=codes), {}, {"label": torch.arange(900) % 3}
     for rule in ("substitute", "bayes"):
         _, z, _ = path_of(model, 900, "ddim", 50, 35, given=given, rule=rule)[-1]
@@ -1216,7 +1226,7 @@ def check_2(function):
     text = f"right in {cell(share['substitute'])} of cases by substitution, {cell(share['bayes'])} by Bayes"
     if min(share["bayes"]) < 0.95:
         return widgets.Verdict(False, text + ". Bayes should not suffer")
-    return widgets.Verdict(max(share["substitute"]) < 0.1, text)
+    return widgets.Verdict(max(share["substitute"]) < 1 / 7, text)
 
 
 check_2(misleading_codes)
@@ -1291,7 +1301,7 @@ solved
 # - Given a label, Bayes and telling compute $\mathbb E[m_t \mid z_t, y]$; substitution misses
 #   $\mathbb E[x \mid z_t, y] - \mathbb E[x \mid z_t]$. The error has a **price in nats**, paid where the label is
 #   decided.
-# - Ancestral sampling is never worse than its price. DDIM can be: noise forgives a wrong rule.
+# - Ancestral samples cannot show more than the price. DDIM's can: without noise nothing forgives a wrong rule.
 # - Guidance by classifier or without one is one formula. Above scale 1 it is not the tilted law.
 # - With trained networks the ranking is open. Held-out data can measure it, no truth needed.
 #
