@@ -515,7 +515,7 @@ for axis, curve in zip(axes, CURVES, strict=True):
         means = [sum(table[curve, w, sampler]) / 3 for w in (0.5, 1.0, 2.0)]
         axis.loglog([0.5, 1, 2], means, look, color=RULES["substitute"], label=f"substitution, {sampler}")
     axis.axhspan(1e-3, 0.005, color=RULES["bayes"], alpha=0.4, label="Bayes, noise floor")
-    axis.set(xlabel="weight $W$ of the label", title=f"{curve}: substitution is off, less if loud, more with ddim")
+    axis.set(xlabel="weight $W$ of the label", title=f"{curve}: a loud label helps substitution")
     axis.set_xticks([0.5, 1, 2], ["0.5", "1", "2"])
     axis.minorticks_off()
 axes[0].set_ylabel("energy distance (mean)")
