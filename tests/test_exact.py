@@ -261,3 +261,18 @@ def test_check_counts_and_compares():
 def test_log_prob_needs_as_many_values_as_states():
     with pytest.raises(ValueError, match=r"1 example|expected 3"):
         mt.exact.LabelledMixture(**MIXTURE, process=PROCESS).log_prob("label", torch.tensor([0]), Z, 2)
+
+
+def test_a_float32_state_is_seen_by_weights_in_float64():
+    model, z = mixture(mt.constant(0.3)), randn(20, 2).float()
+    for t in (0, 100):
+        single, double = model.predict(z, t), model.predict(z.double(), t)
+        assert torch.equal(single.aggregate, double.aggregate)
+
+
+def test_a_label_that_is_read_repeats_by_generator():
+    """At t = T nothing is known: two hundred labels are drawn from the prior."""
+    model, z = mixture(mt.constant(1.0)), randn(200, 2)
+    labels = [model.read(z, 200, generator=generator(seed))["label"] for seed in (0, 0, 1)]
+    assert torch.equal(labels[0], labels[1])
+    assert not torch.equal(labels[0], labels[2])

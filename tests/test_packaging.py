@@ -115,6 +115,12 @@ def test_the_readmes_table_is_the_measured_one():
     assert bounds(results) in README
 
 
+def test_the_readme_quotes_the_mutants_as_measured():
+    result = json.loads((ROOT / "data" / "results" / "mutants.json").read_text())
+    assert f"{result['mutants']:,} times" in README
+    assert f"notice {100 * result['rate']:.1f}% of the changes" in README
+
+
 def test_every_theory_section_that_the_code_names_is_on_the_page():
     sections = set(re.findall(r"^## (\d)\.", (ROOT / "notebooks" / "theory.md").read_text(), re.M))
     named = {n for file in (ROOT / "mtdiff").rglob("*.py") for n in re.findall(r"theory (\d)", file.read_text())}
