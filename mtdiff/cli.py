@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
+import PIL.Image
 import torch
 import tyro
 
@@ -15,10 +17,11 @@ from mtdiff.evaluation import mean_and_error
 from mtdiff.experiments import EXPERIMENTS, Experiment, budget, provenance
 from mtdiff.experiments.report import markdown
 from mtdiff.files import CARD, write_atomic
+from mtdiff.modalities import Image, Label, Mask
 from mtdiff.sampling import RULES, SAMPLERS, sample
 from mtdiff.training import Interrupted
 
-Name = Annotated[Literal["image-label"], tyro.conf.Positional]
+Name = Annotated[Literal["image-label", "image-transition", "masked-image"], tyro.conf.Positional]
 
 
 @dataclass
@@ -27,10 +30,11 @@ class Train:
 
     experiment: Name
     """What to train."""
-    data: str = "digits"
-    """What to train on: digits (8x8, 1437 images)."""
+    data: str | None = None
+    """What to train on. image-label: digits; the others: shapes16 (default) or shapes32."""
     variant: str | None = None
-    """image-label: fade-in (default), from-zero, constant, own-channels or unshared."""
+    """image-label: fade-in (default), from-zero, constant, own-channels, image-only or unshared; image-transition:
+    transition (default), conditional or sdedit; masked-image: masked (default), plain, augment, own-channels or unshared."""
     budget: Literal["quick", "full"] | None = None
     """How long: quick (600 steps) or full (5000 steps); default: the variable MTDIFF_BUDGET, or quick."""
     steps: int | None = None
@@ -49,16 +53,15 @@ class Train:
     def run(self) -> None:
         """Train, save the averaged model with its card, and say where."""
         experiment = EXPERIMENTS[self.experiment]
-        variant = self.variant or next(iter(experiment.variants))
-        out = self.out or Path("runs") / self.experiment / self.data / f"{variant}-{self.seed}"
-        _known(experiment, self.data)
-        config = experiment.config(self.data, variant, self.budget or budget())
+        variant, data = self.variant or next(iter(experiment.variants)), _data(experiment, self.data)
+        out = self.out or Path("runs") / self.experiment / data / f"{variant}-{self.seed}"
+        config = experiment.config(data, variant, self.budget or budget())
         config.seed = self.seed
         for name in ("steps", "batch_size", "lr"):
             if getattr(self, name) is not None:
                 setattr(config, name, getattr(self, name))
         config.__post_init__()
-        trainer = experiment.trainer(self.data, variant, config, out, _device(self.device))
+        trainer = experiment.trainer(data, variant, config, out, _device(self.device))
         resumed = trainer.resume()
         saved = (out / CARD).is_file()
         if saved and not resumed:
@@ -74,6 +77,7 @@ class Train:
             "data": {"name": trainer.data.name, "sha256": trainer.data.hash(), "examples": len(trainer.data)},
             "variant": variant,
             "training": {**vars(config), "wall_seconds": round(trainer.seconds, 1)},
+            **({"probes": trainer.probes} if trainer.probes else {}),
             "provenance": provenance(self.device),
         }
         model.save(out, card)
@@ -90,7 +94,8 @@ class Sample:
     n: int = 20
     """How many examples."""
     given: tuple[str, ...] = ()
-    """Known modalities as NAME=VALUE, for example label=3."""
+    """Known modalities as NAME=VALUE: a class (label=3), a picture file (source=night.png), an example of the held-out
+    data (source=test:7)."""
     rule: Literal[RULES] | None = None
     """How given values act; default: what the model's card says."""
     sampler: Literal[SAMPLERS] | None = None
@@ -119,20 +124,52 @@ class Sample:
             model, self.n, given=given, rule=self.rule, sampler=self.sampler, steps=self.steps, guidance=self.guidance,
             generator=generator,
         )  # fmt: skip
-        save_grid(drawn, model.modalities["label"].names if "label" in drawn else (), self.out)
-        print(*[f"labels: {drawn['label'].tolist()}"] if "label" in drawn else [], f"picture: {self.out}", sep="\n")
+        labels = {name: m.names for name, m in model.modalities.items() if isinstance(m, Label)}
+        save_grid(drawn, labels, self.out)
+        print(*[f"{name}s: {drawn[name].tolist()}" for name in labels], f"picture: {self.out}", sep="\n")
 
     def _parse(self, model, text: str):
-        """NAME=VALUE as (name, tensor); a label may be given by its class name or number."""
+        """NAME=VALUE as (name, tensor): a class by its name or number, a picture file, or a held-out example."""
         name, _, value = text.partition("=")
         if name not in model.modalities:
             raise ValueError(f"--given {text}: unknown modality {name!r}; this model has {list(model.modalities)}")
-        names = getattr(model.modalities[name], "names", None)
-        if names is None:
-            raise ValueError(f"--given {text}: only labels can be given on the command line")
-        if value not in names:
-            raise ValueError(f"--given {text}: {value!r} is not one of {names}")
-        return name, torch.tensor([names.index(value)], device=self.device)
+        modality = model.modalities[name]
+        if value.startswith("test:"):
+            return name, self._held_out(model, name, text, value[5:]).to(self.device)
+        if isinstance(modality, Label):
+            if value not in modality.names:
+                raise ValueError(f"--given {text}: {value!r} is not one of {modality.names}")
+            return name, torch.tensor([modality.names.index(value)], device=self.device)
+        if isinstance(modality, Image | Mask):
+            return name, _picture(modality, text, value).to(self.device)
+        raise ValueError(f"--given {text}: only classes, pictures and masks can be given, or an example as {name}=test:K")
+
+    def _held_out(self, model, name: str, text: str, index: str) -> torch.Tensor:
+        """One value of the held-out set that the model's experiment is judged on."""
+        experiment = EXPERIMENTS.get(model.card.get("experiment"))
+        if experiment is None:
+            raise ValueError(f"--given {text}: the model's card names no experiment whose held-out data could be used")
+        data = next(key for key in experiment.data if model.card["data"]["name"].startswith(key))
+        values = experiment.data[data]("test").values[name]
+        if not index.isdigit() or int(index) >= len(values):
+            raise ValueError(f"--given {text}: expected an example in test:0..test:{len(values) - 1}")
+        return values[int(index)][None]
+
+
+def _picture(modality, text: str, path: str) -> torch.Tensor:
+    """A picture file as one image in [-1, 1], or as a mask of zeros and ones (white is 1)."""
+    channels, height, width = (1, *modality.size) if isinstance(modality, Mask) else modality.shape
+    if channels not in (1, 3):
+        raise ValueError(f"--given {text}: a picture file has 1 or 3 channels, {modality.name!r} has {channels}")
+    try:
+        with PIL.Image.open(path) as file:
+            picture = file.convert("L" if channels == 1 else "RGB")
+    except (PIL.UnidentifiedImageError, OSError) as error:
+        raise ValueError(f"--given {text}: {path} cannot be read as a picture ({error})") from None
+    if picture.size != (width, height):
+        raise ValueError(f"--given {text}: the picture is {picture.width}x{picture.height}, expected {width}x{height}")
+    value = torch.from_numpy(np.array(picture)).float().reshape(1, height, width, channels).movedim(-1, 1)
+    return (value > 127).float() if isinstance(modality, Mask) else value / 127.5 - 1
 
 
 @dataclass
@@ -141,10 +178,10 @@ class Evaluate:
 
     experiment: Name
     """What the models were trained for."""
-    models: tuple[str, ...] = ("image-label/digits",)
-    """Folders that train wrote, or names of shipped models."""
-    data: str = "digits"
-    """What to judge on."""
+    models: tuple[str, ...] = ()
+    """Folders that train wrote, or names of shipped models; default: the shipped model of the experiment and data."""
+    data: str | None = None
+    """What to judge on; default: the experiment's first, as in train."""
     n: int = 2000
     """Samples for each figure."""
     seed: int = 0
@@ -157,10 +194,8 @@ class Evaluate:
     def run(self) -> None:
         """Evaluate every model, average by variant, print and write."""
         experiment = EXPERIMENTS[self.experiment]
-        _known(experiment, self.data)
-        if not self.models:
-            raise ValueError("--models names no model")
-        models = [(name, load(name)) for name in self.models]
+        data = _data(experiment, self.data)
+        models = [(name, load(name)) for name in self.models or (f"{self.experiment}/{data}",)]
         for name, model in models:
             if model.card.get("experiment", self.experiment) != self.experiment:
                 raise ValueError(f"{name} was trained for {model.card['experiment']}, not for {self.experiment}")
@@ -168,7 +203,7 @@ class Evaluate:
         for k, (name, model) in enumerate(models):
             if k == 0 and self.publish:
                 model = load(model.save(self.publish, half=True))  # judged as it is published: rounded
-            metrics = experiment.evaluate(model, self.data, self.seed + k, self.n)
+            metrics = experiment.evaluate(model, data, self.seed + k, self.n)
             variant = model.card.get("variant", name)
             rows.append({"model": name, "variant": variant, "card": model.card, "metrics": metrics})
             print(f"{name}: {json.dumps(_rounded(metrics))}")
@@ -177,16 +212,19 @@ class Evaluate:
         variants = {}
         for variant in dict.fromkeys(row["variant"] for row in rows):
             variants[variant] = _average([row["metrics"] for row in rows if row["variant"] == variant])
-        result = {"experiment": self.experiment, "data": self.data, "n": self.n, "provenance": provenance(),
+        result = {"experiment": self.experiment, "data": data, "n": self.n, "provenance": provenance(),
                   "variants": variants, "runs": _rounded(rows)}  # fmt: skip
         if self.out:
             write_atomic(self.out, (json.dumps(result, indent=1) + "\n").encode())
         print(markdown([result]), end=f"written: {self.out}\n" if self.out else "")
 
 
-def _known(experiment: Experiment, data: str) -> None:
-    if data not in experiment.data:
-        raise ValueError(f"{experiment.name} has no data {data!r}; it has {list(experiment.data)}")
+def _data(experiment: Experiment, name: str | None) -> str:
+    """The chosen data of an experiment, its first unless a name is given."""
+    name = name or next(iter(experiment.data))
+    if name not in experiment.data:
+        raise ValueError(f"{experiment.name} has no data {name!r}; it has {list(experiment.data)}")
+    return name
 
 
 def _device(name: str) -> str:

@@ -54,6 +54,7 @@ def elbo(
     samples: int = 1,
     *,
     present: Collection[str] | None = None,
+    given: Collection[str] = (),
     importance: bool = True,
     generator: torch.Generator | None = None,
 ) -> Bound:
@@ -70,6 +71,8 @@ def elbo(
         samples: draws per example, at least 1.
         present: the set S of modalities in the aggregate; None is all. Then only these are read: the result bounds
             log p_S of them alone.
+        given: modalities that are told at every step and not read (the source of a transition always is): the result
+            bounds log p(the others | given).
         importance: draw t in proportion to a rough cost, 1/2 (SNR_{t-1} - SNR_t) with SNR limited to that of unit-variance
             data, instead of uniformly; the weights keep it unbiased.
         generator: source of all draws.
@@ -79,7 +82,8 @@ def elbo(
 
     Raises:
         KeyError: the batch lacks a modality that is read, or names an unknown one.
-        ValueError: an invalid value, samples < 1, an empty present set, or one without the source of a transition.
+        ValueError: an invalid value, samples < 1, an empty present set, one without the source of a transition or
+            something given, or nothing that is left to read.
 
     Source: ours, theory 3; importance sampling of t: Kingma et al. 2021.
     """
@@ -93,9 +97,14 @@ def elbo(
     process, device = model.process, next(iter(batch.values())).device
     if process.prior is not None and process.prior not in names:
         raise ValueError(f"the process ends at {process.prior!r}: it must be in the present set, got {names}")
+    absent = [name for name in given if name not in names]
+    if absent:
+        raise ValueError(f"given names {absent}, which are not in the present set {names}")
     codes = {name: code.double() for name, code in model.encode({name: batch[name] for name in names}).items()}
-    told = {process.prior: batch[process.prior]} if process.prior in names else {}
+    told = {name: batch[name] for name in names if name in given or name == process.prior}
     read = {name: batch[name] for name in names if name not in told}
+    if not read:
+        raise ValueError(f"everything in the present set {names} is given: nothing is left to read")
     mask = {n: torch.full((size,), n in names, device=device) for n in process.names} if present is not None else None
     chances = _step_chances(process, importance).to(device)
 

@@ -28,8 +28,8 @@ def multitask_loss(
     batch: Mapping[str, Tensor],
     *,
     weights: Mapping[str, float] | None = None,
-    drop: Mapping[str, float] | None = None,
-    give: Mapping[str, float] | None = None,
+    drop: Mapping[str, float | str] | None = None,
+    give: Mapping[str, float | str] | None = None,
     generator: torch.Generator | None = None,
 ) -> Loss:
     """E over t, noise and the present set S: || target - output ||^2 + sum_i lambda_i loss_i(x_i, D_i(z_t, t)).
@@ -41,9 +41,10 @@ def multitask_loss(
         model: the model; its modalities are all in the batch.
         batch: {name: (B, ...)}.
         weights: {name: lambda_i >= 0}, 1 where not named.
-        drop: {name: probability in [0, 1] that a modality is absent from S}, 0 where not named.
-        give: {name: probability in [0, 1] that the backbone is told the value} (rule 3). The head of a told
-            modality is not scored on that example: it would only copy.
+        drop: {name: probability in [0, 1] that a modality is absent from S}, 0 where not named. The name of another
+            modality in place of a number: absent together with that one.
+        give: {name: probability in [0, 1] that the backbone is told the value, or a name as in drop} (rule 3). The head
+            of a told modality is not scored on that example: it would only copy.
         generator: source of steps, noise and sets.
 
     Returns:
@@ -51,7 +52,7 @@ def multitask_loss(
 
     Raises:
         KeyError: batch, weights, drop or give names an unknown modality, or batch lacks one.
-        ValueError: an invalid value in the batch, or a number out of range.
+        ValueError: an invalid value in the batch, a number out of range, or a name in drop or give that has no number there.
 
     Source: Chen et al. 2024 (multi-task loss); random present sets are ours (theory 2).
     """
@@ -63,18 +64,27 @@ def multitask_loss(
         for name, number in (numbers or {}).items():
             if name not in model.modalities:
                 raise KeyError(f"{what} names an unknown modality {name!r}; this model has {list(model.modalities)}")
-            if not 0 <= number <= top:
+            shared = what != "weights" and isinstance(number, str)
+            if shared and not isinstance(numbers.get(number), (int, float)):
+                raise ValueError(f"{what}[{name!r}] is {number!r}, which has no probability in {what}: {dict(numbers)}")
+            if not shared and not 0 <= number <= top:
                 raise ValueError(f"{what}[{name!r}] must be in [0, {top}], got {number}")
 
-    def coins(probability: float) -> Tensor:
-        return torch.rand(size, generator=generator, device=device) < probability
+    def coins(chances: Mapping[str, float | str] | None) -> dict[str, Tensor]:
+        """{name: (B,) bool}; a modality with another's name shares its coin."""
+        odds = {name: chances.get(p, p) for name, p in (chances or {}).items()}
+        thrown = {}
+        for name, p in odds.items():
+            if p > 0 and p == chances[name]:
+                thrown[name] = torch.rand(size, generator=generator, device=device) < p
+        return {name: thrown[name if name in thrown else chances[name]] for name, p in odds.items() if p > 0}
 
     process, device = model.process, next(iter(batch.values())).device
     where = (torch.arange(size, device=device) + torch.rand(size, generator=generator, device=device)) / size
     steps = process.steps - process.first + 1
     t = process.first + (where * steps).long().clamp(max=steps - 1)
-    present = {name: ~coins(p) for name, p in (drop or {}).items() if p > 0}
-    told = {name: coins(p) for name, p in (give or {}).items() if p > 0}
+    present = {name: ~dropped for name, dropped in coins(drop).items()}
+    told = coins(give)
 
     m_t = process.aggregate(model.encode(batch), t, present)
     eps = torch.randn(m_t.shape, dtype=m_t.dtype, device=device, generator=generator)

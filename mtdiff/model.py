@@ -144,20 +144,15 @@ class MTDiffusion(nn.Module):
             The prediction, in the dtype of z_t.
         """
         u = torch.as_tensor(t, device=z_t.device).expand(len(z_t)).to(self.dtype) / self.process.steps
-        condition = z_t.new_zeros(len(z_t), self.backbone.embedding, dtype=self.dtype)
-        for name, value in (given or {}).items():
-            embedded = self.modalities[name].condition(value)
-            condition = condition + (embedded if told is None else embedded * told[name][:, None])
-        for name, mask in (present or {}).items():
-            condition = condition + self.absent[name] * (~mask.to(z_t.device))[:, None]
-        features, pooled = self.backbone(z_t.to(self.dtype), u, condition)
+        features, pooled = self.backbone(z_t.to(self.dtype), u, **self._tell(z_t, given, present, told))
         output = self.denoise(features).to(z_t.dtype)
         aggregate = self._to_aggregate(output, z_t, t)
-        params, estimate = {}, {}
-        for name, modality in self.modalities.items():
+        params, estimate = dict.fromkeys(self.modalities), dict.fromkeys(self.modalities)
+        for name, modality in sorted(self.modalities.items(), key=lambda item: item[1].start == "rest"):
+            state = self._rest(name, z_t, t, estimate, given, present, told) if modality.start == "rest" else z_t
             gain, variance = self.process.wiener(name, t, z_t)
             weight = self.process.weight(name, t, z_t)
-            params[name] = modality.head(View(features, pooled, z_t, aggregate, weight, gain, variance))
+            params[name] = modality.head(View(features, pooled, state, aggregate, weight, gain, variance))
             estimate[name] = modality.estimate(params[name]).to(z_t.dtype)
         return Prediction(aggregate, params, estimate, output)
 
@@ -322,6 +317,45 @@ class MTDiffusion(nn.Module):
         if self.prediction == "v":
             return signal * z_t - noise * output
         return (z_t - noise * output) / signal
+
+    def _tell(self, z_t: Tensor, given, present, told) -> dict[str, Tensor]:
+        """What the backbone is told: the sum of all vectors, the sum of all maps, and all tokens."""
+        out = {"condition": z_t.new_zeros(len(z_t), self.backbone.embedding, dtype=self.dtype)}
+        tokens, keep = [], []
+        for name, value in (given or {}).items():
+            modality = self.modalities[name]
+            embedded = modality.condition(value.to(self.dtype) if value.is_floating_point() else value)
+            heard = torch.ones(len(z_t), dtype=torch.bool, device=z_t.device) if told is None else told[name]
+            if modality.told_as == "tokens":
+                tokens.append(embedded)
+                keep.append(heard[:, None].expand(embedded.shape[:2]))
+            else:
+                slot = "condition" if modality.told_as == "vector" else "context"
+                out[slot] = out.get(slot, 0) + embedded * heard.reshape(-1, *[1] * (embedded.ndim - 1))
+        if tokens:
+            out |= {"tokens": torch.cat(tokens, 1), "keep": torch.cat(keep, 1)}
+        for name, mask in (present or {}).items():
+            out["condition"] = out["condition"] + self.absent[name] * (~mask.to(z_t.device))[:, None]
+        return out
+
+    def _rest(self, name: str, z_t: Tensor, t: int | Tensor, estimate, given, present, told) -> Tensor:
+        """What the other codes leave of z_t: z_t - sqrt(abar_t) sum_{j != i} W_t^j e_j, e_j told, or estimated so far."""
+        explained = torch.zeros_like(z_t)
+        for other in self.process.entering:
+            guess = estimate[other]
+            code = None if guess is None else guess.detach()
+            if other in (given or {}):
+                known = self.modalities[other].encode(given[other]).to(z_t.dtype)
+                blank = torch.zeros_like(known) if code is None else code
+                heard = None if told is None else told[other].reshape(-1, *[1] * (z_t.ndim - 1))
+                code = known if heard is None else torch.where(heard, known, blank)
+            if code is None or other == name:
+                continue
+            weight = self.process.weight(other, t, z_t)
+            if other in (present or {}):
+                weight = weight * present[other].to(z_t.device).reshape(weight.shape)
+            explained = explained + weight * code
+        return z_t - self.process.level(t, z_t)[0] * explained
 
     def _check_headless(self) -> None:
         """A modality without a head reads its slice of the aggregate: nobody else may write there, and W_t > 0."""

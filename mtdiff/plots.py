@@ -5,6 +5,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import seaborn as sns
+import torch
 from IPython.display import display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -233,19 +234,52 @@ def trajectory(states: Sequence[Tensor], steps: Sequence[int], title: str = "") 
     return figure
 
 
-def save_grid(drawn: Mapping[str, Tensor], names: Sequence[str], path: str | Path) -> None:
-    """Write samples as a picture file.
+def picture_rows(rows: Mapping[str, Tensor], titles: Sequence[str] = (), title: str = "") -> Figure:
+    """Pictures of the same examples below each other: a row for each kind, a column for each example.
 
     Args:
-        drawn: {"image": (N, C, H, W)} and, where there are labels, {"label": (N,)}.
-        names: class names.
+        rows: {what it is: (N, C, H, W) in [-1, 1], or a mask of zeros and ones (N, 1, H, W) bool}.
+        titles: text above each column.
+        title: text above the figure.
+
+    Returns:
+        The figure.
+    """
+    columns = min(len(picture) for picture in rows.values())
+    size = (0.78 * columns + 1.2, 0.8 * len(rows) + 0.3 * bool(title) + 0.2 * bool(titles))
+    figure, axes = plt.subplots(len(rows), columns, figsize=size, squeeze=False, layout="constrained")
+    for line, (name, pictures) in zip(axes, rows.items(), strict=True):
+        for axis, picture in zip(line, pictures, strict=False):
+            show_image(axis, picture.float() * 2 - 1 if picture.dtype == torch.bool else picture)
+        line[0].text(-0.15, 0.5, name, transform=line[0].transAxes, ha="right", va="center", fontsize=9)
+    for axis, text in zip(axes[0], titles, strict=False):
+        axis.set_title(text, fontsize=8, pad=2)
+    if title:
+        figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def save_grid(drawn: Mapping[str, Tensor], labels: Mapping[str, Sequence[str]], path: str | Path) -> None:
+    """Write samples as a picture file: a grid where there is one kind of picture, else a row for each.
+
+    Args:
+        drawn: {name: (N, ...)} what `mtdiff.sample` returned.
+        labels: {name of a label: its class names}.
         path: the file; its ending says the format.
 
     Raises:
         OSError: the file cannot be written.
     """
     style()
-    figure = pair_grid(drawn["image"], drawn.get("label"), names)
+    pictures = {name: value for name, value in drawn.items() if value.ndim == 4}
+    texts = {name: [names[y] for y in drawn[name].tolist()] for name, names in labels.items()}
+    if len(pictures) == 1:
+        label = next(iter(labels), None)
+        (picture,) = pictures.values()
+        figure = pair_grid(picture, drawn.get(label), labels.get(label, ()))
+    else:
+        rows = {name: v.bool() if set(v.unique().tolist()) <= {0.0, 1.0} else v for name, v in pictures.items()}
+        figure = picture_rows(rows, next(iter(texts.values()), ()))
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     plt.close(figure)

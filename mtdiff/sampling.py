@@ -1,8 +1,9 @@
 """Sampling: joint or with some modalities given, for exact and trained models alike (theory 4)."""
 
 import collections
+import functools
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ def sample(
     sampler: str | None = None,
     steps: int = 50,
     guidance: float = 1.0,
+    present: Collection[str] | None = None,
+    start: tuple[int, Tensor] | None = None,
     generator: torch.Generator | None = None,
 ) -> dict[str, Tensor]:
     """Draw all modalities, some of which may be given: any to any.
@@ -41,6 +44,9 @@ def sample(
             card says that another one measured better.
         steps: number of intervals between t = T and the read-out, 1..T (Heun evaluates twice in each).
         guidance: scale of "bayes" or "conditioned"; 1 is none beyond the rule itself.
+        present: the set S of modalities that the chain carries; None is all. The heads read the others off it. What is
+            given outside of S is only told, by the rule "conditioned".
+        start: (t, z_t) to start from in place of the chain's end, z_t (n, *Z): SDEdit's way.
         generator: source of all noise, on the model's device.
 
     Returns:
@@ -49,24 +55,29 @@ def sample(
     Raises:
         KeyError: given or rule names an unknown modality.
         ValueError: an unknown sampler or rule, steps out of range, guidance that the rule does not take, a given
-            value that does not fit, or a transition whose source is not given.
+            value that does not fit, a transition whose source is not given, a present set without something it needs, or
+            a start of another shape or step.
 
     Source: rules 1 and 2 follow Chen et al. 2024 (classifier guidance as a special case); see theory 4.
     """
     given, rules = _given(model, n, given, rule, guidance)
     if given and all(r == "readout" for r in rules.values()):
-        present = {name: torch.full((n,), name in given, device=model.device) for name in model.modalities}
+        if present is not None or start is not None:
+            raise ValueError('rule "readout" has no chain: it takes neither `present` nor `start`')
+        mask = _mask(model, n, given)
         t, codes = model.process.first, _double(model.encode(given))
-        z, _ = model.process.diffuse(codes, t, _noise(model, n, generator), present)
+        z, _ = model.process.diffuse(codes, t, _noise(model, n, generator), mask)
         with torch.no_grad():
-            drawn = model.read(z, t, present=present, generator=generator)
+            drawn = model.read(z, t, present=mask, generator=generator)
     else:
         path = sample_path(
-            model, n, given=given, rule=rules, sampler=sampler, steps=steps, guidance=guidance, generator=generator
-        )
+            model, n, given=given, rule=rules, sampler=sampler, steps=steps, guidance=guidance, present=present,
+            start=start, generator=generator,
+        )  # fmt: skip
         t, z, prediction = collections.deque(path, maxlen=1).pop()
         with torch.no_grad():
-            drawn = model.read(z, t, given=given, generator=generator, prediction=prediction)
+            mask = None if present is None else _mask(model, n, present)
+            drawn = model.read(z, t, given=given, present=mask, generator=generator, prediction=prediction)
     return {**drawn, **given}
 
 
@@ -79,6 +90,8 @@ def sample_path(
     sampler: str | None = None,
     steps: int = 50,
     guidance: float = 1.0,
+    present: Collection[str] | None = None,
+    start: tuple[int, Tensor] | None = None,
     generator: torch.Generator | None = None,
 ) -> Iterator[tuple[int, Tensor, Prediction]]:
     """The reverse chain as a generator; arguments as in `sample`.
@@ -94,6 +107,8 @@ def sample_path(
         sampler: as in `sample`.
         steps: as in `sample`.
         guidance: as in `sample`.
+        present: as in `sample`.
+        start: as in `sample`.
         generator: as in `sample`.
 
     Yields:
@@ -113,28 +128,30 @@ def sample_path(
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler must be one of {SAMPLERS}, got {sampler!r}")
     process = model.process
-    if not 1 <= steps <= process.steps - process.first:
-        raise ValueError(f"steps must be in 1..{process.steps - process.first} for this schedule, got {steps}")
-    times = torch.linspace(process.steps, process.first, steps + 1, dtype=torch.float64).round().long().tolist()
     known = _double(model.encode(given)) if given else {}
-    z = _start(model, n, known, generator)
+    absent = _absent(model, present, rules)
+    top, z = (process.steps, _start(model, n, known, generator)) if start is None else _started(model, n, *start)
+    if not 1 <= steps <= top - process.first:
+        raise ValueError(f"steps must be in 1..{top - process.first} from t = {top}, got {steps}")
+    times = torch.linspace(top, process.first, steps + 1, dtype=torch.float64).round().long().tolist()
+    inform = functools.partial(_informed, model, given=given, known=known, rules=rules, guidance=guidance, absent=absent)
     previous: tuple[int, Guess] | None = None
     for t, s in itertools.pairwise(times):
-        prediction = _informed(model, z, t, given, known, rules, guidance)
+        prediction = inform(z, t)
         yield t, z, prediction
         guess = Guess.of(process, prediction)
         if sampler == "ddpm":
             z_next = ancestral(process, z, guess, t, s, _noise(model, n, generator))
         elif sampler == "heun":
             end = ddim(process, z, guess, t, s)
-            guess_end = Guess.of(process, _informed(model, end, s, given, known, rules, guidance))
+            guess_end = Guess.of(process, inform(end, s))
             z_next = heun(process, z, guess, t, s, end, guess_end)
         elif sampler == "dpm++" and previous is not None:
             z_next = ddim(process, z, extrapolate(process, *previous, t, guess, s), t, s)
         else:
             z_next = ddim(process, z, guess, t, s)
         previous, z = (t, guess), z_next
-    yield times[-1], z, _informed(model, z, times[-1], given, known, rules, guidance)
+    yield times[-1], z, inform(z, times[-1])
 
 
 def _given(model, n, given, rule, guidance):
@@ -176,48 +193,79 @@ def _noise(model, n, generator):
     return torch.randn((n, *model.space), dtype=torch.float64, device=model.device, generator=generator)
 
 
+def _mask(model, n, names):
+    """{name: (n,) bool}: whether it is one of `names`."""
+    return {name: torch.full((n,), name in names, device=model.device) for name in model.modalities}
+
+
+def _absent(model, present, rules):
+    """The modalities that the chain does not carry, checked."""
+    if present is None:
+        return ()
+    for name in present:
+        if name not in model.modalities:
+            raise KeyError(f"present names an unknown modality {name!r}; this model has {list(model.modalities)}")
+    left_out = [name for name, rule in rules.items() if rule != "conditioned" and name not in present]
+    if not present or left_out or model.process.prior not in (None, *present):
+        needed = left_out or [model.process.prior or "one modality"]
+        raise ValueError(f"present must hold {needed}, got {list(present)}")
+    return tuple(name for name in model.modalities if name not in present)
+
+
+def _started(model, n, t, z):
+    """A start that the caller chose, checked: the step and z_t in float64."""
+    first, last = model.process.first, model.process.steps
+    if not isinstance(t, int) or not first < t <= last:
+        raise ValueError(f"start needs a step in {first + 1}..{last}, got {t!r}")
+    if tuple(z.shape) != (n, *model.space):
+        raise ValueError(f"start needs z_t of shape {(n, *model.space)}, got {tuple(z.shape)}")
+    return t, z.to(model.device).double()
+
+
 def _start(model, n, known, generator):
     """z_T from N(0, I), or in transition mode from q(z_T | source), which is known exactly."""
     noise = _noise(model, n, generator)
     prior = model.process.prior
     if prior is None:
         return noise
-    absent = {name: torch.zeros(n, dtype=torch.bool, device=noise.device) for name in model.process.names if name != prior}
-    return model.process.diffuse({prior: known[prior]}, model.process.steps, noise, absent)[0]
+    return model.process.diffuse({prior: known[prior]}, model.process.steps, noise, _mask(model, n, [prior]))[0]
 
 
-def _informed(model, z, t, given, known, rules, guidance) -> Prediction:
+def _informed(model, z, t, *, given, known, rules, guidance, absent) -> Prediction:
     """The model's prediction with the given values worked in by their rules: told, then Bayes, then substituted."""
     told = {name: given[name] for name, r in rules.items() if r == "conditioned"}
     bayes = next((name for name, r in rules.items() if r == "bayes"), None)
+    mask = _mask(model, len(z), [i for i in model.modalities if i not in absent]) if absent else None
     with torch.set_grad_enabled(bayes is not None):
         leaf = z.detach().requires_grad_(bayes is not None)
-        prediction = model.predict(leaf, t, given=told or None)
+        prediction = model.predict(leaf, t, given=told or None, present=mask)
         if bayes is not None:
-            log_p = model.log_prob(bayes, given[bayes], leaf, t, given=told or None, prediction=prediction)
+            log_p = model.log_prob(bayes, given[bayes], leaf, t, given=told or None, present=mask, prediction=prediction)
             (gradient,) = torch.autograd.grad(log_p.sum(), leaf)
     aggregate = prediction.aggregate.detach()
     estimate = {name: e.detach() for name, e in prediction.estimate.items()}
     params = {name: p.detach() for name, p in prediction.params.items()}
     if told and guidance != 1.0:  # classifier-free guidance: extrapolate from untold to told
         with torch.no_grad():
-            untold = model.predict(z, t)
+            untold = model.predict(z, t, present=mask)
         aggregate = torch.lerp(untold.aggregate, aggregate, guidance)
         estimate = {name: torch.lerp(untold.estimate[name], e, guidance) for name, e in estimate.items()}
     if bayes is not None:  # theory 4, rule 2: Tweedie
         signal, noise = model.process.level(t, z)
         aggregate = aggregate + guidance * noise**2 / signal * gradient
-        _solve_moving(model.process, t, aggregate, known, estimate)
+        _solve_moving(model.process, t, aggregate, known, estimate, absent)
     for name, code in known.items():
         if rules[name] == "substitute":  # theory 4, rule 1
             aggregate = aggregate + model.process.weight(name, t, z) * (code - estimate[name])
         estimate[name] = code
+    for name in absent:
+        estimate[name] = torch.zeros_like(z)
     return Prediction(aggregate, params, estimate)
 
 
-def _solve_moving(process, t, aggregate, known, estimate) -> None:
+def _solve_moving(process, t, aggregate, known, estimate, absent) -> None:
     """Bayes corrects the aggregate only: what the known codes leave of it belongs to the one unknown that moves."""
-    unknown = [i for i in process.entering if i not in known]
+    unknown = [i for i in process.entering if i not in known and i not in absent]
     moving = [i for i in unknown if i in process.moving]
     if moving and len(unknown) > 1:
         raise ValueError(f'rule "bayes" cannot tell the unknown {unknown} apart while {moving} moves; use "conditioned"')

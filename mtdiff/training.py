@@ -20,7 +20,7 @@ from mtdiff.files import write_atomic
 from mtdiff.losses import Loss, multitask_loss
 from mtdiff.model import MTDiffusion
 
-STATE, HISTORY = "training.pt", "history.json"
+STATE, HISTORY, PROBES = "training.pt", "history.json", "probes.json"
 
 
 @dataclass
@@ -35,11 +35,12 @@ class TrainConfig:
     clip: float = 1.0  # largest norm of the gradient
     ema: float = 0.999  # decay of the averaged weights at the end of its own warm-up
     weights: dict[str, float] = field(default_factory=dict)  # lambda of each modality's loss
-    drop: dict[str, float] = field(default_factory=dict)  # how often a modality is absent from the aggregate
-    give: dict[str, float] = field(default_factory=dict)  # how often the backbone is told a value (rule 3)
+    drop: dict[str, float | str] = field(default_factory=dict)  # how often a modality is absent from the aggregate
+    give: dict[str, float | str] = field(default_factory=dict)  # how often the backbone is told a value (rule 3)
     seed: int = 0  # of batches, steps, noise and sets
     log_every: int = 50  # steps between two rows of the history
     save_every: int = 1000  # steps between two checkpoints
+    probe_every: int = 0  # steps between two looks at the averaged model (see `Trainer`); 0: none
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "log_every", "save_every"):
@@ -48,7 +49,7 @@ class TrainConfig:
         for name in ("lr", "clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("warmup", "weight_decay"):
+        for name in ("warmup", "weight_decay", "probe_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if not 0 <= self.ema < 1:
@@ -69,6 +70,8 @@ class Trainer:
         folder: where checkpoints and the history go; None keeps everything in memory.
         loss: (model, batch, generator) -> Loss; None is `multitask_loss` with the config's options.
         device: where to train.
+        probe: averaged model -> {name: number}, called every `config.probe_every` steps and at the last one; the rows are
+            in `.probes`. Its time does not count as training, and it must not draw from torch's global generator.
 
     Raises:
         ValueError: an example of the data does not fit the model, or the batch size does not fit the data.
@@ -85,6 +88,7 @@ class Trainer:
         folder: str | Path | None = None,
         loss: Callable[[MTDiffusion, Mapping[str, Tensor], torch.Generator], Loss] | None = None,
         device: str | torch.device = "cpu",
+        probe: Callable[[MTDiffusion], Mapping[str, float]] | None = None,
     ):
         model.check(data.values, f"data set {data.name!r}")
         missing = [name for name in model.modalities if name not in data.values]
@@ -95,8 +99,8 @@ class Trainer:
         self.folder = None if folder is None else Path(folder)
         self.device = torch.device(device)
         self.model = model.to(self.device).train()
-        self.loss = loss or self._multitask
-        self.step, self.seconds, self.history = 0, 0.0, []
+        self.loss, self.probe = loss or self._multitask, probe
+        self.step, self.seconds, self.history, self.probes = 0, 0.0, [], []
         self._sums: dict[str, Tensor] = {}  # of every term since the last row of the history
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
         decay, rest = [], []
@@ -137,6 +141,9 @@ class Trainer:
                 last = self.step == config.steps
                 if self.step % config.log_every == 0 or last:
                     bar.set_postfix_str(self._log())
+                if self.probe and config.probe_every and (self.step % config.probe_every == 0 or last):
+                    self._look()
+                    began = time.perf_counter() - self.seconds
                 if (self.step % config.save_every == 0 or last or stop) and self.folder:
                     self.save()
                 if stop and not last:
@@ -168,6 +175,7 @@ class Trainer:
             "torch": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
             "history": self.history,
+            "probes": self.probes,
             "sums": self._sums,
         }
         buffer = io.BytesIO()
@@ -209,7 +217,7 @@ class Trainer:
         if state["cuda"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda"].cpu(), self.device)
         self.step, self.seconds = state["step"], state["seconds"]
-        self.history, self._sums = state["history"], state["sums"]
+        self.history, self.probes, self._sums = state["history"], state["probes"], state["sums"]
         return True
 
     def _one(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -248,6 +256,10 @@ class Trainer:
         self._sums = {}
         return " ".join(f"{name} {value:.3f}" for name, value in row.items() if name != "gradient")
 
+    def _look(self) -> None:
+        """Note what the probe measures of the averaged model."""
+        self.probes.append({"step": self.step, "seconds": round(self.seconds, 2), **self.probe(self.averaged())})
+
     def _check_finite(self) -> None:
         sums = {name: float(value) for name, value in self._sums.items()}
         if not all(map(math.isfinite, sums.values())):
@@ -256,6 +268,8 @@ class Trainer:
 
     def _write_history(self) -> None:
         write_atomic(self.folder / HISTORY, (json.dumps(self.history, indent=1) + "\n").encode())
+        if self.probes:
+            write_atomic(self.folder / PROBES, (json.dumps(self.probes, indent=1) + "\n").encode())
 
     def _farewell(self) -> str:
         kept = f"saved in {self.folder}: run the same command again to go on" if self.folder else "nothing was saved"

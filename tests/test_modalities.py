@@ -204,7 +204,7 @@ def test_bad_modalities_are_refused(make, message):
 
 
 def test_a_modality_without_an_embedding_cannot_condition():
-    with pytest.raises(ValueError, match="'it' cannot condition the backbone: Vector"):
+    with pytest.raises(ValueError, match="'it' cannot condition the backbone: it was made without tell=True"):
         attached(mt.Vector(6)).condition(torch.zeros(1, 6))
 
 

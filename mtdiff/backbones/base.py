@@ -8,20 +8,25 @@ from torch import Tensor, nn
 
 
 class Backbone(nn.Module):
-    """A shared network: (z, u, condition) -> (feature map, pooled vector). It knows nothing of modalities.
+    """A shared network: (z, u, what it is told) -> (feature map, pooled vector). It knows nothing of modalities.
+
+    It can be told things in three ways: a vector that is added to the embedding of the noise level, a map that is added
+    to the first hidden state (the same as concatenating an image to z), and tokens that it attends to.
 
     Attributes:
         space: shape of one z.
-        embedding: width of the condition vector that is added to the embedding of the noise level.
+        embedding: width of the condition vector, and of a token.
         pooled: width of the pooled vector.
+        attends: whether it can be told tokens.
 
-    A subclass implements `forward` and `readout`, and stores its arguments in `self.config`.
+    A subclass implements `forward`, `readout` and `entrance`, and stores its arguments in `self.config`.
     """
 
     kinds: ClassVar[dict[str, type["Backbone"]]] = {}
     space: tuple[int, ...]
     embedding: int
     pooled: int
+    attends: bool = False
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -40,13 +45,24 @@ class Backbone(nn.Module):
             raise ValueError(f"unknown backbone kind {kind!r}; known: {sorted(Backbone.kinds)}. Import the class first")
         return Backbone.kinds[kind](**config)
 
-    def forward(self, z: Tensor, u: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self,
+        z: Tensor,
+        u: Tensor,
+        condition: Tensor | None = None,
+        context: Tensor | None = None,
+        tokens: Tensor | None = None,
+        keep: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Features of a noisy state.
 
         Args:
             z: (B, *space).
             u: (B,) noise level t/T in [0, 1].
             condition: (B, embedding) vector, added to the embedding of u; None is zero.
+            context: what layers of `entrance` put out, added to the first hidden state; None is zero.
+            tokens: (B, L, embedding) to attend to, where `attends`; None: there are none.
+            keep: (B, L) bool, the tokens that count; None: all.
 
         Returns:
             The feature map (what `readout` takes) and the pooled vector (B, pooled).
@@ -55,6 +71,10 @@ class Backbone(nn.Module):
 
     def readout(self, shape: tuple[int, ...]) -> nn.Module:
         """A zero-initialised layer from the feature map to (B, *shape): heads begin at their linear guess."""
+        raise NotImplementedError
+
+    def entrance(self, shape: tuple[int, ...]) -> nn.Module:
+        """A layer from data (B, *shape) to the first hidden state, by which the network is told a `context`."""
         raise NotImplementedError
 
 

@@ -30,11 +30,26 @@ class MLP(Backbone):
         self.blocks = nn.ModuleList(MLPBlock(width, dropout) for _ in range(blocks))
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, z: Tensor, u: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """See `Backbone.forward`; the feature map is the hidden state (B, width), and so is the pooled vector."""
+    def forward(
+        self,
+        z: Tensor,
+        u: Tensor,
+        condition: Tensor | None = None,
+        context: Tensor | None = None,
+        tokens: Tensor | None = None,
+        keep: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """See `Backbone.forward`; the feature map is the hidden state (B, width), and so is the pooled vector.
+
+        Raises:
+            ValueError: tokens, which only a network with attention can take.
+        """
+        if tokens is not None:
+            raise ValueError("an MLP cannot attend to tokens: use a UNet with cross=...")
         level = self.level(u)
         level = F.silu(level if condition is None else level + condition)
         h = self.enter(z.flatten(1))
+        h = h if context is None else h + context
         for block in self.blocks:
             h = block(h, level)
         h = F.silu(self.norm(h))
@@ -44,6 +59,10 @@ class MLP(Backbone):
         """A zero-initialised linear layer to (B, *shape)."""
         size = torch.Size(shape).numel()
         return nn.Sequential(zero(nn.Linear(self.config["width"], size)), nn.Unflatten(1, shape))
+
+    def entrance(self, shape: tuple[int, ...]) -> nn.Module:
+        """A linear layer from (B, *shape) to the hidden state."""
+        return nn.Sequential(nn.Flatten(), nn.Linear(torch.Size(shape).numel(), self.config["width"]))
 
 
 class MLPBlock(nn.Module):

@@ -23,10 +23,11 @@ class UNet(Backbone):
         attention: heights H at which self-attention follows each residual block (the middle always has one).
         head_channels: channels per attention head, at least (one head where a level has fewer).
         dropout: dropout rate inside the residual blocks.
+        cross: heights at which the network attends to tokens that it is told, after each residual block.
 
     Raises:
-        ValueError: the space is not (C, H, W), cannot be halved as often as multipliers ask, or attention names a
-            height that no level has.
+        ValueError: the space is not (C, H, W), cannot be halved as often as multipliers ask, or attention or cross
+            names a height that no level has.
 
     Source: Ho et al. 2020; Dhariwal and Nichol 2021, section 3 (scale and shift from the embedding).
     """
@@ -40,6 +41,7 @@ class UNet(Backbone):
         attention: Sequence[int] = (),
         head_channels: int = 64,
         dropout: float = 0.0,
+        cross: Sequence[int] = (),
     ):
         super().__init__()
         space = tuple(space)
@@ -47,19 +49,20 @@ class UNet(Backbone):
         if len(space) != 3 or space[1] % halvings or space[2] % halvings:
             raise ValueError(f"space must be (C, H, W) with H and W divisible by {halvings}, got {space}")
         heights = [space[1] >> level for level in range(len(multipliers))]
-        if not set(attention) <= set(heights):
-            raise ValueError(f"attention must be among the heights {heights} of the levels, got {tuple(attention)}")
+        for what, chosen in (("attention", attention), ("cross", cross)):
+            if not set(chosen) <= set(heights):
+                raise ValueError(f"{what} must be among the heights {heights} of the levels, got {tuple(chosen)}")
         self.config = {"kind": "UNet", "space": list(space), "base": base, "multipliers": list(multipliers),
                        "blocks": blocks, "attention": list(attention), "head_channels": head_channels,
-                       "dropout": dropout}  # fmt: skip
+                       "dropout": dropout, "cross": list(cross)}  # fmt: skip
         self.space, self.embedding, self.pooled = space, 4 * base, base * multipliers[-1]
-        self.width = base * multipliers[0]
+        self.width, self.attends = base * multipliers[0], bool(cross)
         self.level = NoiseLevel(self.embedding)
         self.enter = nn.Conv2d(space[0], base, 3, padding=1)
 
         def stage(c_in: int, c_out: int, height: int) -> "Stage":
             heads = max(1, c_out // head_channels) if height in attention else 0
-            return Stage(c_in, c_out, self.embedding, heads, dropout)
+            return Stage(c_in, c_out, self.embedding, heads, dropout, height in cross)
 
         height, channels, skips = space[1], base, [base]
         self.down = nn.ModuleList()
@@ -88,20 +91,35 @@ class UNet(Backbone):
         self.norm = norm(channels)
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, z: Tensor, u: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """See `Backbone.forward`; feature map (B, base * multipliers[0], H, W), pooled (B, base * multipliers[-1])."""
+    def forward(
+        self,
+        z: Tensor,
+        u: Tensor,
+        condition: Tensor | None = None,
+        context: Tensor | None = None,
+        tokens: Tensor | None = None,
+        keep: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """See `Backbone.forward`; feature map (B, base * multipliers[0], H, W), pooled (B, base * multipliers[-1]).
+
+        Raises:
+            ValueError: tokens, but the network was built without `cross`.
+        """
+        if tokens is not None and not self.attends:
+            raise ValueError("this UNet cannot attend to tokens: build it with cross=(height, ...)")
         level = self.level(u)
         level = F.silu(level if condition is None else level + condition)
         h = self.enter(z.contiguous(memory_format=torch.channels_last))
+        h = h if context is None else h + context
         skips = [h]
         for layer in self.down:
-            h = layer(h, level)
+            h = layer(h, level, tokens, keep)
             skips.append(h)
         for layer in self.middle:
-            h = layer(h, level)
+            h = layer(h, level, tokens, keep)
         pooled = F.silu(self.pool_norm(h)).mean((2, 3))
         for layer in self.up:
-            h = layer(torch.cat([h, skips.pop()], 1) if isinstance(layer, Stage) else h, level)
+            h = layer(torch.cat([h, skips.pop()], 1) if isinstance(layer, Stage) else h, level, tokens, keep)
         return F.silu(self.norm(h)), pooled
 
     def readout(self, shape: tuple[int, ...]) -> nn.Module:
@@ -114,6 +132,16 @@ class UNet(Backbone):
             raise ValueError(f"a U-Net on {self.space} cannot write {tuple(shape)}: height and width differ")
         return zero(nn.Conv2d(self.width, shape[0], 3, padding=1)).to(memory_format=torch.channels_last)
 
+    def entrance(self, shape: tuple[int, ...]) -> nn.Module:
+        """A 3x3 convolution from (B, *shape) to the first hidden state.
+
+        Raises:
+            ValueError: height and width are not those of the space.
+        """
+        if tuple(shape[1:]) != self.space[1:]:
+            raise ValueError(f"a U-Net on {self.space} cannot be told {tuple(shape)}: height and width differ")
+        return nn.Conv2d(shape[0], self.config["base"], 3, padding=1).to(memory_format=torch.channels_last)
+
 
 def norm(channels: int) -> nn.GroupNorm:
     """Group normalisation with up to 32 groups of at least 4 channels."""
@@ -122,9 +150,9 @@ def norm(channels: int) -> nn.GroupNorm:
 
 
 class Stage(nn.Module):
-    """Residual block, then self-attention if heads > 0. Both branches begin as the identity."""
+    """Residual block, self-attention if heads > 0, attention to tokens if `cross`. All branches begin as the identity."""
 
-    def __init__(self, c_in: int, c_out: int, embedding: int, heads: int, dropout: float):
+    def __init__(self, c_in: int, c_out: int, embedding: int, heads: int, dropout: float, cross: bool = False):
         super().__init__()
         self.norm1, self.conv1 = norm(c_in), nn.Conv2d(c_in, c_out, 3, padding=1)
         self.film = nn.Linear(embedding, 2 * c_out)
@@ -132,14 +160,16 @@ class Stage(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
         self.attention = Attention(c_out, heads) if heads else None
+        self.cross = CrossAttention(c_out, embedding, max(1, heads)) if cross else None
 
-    def forward(self, x: Tensor, level: Tensor) -> Tensor:
-        """(B, c_in, H, W), (B, embedding) -> (B, c_out, H, W)."""
+    def forward(self, x: Tensor, level: Tensor, tokens: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
+        """(B, c_in, H, W), (B, embedding), (B, L, embedding), (B, L) -> (B, c_out, H, W)."""
         h = self.conv1(F.silu(self.norm1(x)))
         scale, shift = self.film(level)[:, :, None, None].chunk(2, 1)
         h = torch.addcmul(shift, self.norm2(h), 1 + scale)
         h = self.skip(x) + self.conv2(self.dropout(F.silu(h)))
-        return h if self.attention is None else self.attention(h)
+        h = h if self.attention is None else self.attention(h)
+        return h if self.cross is None else self.cross(h, tokens, keep)
 
 
 class Attention(nn.Module):
@@ -162,6 +192,30 @@ class Attention(nn.Module):
         return x + self.out(a).transpose(1, 2).reshape(b, c, h, w)
 
 
+class CrossAttention(nn.Module):
+    """Attention of all positions to tokens, added to its input. A learned token of its own says that nothing is told."""
+
+    def __init__(self, channels: int, embedding: int, heads: int):
+        super().__init__()
+        self.heads, self.norm = heads, norm(channels)
+        self.query, self.key_value = nn.Linear(channels, channels), nn.Linear(embedding, 2 * channels)
+        self.nothing = nn.Parameter(torch.zeros(1, 1, embedding))
+        self.out = zero(nn.Linear(channels, channels))
+
+    def forward(self, x: Tensor, tokens: Tensor | None, keep: Tensor | None) -> Tensor:
+        """(B, C, H, W), (B, L, embedding) or None, (B, L) bool or None -> (B, C, H, W)."""
+        b, c, h, w = x.shape
+        told, mask = self.nothing.expand(b, 1, -1), None
+        if tokens is not None:
+            told = torch.cat([told, tokens], 1)  # (B, 1 + L, embedding)
+            mask = None if keep is None else F.pad(keep, (1, 0), value=True)[:, None, None]  # (B, 1, 1, 1 + L)
+        q = self.query(self.norm(x).flatten(2).transpose(1, 2))  # (B, HW, C)
+        k, v = self.key_value(told).chunk(2, 2)  # (B, 1 + L, C) each
+        q, k, v = (a.unflatten(2, (self.heads, -1)).transpose(1, 2) for a in (q, k, v))  # (B, heads, ., C/heads)
+        a = F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2)
+        return x + self.out(a).transpose(1, 2).reshape(b, c, h, w)
+
+
 class Downsample(nn.Module):
     """Halve height and width by a strided convolution."""
 
@@ -169,8 +223,8 @@ class Downsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
 
-    def forward(self, x: Tensor, level: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H/2, W/2); the level is not used."""
+    def forward(self, x: Tensor, *_: Tensor | None) -> Tensor:
+        """(B, C, H, W) -> (B, C, H/2, W/2); neither level nor tokens are used."""
         return self.conv(x)
 
 
@@ -181,6 +235,6 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, x: Tensor, level: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, 2H, 2W); the level is not used."""
+    def forward(self, x: Tensor, *_: Tensor | None) -> Tensor:
+        """(B, C, H, W) -> (B, C, 2H, 2W); neither level nor tokens are used."""
         return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))

@@ -28,6 +28,7 @@ class Experiment:
         config: (data name, variant, budget) -> training configuration.
         loss: (variant, config) -> loss function for the trainer, or None for the multi-task loss.
         evaluate: (model, data name, seed, n) -> metrics.
+        probe: (data name, variant) -> what the trainer notes along the way (see `Trainer`), or None.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Experiment:
     config: Callable[[str, str, str], TrainConfig]
     loss: Callable[[str, TrainConfig], Callable | None]
     evaluate: Callable[[MTDiffusion, str, int, int], dict]
+    probe: Callable[[str, str], Callable[[MTDiffusion], dict[str, float]]] | None = None
 
     def trainer(
         self, data: str, variant: str, config: TrainConfig, folder: str | Path | None, device: str = "cpu"
@@ -61,7 +63,8 @@ class Experiment:
                 raise ValueError(f"{self.name} has no {what} {name!r}; it has {list(known)}")
         model, examples = self.build(data, variant, config.seed), self.data[data]("train")
         used = {name: value for name, value in examples.values.items() if name in model.modalities}
-        return Trainer(model, replace(examples, values=used), config, folder, self.loss(variant, config), device)
+        look = self.probe(data, variant) if self.probe and config.probe_every else None
+        return Trainer(model, replace(examples, values=used), config, folder, self.loss(variant, config), device, look)
 
 
 def budget() -> str:

@@ -89,7 +89,7 @@ def loss(variant: str, c: TrainConfig):
     """The loss of the model without a shared space; the others use the multi-task loss."""
     if variant != "unshared":
         return None
-    return lambda model, batch, generator: model.loss(batch, generator, c.weights["label"])
+    return lambda model, batch, generator: model.loss(batch, generator, c.weights)
 
 
 @functools.cache

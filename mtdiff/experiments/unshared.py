@@ -1,12 +1,13 @@
 """The control without a shared space: every modality has a z_i and a time t_i of its own; only the trunk is shared."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from mtdiff.backbones.base import NoiseLevel
 from mtdiff.losses import Loss
+from mtdiff.modalities.base import View
 from mtdiff.model import MTDiffusion, Prediction
 from mtdiff.solvers import Guess, ancestral, ddim
 
@@ -50,18 +51,20 @@ class Unshared(MTDiffusion):
         features, pooled = self.backbone(z.to(self.dtype), times[first].to(self.dtype) / steps, sum(levels))
         output = self.denoise(features).to(z.dtype)
         signal, noise = self._amplitudes(z, times)
-        params = {"label": self.modalities["label"].out(pooled)}
-        return Prediction(signal * z - noise * output, params, {}, output)
+        aggregate, one = signal * z - noise * output, z.new_ones(len(z), *[1] * (z.ndim - 1))
+        view = View(features, pooled, z, aggregate, one, one, one)
+        params = {name: modality.head(view) for name, modality in self.modalities.items()}
+        return Prediction(aggregate, params, {}, output)
 
-    def loss(self, batch: Mapping[str, Tensor], generator: torch.Generator, weight: float = 1.0) -> Loss:
-        """|| v - output ||^2 in all channels, at independent times, plus the label's cross-entropy.
+    def loss(self, batch: Mapping[str, Tensor], generator: torch.Generator, weights: Mapping[str, float]) -> Loss:
+        """|| v - output ||^2 in all channels, at independent times, plus the loss of each head.
 
         A third of the times are at an end (clean or pure noise), so that given and absent values are trained.
 
         Args:
             batch: {name: (B, ...)}.
             generator: source of times and noise.
-            weight: of the cross-entropy.
+            weights: {name: lambda_i} of the heads, 1 where not named.
 
         Returns:
             The loss.
@@ -73,8 +76,11 @@ class Unshared(MTDiffusion):
         signal, noise = self._amplitudes(clean, times)
         prediction = self.predict_at(signal * clean + noise * eps, times)
         terms = {"denoise": (signal * eps - noise * clean - prediction.output).square().mean()}
-        terms["label"] = self.modalities["label"].loss(batch["label"], prediction.params["label"], noise).mean()
-        return Loss(terms["denoise"] + weight * terms["label"], terms)
+        for name, modality in self.modalities.items():
+            if getattr(modality, "has_head", True):
+                terms[name] = modality.loss(batch[name], prediction.params[name], noise).mean()
+        total = sum((1.0 if name == "denoise" else weights.get(name, 1.0)) * term for name, term in terms.items())
+        return Loss(total, terms)
 
     @torch.no_grad()
     def sample(
@@ -83,15 +89,17 @@ class Unshared(MTDiffusion):
         given: Mapping[str, Tensor] | None = None,
         steps: int = 50,
         sampler: str = "ddpm",
+        present: Collection[str] | None = None,
         generator: torch.Generator | None = None,
     ) -> dict[str, Tensor]:
-        """All unknown modalities go back at a common time, given ones stay clean at the first step.
+        """All unknown modalities go back at a common time, given ones stay clean at the first step, absent ones at T.
 
         Args:
             n: number of examples.
             given: {name: (n, ...)}.
             steps: intervals.
             sampler: "ddpm" (ancestral) or "ddim".
+            present: names of the modalities that are drawn or given; the others stay noise. None: all.
             generator: source of the noise.
 
         Returns:
@@ -101,20 +109,21 @@ class Unshared(MTDiffusion):
         z = torch.randn((n, *self.space), generator=generator, dtype=torch.float64, device=self.device)
         codes = {name: self.modalities[name].encode(value).double() for name, value in given.items()}
         grid = torch.linspace(self.process.steps, first, steps + 1).round().long().tolist()
+        absent = [] if present is None else [name for name in self.modalities if name not in present]
         for t, s in zip(grid, [*grid[1:], first], strict=True):
             for name, code in codes.items():
                 self._write(z, name, code)
-            times = {name: self._full(n, first if name in given else t) for name in self.modalities}
+            for name in absent:
+                self._write(z, name, torch.randn(z.shape, generator=generator, dtype=z.dtype, device=z.device))
+            at = {name: first if name in given else self.process.steps if name in absent else t for name in self.modalities}
+            times = {name: self._full(n, step) for name, step in at.items()}
             prediction = self.predict_at(z, times)
             if t == first:
                 break
             guess = Guess(prediction.aggregate, {})
             n_t = torch.randn(z.shape, generator=generator, dtype=z.dtype, device=z.device)
             z = ancestral(self.process, z, guess, t, s, n_t) if sampler == "ddpm" else ddim(self.process, z, guess, t, s)
-        drawn = {
-            name: m.draw(prediction.params[name] if name in prediction.params else m.take(prediction.aggregate), generator)
-            for name, m in self.modalities.items()
-        }
+        drawn = {name: m.draw(prediction.params[name], generator) for name, m in self.modalities.items()}
         return {**{k: v.float() if v.is_floating_point() else v for k, v in drawn.items()}, **given}
 
     @torch.no_grad()

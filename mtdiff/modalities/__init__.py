@@ -3,5 +3,6 @@
 from mtdiff.modalities.base import Modality, View
 from mtdiff.modalities.continuous import Continuous, Image, Vector
 from mtdiff.modalities.label import Label, simplex_codes
+from mtdiff.modalities.maps import LabelMap, Mask
 
-__all__ = ["Continuous", "Image", "Label", "Modality", "Vector", "View", "simplex_codes"]
+__all__ = ["Continuous", "Image", "Label", "LabelMap", "Mask", "Modality", "Vector", "View", "simplex_codes"]

@@ -16,7 +16,7 @@ class View:
     Attributes:
         features: (B, ...) feature map of the backbone.
         pooled: (B, P) pooled vector of the backbone.
-        z: (B, *Z) the noisy state z_t.
+        z: (B, *Z) the noisy state z_t, or for a modality that starts from the "rest" what the others leave of it.
         aggregate: (B, *Z) the model's E[m_t | z_t].
         weight: (B, 1, ...) the modality's W_t.
         gain: (B, 1, ...) k_t of `ForwardProcess.wiener`.
@@ -42,9 +42,15 @@ class Modality(nn.Module):
     Args:
         channels: slice of the space's first axis that the codes are written to; None is all of it.
         **config: the subclass's own arguments, plain JSON values.
+
+    Attributes:
+        told_as: how `condition` reaches the backbone: as a "vector", a "map" or "tokens" (see `mtdiff.backbones`).
+        start: what a head's linear guess starts from: the "state" z_t, or its "rest", z_t less the other codes in it.
     """
 
     kinds: ClassVar[dict[str, type["Modality"]]] = {}
+    told_as: ClassVar[str] = "vector"
+    start: str = "state"
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -79,7 +85,7 @@ class Modality(nn.Module):
         Args:
             name: the modality's name in the model, for error messages.
             space: shape of the diffusion space, (C, H, W) or (d,).
-            backbone: offers `readout(shape)`, `pooled` and `embedding` (see `mtdiff.backbones`).
+            backbone: offers `readout(shape)`, `entrance(shape)`, `pooled` and `embedding` (see `mtdiff.backbones`).
 
         Raises:
             ValueError: the channels leave the space, or the modality is already part of a model.
@@ -106,8 +112,11 @@ class Modality(nn.Module):
         raise NotImplementedError
 
     def condition(self, value: Tensor) -> Tensor:
-        """The value as an embedding (B, backbone.embedding) that conditions the backbone (theory 4, rule 3)."""
-        raise ValueError(f"{self.name!r} cannot condition the backbone: {type(self).__name__} has no embedding")
+        """The value as the backbone is told it (theory 4, rule 3): what `told_as` says.
+
+        A vector is (B, backbone.embedding), a map the output of `backbone.entrance`, tokens are (B, L, backbone.embedding).
+        """
+        raise ValueError(f"{self.name!r} cannot condition the backbone: it was made without tell=True")
 
     def head(self, view: View) -> Tensor:
         """Parameters of p(x_i | z_t)."""

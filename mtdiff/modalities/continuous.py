@@ -14,31 +14,46 @@ class Continuous(Modality):
     The head starts from the best linear guess and learns what is missing, in units of the noise that is left:
     mean = k_t z_t + sqrt(variance_t) F(z_t, t), variance_t = 1 / (1 + SNR_t) (`ForwardProcess.wiener`). For W = 1
     that is v-prediction; and the training loss mean((x - mean)^2 / variance_t) is, up to a factor and a constant,
-    -log p(x | z_t) of the bound.
+    -log p(x | z_t) of the bound. With start="rest" the guess is k_t (z_t - sqrt(abar_t) sum_{j != i} W_t^j e_j): codes
+    that are told, and those that other heads estimate, are taken out of the sum first.
 
     Args:
         shape: shape of one example: the space, or its `channels`.
         channels: slice of the space that the data are written to; None is all of it.
         head: False for data alone in its channels: its mean is then its slice of the aggregate over W_t.
+        start: what the linear guess starts from, "state" (z_t) or "rest" (what the other codes leave of it).
+        tell: True lets the backbone be told the value, by an `entrance` of its own (theory 4, rule 3).
 
     Raises:
-        ValueError: shape is not made of positive sizes.
+        ValueError: shape is not made of positive sizes, or an unknown start.
 
     Source: identity encoder and convolutional head: Chen et al. 2024; the parametrisation is ours (theory 1, 3).
     """
 
-    def __init__(self, shape: Sequence[int], channels: slice | None = None, head: bool = True):
+    told_as = "map"
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        channels: slice | None = None,
+        head: bool = True,
+        start: str = "state",
+        tell: bool = False,
+    ):
         shape = tuple(shape)
         if not shape or any(size < 1 for size in shape):
             raise ValueError(f"shape must be positive sizes, got {shape}")
-        super().__init__(channels, shape=list(shape), head=head)
-        self.shape, self.has_head = shape, head
+        if start not in ("state", "rest"):
+            raise ValueError(f'start must be "state" or "rest", got {start!r}')
+        super().__init__(channels, shape=list(shape), head=head, start=start, tell=tell)
+        self.shape, self.has_head, self.start, self.tell = shape, head, start, tell
 
     def build(self, backbone: nn.Module) -> None:
         """Create the head; see `Modality.build`."""
         if self.shape != self.slice_shape:
             raise ValueError(f"{self.name!r} has shape {self.shape}, but its part of the space is {self.slice_shape}")
         self.out = backbone.readout(self.shape) if self.has_head else None
+        self.embed = backbone.entrance(self.shape) if self.tell else None
 
     def check(self, value: Tensor) -> None:
         """Raise ValueError unless value is floating point, (B, *shape) and, on a CPU, finite."""
@@ -52,6 +67,10 @@ class Continuous(Modality):
     def code(self, value: Tensor) -> Tensor:
         """E(x) = x."""
         return value
+
+    def condition(self, value: Tensor) -> Tensor:
+        """The value through an `entrance` of the backbone."""
+        return super().condition(value) if self.embed is None else self.embed(value)
 
     def head(self, view: View) -> Tensor:
         """The mean of p(x | z_t), (B, *shape)."""
@@ -83,11 +102,16 @@ class Vector(Continuous):
         size: d.
         channels: slice of a vector space that it is written to.
         head: as in `Continuous`.
+        start: as in `Continuous`.
+        tell: as in `Continuous`.
     """
 
-    def __init__(self, size: int, channels: slice | None = None, head: bool = True):
-        super().__init__((size,), channels, head)
-        self.config = {"kind": "Vector", "size": size, "head": head, "channels": self.config["channels"]}
+    def __init__(
+        self, size: int, channels: slice | None = None, head: bool = True, start: str = "state", tell: bool = False
+    ):
+        super().__init__((size,), channels, head, start, tell)
+        self.config["size"] = size
+        del self.config["shape"]
 
 
 class Image(Continuous):
@@ -99,6 +123,8 @@ class Image(Continuous):
         head: as in `Continuous`.
         levels: number of values a pixel can have, evenly spaced from -1 to 1 (256 for 8-bit images). The likelihood is then
             the probability of the pixel's bin, a discretised Gaussian; None leaves it a density.
+        start: as in `Continuous`.
+        tell: as in `Continuous`.
 
     Raises:
         ValueError: shape is not (C, H, W), or fewer than two levels.
@@ -106,12 +132,20 @@ class Image(Continuous):
     Source: discretised likelihood: Ho et al. 2020, eq. 13.
     """
 
-    def __init__(self, shape: Sequence[int], channels: slice | None = None, head: bool = True, levels: int | None = None):
+    def __init__(
+        self,
+        shape: Sequence[int],
+        channels: slice | None = None,
+        head: bool = True,
+        levels: int | None = None,
+        start: str = "state",
+        tell: bool = False,
+    ):
         if len(shape) != 3:
             raise ValueError(f"an image's shape is (C, H, W), got {tuple(shape)}")
         if levels is not None and levels < 2:
             raise ValueError(f"levels must be at least 2, got {levels}")
-        super().__init__(shape, channels, head)
+        super().__init__(shape, channels, head, start, tell)
         self.levels = levels
         self.config["levels"] = levels
 

@@ -1,0 +1,226 @@
+"""Image transition: a chain that starts at a noisy source image and ends at its target, both ways with one network."""
+
+import functools
+
+import torch
+from torch import Tensor
+
+from mtdiff.backbones import UNet
+from mtdiff.baselines import sdedit
+from mtdiff.datasets import Dataset, palette, shapes, unpalette
+from mtdiff.elbo import elbo
+from mtdiff.evaluation import frechet_distance, psnr, sample_many, ssim
+from mtdiff.experiments.base import Experiment
+from mtdiff.judges import scene_judge
+from mtdiff.modalities import Image, Label
+from mtdiff.model import MTDiffusion
+from mtdiff.process import ForwardProcess
+from mtdiff.schedules import NoiseSchedule, fade_in, fade_out
+from mtdiff.training import TrainConfig
+
+VARIANTS = {
+    "transition": "the source's weight rises from 0 to 1 while the target's falls to 0; the chain starts at the source",
+    "conditional": "conditional diffusion: the chain starts at noise, the source is only told (concatenated)",
+    "sdedit": "a diffusion of targets that never sees a source; a transition is made by SDEdit",
+}
+DIRECTIONS = ("day to night", "night to day", "day to sketch", "sketch to day", "day to segments", "segments to day")
+DETERMINED = DIRECTIONS[:3] + DIRECTIONS[4:5]
+"""Directions in which the source says all of the target."""
+STRENGTHS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+"""Strengths of SDEdit that are tried; each direction keeps its best."""
+STEPS = 25
+"""Network evaluations of every sample that is judged, the final reading not counted."""
+EXAMPLES = 30000
+"""Training pairs, one sixth of them in each direction."""
+END = -2.0
+"""Log-SNR at the end of the transition's chain: how noisy the source is from which it starts."""
+
+
+@functools.lru_cache(4)
+def pairs(data: str, split: str, n: int | None = None) -> Dataset:
+    """Pairs of images of one scene: values "source" and "target" (N, 3, s, s) and "direction" (N,).
+
+    Scene i takes direction i modulo 6, so in about half of every batch the source and the target of another are swapped. A
+    sketch is repeated over the colours, segments are drawn by `palette`.
+
+    Args:
+        data: "shapes16" or "shapes32".
+        split: "train" or "test".
+        n: number of pairs; None: `EXAMPLES`, or 1200 to test on.
+
+    Returns:
+        The data set; its names are the directions.
+    """
+    n = n or (EXAMPLES if split == "train" else 1200)
+    scenes = shapes(split, size=int(data[6:]), n=n, modalities=("image", "night", "sketch", "segmentation")).values
+    kinds = {
+        "day": scenes["image"],
+        "night": scenes["night"],
+        "sketch": scenes["sketch"].expand_as(scenes["image"]),
+        "segments": palette(scenes["segmentation"]),
+    }
+    direction = torch.arange(n) % len(DIRECTIONS)
+    source, target = torch.empty_like(kinds["day"]), torch.empty_like(kinds["day"])
+    for k, words in enumerate(DIRECTIONS):
+        a, b = words.split(" to ")
+        source[direction == k], target[direction == k] = kinds[a][direction == k], kinds[b][direction == k]
+    return Dataset(f"{data}-pairs/{split}", {"source": source, "target": target, "direction": direction}, DIRECTIONS)
+
+
+def build(data: str, variant: str, seed: int = 0) -> MTDiffusion:
+    """An untrained model of one variant: 0.3M parameters at 16x16, 0.7M at 32x32.
+
+    Args:
+        data: name of the data.
+        variant: one of `VARIANTS`.
+        seed: seed of the initial weights.
+
+    Returns:
+        The model.
+    """
+    size = int(data[6:])
+    space = (3, size, size)
+    modalities = {"target": Image(space, start="rest"), "source": Image(space, tell=True)}
+    modalities["direction"] = Label(len(DIRECTIONS), names=DIRECTIONS)
+    if variant == "transition":
+        curves, low = {"target": fade_out(1.0), "source": fade_in(1.0), "direction": 0.0}, END
+    else:
+        curves, low = {"target": 1.0, "source": 0.0, "direction": 0.0}, -8.0
+    if variant == "sdedit":
+        del curves["source"], modalities["source"]
+    prior = "source" if variant == "transition" else None
+    process = ForwardProcess(NoiseSchedule.log_snr(500, high=8.0, low=low), curves, prior)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        backbone = UNet(space, base=32, multipliers=(1, 1) if size == 16 else (1, 2, 2))
+        return MTDiffusion(process, modalities, backbone, space, rule="conditioned", sampler="ddim")
+
+
+def config(data: str, variant: str, budget: str) -> TrainConfig:
+    """Full is what ships: minutes at 16x16, half an hour at 32x32, on one CPU thread."""
+    told = {"direction": 0.9} if variant == "sdedit" else {"source": 0.9, "direction": 0.9}
+    return TrainConfig(
+        steps=600 if budget == "quick" else 5000,
+        batch_size=64,
+        lr=2e-3,
+        ema=0.998,
+        save_every=500,
+        weights=dict.fromkeys(told, 0.1),
+        give=told,
+    )
+
+
+def translate(
+    model: MTDiffusion,
+    source: Tensor,
+    direction: Tensor,
+    steps: int = STEPS,
+    strength: float = 0.5,
+    generator: torch.Generator | None = None,
+    **options,
+) -> Tensor:
+    """Targets for sources, by whatever way the model has.
+
+    Args:
+        model: a model of one of the variants.
+        source: (N, 3, s, s).
+        direction: (N,) ids of `DIRECTIONS`.
+        steps: network evaluations.
+        strength: of SDEdit, for the model that never sees a source.
+        generator: source of all noise.
+        **options: other arguments of `sample`.
+
+    Returns:
+        (N, 3, s, s).
+    """
+    options |= {"steps": steps, "generator": generator}
+    if "source" in model.modalities:
+        return sample_many(model, len(source), given={"source": source, "direction": direction}, **options)["target"]
+    parts = zip(source.split(250), direction.split(250), strict=True)
+    return torch.cat([sdedit(model, x, strength, name="target", given={"direction": d}, **options) for x, d in parts])
+
+
+def scores(words: str, drawn: Tensor, target: Tensor, real: Tensor, judge) -> dict[str, float]:
+    """How good translations are: against the target where the source determines it, as scenes where it does not.
+
+    Args:
+        words: the direction.
+        drawn: (N, 3, s, s).
+        target: (N, 3, s, s) the true targets.
+        real: (M, 3, s, s) real images of the target's kind.
+        judge: the scene judge of this size.
+
+    Returns:
+        Determined: "psnr" in dB and "ssim", means over images; for segments also "pixels", the share of pixels of the right
+        class. Otherwise: "scene", the share of images in which the judge reads size and shape of every object as in the
+        target's, "features", Frechet distance to `real` in the judge's features, and "colours", the number of
+        different colours (exponential of the entropy) that the judge reads.
+    """
+    if words in DETERMINED:
+        out = {"psnr": float(psnr(drawn, target).mean()), "ssim": float(ssim(drawn, target).mean())}
+        if words.endswith("segments"):
+            out["pixels"] = float((unpalette(drawn) == unpalette(target)).double().mean())
+        return out
+    read, true = judge.read(drawn), judge.read(target)
+    forms = torch.arange(read.shape[1]) % 3 != 2  # position 0 is the background, then size, colour, shape in turn
+    forms[0] = False
+    colours = read[:, 2::3].flatten()
+    shares = colours[colours > 0].bincount().double() / (colours > 0).sum()
+    return {
+        "scene": float((read == true)[:, forms].all(1).double().mean()),
+        "features": frechet_distance(judge.features(drawn), judge.features(real)),
+        "colours": float(torch.special.entr(shares).sum().exp()),
+    }
+
+
+def evaluate(model: MTDiffusion, data: str, seed: int = 0, n: int = 200) -> dict:
+    """All directions of a model, at `STEPS` network evaluations.
+
+    Args:
+        model: the trained model.
+        data: name of the data.
+        seed: seed of all noise.
+        n: held-out pairs for each direction.
+
+    Returns:
+        {direction: `scores`, and for SDEdit the "strength" that was best on training pairs}; unless there is no source
+        also "bound": {direction: bound on log p(target | source, direction) in nats per number}.
+    """
+    generator = torch.Generator(model.device).manual_seed(seed)
+    judge, out, bounds = scene_judge(data), {}, {}
+    test, train = pairs(data, "test", len(DIRECTIONS) * max(n, 200)), pairs(data, "train").values
+    for k, words in enumerate(DIRECTIONS):
+        rows = (test.values["direction"] == k).nonzero().flatten()
+        real, part = test.values["target"][rows], test[rows[:n]]
+        strength = {}
+        if "source" not in model.modalities:
+            tried = (train["direction"] == k).nonzero().flatten()[:100]
+            strength = {"strength": _best_strength(model, words, tried, train, judge, generator)}
+        drawn = translate(model, part["source"], part["direction"], generator=generator, **strength)
+        out[words] = {**scores(words, drawn, part["target"], real, judge), **strength}
+        if "source" in model.modalities:
+            bound = elbo(model, part, max(1, 2000 // n), given=("source", "direction"), generator=generator)
+            bounds[words] = bound.total / part["target"][0].numel()
+    return {**out, "bound": bounds} if bounds else out
+
+
+def _best_strength(model, words: str, rows: Tensor, train, judge, generator) -> float:
+    """The strength of SDEdit whose translations score best: by SSIM, or by scenes read right."""
+    source, direction, target = (train[name][rows] for name in ("source", "direction", "target"))
+    found = {}
+    for strength in STRENGTHS:
+        drawn = translate(model, source, direction, strength=strength, generator=generator)
+        got = scores(words, drawn, target, target, judge)
+        found[strength] = got.get("ssim", got.get("scene"))
+    return max(found, key=found.get)
+
+
+EXPERIMENT = Experiment(
+    "image-transition",
+    {name: functools.partial(pairs, name) for name in ("shapes16", "shapes32")},
+    VARIANTS,
+    build,
+    config,
+    lambda variant, c: None,
+    evaluate,
+)

@@ -1,0 +1,256 @@
+"""Masked-image training: image, masked image and mask in one space; inpainting, and what it does to plain generation."""
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from mtdiff.backbones import UNet
+from mtdiff.baselines import repaint, sdedit
+from mtdiff.datasets import Dataset, masks, shapes
+from mtdiff.evaluation import frechet_distance, psnr, sample_many, ssim
+from mtdiff.experiments.base import Experiment
+from mtdiff.experiments.unshared import Unshared
+from mtdiff.judges import scene_judge
+from mtdiff.modalities import Image, Mask
+from mtdiff.model import MTDiffusion
+from mtdiff.process import ForwardProcess
+from mtdiff.schedules import NoiseSchedule, constant, fade_in
+from mtdiff.training import TrainConfig
+
+VARIANTS = {
+    "masked": "the paper's form: masked image and mask superposed on the image and injected, W from 0.1 to 1",
+    "plain": "the image alone: the same images, as many steps, no masks",
+    "augment": "as masked, but masked image and mask have no loss: augmentation without multi-task learning",
+    "own-channels": "each in channels of its own (concatenation), constant weights",
+    "unshared": "no shared space: each of the three has its own noise and time, only the trunk is shared",
+}
+STEPS = 50
+"""Network evaluations of every sample that is judged, the final reading not counted."""
+HIDDEN = (0.1, 0.3, 0.5, 0.7, 0.9)
+"""Shares of hidden pixels at which inpainting is judged."""
+STRENGTHS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+"""Strengths of SDEdit that are tried; each share keeps its best."""
+REPEATS = 2
+"""How often RePaint takes each of its STEPS / REPEATS steps."""
+EXAMPLES = 30000
+"""Training scenes, each with one mask."""
+
+
+@functools.lru_cache(4)
+def masked_scenes(data: str, split: str, n: int | None = None) -> Dataset:
+    """Scenes with a mask: values "image" and "masked" (N, 3, s, s), "mask" (N, 1, s, s), 1 where a pixel is known.
+
+    The masked image is the image where it is known and 0 (grey) elsewhere. Masks are of all kinds and hide 10 to 90%.
+
+    Args:
+        data: "shapes16" or "shapes32".
+        split: "train" or "test".
+        n: number of scenes; None: `EXAMPLES`, or 2000 to test on.
+
+    Returns:
+        The data set.
+    """
+    n, size = n or (EXAMPLES if split == "train" else 2000), int(data[6:])
+    image = shapes(split, size=size, n=n, modalities=("image",)).values["image"]
+    mask = masks(n, size, seed=0 if split == "train" else 1)
+    return Dataset(f"{data}-masked/{split}", {"image": image, "masked": image * mask, "mask": mask})
+
+
+def build(data: str, variant: str, seed: int = 0) -> MTDiffusion:
+    """An untrained model of one variant: 0.3M parameters at 16x16.
+
+    Args:
+        data: name of the data.
+        variant: one of `VARIANTS`.
+        seed: seed of the initial weights.
+
+    Returns:
+        The model.
+    """
+    size = int(data[6:])
+    shape, apart = (3, size, size), variant in ("own-channels", "unshared")
+    space = (7, size, size) if apart else shape
+    where = {"image": slice(0, 3), "masked": slice(3, 6), "mask": slice(6, 7)} if apart else {}
+    look = {"head": False} if apart or variant == "plain" else {"start": "rest"}
+    tell = variant != "unshared"
+    modalities = {
+        "image": Image(shape, channels=where.get("image"), **look),
+        "masked": Image(shape, channels=where.get("masked"), tell=tell, **look),
+        "mask": Mask((size, size), channels=where.get("mask"), tell=tell),
+    }
+    curve = constant(1.0) if apart else fade_in(1.0, start=0.1)
+    curves = {"image": 1.0, "masked": curve, "mask": curve}
+    if variant == "plain":
+        curves, modalities = {"image": 1.0}, {"image": modalities["image"]}
+    process = ForwardProcess(NoiseSchedule.log_snr(500, high=8.0, low=-8.0), curves)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        backbone = UNet(space, base=32, multipliers=(1, 1) if size == 16 else (1, 2, 2))
+        kind = Unshared if variant == "unshared" else MTDiffusion
+        return kind(process, modalities, backbone, space, rule="conditioned", sampler="ddim")
+
+
+def config(data: str, variant: str, budget: str) -> TrainConfig:
+    """Full is what ships: minutes at 16x16, half an hour at 32x32, on one CPU thread."""
+    weights = {"masked": 0.0, "mask": 0.0} if variant == "augment" else {"masked": 0.3, "mask": 0.1}
+    masked = {"weights": weights, "drop": {"masked": 0.4, "mask": "masked"}, "give": {"masked": 0.5, "mask": "masked"}}
+    return TrainConfig(
+        steps=600 if budget == "quick" else 5000,
+        batch_size=64,
+        lr=2e-3,
+        ema=0.998,
+        save_every=500,
+        probe_every=600 if budget == "quick" else 625,
+        **({} if variant == "plain" else masked),
+    )
+
+
+def loss(variant: str, c: TrainConfig):
+    """The loss of the model without a shared space; the others use the multi-task loss."""
+    if variant != "unshared":
+        return None
+    return lambda model, batch, generator: model.loss(batch, generator, c.weights)
+
+
+def probe(data: str, variant: str) -> Callable[[MTDiffusion], dict[str, float]]:
+    """What is noted along the training: distance of 500 images, drawn alone by 25 DDIM steps, to real ones."""
+    judge, real = scene_judge(data), masked_scenes(data, "test").values["image"]
+    features = judge.features(real)
+
+    def look(model: MTDiffusion) -> dict[str, float]:
+        generator = torch.Generator(model.device).manual_seed(0)
+        image = alone(model, 500, steps=25, sampler="ddim", generator=generator)
+        return {"features": frechet_distance(judge.features(image.cpu()), features)}
+
+    return look
+
+
+def alone(model: MTDiffusion, n: int, **options) -> Tensor:
+    """Images drawn with nothing else in the chain, S = {image}: (n, 3, s, s); options as in `sample`."""
+    if isinstance(model, Unshared):
+        return model.sample(n, present={"image"}, **options)["image"]
+    return sample_many(model, n, present={"image"}, **options)["image"]
+
+
+def inpaint(
+    model: MTDiffusion,
+    image: Tensor,
+    mask: Tensor,
+    way: str = "told",
+    steps: int = STEPS,
+    strength: float = 0.6,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Fill what a mask hides; known pixels stay as they are.
+
+    Args:
+        model: a model of one of the variants.
+        image: (N, 3, s, s); hidden pixels are not looked at.
+        mask: (N, 1, s, s), 1 where a pixel is known.
+        way: "told" (masked image and mask are in the chain and told at every step), "told alone" (told, the chain carries
+            the image alone), "substitute" (in the chain, by rule 1), "clean" (a model without a shared space), or with any
+            model of images "sdedit" and "repaint".
+        steps: network evaluations.
+        strength: of SDEdit.
+        generator: source of all noise.
+
+    Returns:
+        (N, 3, s, s).
+
+    Raises:
+        ValueError: an unknown way.
+    """
+    masked = torch.where(mask.bool(), image, 0.0)
+    options = {"steps": steps, "generator": generator}
+    given = {"masked": masked, "mask": mask}
+    if way == "clean":
+        drawn = model.sample(len(image), given, **options)["image"]
+    elif way in ("told", "told alone"):
+        present = {"image"} if way == "told alone" else None
+        drawn = sample_many(model, len(image), given=given, rule="conditioned", present=present, **options)["image"]
+    elif way == "substitute":
+        drawn = sample_many(model, len(image), given=given, rule="substitute", **options)["image"]
+    elif way == "sdedit":
+        filling = masked.sum((2, 3), keepdim=True) / mask.sum((2, 3), keepdim=True).clamp(min=1)  # mean known colour
+        drawn = sdedit(model, torch.where(mask.bool(), image, filling), strength, **options)
+    elif way == "repaint":
+        drawn = repaint(model, image, mask, steps=steps // REPEATS, repeats=REPEATS, generator=generator)
+    else:
+        raise ValueError(f"unknown way {way!r} to inpaint")
+    return torch.where(mask.bool(), image, drawn.to(image))
+
+
+def ways(model: MTDiffusion) -> tuple[str, ...]:
+    """The ways to inpaint that a model has."""
+    if isinstance(model, Unshared):
+        return ("clean",)
+    return ("told", "told alone", "substitute", "repaint", "sdedit") if "mask" in model.modalities else ("repaint", "sdedit")
+
+
+def evaluate(model: MTDiffusion, data: str, seed: int = 0, n: int = 500) -> dict:
+    """Plain and joint generation, and inpainting in all ways that the model has.
+
+    Args:
+        model: the trained model.
+        data: name of the data.
+        seed: seed of all noise.
+        n: images of each line (inpainting: scenes for each share).
+
+    Returns:
+        "alone" and, with masks, "joint": `image_scores` of drawn images; {way: {share: `inpainting_scores`}}, for SDEdit
+        with the "strength" that was best on training scenes.
+    """
+    generator = torch.Generator(model.device).manual_seed(seed)
+    judge, test = scene_judge(data), masked_scenes(data, "test").values["image"]
+    out = {"alone": image_scores(alone(model, n, generator=generator), test, judge)}
+    if "mask" in model.modalities:
+        draw = model.sample if isinstance(model, Unshared) else functools.partial(sample_many, model)
+        out["joint"] = image_scores(draw(n, generator=generator)["image"], test, judge)
+    image, size = test[:n], test.shape[-1]
+    for way in ways(model):
+        out[way] = {}
+        for share in HIDDEN:
+            mask, options = masks(n, size, hidden=share, seed=2), {}
+            if way == "sdedit":
+                options = {"strength": _best_strength(model, data, share, generator)}
+            drawn = inpaint(model, image, mask, way, generator=generator, **options)
+            out[way][str(share)] = {**inpainting_scores(drawn, image, mask, judge), **options}
+    return out
+
+
+def image_scores(image: Tensor, real: Tensor, judge) -> dict[str, float]:
+    """Frechet distances of drawn images to real ones, in the judge's features and in pixels."""
+    features = frechet_distance(judge.features(image), judge.features(real))
+    return {"features": features, "frechet_pixels": frechet_distance(image, real)}
+
+
+def inpainting_scores(drawn: Tensor, image: Tensor, mask: Tensor, judge) -> dict[str, float]:
+    """Means: "psnr" of hidden pixels in dB, "ssim" of the whole, "scene": share that the judge reads as the truth."""
+    right = (judge.read(drawn) == judge.read(image)).all(1).double().mean()
+    hidden = float(psnr(drawn, image, ~mask.bool()).mean())
+    return {"psnr": hidden, "ssim": float(ssim(drawn, image).mean()), "scene": float(right)}
+
+
+def _best_strength(model, data: str, share: float, generator) -> float:
+    """The strength of SDEdit with the best PSNR on 100 training scenes."""
+    image = masked_scenes(data, "train").values["image"][:100]
+    mask = masks(100, image.shape[-1], hidden=share, seed=3)
+    found = {}
+    for strength in STRENGTHS:
+        drawn = inpaint(model, image, mask, "sdedit", strength=strength, generator=generator)
+        found[strength] = float(psnr(drawn, image, ~mask.bool()).mean())
+    return max(found, key=found.get)
+
+
+EXPERIMENT = Experiment(
+    "masked-image",
+    {name: functools.partial(masked_scenes, name) for name in ("shapes16", "shapes32")},
+    VARIANTS,
+    build,
+    config,
+    loss,
+    evaluate,
+    probe,
+)

@@ -1,0 +1,188 @@
+"""Modalities with a discrete value at every pixel: label maps (segmentation) and masks."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mtdiff.modalities.base import Modality, View
+from mtdiff.modalities.label import simplex_codes
+
+
+class DenseMap(Modality):
+    """What label maps and masks share: a convolutional head of K logits a pixel, and one code per class and pixel.
+
+    Args:
+        size: (H, W) of the map, which is that of the space.
+        channels: slice of the space's channels that the codes are written to; None is all of it (superposed).
+        tell: True lets the backbone be told the map, by an `entrance` of its own (theory 4, rule 3).
+        **config: the subclass's own arguments.
+    """
+
+    told_as = "map"
+
+    def __init__(self, size: Sequence[int], channels: slice | None = None, tell: bool = False, **config):
+        size = tuple(size)
+        if len(size) != 2 or min(size) < 1:
+            raise ValueError(f"size must be (H, W), got {size}")
+        super().__init__(channels, size=list(size), tell=tell, **config)
+        self.size, self.tell = size, tell
+
+    def build(self, backbone: nn.Module) -> None:
+        """Create codes, head and entrance; see `Modality.build`."""
+        if self.slice_shape[1:] != self.size:
+            raise ValueError(f"{self.name!r} is a map of {self.size}, but its part of the space is {self.slice_shape}")
+        codes = self.class_codes(self.slice_shape[0])  # (K, C)
+        self.register_buffer("codes", codes)
+        self.out = backbone.readout((len(codes), *self.size))
+        self.embed = backbone.entrance((len(codes), *self.size)) if self.tell else None
+
+    def class_codes(self, channels: int) -> Tensor:
+        """The code of each class at a pixel, (K, channels)."""
+        raise NotImplementedError
+
+    def classes_of(self, value: Tensor) -> Tensor:
+        """The value as class ids, (B, H, W) int64."""
+        raise NotImplementedError
+
+    def value_of(self, classes: Tensor) -> Tensor:
+        """Class ids (B, H, W) as a value."""
+        raise NotImplementedError
+
+    def code(self, value: Tensor) -> Tensor:
+        """The code of the class at each pixel, (B, *slice)."""
+        return self.codes[self.classes_of(value)].movedim(-1, 1)
+
+    def condition(self, value: Tensor) -> Tensor:
+        """The one-hot map through an `entrance` of the backbone."""
+        if self.embed is None:
+            return super().condition(value)
+        one_hot = F.one_hot(self.classes_of(value), len(self.codes)).movedim(-1, 1)
+        return self.embed(one_hot.to(self.codes.dtype))
+
+    def head(self, view: View) -> Tensor:
+        """Logits (B, K, H, W)."""
+        return self.out(view.features)
+
+    def log_prob(self, value: Tensor, params: Tensor, variance: Tensor) -> Tensor:
+        """Log softmax at the class of each pixel, summed over pixels, in nats, (B,)."""
+        return -F.cross_entropy(params, self.classes_of(value), reduction="none").flatten(1).sum(1)
+
+    def loss(self, value: Tensor, params: Tensor, variance: Tensor) -> Tensor:
+        """Cross-entropy in nats per pixel, (B,)."""
+        return F.cross_entropy(params, self.classes_of(value), reduction="none").flatten(1).mean(1)
+
+    def expected_code(self, params: Tensor) -> Tensor:
+        """sum_k p(class k at the pixel | z_t) c_k, (B, *slice)."""
+        return torch.einsum("bkhw,kc->bchw", params.softmax(1), self.codes.to(params.dtype))
+
+    def draw(self, params: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """A class drawn at each pixel, independently: near t = 0 the logits are sharp."""
+        rows = params.float().softmax(1).movedim(1, -1)  # (B, H, W, K)
+        drawn = torch.multinomial(rows.reshape(-1, rows.shape[-1]), 1, generator=generator)
+        return self.value_of(drawn.reshape(rows.shape[:-1]))
+
+
+class LabelMap(DenseMap):
+    """A class 0..K-1 at every pixel, such as a segmentation: value (B, H, W) integer.
+
+    E writes the code of the pixel's class, a corner of a simplex in the channels; p(map | z_t) is a softmax at each pixel.
+
+    Args:
+        classes: K, at least 2.
+        size: (H, W).
+        names: K class names, for people; None counts 0..K-1.
+        channels: as in `DenseMap`.
+        tell: as in `DenseMap`.
+        seed: seed of the codes, see `simplex_codes`.
+
+    Raises:
+        ValueError: fewer than two classes, or the number of names is not K.
+
+    Source: ours; the codes as for labels (theory 5: unit RMS, centred over the classes).
+    """
+
+    def __init__(
+        self,
+        classes: int,
+        size: Sequence[int],
+        names: Sequence[str] | None = None,
+        channels: slice | None = None,
+        tell: bool = False,
+        seed: int = 0,
+    ):
+        if classes < 2:
+            raise ValueError(f"classes must be at least 2, got {classes}")
+        names = [str(k) for k in range(classes)] if names is None else [str(name) for name in names]
+        if len(names) != classes:
+            raise ValueError(f"names has {len(names)} entries for {classes} classes")
+        super().__init__(size, channels, tell, classes=classes, names=names, seed=seed)
+        self.classes, self.names, self._seed = classes, names, seed
+
+    def class_codes(self, channels: int) -> Tensor:
+        """A simplex in the channels, (K, channels)."""
+        return simplex_codes(self.classes, (channels,), self._seed)
+
+    def check(self, value: Tensor) -> None:
+        """Raise ValueError unless value is an integer tensor (B, H, W) of class ids."""
+        height, width = self.size
+        if (
+            not isinstance(value, Tensor)
+            or value.is_floating_point()
+            or value.dtype == torch.bool
+            or tuple(value.shape[1:]) != self.size
+        ):
+            self.refuse(value, f"an integer tensor of class ids (B, {height}, {width})")
+        if value.device.type == "cpu":
+            wrong = value[(value < 0) | (value >= self.classes)]
+            if len(wrong):
+                raise ValueError(f"{self.name!r} has values outside 0..{self.classes - 1}: {wrong.unique().tolist()[:8]}")
+
+    def classes_of(self, value: Tensor) -> Tensor:
+        """The value itself."""
+        return value.long()
+
+    def value_of(self, classes: Tensor) -> Tensor:
+        """The class ids themselves."""
+        return classes
+
+
+class Mask(DenseMap):
+    """A binary mask (B, 1, H, W), float or bool, 1 where something is: known, visible, inside.
+
+    E writes +1 or -1 to every channel of its slice; p(mask | z_t) is a Bernoulli at each pixel.
+
+    Args:
+        size: (H, W).
+        channels: as in `DenseMap`.
+        tell: as in `DenseMap`.
+
+    Source: ours; masks as a modality of masked-image training: Chen et al. 2024.
+    """
+
+    def __init__(self, size: Sequence[int], channels: slice | None = None, tell: bool = False):
+        super().__init__(size, channels, tell)
+
+    def class_codes(self, channels: int) -> Tensor:
+        """-1 for 0 and +1 for 1, (2, channels)."""
+        return torch.tensor([[-1.0], [1.0]]).expand(2, channels).clone()
+
+    def check(self, value: Tensor) -> None:
+        """Raise ValueError unless value is (B, 1, H, W), float or bool, of zeros and ones."""
+        height, width = self.size
+        known = isinstance(value, Tensor) and (value.is_floating_point() or value.dtype == torch.bool)
+        if not known or tuple(value.shape[1:]) != (1, height, width):
+            self.refuse(value, f"a float or bool tensor of zeros and ones (B, 1, {height}, {width})")
+        if value.device.type == "cpu" and value.is_floating_point():
+            wrong = value[(value != 0) & (value != 1)]
+            if len(wrong):
+                raise ValueError(f"{self.name!r} has values other than 0 and 1: {wrong.unique().tolist()[:8]}")
+
+    def classes_of(self, value: Tensor) -> Tensor:
+        """0 or 1 at each pixel, (B, H, W)."""
+        return value[:, 0].long()
+
+    def value_of(self, classes: Tensor) -> Tensor:
+        """Floats, (B, 1, H, W)."""
+        return classes[:, None].float()
