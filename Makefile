@@ -50,18 +50,24 @@ notebooks: $(VENV)/.course  ## execute the notebooks whose source or checkpoint 
 	$(PY) tests/notebooks.py
 
 SEEDS := 0 1 2
-VARIANTS := fade-in from-zero constant own-channels image-only unshared
-RESULTS := $(foreach v,$(VARIANTS),data/results/image-label-digits-$(v).json)
-RUN = runs/image-label/digits/$*
+LABEL := $(addprefix image-label-digits-,fade-in from-zero constant own-channels image-only unshared)
+TRANSITION := $(addprefix image-transition-shapes16-,transition conditional sdedit)
+MASKED := $(addprefix masked-image-shapes16-,masked plain augment own-channels unshared)
+RESULTS := $(LABEL) $(TRANSITION) $(MASKED)
+MTDIFF := MTDIFF_THREADS=1 $(VENV)/bin/mtdiff
 
-$(foreach v,$(VARIANTS),$(foreach s,$(SEEDS),runs/image-label/digits/$(v)-$(s)/model.safetensors)): runs/image-label/digits/%/model.safetensors: | $(VENV)/.course
-	MTDIFF_THREADS=1 $(VENV)/bin/mtdiff train image-label --budget full --out $(RUN) \
-	  --variant $(patsubst %-$(lastword $(subst -, ,$*)),%,$*) --seed $(lastword $(subst -, ,$*))
+# A run is runs/EXPERIMENT/DATA/VARIANT-SEED; its result file data/results/EXPERIMENT-DATA-VARIANT.json has all seeds.
+define RULES
+$(foreach s,$(SEEDS),runs/$(1)/$(2)/$(3)-$(s)/model.safetensors): runs/$(1)/$(2)/$(3)-%/model.safetensors: | $(VENV)/.course
+	$(MTDIFF) train $(1) --data $(2) --variant $(3) --seed $$* --budget full --out $$(@D)
+data/results/$(1)-$(2)-$(3).json: $(foreach s,$(SEEDS),runs/$(1)/$(2)/$(3)-$(s)/model.safetensors)
+	$(MTDIFF) evaluate $(1) --data $(2) --models $$(^D) --n $(4) --out $$@
+endef
+$(foreach v,$(LABEL),$(eval $(call RULES,image-label,digits,$(v:image-label-digits-%=%),1000)))
+$(foreach v,$(TRANSITION),$(eval $(call RULES,image-transition,shapes16,$(v:image-transition-shapes16-%=%),200)))
+$(foreach v,$(MASKED),$(eval $(call RULES,masked-image,shapes16,$(v:masked-image-shapes16-%=%),1000)))
 
-$(RESULTS): data/results/image-label-digits-%.json: $(foreach s,$(SEEDS),runs/image-label/digits/%-$(s)/model.safetensors)
-	MTDIFF_THREADS=1 $(VENV)/bin/mtdiff evaluate image-label --models $(foreach s,$(SEEDS),$(RUN)-$(s)) --n 1000 --out $@
-
-table: $(RESULTS)  ## train every variant with three seeds and judge them (make -j2 table: about an hour on two cores)
+table: $(RESULTS:%=data/results/%.json)  ## train every variant with three seeds and judge them (make -j2 table: hours on two cores)
 
 benchmark: $(VENV)/.test  ## time our U-Net against diffusers'
 	$(PY) tests/benchmarks/unet.py --out data/results/benchmark-unet-cpu.json

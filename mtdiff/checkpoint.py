@@ -41,6 +41,7 @@ def load(path_or_name: str | Path, device: str | torch.device = "cpu") -> MTDiff
         folder = shipped() / path_or_name
     if not (folder / CARD).is_file():
         names = sorted(str(p.parent.relative_to(shipped())) for p in shipped().rglob(CARD))
+        names = [name for name in names if not name.startswith("judge")]
         raise FileNotFoundError(f"no model at {str(path_or_name)!r}, and no shipped model of that name: {names}")
     try:
         card = json.loads((folder / CARD).read_text())
@@ -77,6 +78,7 @@ def build(config: Mapping, tensors: dict[str, torch.Tensor]) -> MTDiffusion:
     backbone = Backbone.from_config(config["backbone"])
     kind = {"MTDiffusion": MTDiffusion, **MTDiffusion.kinds}[config["kind"]]
     chosen = {key: config[key] for key in ("prediction", "rule", "sampler")}
+    chosen |= {key: config[key] for key in ("remove_told", "conditions") if config.get(key)}  # not in every card
     model = kind(process, modalities, backbone, tuple(config["space"]), **chosen)
     model.to(getattr(torch, config["dtype"])).load_state_dict(tensors)
     return model

@@ -71,8 +71,8 @@ def elbo(
         samples: draws per example, at least 1.
         present: the set S of modalities in the aggregate; None is all. Then only these are read: the result bounds
             log p_S of them alone.
-        given: modalities that are told at every step and not read (the source of a transition always is): the result
-            bounds log p(the others | given).
+        given: modalities that are told at every step and not read (a model's `conditions` always are): the result bounds
+            log p(the others | given).
         importance: draw t in proportion to a rough cost, 1/2 (SNR_{t-1} - SNR_t) with SNR limited to that of unit-variance
             data, instead of uniformly; the weights keep it unbiased.
         generator: source of all draws.
@@ -97,6 +97,7 @@ def elbo(
     process, device = model.process, next(iter(batch.values())).device
     if process.prior is not None and process.prior not in names:
         raise ValueError(f"the process ends at {process.prior!r}: it must be in the present set, got {names}")
+    given = {*given, *getattr(model, "conditions", ())}
     absent = [name for name in given if name not in names]
     if absent:
         raise ValueError(f"given names {absent}, which are not in the present set {names}")

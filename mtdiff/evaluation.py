@@ -247,3 +247,60 @@ def image_label_bounds(model, test: Dataset, samples: int = 1, generator: torch.
     read = float(model.log_prob("label", values["label"], z, t, present=present).double().mean())
     joint = {"joint": both.total, "joint_stderr": both.stderr}
     return {**out, "label_given_image": read, "sum": alone.total + read, **joint}
+
+
+def psnr(a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Peak signal-to-noise ratio of images in [-1, 1]: 10 log10(2^2 / mean |a - b|^2), infinite for equal ones.
+
+    Args:
+        a: (B, C, H, W).
+        b: (B, C, H, W).
+        mask: (B, 1, H, W) bool; only the pixels where it is True count. All do unless given.
+
+    Returns:
+        (B,) in dB, of all channels; not a number for an image of which no pixel counts.
+
+    Raises:
+        ValueError: images of different shapes, or a mask that does not fit them.
+    """
+    _same_images(a, b)
+    error = (a.double() - b.double()).square().mean(1, keepdim=True)  # (B, 1, H, W)
+    mask = torch.ones_like(error, dtype=torch.bool) if mask is None else mask
+    if mask.dtype != torch.bool or mask.shape != error.shape:
+        raise ValueError(f"mask must be bool {tuple(error.shape)}, got {mask.dtype} {tuple(mask.shape)}")
+    mean = (error * mask).flatten(1).sum(1) / mask.flatten(1).sum(1)
+    return 10 * (4 / mean).log10()
+
+
+def ssim(a: Tensor, b: Tensor) -> Tensor:
+    """Structural similarity of images in [-1, 1], 1 for equal ones: scikit-image's, with its 7 x 7 window.
+
+    Args:
+        a: (B, C, H, W), H and W at least 7.
+        b: (B, C, H, W).
+
+    Returns:
+        (B,), of all channels.
+
+    Raises:
+        ImportError: scikit-image is not installed.
+        ValueError: images of different shapes, or smaller than the window.
+
+    Source: Wang et al. 2004.
+    """
+    try:
+        from skimage.metrics import structural_similarity
+    except ImportError:
+        raise ImportError("ssim comes with scikit-image: pip install 'mtdiff[notebooks]'") from None
+    _same_images(a, b)
+    if min(a.shape[2:]) < 7:
+        raise ValueError(f"images must be at least 7 x 7, got {tuple(a.shape)}")
+    pairs = zip(a.detach().cpu().double().numpy(), b.detach().cpu().double().numpy(), strict=True)
+    values = [structural_similarity(x, y, data_range=2, channel_axis=0) for x, y in pairs]
+    return torch.tensor(values, dtype=torch.float64, device=a.device)
+
+
+def _same_images(a: Tensor, b: Tensor) -> None:
+    """Raise ValueError unless both are images (B, C, H, W) of one shape."""
+    if a.ndim != 4 or a.shape != b.shape:
+        raise ValueError(f"expected two equal sets of images (B, C, H, W), got {tuple(a.shape)} and {tuple(b.shape)}")

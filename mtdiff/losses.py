@@ -44,7 +44,8 @@ def multitask_loss(
         drop: {name: probability in [0, 1] that a modality is absent from S}, 0 where not named. The name of another
             modality in place of a number: absent together with that one.
         give: {name: probability in [0, 1] that the backbone is told the value, or a name as in drop} (rule 3). The head
-            of a told modality is not scored on that example: it would only copy.
+            of a told modality is not scored on that example: it would only copy. The model's `conditions` are
+            always told.
         generator: source of steps, noise and sets.
 
     Returns:
@@ -84,7 +85,7 @@ def multitask_loss(
     steps = process.steps - process.first + 1
     t = process.first + (where * steps).long().clamp(max=steps - 1)
     present = {name: ~dropped for name, dropped in coins(drop).items()}
-    told = coins(give)
+    told = coins(give) | {name: torch.ones(size, dtype=torch.bool, device=device) for name in model.conditions}
 
     m_t = process.aggregate(model.encode(batch), t, present)
     eps = torch.randn(m_t.shape, dtype=m_t.dtype, device=device, generator=generator)
@@ -92,7 +93,12 @@ def multitask_loss(
     z_t = signal * m_t + noise * eps
     prediction = model(z_t, t, {name: batch[name] for name in told}, present, told)
 
-    terms = {"denoise": (model.target(m_t, eps, t) - prediction.output).square().mean()}
+    if prediction.output is None:  # the v-loss of theory 3, of an aggregate that the heads make up
+        error = (m_t - prediction.aggregate) / noise
+    else:
+        unknown = m_t if prediction.known is None else m_t - prediction.known
+        error = model.target(unknown, eps, t) - prediction.output
+    terms = {"denoise": error.square().mean()}
     for name, modality in model.modalities.items():
         variance = process.wiener(name, t, z_t)[1]
         each = modality.loss(batch[name], prediction.params[name].to(z_t.dtype), variance)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -16,7 +16,7 @@ from mtdiff.files import CARD, FORMAT, WEIGHTS, write_atomic
 from mtdiff.modalities.base import Modality, View
 from mtdiff.process import ForwardProcess
 
-PREDICTIONS = ("v", "eps", "x")
+PREDICTIONS = ("v", "eps", "x", "heads")
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,16 @@ class Prediction:
         aggregate: (B, *Z) E[m_t | z_t].
         params: {name: head output}: the mean of a continuous modality, the logits of a label.
         estimate: {name: (B, *Z)} E[E_i(x_i) | z_t]; for discrete data the softmax-averaged code.
-        output: (B, *Z) what the network put out (v, eps or x), or None for exact models.
+        output: (B, *Z) what the network put out (v, eps or x), or None where the aggregate is not an output of its own.
+        known: (B, *Z) sum_j W_t^j E_j(x_j) over what was told, where it was taken out of the state (`remove_told`): the
+            output then speaks of the rest of the aggregate. None: nothing was.
     """
 
     aggregate: Tensor
     params: dict[str, Tensor]
     estimate: dict[str, Tensor]
     output: Tensor | None = None
+    known: Tensor | None = None
 
 
 class MTDiffusion(nn.Module):
@@ -44,9 +47,14 @@ class MTDiffusion(nn.Module):
         modalities: {name: Modality}, in the order in which they are read.
         backbone: network on the space.
         space: shape of the diffusion space, (C, H, W) or (d,).
-        prediction: what the denoising output stands for: "v", "eps" or "x" (the aggregate itself).
+        prediction: what the denoising output stands for: "v", "eps" or "x" (the aggregate itself). "heads" does without:
+            the aggregate is then sum_i W_t^i e_i of what is told and what the heads estimate, so that the two always agree.
         rule: how `sample` treats given modalities unless it is told: a rule, or {name: rule} (theory 4).
         sampler: the solver that `sample` uses unless it is told.
+        remove_told: True takes the codes of what is told out of z_t before the network sees it. A known shift carries no
+            information; without it a network told the source of a transition has to learn to copy it.
+        conditions: modalities that are always given, in training and in sampling, and never read: the source of a
+            transition (which need not be named), an instruction.
 
     Raises:
         ValueError: names, space or prediction do not fit together.
@@ -69,6 +77,8 @@ class MTDiffusion(nn.Module):
         prediction: str = "v",
         rule: str | Mapping[str, str] | None = None,
         sampler: str = "ddim",
+        remove_told: bool = False,
+        conditions: Sequence[str] = (),
     ):
         super().__init__()
         if set(modalities) != set(process.names):
@@ -78,14 +88,18 @@ class MTDiffusion(nn.Module):
         if prediction not in PREDICTIONS:
             raise ValueError(f"prediction must be one of {PREDICTIONS}, got {prediction!r}")
         self.process, self.space, self.prediction = process, tuple(space), prediction
-        self.rule, self.sampler = rule, sampler
+        self.rule, self.sampler, self.remove_told = rule, sampler, remove_told
+        unknown = [name for name in conditions if name not in modalities]
+        if unknown:
+            raise ValueError(f"conditions names {unknown}, the modalities are {sorted(modalities)}")
+        self.conditions = tuple(name for name in modalities if name in conditions or name == process.prior)
         self.card: dict = {}
         self.modalities = nn.ModuleDict(modalities)
         for name, modality in self.modalities.items():
             modality.attach(name, space, backbone)
         self._check_headless()
         self.backbone = backbone
-        self.denoise = backbone.readout(self.space)
+        self.denoise = None if prediction == "heads" else backbone.readout(self.space)
         self.absent = nn.ParameterDict({name: torch.zeros(backbone.embedding) for name in modalities})
 
     @property
@@ -144,17 +158,29 @@ class MTDiffusion(nn.Module):
             The prediction, in the dtype of z_t.
         """
         u = torch.as_tensor(t, device=z_t.device).expand(len(z_t)).to(self.dtype) / self.process.steps
-        features, pooled = self.backbone(z_t.to(self.dtype), u, **self._tell(z_t, given, present, told))
-        output = self.denoise(features).to(z_t.dtype)
-        aggregate = self._to_aggregate(output, z_t, t)
+        known = self._known(z_t, t, given, present, told) if given and self._looks_at_told else None
+        rest = z_t if known is None else z_t - self.process.level(t, z_t)[0] * known
+        removed = known if self.remove_told else None
+        state = rest if self.remove_told else z_t
+        features, pooled = self.backbone(state.to(self.dtype), u, **self._tell(z_t, given, present, told))
+        output, aggregate = None, None
+        if self.denoise is not None:
+            output = self.denoise(features).to(z_t.dtype)
+            aggregate = self._to_aggregate(output, state, t)
+            aggregate = aggregate if removed is None else aggregate + removed
         params, estimate = dict.fromkeys(self.modalities), dict.fromkeys(self.modalities)
         for name, modality in sorted(self.modalities.items(), key=lambda item: item[1].start == "rest"):
-            state = self._rest(name, z_t, t, estimate, given, present, told) if modality.start == "rest" else z_t
+            start = z_t
+            if modality.start == "rest":
+                start = rest - self.process.level(t, rest)[0] * self._guessed(estimate, rest, t, given, present, told, name)
             gain, variance = self.process.wiener(name, t, z_t)
             weight = self.process.weight(name, t, z_t)
-            params[name] = modality.head(View(features, pooled, state, aggregate, weight, gain, variance))
+            params[name] = modality.head(View(features, pooled, start, aggregate, weight, gain, variance))
             estimate[name] = modality.estimate(params[name]).to(z_t.dtype)
-        return Prediction(aggregate, params, estimate, output)
+        if aggregate is None:
+            aggregate = self._guessed(estimate, z_t, t, given, present, told)
+            aggregate = aggregate if known is None else aggregate + known
+        return Prediction(aggregate, params, estimate, output, removed)
 
     def predict(
         self,
@@ -270,6 +296,8 @@ class MTDiffusion(nn.Module):
             "prediction": self.prediction,
             "rule": self.rule,
             "sampler": self.sampler,
+            "remove_told": self.remove_told,
+            "conditions": list(self.conditions),
             "prior": self.process.prior,
             "dtype": str(self.dtype).removeprefix("torch."),
             "modalities": {name: modality.config for name, modality in self.modalities.items()},
@@ -338,30 +366,50 @@ class MTDiffusion(nn.Module):
             out["condition"] = out["condition"] + self.absent[name] * (~mask.to(z_t.device))[:, None]
         return out
 
-    def _rest(self, name: str, z_t: Tensor, t: int | Tensor, estimate, given, present, told) -> Tensor:
-        """What the other codes leave of z_t: z_t - sqrt(abar_t) sum_{j != i} W_t^j e_j, e_j told, or estimated so far."""
-        explained = torch.zeros_like(z_t)
-        for other in self.process.entering:
-            guess = estimate[other]
-            code = None if guess is None else guess.detach()
-            if other in (given or {}):
-                known = self.modalities[other].encode(given[other]).to(z_t.dtype)
-                blank = torch.zeros_like(known) if code is None else code
-                heard = None if told is None else told[other].reshape(-1, *[1] * (z_t.ndim - 1))
-                code = known if heard is None else torch.where(heard, known, blank)
-            if code is None or other == name:
-                continue
-            weight = self.process.weight(other, t, z_t)
-            if other in (present or {}):
-                weight = weight * present[other].to(z_t.device).reshape(weight.shape)
-            explained = explained + weight * code
-        return z_t - self.process.level(t, z_t)[0] * explained
+    @property
+    def _looks_at_told(self) -> bool:
+        return (
+            self.remove_told
+            or self.denoise is None
+            or any(modality.start == "rest" for modality in self.modalities.values())
+        )
+
+    def _known(self, z_t: Tensor, t: int | Tensor, given, present, told) -> Tensor:
+        """sum_j W_t^j E_j(x_j) over what is told and in the aggregate, (B, *Z)."""
+        names = [name for name in given if name in self.process.entering]
+        codes = self.encode({name: given[name] for name in names})
+        total = torch.zeros_like(z_t)
+        for name, code in codes.items():
+            total = total + self._share(name, z_t, t, present, None if told is None else told[name]) * code.to(z_t.dtype)
+        return total
+
+    def _guessed(self, estimate, like: Tensor, t: int | Tensor, given, present, told, without: str | None = None) -> Tensor:
+        """sum_j W_t^j e_j of the heads' estimates, so far as there are any, over what is in the aggregate and not told.
+
+        Without a modality it serves as that one's start, and lets no gradient through: each head answers to its own loss.
+        """
+        total = torch.zeros_like(like)
+        for name in self.process.entering:
+            code, sure = estimate[name], name in (given or {}) and told is None
+            if name != without and code is not None and not sure:
+                heard = ~told[name] if told and name in told else None
+                total = total + self._share(name, like, t, present, heard) * (code if without is None else code.detach())
+        return total
+
+    def _share(self, name: str, like: Tensor, t: int | Tensor, present, mask: Tensor | None) -> Tensor:
+        """W_t of a modality, 0 where it is absent or masked, (B, 1, ...)."""
+        weight = self.process.weight(name, t, like)
+        for keep in ((present or {}).get(name), mask):
+            weight = weight if keep is None else weight * keep.to(like.device).reshape(weight.shape)
+        return weight
 
     def _check_headless(self) -> None:
         """A modality without a head reads its slice of the aggregate: nobody else may write there, and W_t > 0."""
         for name, modality in self.modalities.items():
             if getattr(modality, "has_head", True):
                 continue
+            if self.prediction == "heads":
+                raise ValueError(f'{name!r} has no head, which prediction "heads" needs')
             if bool((self.process.cumulative(name) == 0).any()):
                 raise ValueError(f"{name!r} has no head, so its weight must not be 0 at any step")
             for other, rival in self.modalities.items():

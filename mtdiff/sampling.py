@@ -166,6 +166,9 @@ def _given(model, n, given, rule, guidance):
         values[name] = value.to(model.device).expand(n, *value.shape[1:])
     if model.process.prior is not None and model.process.prior not in values:
         raise ValueError(f"this process ends at {model.process.prior!r}: a sample needs it in `given`")
+    missing = [name for name in getattr(model, "conditions", ()) if name not in values]
+    if missing:
+        raise ValueError(f"this model was trained with {missing} always given: a sample needs it in `given`")
     chosen = model.rule if rule is None else rule
     for r in chosen.values() if isinstance(chosen, Mapping) else [chosen]:
         if r is not None and r not in RULES:

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -15,6 +16,8 @@ from mtdiff.evaluation import (
     image_label_bounds,
     image_label_metrics,
     mean_and_error,
+    psnr,
+    ssim,
     svm_judge,
 )
 
@@ -150,3 +153,57 @@ def test_bounds_are_those_of_elbo_and_the_label_is_read_off_the_image_alone():
     expected = logits.log_softmax(1)[torch.arange(40), batch["label"]].mean()
     assert bounds["label_given_image"] == pytest.approx(float(expected), abs=0.02)
     assert bounds["sum"] == pytest.approx(bounds["image"] + bounds["label_given_image"])
+
+
+def test_psnr_by_hand():
+    """Two channels of two pixels, one value off by 1, one by 2: the mean square is 5 / 4, of the first pixel alone 1 / 2."""
+    a = torch.zeros(2, 2, 1, 2)
+    b = a.clone()
+    b[0, 0, 0, 0], b[0, 1, 0, 1] = 1.0, -2.0
+    assert psnr(a, b).tolist() == [pytest.approx(10 * math.log10(4 / 1.25)), math.inf]
+    mask = torch.tensor([True, False]).view(1, 1, 1, 2).expand(2, 1, 1, 2)
+    assert psnr(a, b, mask)[0] == pytest.approx(10 * math.log10(4 / 0.5))
+    assert psnr(a, b, ~mask)[0] == pytest.approx(10 * math.log10(4 / 2.0))
+    assert psnr(a, b, torch.zeros_like(mask))[0].isnan()
+
+
+def test_psnr_is_scikit_images():
+    from skimage.metrics import peak_signal_noise_ratio
+
+    a, b = torch.rand(2, 3, 3, 9, 9, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    expected = [peak_signal_noise_ratio(x, y, data_range=2) for x, y in zip(a.numpy(), b.numpy(), strict=True)]
+    assert psnr(a, b).tolist() == pytest.approx(expected)
+
+
+def test_ssim():
+    """1 for equal images; falls as noise grows; by hand for one window: the formula with unbiased moments."""
+    g = torch.Generator().manual_seed(0)
+    a, noise = torch.rand(2, 4, 3, 16, 16, generator=g) * 2 - 1
+    assert ssim(a, a).tolist() == pytest.approx([1.0] * 4)
+    values = [ssim(a, a + scale * noise) for scale in (0.1, 0.3, 1.0)]
+    assert all(bool((more > less).all()) for more, less in itertools.pairwise(values))
+    x, y = a[:1, :1, :7, :7].double(), a[:1, 1:2, :7, :7].double()
+    covariance = torch.stack([x.flatten(), y.flatten()]).cov()
+    c1, c2 = 0.02**2, 0.06**2
+    expected = (2 * x.mean() * y.mean() + c1) / (x.mean() ** 2 + y.mean() ** 2 + c1)
+    expected *= (2 * covariance[0, 1] + c2) / (covariance.trace() + c2)
+    assert float(ssim(x, y)) == pytest.approx(float(expected))
+
+
+@pytest.mark.parametrize("metric", [psnr, ssim])
+def test_images_that_cannot_be_compared_are_refused(metric):
+    a = torch.zeros(2, 3, 8, 8)
+    for other in (a[:1], a[:, :1], a[..., :7], a[0]):
+        with pytest.raises(ValueError, match=r"two equal sets of images \(B, C, H, W\), got \(2, 3, 8, 8\) and"):
+            metric(a, other)
+    with pytest.raises(ValueError, match=r"got \(3, 8, 8\) and \(3, 8, 8\)"):
+        metric(a[0], a[0])
+
+
+def test_masks_and_windows_that_do_not_fit_are_refused():
+    a = torch.zeros(2, 3, 8, 8)
+    for mask in (torch.ones(2, 1, 8, 8), torch.ones(2, 3, 8, 8, dtype=torch.bool), torch.ones(1, 1, 8, 8, dtype=torch.bool)):
+        with pytest.raises(ValueError, match=r"mask must be bool \(2, 1, 8, 8\), got torch\.\w+ \("):
+            psnr(a, a, mask)
+    with pytest.raises(ValueError, match=r"at least 7 x 7, got \(2, 3, 6, 8\)"):
+        ssim(a[:, :, :6], a[:, :, :6])

@@ -1,6 +1,7 @@
-"""The shapes world: scenes of one to three objects, of which every modality is known perfectly."""
+"""Scenes of one to three coloured shapes, with eight modalities of each that are known perfectly."""
 
-from collections.abc import Collection
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,32 +10,30 @@ from torch import Tensor
 
 from mtdiff.datasets.base import Dataset
 
-SHAPES = ("circle", "square", "triangle")
-SIZES = {"small": 0.15, "large": 0.23}
-COLOURS = {
-    "red": (0.88, 0.12, 0.14),
-    "green": (0.10, 0.62, 0.22),
-    "blue": (0.12, 0.28, 0.90),
-    "yellow": (0.97, 0.85, 0.10),
-    "purple": (0.58, 0.16, 0.72),
-    "cyan": (0.10, 0.80, 0.85),
-}
-BACKGROUNDS = {
-    "white": (0.96, 0.96, 0.94),
-    "grey": (0.58, 0.58, 0.60),
-    "sand": (0.87, 0.74, 0.55),
-    "black": (0.08, 0.08, 0.10),
-}
-VOCABULARY = ("", *BACKGROUNDS, *SIZES, *COLOURS, *SHAPES)
-"""Words of captions; entry 0 is padding."""
 MODALITIES = ("image", "night", "segmentation", "masks", "depth", "sketch", "label", "caption")
-OBJECTS = 3
-"""Most objects of a scene."""
-LENGTH = 1 + 3 * OBJECTS
-"""Tokens of a caption: the background, then size, colour and shape of each object from left to right."""
-TEST = 10**9
-"""Index of the first scene to test on."""
-_PALETTE = torch.tensor([[-0.9, -0.9, -0.9], [0.9, -0.2, -0.6], [-0.6, 0.7, -0.2], [-0.2, 0.1, 0.95]])
+SHAPES = ("circle", "square", "triangle")
+SIZES = ("small", "large")
+COLOURS = ("red", "green", "blue", "yellow", "magenta", "cyan")
+BACKGROUNDS = ("white", "grey", "brown", "black")
+VOCABULARY = ("", *BACKGROUNDS, *SIZES, *COLOURS, *SHAPES)
+"""The words of captions; token 0 is padding."""
+
+SPLITS = {"train": 0, "test": 10**9}
+"""Index of the first scene of each split."""
+
+_INK = (
+    (0.88, 0.12, 0.14),
+    (0.13, 0.62, 0.20),
+    (0.12, 0.26, 0.90),
+    (0.98, 0.84, 0.10),
+    (0.85, 0.15, 0.75),
+    (0.10, 0.78, 0.86),
+)
+_PAPER = ((0.95, 0.95, 0.95), (0.55, 0.55, 0.56), (0.40, 0.27, 0.17), (0.06, 0.06, 0.07))
+_RADIUS, _SQUARE, _CIRCUMRADIUS = (0.14, 0.21), 0.90, 1.30  # of the width; half a square's side, a triangle's: of the radius
+_EXTENT = ((1.0, 1.0), (_SQUARE, _SQUARE), (_CIRCUMRADIUS * math.sqrt(0.75), _CIRCUMRADIUS * 0.75))  # half width and height
+_FOG = 0.35
+_PALETTE = ((-1.0, -1.0, -1.0), (1.0, 1.0, -1.0), (1.0, -1.0, 1.0), (-1.0, 1.0, 1.0))  # a regular simplex
 
 
 @dataclass(frozen=True)
@@ -50,95 +49,291 @@ class Scene:
     objects: tuple[tuple[str, str, str], ...]
 
 
-def shapes(
-    split: str = "train",
-    size: int = 16,
-    n: int | None = None,
-    seed: int = 0,
-    modalities: Collection[str] | None = None,
-) -> Dataset:
-    """Scenes of objects on a plain background. Scene i is the same for every n, and at every size.
+@dataclass(frozen=True)
+class Layout:
+    """Everything about N scenes; lengths in widths of the image, objects left to right, the unused last.
 
-    Each object has a shape, a colour, one of two sizes, a place and a depth; the distant ones fade a little towards the
-    background. Edges are smooth: the coverage of a pixel is clamp(1/2 - signed distance in pixels).
+    Attributes:
+        count: (N,) number of objects, 1..3.
+        background: (N,) index into `BACKGROUNDS`.
+        shape, colour, size: (N, 3) indices into `SHAPES`, `COLOURS` and `SIZES`.
+        radius, x, y: (N, 3) float32; y points down.
+        depth: (N, 3) float32 in (0, 0.85), 0 is near; infinite for an object that is not there.
+    """
+
+    count: Tensor
+    background: Tensor
+    shape: Tensor
+    colour: Tensor
+    size: Tensor
+    radius: Tensor
+    x: Tensor
+    y: Tensor
+    depth: Tensor
+
+
+def shapes(
+    split: str = "train", size: int = 16, n: int | None = None, seed: int = 0, modalities: Sequence[str] | None = None
+) -> Dataset:
+    """Scenes of 1 to 3 shapes on a plain background; scene i is the same whatever n, and the same scene at any size.
+
+    The modalities of N scenes of s x s pixels:
+
+    - "image" (N, 3, s, s) in [-1, 1], of 256 levels; what is far is paler (a little fog).
+    - "night" (N, 3, s, s): the same by moonlight, see `night`.
+    - "segmentation" (N, s, s) int64: 0 background, 1 circle, 2 square, 3 triangle.
+    - "masks" (N, 3, s, s) bool: what is seen of each object, left to right.
+    - "depth" (N, 1, s, s) in [-1, 1]: of the nearest surface, -1 is near; the background is 1.
+    - "sketch" (N, 1, s, s) in [-1, 1]: visible outlines, white on black.
+    - "label" (N,) int64: shape and colour of the nearest object; 18 classes.
+    - "caption" (N, 10) int64: background, then size, colour and shape of each object from left to right, then 0.
 
     Args:
-        split: "train" (scenes 0, 1, ...) or "test" (other scenes).
-        size: height and width in pixels, a multiple of 8, at least 16.
-        n: number of scenes; None: 10000 to train on, 2000 to test on.
-        seed: another seed gives another world of scenes.
-        modalities: names to keep, which saves memory; None: all.
+        split: "train" or "test"; no scene is in both.
+        size: height and width, a multiple of 8, at least 16.
+        n: number of scenes; 10,000 to train on and 2,000 to test on unless given.
+        seed: another seed is another world of scenes.
+        modalities: names of those wanted; None is all of them.
 
     Returns:
-        The data set; `names` are those of the label. Its values, N scenes of s x s pixels:
-        "image" (N, 3, s, s) in [-1, 1], with 256 levels; "night" (N, 3, s, s): the same under a lamp, with a glow;
-        "segmentation" (N, s, s) int64: 0 background, else 1 + shape; "masks" (N, 3, s, s) bool: what is seen of each object,
-        left to right; "depth" (N, 1, s, s) in [-1, 1], 1 is far; "sketch" (N, 1, s, s) in [-1, 1]: outlines, 1 on -1;
-        "label" (N,) int64: colour and shape of the nearest object; "caption" (N, 10) int64: see `words`.
+        The data set.
 
     Raises:
-        ValueError: an unknown split or modality, or size or n out of range.
-
-    Source: ours.
+        ValueError: an unknown split or modality, a size or an n out of range.
     """
-    if split not in ("train", "test"):
+    if split not in SPLITS:
         raise ValueError(f'split must be "train" or "test", got {split!r}')
+    n = (10_000 if split == "train" else 2_000) if n is None else n
+    if not 1 <= n <= SPLITS["test"]:
+        raise ValueError(f"n must be in 1..{SPLITS['test']}, got {n}")
+    values = render(range(SPLITS[split], SPLITS[split] + n), size, seed, modalities)
+    return Dataset(f"shapes{size}/{split}", values, tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS))
+
+
+def render(
+    index: Sequence[int] | Tensor, size: int, seed: int = 0, modalities: Sequence[str] | None = None
+) -> dict[str, Tensor]:
+    """The scenes of given indices, {modality: (N, ...)} as in `shapes`; there are endlessly many.
+
+    Args:
+        index: N numbers >= 0; test scenes begin at 10**9.
+        size: as in `shapes`.
+        seed: as in `shapes`.
+        modalities: as in `shapes`.
+
+    Returns:
+        {modality: (N, ...)}.
+
+    Raises:
+        ValueError: an unknown modality, none, a size out of range, no index or one below 0.
+    """
+    wanted = MODALITIES if modalities is None else tuple(modalities)
+    if isinstance(modalities, str) or not wanted or set(wanted) - set(MODALITIES):
+        raise ValueError(f"modalities must be some of {MODALITIES}, got {modalities!r}")
     if size < 16 or size % 8:
         raise ValueError(f"size must be a multiple of 8, at least 16, got {size}")
-    n = {"train": 10000, "test": 2000}[split] if n is None else n
-    if n < 1:
-        raise ValueError(f"n must be at least 1, got {n}")
-    wanted = MODALITIES if modalities is None else tuple(modalities)
-    unknown = [name for name in wanted if name not in MODALITIES]
-    if unknown or not wanted:
-        raise ValueError(f"modalities must be among {MODALITIES}, got {wanted}")
-    first, chunk = TEST if split == "test" else 0, max(1, 2**18 // size**2)
-    parts = []
-    for start in range(0, n, chunk):
-        index = np.arange(first + start, first + min(start + chunk, n), dtype=np.uint64)
-        drawn = _render(_parameters(index, seed), size)
-        parts.append({name: drawn[name] for name in wanted})
-    values = {name: torch.cat([part[name] for part in parts]) for name in wanted}
-    names = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS)
-    return Dataset(f"shapes{size}/{split}", values, names)
+    index = torch.as_tensor(index if isinstance(index, Tensor) else np.asarray(index, dtype=np.int64))
+    if index.ndim != 1 or not len(index) or index.min() < 0:
+        raise ValueError(f"index must be some numbers >= 0 in a row, got {index}")
+    room = max(1, 2**17 // (3 * size**2))  # scenes that stay in a core's cache
+    out: dict[str, Tensor] = {}
+    for start in range(0, len(index), room):
+        for name, value in _draw(layout(index[start : start + room], seed), size, wanted).items():
+            if not start:
+                out[name] = value.new_empty(len(index), *value.shape[1:])
+            out[name][start : start + room] = value
+    return out
+
+
+def layout(index: Sequence[int] | Tensor, seed: int = 0) -> Layout:
+    """What is where in the scenes of given indices: the law that `shapes` draws from.
+
+    Args:
+        index: N numbers >= 0.
+        seed: as in `shapes`.
+
+    Returns:
+        The layout of N scenes.
+    """
+    u = _uniform(np.asarray(index), seed, 2 + 3 * 8)  # (N, 26)
+    count, background = (1 + 3 * u[:, 0]).long(), (len(BACKGROUNDS) * u[:, 1]).long()
+    shape, colour, word, jitter, x, y, order, depth = u[:, 2:].unflatten(1, (3, 8)).unbind(-1)  # (N, 3) each
+    shape, colour, word = ((len(names) * v).long() for names, v in ((SHAPES, shape), (COLOURS, colour), (SIZES, word)))
+    radius = torch.tensor(_RADIUS, dtype=torch.float64)[word] * (0.95 + 0.1 * jitter)
+    margin = torch.tensor(_EXTENT, dtype=torch.float64)[shape] * radius[..., None] + 0.015  # (N, 3, 2)
+    slot, n = torch.arange(3), count[:, None]
+    x = ((slot + 0.35 + 0.3 * x) / n).clamp(margin[..., 0], 1 - margin[..., 0])
+    y = margin[..., 1] + (1 - 2 * margin[..., 1]) * y
+    absent = slot >= n
+    rank = order.masked_fill(absent, math.inf).argsort(1).argsort(1)  # 0 is the nearest
+    depth = (0.85 * (rank + 0.15 + 0.7 * depth) / n).masked_fill(absent, math.inf)
+    return Layout(count, background, shape, colour, word, radius.float(), x.float(), y.float(), depth.float())
+
+
+def _uniform(index: np.ndarray, seed: int, fields: int) -> Tensor:
+    """Uniform numbers in [0, 1), (N, fields), each a hash of seed, index and field (splitmix64)."""
+
+    def mix(z: np.ndarray) -> np.ndarray:
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return z ^ (z >> np.uint64(31))
+
+    golden = np.uint64(0x9E3779B97F4A7C15)
+    world = mix(np.array([seed], dtype=np.int64).astype(np.uint64) * golden + golden)
+    scene = mix(world + index.astype(np.uint64) * golden)[:, None]
+    bits = mix(scene + np.arange(1, fields + 1, dtype=np.uint64) * golden)
+    return torch.from_numpy((bits >> np.uint64(11)).astype(np.float64) * 2.0**-53)
+
+
+def _draw(scene: Layout, size: int, wanted: Sequence[str]) -> dict[str, Tensor]:
+    """The modalities of a few scenes, painted from far to near."""
+    far_first = scene.depth.argsort(1, descending=True)  # (N, 3)
+    sdf = _distances(scene, far_first, size) * size  # (N, 3, s, s) in pixels
+    n, rows = len(sdf), torch.arange(len(sdf))[:, None]
+    out: dict[str, Tensor] = {}
+    if {"image", "night"} & set(wanted):
+        paper, fog = torch.tensor(_PAPER)[scene.background], (_FOG * scene.depth.clamp(max=1))[..., None]
+        ink = (torch.tensor(_INK)[scene.colour] * (1 - fog) + paper[:, None] * fog)[rows, far_first]  # (N, 3, RGB)
+        image = paper[:, :, None, None].repeat(1, 1, size, size)
+        for k in range(3):
+            cover = (0.5 - sdf[:, k, None]).clamp(0, 1)
+            image += cover * (ink[:, k, :, None, None] - image)
+        out["image"] = _levels(image)
+        if "night" in wanted:
+            out["night"] = night(out["image"])
+    if "sketch" in wanted:
+        reach, lines = 0.85 + size / 100, torch.zeros(n, size, size)
+        for k in range(3):
+            lines *= 1 - (0.5 - sdf[:, k]).clamp(0, 1)  # what is nearer hides
+            lines = torch.maximum(lines, (reach - sdf[:, k].abs()).clamp(0, 1))
+        out["sketch"] = _levels(lines[:, None])
+    if {"segmentation", "masks", "depth"} & set(wanted):
+        owner = torch.full((n, size, size), 3)  # which object is seen; 3 is the background
+        for k in range(3):
+            owner = torch.where(sdf[:, k] < 0, far_first[:, k, None, None], owner)
+        nobody, at = torch.zeros(n, 1), owner.flatten(1)
+        kinds = torch.cat([scene.shape + 1, nobody.long()], 1)
+        depths = torch.cat([2 * scene.depth - 1, nobody + 1], 1)
+        out["segmentation"] = kinds.gather(1, at).view_as(owner)
+        out["masks"] = owner[:, None] == torch.arange(3)[:, None, None]
+        out["depth"] = depths.gather(1, at).view_as(owner)[:, None]
+    label = scene.shape * len(COLOURS) + scene.colour
+    out["label"] = label[rows[:, 0], scene.depth.argmin(1)]
+    out["caption"] = _caption(scene)
+    return {name: out[name] for name in wanted}
+
+
+def _distances(scene: Layout, order: Tensor, size: int) -> Tensor:
+    """Signed distance to each object's edge in widths, negative inside, (N, 3, s, s); objects in the given order."""
+    out = torch.full((*order.shape, size, size), 9.0)
+    grid = (torch.arange(size) + 0.5) / size
+    rows = torch.arange(len(order))[:, None]
+    kind, present = scene.shape[rows, order], scene.depth[rows, order].isfinite()
+    for k in range(len(SHAPES)):
+        i, j = torch.nonzero(present & (kind == k), as_tuple=True)
+        x, y, r = (v[i, order[i, j], None, None] for v in (scene.x, scene.y, scene.radius))
+        dx, dy = grid - x, grid[:, None] - y  # (M, 1, s) and (M, s, 1)
+        if k == 0:
+            out[i, j] = (dx * dx + dy * dy).sqrt_() - r
+        elif k == 1:
+            out[i, j] = torch.maximum(dx.abs(), dy.abs()) - _SQUARE * r
+        else:  # the base and two sides, at half the circumradius from a centre that is a quarter of it below the middle
+            side = math.sqrt(0.75) * dx.abs() - 0.5 * (dy - 0.25 * _CIRCUMRADIUS * r)
+            out[i, j] = torch.maximum(side, dy - 0.25 * _CIRCUMRADIUS * r) - 0.5 * _CIRCUMRADIUS * r
+    return out
+
+
+def night(image: Tensor, rounded: bool = True) -> Tensor:
+    """The same scenes by night: moonlight from the upper right, dim and blue, and colours that glow.
+
+    With x the image in [0, 1], C a colour matrix, l(p) the light at a place and x - mean x its colour,
+    night = floor + l(p) C x + glow blur(max(x - mean x, 0)). Day can be had back from it, but not by one colour matrix.
+
+    Args:
+        image: (N, 3, s, s) in [-1, 1].
+        rounded: to 256 levels; a gradient passes only without.
+
+    Returns:
+        (N, 3, s, s) in [-1, 1].
+    """
+    x, size = (image + 1) / 2, image.shape[-1]
+    grid = (torch.arange(size, device=x.device) + 0.5) / size
+    light = 0.32 + 0.58 / (1 + ((grid - 0.8) ** 2 + (grid[:, None] - 0.15) ** 2) / 0.45**2)
+    red, green, blue = x.unbind(1)
+    mixed = (0.50 * red + 0.08 * green + 0.02 * blue, 0.05 * red + 0.55 * green + 0.08 * blue)
+    tinted = torch.stack((*mixed, 0.12 * red + 0.14 * green + 0.62 * blue), 1)
+    colour = (x - ((red + green + blue) / 3)[:, None]).clamp(min=0)
+    blur = (-0.5 * ((grid - grid[:, None]) / 0.08) ** 2).exp()
+    blur = (blur / blur.sum(1, keepdim=True)).expand(len(x) * 3, -1, -1)
+    halo = (blur @ colour.flatten(0, 1) @ blur.mT).view_as(x)
+    floor = torch.tensor([0.02, 0.03, 0.09], device=x.device)[:, None, None]
+    dark = floor + light * tinted + 0.75 * halo
+    return _levels(dark) if rounded else 2 * dark - 1
+
+
+def _levels(x: Tensor) -> Tensor:
+    """Values in [0, 1] as pixels: 256 levels in [-1, 1]."""
+    return (255 * x).round_().div_(127.5).sub_(1)
+
+
+def _caption(scene: Layout) -> Tensor:
+    """Tokens (N, 10)."""
+    bases = [VOCABULARY.index(names[0]) for names in (SIZES, COLOURS, SHAPES)]
+    objects = torch.stack([scene.size, scene.colour, scene.shape], -1) + torch.tensor(bases)  # (N, 3, 3)
+    objects = objects * scene.depth.isfinite()[..., None]
+    return torch.cat([scene.background[:, None] + VOCABULARY.index(BACKGROUNDS[0]), objects.flatten(1)], 1)
 
 
 def words(tokens: Tensor) -> list[str]:
     """Captions as text, such as "grey small red circle large blue square".
 
     Args:
-        tokens: (N, 10) int64.
+        tokens: (N, 10) or (10,) int64.
 
     Returns:
-        N texts.
+        N strings, or one in a list.
+
+    Raises:
+        ValueError: a token that is no word.
     """
+    tokens = torch.atleast_2d(tokens)
+    if tokens.min() < 0 or tokens.max() >= len(VOCABULARY):
+        raise ValueError(f"tokens must be in 0..{len(VOCABULARY) - 1}, got {int(tokens.min())}..{int(tokens.max())}")
     return [" ".join(VOCABULARY[k] for k in row if k) for row in tokens.tolist()]
 
 
-def parse(text: str) -> Scene:
-    """The scene that a caption describes.
+def parse(captions: Tensor | str | Sequence[str]) -> list[Scene | None]:
+    """What captions say; None for one that is not well formed, so that drawn captions can be scored exactly.
 
     Args:
-        text: as from `words`.
+        captions: (N, 10) or (10,) tokens, padded at the end only, or text.
 
     Returns:
-        The scene.
-
-    Raises:
-        ValueError: a caption that is not well formed: a background, then one to three times size, colour and shape.
+        A scene for each, or None.
     """
-    background, *rest = text.split() or [""]
-    objects = tuple(zip(rest[0::3], rest[1::3], rest[2::3], strict=False))
-    known = background in BACKGROUNDS and all(a in SIZES and b in COLOURS and c in SHAPES for a, b, c in objects)
-    if not known or len(rest) % 3 or not 1 <= len(objects) <= OBJECTS:
-        raise ValueError(
-            f"not a caption: {text!r}; expected a background, then size, colour and shape of 1 to {OBJECTS} objects"
-        )
-    return Scene(background, objects)
+    if isinstance(captions, Tensor):
+        rows = [
+            [VOCABULARY[k] if 0 <= k < len(VOCABULARY) else "?" for k in row] for row in torch.atleast_2d(captions).tolist()
+        ]
+    else:
+        rows = [text.split() for text in ([captions] if isinstance(captions, str) else captions)]
+    return [_scene(row) for row in rows]
+
+
+def _scene(row: list[str]) -> Scene | None:
+    """The scene of a list of words, or None."""
+    while row and not row[-1]:
+        row = row[:-1]
+    objects = tuple(zip(row[1::3], row[2::3], row[3::3], strict=False))
+    lists = (SIZES, COLOURS, SHAPES)
+    fits = len(row) in (4, 7, 10) and row[0] in BACKGROUNDS
+    if not fits or any(word not in names for o in objects for word, names in zip(o, lists, strict=True)):
+        return None
+    return Scene(row[0], objects)
 
 
 def palette(segmentation: Tensor) -> Tensor:
-    """A segmentation as a picture: a colour for each class.
+    """A segmentation as an image, in four colours as far apart as can be.
 
     Args:
         segmentation: (N, H, W) int64 in 0..3.
@@ -146,122 +341,19 @@ def palette(segmentation: Tensor) -> Tensor:
     Returns:
         (N, 3, H, W) in [-1, 1].
     """
-    return _PALETTE[segmentation].movedim(-1, 1).contiguous()
+    return torch.tensor(_PALETTE, device=segmentation.device)[segmentation].movedim(-1, 1).contiguous()
 
 
-def unpalette(picture: Tensor) -> Tensor:
-    """The class of the nearest palette colour at each pixel.
+def unpalette(image: Tensor) -> Tensor:
+    """The segmentation whose palette is nearest to an image, pixel by pixel.
 
     Args:
-        picture: (N, 3, H, W).
+        image: (N, 3, H, W).
 
     Returns:
-        (N, H, W) int64.
+        (N, H, W) int64 in 0..3.
     """
-    return torch.cdist(picture.movedim(1, -1).flatten(1, 2), _PALETTE.to(picture)).argmin(-1).unflatten(1, picture.shape[2:])
-
-
-def _uniform(index: np.ndarray, field: int, seed: int) -> Tensor:
-    """One number in [0, 1) for each index: a counter-based generator (splitmix64), so that scene i needs no other scene."""
-    with np.errstate(over="ignore"):
-        x = index * np.uint64(0x9E3779B97F4A7C15) + np.uint64(0xD1B54A32D192ED03) * np.uint64(1 + field + 1000 * seed)
-        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-            x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
-        x = x ^ (x >> np.uint64(31))
-    return torch.from_numpy((x >> np.uint64(11)).astype(np.float64) / 2.0**53)
-
-
-def _parameters(index: np.ndarray, seed: int) -> dict[str, Tensor]:
-    """What scenes are made of: (N,) or, object by object from left to right, (N, 3)."""
-
-    def pick(field: int, k: int) -> Tensor:
-        return (_uniform(index, field, seed) * k).long()
-
-    def each(field: int) -> Tensor:
-        return torch.stack([_uniform(index, field + k, seed) for k in range(OBJECTS)], 1)
-
-    count, slot = 1 + pick(0, OBJECTS), torch.arange(OBJECTS)
-    size = (each(30) * len(SIZES)).long()
-    radius = torch.tensor(tuple(SIZES.values()), dtype=torch.float64)[size] * (0.95 + 0.1 * each(40))
-    x = ((slot + 0.35 + 0.3 * each(50)) / count[:, None]).clamp(radius, 1 - radius)
-    y = 1.2 * radius + (1 - 2.4 * radius) * each(60)
-    exists = slot < count[:, None]
-    rank = torch.where(exists, each(70), 2.0).argsort(1).argsort(1)  # 0 is the nearest
-    depth = (rank + 0.2 + 0.6 * each(80)) / count[:, None]
-    return {
-        "count": count, "background": pick(1, len(BACKGROUNDS)), "exists": exists, "rank": rank, "depth": depth,
-        "shape": (each(10) * len(SHAPES)).long(), "colour": (each(20) * len(COLOURS)).long(), "size": size,
-        "radius": radius, "x": x, "y": y,
-    }  # fmt: skip
-
-
-def _distance(shape: Tensor, dx: Tensor, dy: Tensor, radius: Tensor) -> Tensor:
-    """Signed distance to the outline, negative inside; corners are those of the planes that bound the shape."""
-    circle = (dx**2 + dy**2).sqrt() - radius
-    square = torch.maximum(dx.abs(), dy.abs()) - 0.88 * radius
-    triangle = torch.maximum(dy, 0.75**0.5 * dx.abs() - 0.5 * dy) - 0.64 * radius
-    return torch.where(shape == 0, circle, torch.where(shape == 1, square, triangle))
-
-
-def _render(p: dict[str, Tensor], size: int) -> dict[str, Tensor]:
-    """All modalities of scenes from their parameters; objects are painted from far to near."""
-    n = len(p["count"])
-    ink = torch.tensor(tuple(COLOURS.values()))
-    ground = torch.tensor(tuple(BACKGROUNDS.values()))[p["background"]][:, :, None, None]
-    at = (torch.arange(size, dtype=torch.float32) + 0.5) / size
-    image, glow = ground.expand(n, 3, size, size).clone(), torch.zeros(n, 3, size, size)
-    owner = torch.full((n, size, size), -1)
-    depth, sketch = torch.ones(n, size, size), torch.zeros(n, size, size)
-    order, rows = p["rank"].argsort(1, descending=True), torch.arange(n)
-    for k in order.unbind(1):
-
-        def of(name: str, k: Tensor = k) -> Tensor:
-            return p[name][rows, k].to(torch.float32 if p[name].is_floating_point() else torch.int64)[:, None, None]
-
-        sdf = _distance(of("shape"), at - of("x"), at[:, None] - of("y"), of("radius")) * size  # in pixels
-        sdf = torch.where(of("exists") > 0, sdf, float(size))
-        cover = (0.5 - sdf).clamp(0, 1)
-        own = ink[p["colour"][rows, k]][:, :, None, None]
-        shade = torch.lerp(own, ground, 0.35 * of("depth")[:, None])
-        image = torch.lerp(image, shade, cover[:, None])
-        glow = torch.lerp(glow, own, cover[:, None])
-        inside = cover > 0.5
-        owner = torch.where(inside, k[:, None, None], owner)
-        depth = torch.where(inside, of("depth"), depth)
-        sketch = torch.maximum(sketch * (1 - cover), (1.25 - sdf.abs()).clamp(0, 1))
-    light = 0.3 + 0.7 * torch.exp(-((at - 0.8) ** 2 + (at[:, None] - 0.15) ** 2) / 0.2)
-    night = image * light * torch.tensor([0.42, 0.48, 0.80])[:, None, None] + 0.35 * _blur(glow, 0.07 * size)
-    nearest = p["rank"].argmin(1)
-    kind = torch.where(owner < 0, 0, 1 + p["shape"].gather(1, owner.clamp(min=0).flatten(1)).reshape(owner.shape))
-    return {
-        "image": _levels(image),
-        "night": _levels(night),
-        "segmentation": kind,
-        "masks": owner[:, None] == torch.arange(OBJECTS)[:, None, None],
-        "depth": depth[:, None] * 2 - 1,
-        "sketch": sketch[:, None] * 2 - 1,
-        "label": p["shape"][rows, nearest] * len(COLOURS) + p["colour"][rows, nearest],
-        "caption": _caption(p),
-    }
-
-
-def _caption(p: dict[str, Tensor]) -> Tensor:
-    """Token ids (N, 10): the background, then the objects, then padding."""
-    start = np.cumsum([1, len(BACKGROUNDS), len(SIZES), len(COLOURS)]).tolist()
-    parts = torch.stack([p["size"] + start[1], p["colour"] + start[2], p["shape"] + start[3]], 2)  # (N, 3, 3)
-    objects = torch.where(p["exists"][:, :, None], parts, 0).flatten(1)
-    return torch.cat([p["background"][:, None] + start[0], objects], 1)
-
-
-def _levels(picture: Tensor) -> Tensor:
-    """From [0, 1] to [-1, 1] in 256 levels."""
-    return (picture.clamp(0, 1) * 255).round() / 127.5 - 1
-
-
-def _blur(picture: Tensor, width: float) -> Tensor:
-    """Gaussian blur of (N, 3, H, W) with a standard deviation in pixels."""
-    reach = int(3 * width) + 1
-    kernel = torch.exp(-(torch.arange(-reach, reach + 1) ** 2) / (2 * width**2))
-    kernel = (kernel / kernel.sum()).expand(3, 1, 1, -1)
-    picture = torch.nn.functional.conv2d(picture, kernel, padding=(0, reach), groups=3)
-    return torch.nn.functional.conv2d(picture, kernel.mT, padding=(reach, 0), groups=3)
+    colours = torch.tensor(_PALETTE, device=image.device, dtype=image.dtype)
+    return torch.einsum("kc,nchw->nkhw", colours, image).argmax(
+        1
+    )  # all colours are equally long: the nearest is the best aligned

@@ -6,14 +6,26 @@ from mtdiff.evaluation import LABEL_RULES
 
 
 def markdown(results: Iterable[Mapping]) -> str:
-    """Image-label result files as one table: a row for each variant, mean ± standard error over seeds.
+    """Result files of one experiment as one table: a row for each variant, mean ± standard error over seeds.
 
     Args:
-        results: what `mtdiff evaluate image-label --out FILE` wrote, one or more files.
+        results: what `mtdiff evaluate EXPERIMENT --out FILE` wrote, one or more files.
 
     Returns:
         A Markdown table.
+
+    Raises:
+        ValueError: files of different experiments.
     """
+    results = list(results)
+    kinds = {result["experiment"] for result in results}
+    if len(kinds) != 1:
+        raise ValueError(f"one table holds the results of one experiment, got {sorted(kinds)}")
+    return {"image-label": labels, "image-transition": transitions, "masked-image": inpaintings}[kinds.pop()](results)
+
+
+def labels(results: Iterable[Mapping]) -> str:
+    """The table of image-label: joint and conditional samples, and the label head."""
     head = ["variant", "joint", "joint, ddim", "pixel FD", *(f"{rule} / FD" for rule in LABEL_RULES), "label head"]
     rows = [head, ["---"] * len(head)]
     for variant, m in ((variant, m) for result in results for variant, m in result["variants"].items()):
@@ -24,6 +36,33 @@ def markdown(results: Iterable[Mapping]) -> str:
         ]
         distance = _number(m["joint"]["frechet_pixels"], 2)
         rows.append([variant, *joint, distance, *conditional, _number(m.get("head_accuracy"))])
+    return _table(rows)
+
+
+def transitions(results: Iterable[Mapping]) -> str:
+    """The table of image-transition: SSIM and PSNR where the source determines the target, scenes and distance elsewhere."""
+    lines = [(variant, m) for result in results for variant, m in result["variants"].items()]
+    directions = [name for name in lines[0][1] if name != "bound"]
+    rows = [["variant", *directions], ["---"] * (1 + len(directions))]
+    for variant, m in lines:
+        cells = []
+        for name in directions:
+            cell, determined = m[name], "ssim" in m[name]
+            first, second = ("ssim", "psnr") if determined else ("scene", "features")
+            cells.append(f"{_number(cell[first])} / {_number(cell[second], 1)}")
+        rows.append([variant, *cells])
+    return _table(rows)
+
+
+def inpaintings(results: Iterable[Mapping], share: str = "0.5") -> str:
+    """The table of masked-image: distance of drawn images, and PSNR / SSIM of each way to inpaint at one hidden share."""
+    lines = [(variant, m) for result in results for variant, m in result["variants"].items()]
+    ways = list(dict.fromkeys(way for _, m in lines for way in m if way not in ("alone", "joint")))
+    rows = [["variant", "alone", "joint", *ways], ["---"] * (3 + len(ways))]
+    for variant, m in lines:
+        drawn = [_number(m.get(kind, {}).get("features"), 1) for kind in ("alone", "joint")]
+        cells = [f"{_number(m[w][share]['psnr'], 1)} / {_number(m[w][share]['ssim'])}" if w in m else "-" for w in ways]
+        rows.append([variant, *drawn, *cells])
     return _table(rows)
 
 

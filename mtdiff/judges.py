@@ -1,0 +1,248 @@
+"""A judge of drawn scenes: a small network that reads a caption off an image and never saw a generator."""
+
+import json
+import shlex
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import safetensors.torch
+import torch
+import tyro
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from mtdiff.checkpoint import shipped
+from mtdiff.datasets.shapes import BACKGROUNDS, COLOURS, SHAPES, SIZES, VOCABULARY, render, shapes
+from mtdiff.files import CARD, FORMAT, WEIGHTS, write_atomic
+
+STREAM = 5 * 10**8
+"""Index of the first scene that judges are trained on: far from those of generators (from 0) and of tests (from 10**9)."""
+
+
+class SceneJudge(nn.Module):
+    """Reads the scenes of `mtdiff.datasets.shapes`: a convolutional network of about 100,000 parameters.
+
+    Args:
+        size: height and width of the images, 16 or 32.
+        width: number of features.
+
+    Attributes:
+        card: how it was trained and how good it is, for one that was loaded.
+    """
+
+    def __init__(self, size: int = 16, width: int = 64):
+        super().__init__()
+        if size not in (16, 32):
+            raise ValueError(f"size must be 16 or 32, got {size}")
+        self.size, self.width, self.card = size, width, {}
+        stem = nn.Conv2d(3, 24, 3, padding=1, bias=False) if size == 16 else nn.Conv2d(3, 24, 4, 2, 1, bias=False)
+
+        def block(c: int, d: int) -> tuple[nn.Module, ...]:
+            return nn.Conv2d(c, d, 3, padding=1, bias=False), nn.BatchNorm2d(d), nn.ReLU()
+
+        self.body = nn.Sequential(
+            *(stem, nn.BatchNorm2d(24), nn.ReLU()),
+            *(*block(24, 32), nn.MaxPool2d(2)),  # (B, 32, 8, 8)
+            *(*block(32, 48), *block(48, 48), nn.MaxPool2d(2)),  # (B, 48, 4, 4): where counts, so nothing is averaged
+            *(nn.Flatten(), nn.Linear(48 * 16, width), nn.BatchNorm1d(width), nn.ReLU()),
+        )
+        self.head = nn.Linear(width, 10 * len(VOCABULARY))
+        self.register_buffer("possible", _possible(), persistent=False)
+
+    def features(self, image: Tensor) -> Tensor:
+        """What the last layer sees, (B, width); for a Frechet distance.
+
+        Args:
+            image: (B, 3, size, size) in [-1, 1].
+
+        Raises:
+            ValueError: images of another shape.
+        """
+        if image.shape[1:] != (3, self.size, self.size):
+            raise ValueError(f"image must be (B, 3, {self.size}, {self.size}), got {tuple(image.shape)}")
+        return self.body(image)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits of each word at each place of the caption, (B, 10, V); -inf for words that cannot stand there."""
+        return self.head(self.features(image)).unflatten(1, (10, -1)).masked_fill(~self.possible, -torch.inf)
+
+    @torch.no_grad()
+    def read(self, image: Tensor) -> Tensor:
+        """The likeliest well-formed caption of each image, tokens (B, 10)."""
+        log_p = self(image).log_softmax(-1)
+        best, words = log_p[..., 1:].max(-1)  # of the words that are not padding
+        there, gone = best[:, 1:].unflatten(1, (3, 3)).sum(-1), log_p[:, 1:, 0].unflatten(1, (3, 3)).sum(-1)
+        score = torch.stack([there[:, :n].sum(1) + gone[:, n:].sum(1) for n in (1, 2, 3)], 1)
+        length = 1 + 3 * (1 + score.argmax(1, keepdim=True))
+        return (words + 1) * (torch.arange(10, device=image.device) < length)
+
+    def save(self, path: str | Path, card: Mapping | None = None) -> Path:
+        """Write weights, as float16, and the card to a folder, each file whole or not at all.
+
+        Args:
+            path: the folder; made where it does not exist.
+            card: what people should know, added to `.card`.
+
+        Returns:
+            The folder.
+
+        Raises:
+            PermissionError: the folder cannot be written.
+        """
+        tensors = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}
+        tensors = {name: t.half() if t.is_floating_point() else t for name, t in tensors.items()}
+        config = {"kind": "SceneJudge", "size": self.size, "width": self.width}
+        text = json.dumps({**self.card, **(card or {}), "format": FORMAT, "config": config}, indent=1) + "\n"
+        write_atomic(Path(path) / WEIGHTS, safetensors.torch.save(tensors))
+        write_atomic(Path(path) / CARD, text.encode())
+        return Path(path)
+
+
+def scene_judge(name: str | Path = "shapes16") -> SceneJudge:
+    """A judge that comes with mtdiff, or one that was saved, in evaluation mode.
+
+    Args:
+        name: "shapes16", "shapes32", or a folder that `SceneJudge.save` wrote.
+
+    Returns:
+        The judge; `.card` says how good it is.
+
+    Raises:
+        FileNotFoundError: neither a folder nor a shipped name.
+        ValueError: the files are damaged, of another format, or do not fit each other.
+    """
+    folder = Path(name) if (Path(name) / CARD).is_file() else shipped() / "judge" / name
+    if not (folder / CARD).is_file():
+        names = sorted(file.parent.name for file in (shipped() / "judge").glob(f"*/{CARD}"))
+        raise FileNotFoundError(f"no judge at {str(name)!r}, and no shipped judge of that name: {names}")
+    try:
+        card = json.loads((folder / CARD).read_text())
+        config, version = dict(card["config"]), card["format"]
+    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{folder / CARD} is not a judge's card: {error}") from None
+    if version != FORMAT or config.pop("kind", None) != "SceneJudge":
+        raise ValueError(f"{folder / CARD} is not a judge's card of format {FORMAT}: format {version}, {card['config']}")
+    try:
+        tensors = safetensors.torch.load_file(folder / WEIGHTS)
+        judge = SceneJudge(**config)
+        judge.load_state_dict(tensors)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{folder} has a card but no {WEIGHTS}") from None
+    except SafetensorError as error:
+        raise ValueError(f"{folder / WEIGHTS} is truncated or damaged: {error}") from None
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"{folder / WEIGHTS} does not fit its card: {error}") from None
+    judge.card = {key: value for key, value in card.items() if key not in ("format", "config")}
+    return judge.eval().requires_grad_(False)
+
+
+def caption_accuracy(read: Tensor, caption: Tensor) -> dict[str, float]:
+    """How much of captions is right.
+
+    Args:
+        read: (N, 10) tokens, as read or drawn.
+        caption: (N, 10) tokens, as they should be.
+
+    Returns:
+        Shares in [0, 1]: "background" and "count" of the scenes, "size", "colour" and "shape" of all objects that
+        there should be, "scene": every token of the scene.
+
+    Raises:
+        ValueError: not two equal sets of captions.
+    """
+    if read.shape != caption.shape or caption.shape[1:] != (10,):
+        raise ValueError(f"read and caption must both be (N, 10), got {tuple(read.shape)} and {tuple(caption.shape)}")
+    right, there = (read == caption).double(), caption[:, 1:].unflatten(1, (3, 3)) > 0
+    objects = right[:, 1:].unflatten(1, (3, 3))
+    out = {"background": right[:, 0].mean(), "count": ((read > 0).sum(1) == (caption > 0).sum(1)).double().mean()}
+    out |= {name: objects[..., k][there[..., k]].mean() for k, name in enumerate(("size", "colour", "shape"))}
+    return {name: float(value) for name, value in {**out, "scene": right.prod(1).mean()}.items()}
+
+
+def train_judge(size: int = 16, steps: int = 2000, seed: int = 0, batch_size: int = 256, lr: float = 4e-3) -> SceneJudge:
+    """Train a judge on an endless stream of scenes, slightly spoilt so that it bears with a generator's artefacts.
+
+    Args:
+        size: 16 or 32.
+        steps: optimiser steps.
+        seed: seed of weights, scenes and what spoils them.
+        batch_size: scenes per step.
+        lr: peak learning rate of a one-cycle schedule.
+
+    Returns:
+        The judge, in evaluation mode.
+
+    Raises:
+        ValueError: an unknown size.
+    """
+    g = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
+        judge = SceneJudge(size)
+    optimizer = torch.optim.AdamW(judge.parameters(), lr, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
+    for step in range(steps):
+        start = STREAM + step * batch_size
+        scenes = render(range(start, start + batch_size), size, seed, ("image", "caption"))
+        logits = judge(spoil(scenes["image"], g))
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1), scenes["caption"].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return judge.eval()
+
+
+def spoil(image: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Images (N, 3, s, s) with a little noise (up to 0.15), blur, and other brightness and contrast, differing by image."""
+    noise, blur, gain, shift = torch.rand(4, len(image), 1, 1, 1, generator=generator)
+    smooth = nn.functional.avg_pool2d(image, 3, 1, 1, count_include_pad=False)
+    image = (image + 0.5 * blur * (smooth - image)) * (0.9 + 0.2 * gain) + 0.1 * (2 * shift - 1)
+    return image + 0.15 * noise * torch.randn(image.shape, generator=generator)
+
+
+def _possible() -> Tensor:
+    """Which words can stand at each place of a caption, (10, V) bool; the first object is always there."""
+    kinds = [[*BACKGROUNDS]] + [[*names, *([""] if k else [])] for k in range(3) for names in (SIZES, COLOURS, SHAPES)]
+    return torch.tensor([[word in names for word in VOCABULARY] for names in kinds])
+
+
+def _train(size: Literal[16, 32], out: Path, steps: int = 2000, seed: int = 0) -> None:
+    """Train a judge of scenes, measure it on 2,000 held-out ones and save it.
+
+    Args:
+        size: height and width of the images.
+        out: folder that it is saved to.
+        steps: optimiser steps.
+        seed: seed of weights and scenes.
+    """
+    from mtdiff.experiments.base import provenance  # experiments ask judges: not when this file is imported
+
+    begin = time.perf_counter()
+    judge = train_judge(size, steps, seed)
+    seconds = round(time.perf_counter() - begin, 1)
+    test = shapes("test", size, modalities=("image", "caption"))
+    image, caption = test.values["image"], test.values["caption"]
+    spoilt = spoil(image, torch.Generator().manual_seed(1))
+    metrics = {name: caption_accuracy(judge.read(x), caption) for name, x in (("clean", image), ("spoilt", spoilt))}
+    judge.card = {
+        "judge": f"reads captions off shapes at {size}x{size}",
+        "parameters": sum(p.numel() for p in judge.parameters()),
+        "training": {"seed": seed, "steps": steps, "batch_size": 256, "wall_seconds": seconds},
+        "metrics": {**metrics, "n": len(test), "test_sha256": test.hash()},
+        "provenance": {**provenance(), "command": shlex.join(["python", "-m", "mtdiff.judges", *sys.argv[1:]])},
+    }
+    judge.save(out)
+    print(f"{out}: {seconds} s, {metrics}")
+
+
+def main() -> None:
+    """Entry point of `python -m mtdiff.judges`."""
+    tyro.cli(_train, prog="python -m mtdiff.judges")
+
+
+if __name__ == "__main__":
+    main()

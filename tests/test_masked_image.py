@@ -1,0 +1,119 @@
+"""The masked-image experiment: its data, its variants, the ways to inpaint, and its figures."""
+
+import pytest
+import torch
+from helpers import generator
+
+import mtdiff as mt
+from mtdiff.datasets import masks
+from mtdiff.experiments import EXPERIMENTS
+from mtdiff.experiments import masked_image as experiment
+from mtdiff.experiments.unshared import Unshared
+
+DATA = "shapes16"
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Little data and short chains."""
+    monkeypatch.setattr(experiment, "EXAMPLES", 240)
+    monkeypatch.setattr(experiment, "STEPS", 4)
+    monkeypatch.setattr(experiment, "STRENGTHS", (0.3, 0.8))
+    monkeypatch.setattr(experiment, "HIDDEN", (0.5,))
+    experiment.masked_scenes.cache_clear()
+    yield
+    experiment.masked_scenes.cache_clear()
+
+
+def test_the_masked_image_is_the_image_where_it_is_known():
+    v = experiment.masked_scenes(DATA, "test", 40).values
+    known = v["mask"].bool().expand_as(v["image"])
+    assert torch.equal(v["masked"][known], v["image"][known])
+    assert not v["masked"][~known].any()
+    hidden = 1 - v["mask"].flatten(1).mean(1)
+    assert 0.09 < float(hidden.min()) < 0.3
+    assert 0.7 < float(hidden.max()) < 0.91
+
+
+def test_variants_share_backbone_and_budget_and_differ_in_what_they_say():
+    models = {v: experiment.build(DATA, v) for v in experiment.VARIANTS}
+    sizes = {v: sum(p.numel() for p in m.backbone.parameters()) for v, m in models.items()}
+    assert max(sizes.values()) / min(sizes.values()) < 1.01
+    configs = {v: experiment.config(DATA, v, "full") for v in experiment.VARIANTS}
+    assert len({(c.steps, c.batch_size, c.lr, c.ema) for c in configs.values()}) == 1
+    assert list(models["plain"].modalities) == ["image"]
+    assert configs["augment"].weights == {"masked": 0.0, "mask": 0.0}
+    assert configs["augment"].drop == configs["masked"].drop
+    assert models["masked"].space == (3, 16, 16)
+    assert models["own-channels"].space == models["unshared"].space == (7, 16, 16)
+    assert isinstance(models["unshared"], Unshared)
+
+
+def test_masked_image_and_mask_are_dropped_and_told_together():
+    """Spied on in the loss: both or neither, in all four combinations."""
+    model = experiment.build(DATA, "masked")
+    config = experiment.config(DATA, "masked", "full")
+    seen = {}
+    forward = model.forward
+    model.forward = lambda z, t, given, present, told: (
+        seen.update(present=present, told=told) or forward(z, t, given, present, told)
+    )
+    batch = experiment.masked_scenes(DATA, "test", 64)[:]
+    mt.multitask_loss(model, batch, drop=config.drop, give=config.give, generator=generator())
+    for masks_of in seen.values():
+        assert torch.equal(masks_of["masked"], masks_of["mask"])
+    both = seen["present"]["mask"].long() * 2 + seen["told"]["mask"].long()
+    assert both.unique().tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("variant", experiment.VARIANTS)
+def test_every_way_keeps_what_is_known(variant):
+    model = experiment.build(DATA, variant).eval()
+    image = experiment.masked_scenes(DATA, "test", 6).values["image"]
+    mask = masks(6, 16, seed=5)
+    for way in experiment.ways(model):
+        drawn = experiment.inpaint(model, image, mask, way, steps=4, generator=generator())
+        assert torch.equal(drawn * mask, image * mask), way
+        hidden = (1 - mask).bool().expand_as(image)
+        assert not torch.equal(drawn[hidden], image[hidden]), way
+
+
+@pytest.mark.parametrize("variant", ["masked", "plain", "unshared"])
+def test_hidden_pixels_are_not_looked_at(variant):
+    model = experiment.build(DATA, variant).eval()
+    image = experiment.masked_scenes(DATA, "test", 4).values["image"]
+    mask = masks(4, 16, hidden=0.5, seed=6)
+    other = torch.where(mask.bool(), image, image.flip(0) * 0.5)
+    for way in experiment.ways(model):
+        a, b = (experiment.inpaint(model, x, mask, way, steps=3, generator=generator()) for x in (image, other))
+        assert torch.equal(a, b), way
+
+
+def test_an_unknown_way_and_a_bad_mask_are_named():
+    model = experiment.build(DATA, "masked").eval()
+    image, mask = torch.zeros(2, 3, 16, 16), torch.ones(2, 1, 16, 16)
+    with pytest.raises(ValueError, match="unknown way 'guess'"):
+        experiment.inpaint(model, image, mask, "guess")
+    with pytest.raises(ValueError, match=r"'mask' has values other than 0 and 1: \[0.5\]"):
+        mt.sample(model, 2, given={"masked": image, "mask": mask / 2})
+    with pytest.raises(ValueError, match=r"'masked' must be floating point \(B, 3, 16, 16\)"):
+        mt.sample(model, 2, given={"masked": torch.zeros(2, 3, 32, 32), "mask": mask})
+
+
+@pytest.mark.parametrize("variant", experiment.VARIANTS)
+def test_a_few_steps_lower_the_loss_and_the_model_is_judged(variant, tmp_path, few):
+    config = experiment.config(DATA, variant, "quick")
+    config.steps, config.log_every, config.warmup, config.batch_size, config.probe_every = 16, 8, 1, 24, 8
+    run = EXPERIMENTS["masked-image"]
+    trainer = run.trainer(DATA, variant, config, None)
+    trainer.probe = lambda model: {"features": float(experiment.alone(model, 4, steps=2, sampler="ddim").std())}
+    trained = trainer.run(progress=False)
+    assert [row["step"] for row in trainer.probes] == [8, 16]
+    assert trainer.history[-1]["total"] < trainer.history[0]["total"]
+    again = mt.load(trained.save(tmp_path / "model"))
+    found = experiment.evaluate(again, DATA, n=16)
+    assert set(found) == {"alone", *(() if variant == "plain" else ("joint",)), *experiment.ways(again)}
+    for way in experiment.ways(again):
+        assert found[way]["0.5"]["ssim"] < 1
+    if variant == "plain":
+        assert found["sdedit"]["0.5"]["strength"] in experiment.STRENGTHS
