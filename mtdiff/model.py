@@ -15,6 +15,7 @@ from mtdiff.backbones.base import Backbone
 from mtdiff.files import CARD, FORMAT, WEIGHTS, write_atomic
 from mtdiff.modalities.base import Modality, View
 from mtdiff.process import ForwardProcess
+from mtdiff.telling import Telling
 
 PREDICTIONS = ("v", "eps", "x", "heads")
 
@@ -157,13 +158,15 @@ class MTDiffusion(nn.Module):
         Returns:
             The prediction, in the dtype of z_t.
         """
-        u = torch.as_tensor(t, device=z_t.device).expand(len(z_t)).to(self.dtype) / self.process.steps
-        known = self._known(z_t, t, given, present, told) if given and self._looks_at_told else None
-        rest = z_t if known is None else z_t - self.process.level(t, z_t)[0] * known
-        removed = known if self.remove_told else None
+        telling = Telling(self.process, self.modalities, z_t, t, given or {}, present or {}, told)
+        signal = self.process.level(t, z_t)[0]
+        known = telling.known() if given and self._looks_at_told else torch.zeros_like(z_t)
+        rest = z_t - signal * known
         state = rest if self.remove_told else z_t
-        features, pooled = self.backbone(state.to(self.dtype), u, **self._tell(z_t, given, present, told))
-        output, aggregate = None, None
+        u = torch.as_tensor(t, device=z_t.device).expand(len(z_t)).to(self.dtype) / self.process.steps
+        inputs = telling.inputs(self.backbone.embedding, self.absent, self.dtype)
+        features, pooled = self.backbone(state.to(self.dtype), u, **inputs)
+        output, aggregate, removed = None, None, known if given and self.remove_told else None
         if self.denoise is not None:
             output = self.denoise(features).to(z_t.dtype)
             aggregate = self._to_aggregate(output, state, t)
@@ -171,15 +174,14 @@ class MTDiffusion(nn.Module):
         params, estimate = dict.fromkeys(self.modalities), dict.fromkeys(self.modalities)
         for name, modality in sorted(self.modalities.items(), key=lambda item: item[1].start == "rest"):
             start = z_t
-            if modality.start == "rest":
-                start = rest - self.process.level(t, rest)[0] * self._guessed(estimate, rest, t, given, present, told, name)
+            if modality.start == "rest":  # without a gradient: each head answers to its own loss
+                start = rest - signal * telling.guessed(estimate, without=name).detach()
             gain, variance = self.process.wiener(name, t, z_t)
             weight = self.process.weight(name, t, z_t)
             params[name] = modality.head(View(features, pooled, start, aggregate, weight, gain, variance))
             estimate[name] = modality.estimate(params[name]).to(z_t.dtype)
         if aggregate is None:
-            aggregate = self._guessed(estimate, z_t, t, given, present, told)
-            aggregate = aggregate if known is None else aggregate + known
+            aggregate = known + telling.guessed(estimate)
         return Prediction(aggregate, params, estimate, output, removed)
 
     def predict(
@@ -346,62 +348,10 @@ class MTDiffusion(nn.Module):
             return signal * z_t - noise * output
         return (z_t - noise * output) / signal
 
-    def _tell(self, z_t: Tensor, given, present, told) -> dict[str, Tensor]:
-        """What the backbone is told: the sum of all vectors, the sum of all maps, and all tokens."""
-        out = {"condition": z_t.new_zeros(len(z_t), self.backbone.embedding, dtype=self.dtype)}
-        tokens, keep = [], []
-        for name, value in (given or {}).items():
-            modality = self.modalities[name]
-            embedded = modality.condition(value.to(self.dtype) if value.is_floating_point() else value)
-            heard = torch.ones(len(z_t), dtype=torch.bool, device=z_t.device) if told is None else told[name]
-            if modality.told_as == "tokens":
-                tokens.append(embedded)
-                keep.append(heard[:, None].expand(embedded.shape[:2]))
-            else:
-                slot = "condition" if modality.told_as == "vector" else "context"
-                out[slot] = out.get(slot, 0) + embedded * heard.reshape(-1, *[1] * (embedded.ndim - 1))
-        if tokens:
-            out |= {"tokens": torch.cat(tokens, 1), "keep": torch.cat(keep, 1)}
-        for name, mask in (present or {}).items():
-            out["condition"] = out["condition"] + self.absent[name] * (~mask.to(z_t.device))[:, None]
-        return out
-
     @property
     def _looks_at_told(self) -> bool:
-        return (
-            self.remove_told
-            or self.denoise is None
-            or any(modality.start == "rest" for modality in self.modalities.values())
-        )
-
-    def _known(self, z_t: Tensor, t: int | Tensor, given, present, told) -> Tensor:
-        """sum_j W_t^j E_j(x_j) over what is told and in the aggregate, (B, *Z)."""
-        names = [name for name in given if name in self.process.entering]
-        codes = self.encode({name: given[name] for name in names})
-        total = torch.zeros_like(z_t)
-        for name, code in codes.items():
-            total = total + self._share(name, z_t, t, present, None if told is None else told[name]) * code.to(z_t.dtype)
-        return total
-
-    def _guessed(self, estimate, like: Tensor, t: int | Tensor, given, present, told, without: str | None = None) -> Tensor:
-        """sum_j W_t^j e_j of the heads' estimates, so far as there are any, over what is in the aggregate and not told.
-
-        Without a modality it serves as that one's start, and lets no gradient through: each head answers to its own loss.
-        """
-        total = torch.zeros_like(like)
-        for name in self.process.entering:
-            code, sure = estimate[name], name in (given or {}) and told is None
-            if name != without and code is not None and not sure:
-                heard = ~told[name] if told and name in told else None
-                total = total + self._share(name, like, t, present, heard) * (code if without is None else code.detach())
-        return total
-
-    def _share(self, name: str, like: Tensor, t: int | Tensor, present, mask: Tensor | None) -> Tensor:
-        """W_t of a modality, 0 where it is absent or masked, (B, 1, ...)."""
-        weight = self.process.weight(name, t, like)
-        for keep in ((present or {}).get(name), mask):
-            weight = weight if keep is None else weight * keep.to(like.device).reshape(weight.shape)
-        return weight
+        """Whether codes of what is told are used, and not only their conditions."""
+        return self.remove_told or self.denoise is None or any(m.start == "rest" for m in self.modalities.values())
 
     def _check_headless(self) -> None:
         """A modality without a head reads its slice of the aggregate: nobody else may write there, and W_t > 0."""

@@ -86,7 +86,7 @@ def test_a_source_and_a_direction_are_needed(model):
         mt.sample(model, 6, given={"direction": pair["direction"]})
     with pytest.raises(ValueError, match=r"\['direction'\] always given"):
         mt.sample(model, 6, given={"source": pair["source"]})
-    with pytest.raises(ValueError, match=r'given\["source"\] has 4 examples, expected 6'):
+    with pytest.raises(ValueError, match="has 4 examples, expected 6"):
         mt.sample(model, 6, given={"source": pair["source"][:4], "direction": pair["direction"]})
     with pytest.raises(ValueError, match=r"'source' must be floating point \(B, 3, 16, 16\), got .* \(6, 3, 8, 8\)"):
         mt.sample(model, 6, given={"source": torch.zeros(6, 3, 8, 8), "direction": pair["direction"]})

@@ -103,12 +103,12 @@ def test_an_unknown_way_and_a_bad_mask_are_named():
 @pytest.mark.parametrize("variant", experiment.VARIANTS)
 def test_a_few_steps_lower_the_loss_and_the_model_is_judged(variant, tmp_path, few):
     config = experiment.config(DATA, variant, "quick")
-    config.steps, config.log_every, config.warmup, config.batch_size, config.probe_every = 16, 8, 1, 24, 8
+    config.steps, config.log_every, config.warmup, config.batch_size, config.probe_every = 32, 8, 1, 16, 16
     run = EXPERIMENTS["masked-image"]
     trainer = run.trainer(DATA, variant, config, None)
     trainer.probe = lambda model: {"features": float(experiment.alone(model, 4, steps=2, sampler="ddim").std())}
     trained = trainer.run(progress=False)
-    assert [row["step"] for row in trainer.probes] == [8, 16]
+    assert [row["step"] for row in trainer.probes] == [16, 32]
     assert trainer.history[-1]["total"] < trainer.history[0]["total"]
     again = mt.load(trained.save(tmp_path / "model"))
     found = experiment.evaluate(again, DATA, n=16)

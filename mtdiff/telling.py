@@ -1,0 +1,98 @@
+"""What a network is told about a batch, and what that leaves unknown of its states (theory 4, rule 3)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mtdiff.process import ForwardProcess
+
+
+@dataclass(frozen=True)
+class Telling:
+    """A batch of noisy states together with what is given and present.
+
+    Attributes:
+        process: the forward process.
+        modalities: {name: modality}.
+        z_t: (B, *Z).
+        t: step in 0..T, an int or a (B,) int tensor.
+        given: {name: value (B, ...)}.
+        present: {name: (B,) bool} which modalities are in the aggregate; all that are not named.
+        told: {name: (B,) bool} which examples may use `given[name]`; None: all.
+    """
+
+    process: ForwardProcess
+    modalities: nn.ModuleDict
+    z_t: Tensor
+    t: int | Tensor
+    given: Mapping[str, Tensor]
+    present: Mapping[str, Tensor]
+    told: Mapping[str, Tensor] | None
+
+    def heard(self, name: str) -> Tensor:
+        """(B,) bool: which examples are told a modality."""
+        if self.told is None or name not in self.given:
+            return torch.full((len(self.z_t),), name in self.given, device=self.z_t.device)
+        return self.told[name].to(self.z_t.device)
+
+    def inputs(self, embedding: int, absent: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+        """Arguments of the backbone: the sum of all vectors, the sum of all maps, and all tokens.
+
+        Args:
+            embedding: width of the vector.
+            absent: {name: (embedding,)} what is added to the vector where a modality is absent.
+            dtype: in which the network computes.
+
+        Returns:
+            "condition" and, where there are any, "context", "tokens" and "keep" (see `mtdiff.backbones`).
+        """
+        out = {"condition": self.z_t.new_zeros(len(self.z_t), embedding, dtype=dtype)}
+        tokens, keep = [], []
+        for name, value in self.given.items():
+            modality, heard = self.modalities[name], self.heard(name)
+            embedded = modality.condition(value.to(dtype) if value.is_floating_point() else value)
+            if modality.told_as == "tokens":
+                tokens.append(embedded)
+                keep.append(heard[:, None].expand(embedded.shape[:2]))
+            else:
+                slot = "condition" if modality.told_as == "vector" else "context"
+                out[slot] = out.get(slot, 0) + embedded * _as(heard, embedded)
+        if tokens:
+            out |= {"tokens": torch.cat(tokens, 1), "keep": torch.cat(keep, 1)}
+        for name, mask in self.present.items():
+            out["condition"] = out["condition"] + absent[name] * (~mask.to(self.z_t.device))[:, None]
+        return out
+
+    def known(self) -> Tensor:
+        """sum_j W_t^j E_j(x_j) over what is told and in the aggregate, (B, *Z)."""
+        total = torch.zeros_like(self.z_t)
+        for name, value in self.given.items():
+            if name in self.process.entering:
+                code = self.modalities[name].encode(value).to(self.z_t.dtype)
+                total = total + self._weight(name) * _as(self.heard(name), code) * code
+        return total
+
+    def guessed(self, estimate: Mapping[str, Tensor | None], without: str | None = None) -> Tensor:
+        """sum_j W_t^j e_j over what is in the aggregate and not told, as far as heads have estimated it, (B, *Z).
+
+        Args:
+            estimate: {name: (B, *Z)}, None for what no head has looked at yet.
+            without: a modality to leave out.
+        """
+        total = torch.zeros_like(self.z_t)
+        for name in self.process.entering:
+            if name != without and estimate[name] is not None:
+                total = total + self._weight(name) * _as(~self.heard(name), self.z_t) * estimate[name]
+        return total
+
+    def _weight(self, name: str) -> Tensor:
+        """W_t of a modality, 0 where it is absent, (B, 1, ...)."""
+        weight = self.process.weight(name, self.t, self.z_t)
+        return weight * _as(self.present[name].to(weight.device), weight) if name in self.present else weight
+
+
+def _as(mask: Tensor, like: Tensor) -> Tensor:
+    """A (B,) mask as (B, 1, ...)."""
+    return mask.reshape(-1, *[1] * (like.ndim - 1))
