@@ -98,7 +98,10 @@ class MTDiffusion(nn.Module):
         self.modalities = nn.ModuleDict(modalities)
         for name, modality in self.modalities.items():
             modality.attach(name, space, backbone)
+            if not modality.has_code and name in process.entering:
+                raise ValueError(f"{name!r} has no code, so its weight must be 0 at every step")
         self._check_headless()
+        self._check_revealed()
         self.backbone = backbone
         self.denoise = None if prediction == "heads" else backbone.readout(self.space)
         self.absent = nn.ParameterDict({name: torch.zeros(backbone.embedding) for name in modalities})
@@ -179,6 +182,8 @@ class MTDiffusion(nn.Module):
             gain, variance = self.process.wiener(name, t, z_t)
             weight = self.process.weight(name, t, z_t)
             params[name] = modality.head(View(features, pooled, start, aggregate, weight, gain, variance))
+            if modality.revealed_by:
+                params[name] = telling.revealed(*modality.revealed_by, params[name])
             estimate[name] = modality.estimate(params[name]).to(z_t.dtype)
         if aggregate is None:
             aggregate = known + telling.guessed(estimate)
@@ -352,6 +357,17 @@ class MTDiffusion(nn.Module):
     def _looks_at_told(self) -> bool:
         """Whether codes of what is told are used, and not only their conditions."""
         return self.remove_told or self.denoise is None or any(m.start == "rest" for m in self.modalities.values())
+
+    def _check_revealed(self) -> None:
+        """A modality that others reveal needs these two: pictures of its own shape, and a mask of their pixels."""
+        for name, modality in self.modalities.items():
+            if not modality.revealed_by:
+                continue
+            picture, mask = (dict(self.modalities).get(other) for other in modality.revealed_by)
+            if getattr(picture, "shape", None) != modality.shape or getattr(mask, "size", None) != modality.shape[1:]:
+                raise ValueError(
+                    f"{name!r} is revealed by {modality.revealed_by}: expected a picture of its shape and a mask"
+                )
 
     def _check_headless(self) -> None:
         """A modality without a head reads its slice of the aggregate: nobody else may write there, and W_t > 0."""

@@ -173,7 +173,12 @@ def _given(model, n, given, rule, guidance):
     for r in chosen.values() if isinstance(chosen, Mapping) else [chosen]:
         if r is not None and r not in RULES:
             raise ValueError(f"rule must be one of {RULES}, got {r!r}")
-    rules = {name: (chosen.get(name) if isinstance(chosen, Mapping) else chosen) or "substitute" for name in values}
+    rules = {}
+    for name in values:
+        wanted, coded = chosen.get(name) if isinstance(chosen, Mapping) else chosen, name in model.process.entering
+        rules[name] = wanted or ("substitute" if coded else "conditioned")
+        if not coded and rules[name] in ("substitute", "readout"):
+            raise ValueError(f'{name!r} is not in the chain: give it by rule "conditioned" or "bayes", not {wanted!r}')
     if rule is None and set(values) == set(model.modalities):  # nothing is left to draw
         rules = dict.fromkeys(values, "readout")
     if isinstance(rule, Mapping):

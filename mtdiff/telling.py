@@ -65,6 +65,13 @@ class Telling:
             out["condition"] = out["condition"] + absent[name] * (~mask.to(self.z_t.device))[:, None]
         return out
 
+    def revealed(self, picture: str, mask: str, value: Tensor) -> Tensor:
+        """A value (B, C, H, W) with the pixels of `picture` wherever both are told and `mask` is 1: told, not predicted."""
+        if picture not in self.given or mask not in self.given:
+            return value
+        heard = self.heard(picture) & self.heard(mask)
+        return torch.where(self.given[mask].bool() & _as(heard, value), self.given[picture].to(value.dtype), value)
+
     def known(self) -> Tensor:
         """sum_j W_t^j E_j(x_j) over what is told and in the aggregate, (B, *Z)."""
         total = torch.zeros_like(self.z_t)

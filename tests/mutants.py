@@ -90,7 +90,7 @@ REASONS = {
     (
         "sampling.py",
         "sample_path",
-        "times = torch.linspace(process.steps, process.first, steps + 1«, dtype=torch.float64 → »).round().long().tolist()",
+        "times = torch.linspace(top, process.first, steps + 1«, dtype=torch.float64 → »).round().long().tolist()",
     ): "float32 rounds to the same whole steps, except that it may break a tie the other way",
     (
         "sampling.py",

@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import generator, randomise
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -143,3 +144,68 @@ def test_a_backbone_is_rebuilt_from_its_config(name):
 def test_bad_backbones_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+# ---- what a backbone can be told beside a vector ----
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_an_entrance_is_a_concatenation(name):
+    """enter(z) + entrance(x) is one layer on both together, its weights stacked; seen through the whole network."""
+    backbone = randomise(BACKBONES[name]()).double()
+    z, u, _ = (value.double() for value in inputs(backbone))
+    x = torch.randn(z.shape, dtype=torch.float64, generator=generator(1))
+    entrance = randomise(backbone.entrance(backbone.space), 1).double()
+    told = backbone(z, u, context=entrance(x))
+
+    layer = next(m for m in entrance.modules() if hasattr(m, "weight"))
+    both = torch.cat([backbone.enter.weight, layer.weight], 1), backbone.enter.bias + layer.bias
+    if isinstance(backbone, mt.UNet):
+        first = F.conv2d(torch.cat([z, x], 1), *both, padding=1)
+    else:
+        first = F.linear(torch.cat([z.flatten(1), x.flatten(1)], 1), *both)
+    backbone.enter.forward = lambda _: first
+    for a, b in zip(told, backbone(z, u), strict=True):
+        assert torch.allclose(a, b, atol=1e-10)
+
+
+def test_an_entrance_takes_other_channels_but_not_another_size():
+    unet = mt.UNet((2, 8, 8), base=8, multipliers=(1,))
+    assert unet.entrance((5, 8, 8))(torch.zeros(3, 5, 8, 8)).shape == (3, 8, 8, 8)
+    with pytest.raises(ValueError, match=r"cannot be told .* height and width differ"):
+        unet.entrance((2, 4, 4))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "message"),
+    [
+        (lambda: mt.MLP((6,), width=16), r"an MLP cannot attend to tokens: use a UNet with cross="),
+        (lambda: mt.UNet((1, 8, 8), base=8), r"this UNet cannot attend to tokens: build it with cross="),
+    ],
+)
+def test_tokens_need_cross_attention(backbone, message):
+    backbone = backbone()
+    z, u, _ = inputs(backbone)
+    assert not backbone.attends
+    with pytest.raises(ValueError, match=message):
+        backbone(z, u, tokens=torch.zeros(2, 3, backbone.embedding))
+
+
+def test_cross_attention_at_a_height_that_no_level_has_is_refused():
+    with pytest.raises(ValueError, match=r"cross must be among the heights \[8, 4\].* got \(16,\)"):
+        mt.UNet((1, 8, 8), base=8, multipliers=(1, 2), cross=(16,))
+
+
+def test_cross_attention_hears_the_kept_tokens_and_no_others():
+    """Tokens that are not kept are as none; their order does not matter (positions are the caption's business)."""
+    unet = randomise(mt.UNet((1, 8, 8), base=8, multipliers=(1, 2), cross=(4,))).double()
+    z, u, _ = (value.double() for value in inputs(unet))
+    tokens = torch.randn(2, 3, unet.embedding, dtype=torch.float64, generator=generator(1))
+    none, every = unet(z, u)[0], unet(z, u, tokens=tokens)[0]
+    keep = torch.tensor([[True, True, False], [False, False, False]])
+    some = unet(z, u, tokens=tokens, keep=keep)[0]
+    assert not torch.allclose(none, every, atol=1e-3)
+    assert torch.allclose(some[1], none[1], atol=1e-10)
+    assert torch.allclose(some[0], unet(z, u, tokens=tokens[:, :2])[0][0], atol=1e-10)
+    assert torch.allclose(every, unet(z, u, tokens=tokens[:, [2, 0, 1]])[0], atol=1e-10)
+    assert torch.allclose(every, unet(z, u, tokens=tokens, keep=torch.ones_like(keep))[0], atol=1e-10)

@@ -6,6 +6,8 @@ import subprocess
 import sys
 import time
 
+import numpy as np
+import PIL.Image
 import pytest
 import torch
 
@@ -128,7 +130,7 @@ def test_publish_writes_a_half_precision_model_with_its_figures(trained, tmp_pat
         (["sample", "--guidance", "2", "--given", "label=1", "--rule", "substitute"], "guidance 2.0 needs rule"),
         (["train", "image-label", "--data", "mars"], "no data 'mars'"),
         (["evaluate", "image-label", "--data", "mars"], "no data 'mars'"),
-        (["evaluate", "image-label", "--models"], "names no model"),
+        (["train", "image-transition", "--data", "digits"], r"no data 'digits'; it has \['shapes16', 'shapes32'\]"),
         (["train", "image-label", "--device", "toaster"], "--device toaster cannot be used"),
         (["train", "image-label", "--lr", "-1"], "lr must be positive"),
         (["train", "image-label", "--variant", "odd"], "no variant 'odd'"),
@@ -186,3 +188,79 @@ def test_ctrl_c_saves_says_how_to_go_on_and_loses_nothing(tmp_path):
     assert "run the same command again to go on" in rest
     state = torch.load(tmp_path / "run" / "training.pt", weights_only=True)
     assert 0 < state["step"] < 400
+
+
+@pytest.fixture(scope="module")
+def transition(tmp_path_factory):
+    """An untrained model of pictures, with a card like that of a trained one."""
+    from mtdiff.experiments.image_transition import build
+
+    card = {"experiment": "image-transition", "data": {"name": "shapes16-pairs/train"}}
+    return build("shapes16", "transition").save(tmp_path_factory.mktemp("transition") / "model", card)
+
+
+def test_a_picture_file_and_a_held_out_example_can_be_given(transition, tmp_path, monkeypatch, capsys):
+    source = PIL.Image.fromarray(np.arange(768, dtype=np.uint8).reshape(16, 16, 3))
+    source.save(tmp_path / "source.png")
+    drawn = {}
+    monkeypatch.setattr("mtdiff.plots.save_grid", lambda values, labels, path: drawn.update(values, labels=labels))
+    for text in (f"source={tmp_path / 'source.png'}", "source=test:7"):
+        words = ["--n", 2, "--given", text, "direction=night to day", "--steps", 2]
+        run(monkeypatch, "sample", transition, *words, "--out", tmp_path / "s.png")
+        if "png" in text:
+            levels = ((drawn["source"][0].movedim(0, -1) + 1) * 127.5).round().long()
+            assert np.array_equal(levels.numpy(), np.array(source))
+        else:
+            from mtdiff.experiments.image_transition import pairs
+
+            assert drawn["source"][1].equal(pairs("shapes16", "test").values["source"][7])
+    assert drawn["direction"].tolist() == [1, 1]
+    assert "directions: [1, 1]" in capsys.readouterr().out
+
+
+def test_several_kinds_of_picture_make_rows(transition, tmp_path, monkeypatch):
+    words = ["--n", 2, "--given", "source=test:0", "direction=day to night", "--steps", 2]
+    run(monkeypatch, "sample", transition, *words, "--out", tmp_path / "s.png")
+    with PIL.Image.open(tmp_path / "s.png") as picture:
+        assert min(picture.size) > 50
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["direction=day to night"], "ends at 'source'"),
+        (["source=test:0"], "'direction'. always given"),
+        (["source=test:100000"], r"expected an example in test:0\.\.test:1199"),
+        (["source=nowhere.png"], "nowhere.png cannot be read as a picture"),
+        (["source=text.png"], "text.png cannot be read as a picture"),
+        (["source=large.png"], "the picture is 32x20, expected 16x16"),
+        (["direction=up"], "'up' is not one of"),
+    ],
+)
+def test_a_bad_picture_is_one_clear_line(given, message, transition, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.png").write_text("no picture")
+    PIL.Image.new("RGB", (32, 20)).save(tmp_path / "large.png")
+    with pytest.raises(SystemExit, match=message):
+        run(monkeypatch, "sample", transition, "--n", 1, "--steps", 2, "--given", *given)
+
+
+def test_a_mask_is_given_as_a_picture_of_black_and_white(tmp_path, monkeypatch):
+    from mtdiff.experiments.masked_image import build
+
+    folder = build("shapes16", "masked").save(tmp_path / "model", {"experiment": "masked-image"})
+    mask = np.zeros((16, 16), dtype=np.uint8)
+    mask[:, 8:] = 255
+    PIL.Image.fromarray(mask).save(tmp_path / "mask.png")
+    PIL.Image.new("RGB", (16, 16), (255, 0, 0)).save(tmp_path / "image.png")
+    drawn = {}
+    monkeypatch.setattr("mtdiff.plots.save_grid", lambda values, labels, path: drawn.update(values))
+    given = [f"masked={tmp_path / 'image.png'}", f"mask={tmp_path / 'mask.png'}"]
+    run(monkeypatch, "sample", folder, "--n", 1, "--steps", 2, "--given", *given)
+    assert drawn["mask"][0, 0].numpy().tolist() == (mask / 255).tolist()
+
+
+def test_the_shipped_names_are_models_and_not_judges(monkeypatch):
+    with pytest.raises(SystemExit) as refused:
+        run(monkeypatch, "sample", "no/such/model")
+    assert "judge" not in str(refused.value)

@@ -158,3 +158,73 @@ def test_bad_arguments_are_named(change, options, error, message):
 def test_a_missing_modality_is_named():
     with pytest.raises(KeyError, match=r"batch lacks \['label'\]; it has \['image'\]"):
         mt.multitask_loss(image_label_model(), {"image": GOOD["image"]})
+
+
+# ---- shared coins ----
+
+
+def three(**options):
+    process = mt.ForwardProcess(mt.NoiseSchedule.log_snr(20), {"image": 1.0, "masked": 0.5, "mask": 0.5})
+    space = (1, 4, 4)
+    modalities = {"image": mt.Image(space), "masked": mt.Image(space, tell=True), "mask": mt.Mask((4, 4), tell=True)}
+    torch.manual_seed(0)
+    return mt.MTDiffusion(process, modalities, mt.MLP(space, width=8, blocks=1), space, **options)
+
+
+def three_batch(n):
+    image = image_label_batch(n)["image"]
+    mask = (image > 0).float()
+    return {"image": image, "masked": image * mask, "mask": mask}
+
+
+@pytest.mark.parametrize("order", [("masked", "mask"), ("mask", "masked")])
+def test_a_shared_coin_falls_the_same_for_both_and_for_each_use_anew(order, monkeypatch):
+    """1,000 examples; the rates within 4 standard errors; seed 0. The one with the number may be named first or last."""
+    model = three()
+    spy = Spy(model, monkeypatch)
+    drop, give = {"masked": 0.3, "mask": "masked"}, {"mask": 0.6, "masked": "mask"}
+    drop, give = ({name: odds[name] for name in order} for odds in (drop, give))
+    mt.multitask_loss(model, three_batch(1000), drop=drop, give=give, generator=generator(0))
+    assert torch.equal(spy.present["masked"], spy.present["mask"])
+    assert torch.equal(spy.told["masked"], spy.told["mask"])
+    assert set(spy.given) == {"masked", "mask"}
+    assert "image" not in spy.present
+    assert abs(float(spy.present["mask"].double().mean()) - 0.7) < 4 * (0.3 * 0.7 / 1000) ** 0.5
+    assert abs(float(spy.told["mask"].double().mean()) - 0.6) < 4 * (0.4 * 0.6 / 1000) ** 0.5
+    both = (spy.told["mask"] & spy.present["mask"]).double().mean()  # dropped and told are coins of their own
+    assert abs(float(both) - 0.42) < 4 * (0.42 * 0.58 / 1000) ** 0.5
+
+
+def test_coins_of_the_same_number_are_not_shared(monkeypatch):
+    model = three()
+    spy = Spy(model, monkeypatch)
+    mt.multitask_loss(model, three_batch(100), drop={"masked": 0.5, "mask": 0.5}, generator=generator(0))
+    assert not torch.equal(spy.present["masked"], spy.present["mask"])
+
+
+@pytest.mark.parametrize("p", [0, 1])
+def test_a_shared_coin_may_be_certain(p, monkeypatch):
+    model = three()
+    spy = Spy(model, monkeypatch)
+    odds = {"masked": p, "mask": "masked"}
+    loss = mt.multitask_loss(model, three_batch(8), drop=odds, give=odds, generator=generator(0))
+    if p:
+        assert not any(spy.present[name].any() for name in odds)
+        assert all(bool(spy.told[name].all()) for name in odds)
+        assert loss.terms["mask"].item() == loss.terms["masked"].item() == 0
+    else:
+        assert spy.present == spy.told == {}
+
+
+@pytest.mark.parametrize("what", ["drop", "give"])
+@pytest.mark.parametrize(
+    "odds", [{"mask": "masked"}, {"mask": "masked", "masked": "mask"}, {"mask": "sound"}, {"mask": "mask"}]
+)
+def test_a_coin_that_nobody_throws_is_named(what, odds):
+    with pytest.raises(ValueError, match=rf"{what}\['mask'\] is '.*', which has no probability in {what}"):
+        mt.multitask_loss(three(), three_batch(4), **{what: odds})
+
+
+def test_weights_are_numbers():
+    with pytest.raises((TypeError, ValueError)):
+        mt.multitask_loss(three(), three_batch(4), weights={"mask": "masked", "masked": 1.0})

@@ -42,7 +42,7 @@ def test_variants_share_backbone_and_budget_and_differ_in_what_they_say():
     configs = {v: experiment.config(DATA, v, "full") for v in experiment.VARIANTS}
     assert len({(c.steps, c.batch_size, c.lr, c.ema) for c in configs.values()}) == 1
     assert list(models["plain"].modalities) == ["image"]
-    assert configs["augment"].weights == {"masked": 0.0, "mask": 0.0}
+    assert configs["augment"].weights == {**configs["masked"].weights, "masked": 0.0, "mask": 0.0}
     assert configs["augment"].drop == configs["masked"].drop
     assert models["masked"].space == (3, 16, 16)
     assert models["own-channels"].space == models["unshared"].space == (7, 16, 16)

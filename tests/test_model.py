@@ -261,7 +261,7 @@ def edited(folder, change):
         (lambda c: c["config"]["modalities"].pop("label"), "does not fit its card"),
         (lambda c: c["config"].pop("space"), "does not fit its card"),
         (lambda c: c["config"]["backbone"].update(colour="blue"), "does not fit its card"),
-        (lambda c: c["config"]["modalities"]["label"].update(kind="Caption"), "unknown modality kind 'Caption'"),
+        (lambda c: c["config"]["modalities"]["label"].update(kind="Sound"), "unknown modality kind 'Sound'"),
         (lambda c: c["config"]["backbone"].update(kind="Transformer"), "unknown backbone kind 'Transformer'"),
         (lambda c: c["config"].update(kind="Unheard"), "Unheard"),
         (lambda c: c["config"].update(dtype="float99"), "float99"),

@@ -1,4 +1,6 @@
-from mtdiff.experiments.report import bounds, markdown
+import pytest
+
+from mtdiff.experiments.report import bounds, inpaintings, markdown
 
 
 def test_a_table_has_a_row_for_each_variant_and_says_what_was_not_measured():
@@ -8,8 +10,8 @@ def test_a_table_has_a_row_for_each_variant_and_says_what_was_not_measured():
     }
     head = {"mean": 0.99, "stderr": None, "n": 1}
     results = [
-        {"variants": {"a": {"joint": line, "head_accuracy": head}}},
-        {"variants": {"b": {"joint": line, "head_accuracy": head}}},
+        {"experiment": "image-label", "variants": {"a": {"joint": line, "head_accuracy": head}}},
+        {"experiment": "image-label", "variants": {"b": {"joint": line, "head_accuracy": head}}},
     ]
     rows = markdown(results).splitlines()
     assert len(rows) == 4
@@ -32,3 +34,36 @@ def test_bounds_have_a_row_for_each_variant_that_has_one():
         "| a | 2.250 ± 0.500 | 0.00 ± 0.50 | -1.00 ± 0.50 | -2.00 ± 0.50 | -3.00 ± 0.50 |",
         "| b | 2.250 ± 0.500 | -3.00 ± 0.50 | - | - | - |",
     ]
+
+
+def number(mean, stderr=0.01):
+    return {"mean": mean, "stderr": stderr, "n": 3}
+
+
+def test_transitions_show_similarity_where_it_is_determined_and_scenes_elsewhere():
+    metrics = {
+        "day to night": {"psnr": number(30.04), "ssim": number(0.9)},
+        "sketch to day": {"scene": number(0.8), "features": number(12.0), "colours": number(5.0)},
+        "bound": {"day to night": number(1.0)},
+    }
+    rows = markdown([{"experiment": "image-transition", "variants": {"transition": metrics}}]).splitlines()
+    assert rows[0] == "| variant | day to night | sketch to day |"
+    assert rows[2] == "| transition | 0.900 ± 0.010 / 30.0 ± 0.0 | 0.800 ± 0.010 / 12.0 ± 0.0 |"
+
+
+def test_inpaintings_have_a_column_for_each_way_and_a_dash_where_a_model_has_it_not():
+    way = {"0.5": {"psnr": number(20.0), "ssim": number(0.7)}, "0.9": {"psnr": number(9.0), "ssim": number(0.1)}}
+    both = {"alone": {"features": number(3.0)}, "joint": {"features": number(4.0)}, "told": way}
+    results = [
+        {"experiment": "masked-image", "variants": {"masked": both}},
+        {"experiment": "masked-image", "variants": {"plain": {"alone": {"features": number(2.0)}, "repaint": way}}},
+    ]
+    rows = markdown(results).splitlines()
+    assert rows[0] == "| variant | alone | joint | told | repaint |"
+    assert rows[3] == "| plain | 2.0 ± 0.0 | - | - | 20.0 ± 0.0 / 0.700 ± 0.010 |"
+    assert "9.0 ± 0.0" in inpaintings(results, "0.9")
+
+
+def test_results_of_different_experiments_are_no_table():
+    with pytest.raises(ValueError, match=r"one experiment, got \['image-label', 'masked-image'\]"):
+        markdown([{"experiment": "image-label", "variants": {}}, {"experiment": "masked-image", "variants": {}}])

@@ -606,3 +606,113 @@ def test_known_draws_need_no_numbers_of_their_own():
         mt.sample(model, 4, given={"label": torch.full((k,), 2)}, steps=10, generator=generator())["x"] for k in (1, 4)
     )
     assert torch.equal(one, many)
+
+
+# ---- present sets, and other starts ----
+
+
+@pytest.mark.parametrize("sampler", BUDGET)
+def test_a_chain_of_one_modality_draws_its_marginal(sampler):
+    """present={"x"}: the law of the points, at the noise floor, and labels read off them; seed 0."""
+    model = mixture(mt.fade_in(0.5))
+    out = mt.sample(model, N, present={"x"}, sampler=sampler, steps=BUDGET[sampler], generator=generator(0))
+    assert energy_distance(out["x"], truth(model)[0]) < 0.012
+    for k, weight in enumerate(model.weights.tolist()):
+        assert abs(float((out["label"] == k).double().mean()) - weight) < 4 * standard_error(weight, N)
+
+
+@pytest.mark.parametrize("sampler", BUDGET)
+def test_it_is_the_chain_of_a_process_that_has_nothing_else(sampler):
+    whole, alone = mixture(mt.constant(1.0)), mixture(0.0)
+    a = mt.sample_path(whole, 50, present={"x"}, sampler=sampler, steps=20, generator=generator(1))
+    b = mt.sample_path(alone, 50, sampler=sampler, steps=20, generator=generator(1))
+    for (t, z, p), (s, y, q) in zip(a, b, strict=True):
+        assert t == s
+        assert torch.allclose(z, y, atol=1e-9)
+        assert torch.allclose(p.aggregate, q.aggregate, atol=1e-9)
+        assert not p.estimate["label"].any()
+
+
+@pytest.mark.parametrize("sampler", BUDGET)
+def test_what_is_told_need_not_be_in_the_chain(sampler):
+    """A label outside of the chain, told: the law of its class, at the noise floor."""
+    model = mixture(mt.constant(1.0))
+    out = mt.sample(
+        model, N, given={"label": torch.tensor([1])}, rule="conditioned", present={"x"}, sampler=sampler,
+        steps=BUDGET[sampler], generator=generator(0),
+    )  # fmt: skip
+    assert energy_distance(out["x"], truth(model, 1)[0]) < 0.012
+    assert bool((out["label"] == 1).all())
+
+
+def test_a_network_is_told_who_is_present_at_every_step(monkeypatch):
+    model, seen = image_label_model(), []
+    predict = model.predict
+
+    def spy(z, t, *, given=None, present=None):
+        seen.append(present)
+        return predict(z, t, given=given, present=present)
+
+    monkeypatch.setattr(model, "predict", spy)
+    mt.sample(model, 3, present=["image"], steps=5, generator=generator())
+    assert len(seen) == 6
+    assert all(bool(mask["image"].all()) and not bool(mask["label"].any()) for mask in seen)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"present": {"sound"}}, KeyError, "present names an unknown modality 'sound'"),
+        ({"present": ()}, ValueError, r"present must hold \['one modality'\]"),
+        ({"present": {"x"}, "given": {"label": LABEL[:1]}}, ValueError, r"present must hold \['label'\], got \['x'\]"),
+        ({"present": {"x"}, "given": {"label": LABEL[:1]}, "rule": "substitute"}, ValueError, r"must hold \['label'\]"),
+        ({"present": {"x"}, "given": {"label": LABEL[:1]}, "rule": "readout"}, ValueError, "neither `present` nor `start`"),
+        ({"start": (5, torch.zeros(3, 2)), "given": {"label": LABEL}, "rule": "readout"}, ValueError, "has no chain"),
+        ({"start": (0, torch.zeros(3, 2))}, ValueError, r"start needs a step in 1\.\.200, got 0"),
+        ({"start": (201, torch.zeros(3, 2))}, ValueError, r"start needs a step in 1\.\.200, got 201"),
+        ({"start": (5.0, torch.zeros(3, 2))}, ValueError, r"got 5\.0"),
+        ({"start": (5, torch.zeros(2, 2))}, ValueError, r"start needs z_t of shape \(3, 2\), got \(2, 2\)"),
+        ({"start": (3, torch.zeros(3, 2))}, ValueError, r"steps must be in 1\.\.3 from t = 3, got 5"),
+    ],
+)
+def test_present_and_start_name_what_is_wrong(options, error, message):
+    with pytest.raises(error, match=message):
+        mt.sample(mixture(mt.constant(1.0)), **{"n": 3, "steps": 5, **options})
+
+
+def test_the_source_of_a_transition_is_always_present():
+    model = mixture(mt.fade_in(1.0), x=mt.fade_out(1.0), prior="label")
+    with pytest.raises(ValueError, match=r"present must hold \['label'\]"):
+        mt.sample(model, 3, given={"label": LABEL}, rule="conditioned", present={"x"}, steps=5)
+
+
+@pytest.mark.parametrize("sampler", BUDGET)
+def test_a_start_at_the_end_is_the_plain_chain(sampler):
+    model = image_label_model()
+    g = generator(1)
+    z = torch.randn(3, *model.space, dtype=torch.float64, generator=g)
+    a = mt.sample(model, 3, sampler=sampler, steps=8, start=(50, z), generator=g)
+    b = mt.sample(model, 3, sampler=sampler, steps=8, generator=generator(1))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("curve", CURVES)
+@pytest.mark.parametrize("sampler", BUDGET)
+def test_a_start_in_the_middle_keeps_the_law(curve, sampler):
+    """From 2,000 states of q(z_t) half way: the joint law at the noise floor; seed 0."""
+    model = mixture(CURVES[curve])
+    data = model.draw(N, generator(5))
+    z, _ = model.process.diffuse(model.encode(data), 100, generator=generator(6))
+    steps = min(100, BUDGET[sampler])
+    out = mt.sample(model, N, sampler=sampler, steps=steps, start=(100, z), generator=generator(0))
+    assert energy_distance(out["x"], truth(model)[0]) < 0.012
+    for k, weight in enumerate(model.weights.tolist()):
+        assert abs(float((out["label"] == k).double().mean()) - weight) < 4 * standard_error(weight, N)
+        assert energy_distance(out["x"][out["label"] == k], truth(model, k)[0]) < 0.03
+
+
+def test_a_chain_of_its_own_start_falls_from_there():
+    path = list(mt.sample_path(mixture(mt.constant(1.0)), 2, steps=4, start=(80, torch.zeros(2, 2))))
+    assert [t for t, _, _ in path] == [80, 60, 40, 20, 0]
+    assert not path[0][1].any()
+    assert path[0][1].dtype == torch.float64

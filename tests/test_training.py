@@ -419,3 +419,103 @@ def test_a_training_goes_on_only_on_its_kind_of_device(tmp_path):
 def test_a_config_that_cannot_work_is_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         TrainConfig(**wrong)
+
+
+# ---- probes ----
+
+PROBING = replace(CONFIG, probe_every=5, save_every=5)
+
+
+def probing(folder=None, hook=None, config=PROBING):
+    run = trainer(folder, config, hook=hook)
+    seen = []
+
+    def probe(model):
+        """Draws of a generator of its own, through the averaged model."""
+        seen.append(model)
+        with torch.no_grad():
+            z = torch.randn(8, 2, generator=generator(7))
+            return {"size": float(model.predict(z, 50).aggregate.square().mean())}
+
+    run.probe = probe
+    return run, seen
+
+
+def test_a_probe_looks_at_the_averaged_model_at_its_steps_and_at_the_last():
+    run, seen = probing()
+    averaged = run.run(progress=False)
+    assert [row["step"] for row in run.probes] == [5, 10, 12]
+    assert all(row.keys() == {"step", "seconds", "size"} for row in run.probes)
+    assert all(model is averaged and not model.training for model in seen)
+    assert len({row["size"] for row in run.probes}) == 3
+    assert run.model.training
+
+
+def test_a_probe_leaves_the_training_as_it_is():
+    run, _ = probing()
+    plain = trainer(config=PROBING)
+    run.run(progress=False), plain.run(progress=False)
+    assert_same(run, plain)
+    assert history(run) == history(plain)
+    assert plain.probes == []
+
+
+def test_without_an_interval_there_is_no_probe():
+    run, seen = probing(config=CONFIG)
+    run.run(progress=False)
+    assert seen == run.probes == []
+
+
+def test_the_time_of_a_probe_is_not_that_of_the_training(monkeypatch):
+    """A clock that only the probe moves, by an hour each time: none of it is in `seconds`."""
+    now = [1000.0]
+    monkeypatch.setattr("mtdiff.training.time.perf_counter", lambda: now[0])
+
+    def hook(step):
+        now[0] += 1.0
+
+    run, _ = probing(hook=hook)
+    look = run.probe
+
+    def slow(model):
+        now[0] += 3600.0
+        return look(model)
+
+    run.probe = slow
+    run.run(progress=False)
+    assert run.seconds == 12
+    assert [row["seconds"] for row in run.probes] == [5, 10, 12]
+    assert run.history[-1]["seconds"] == 12
+
+
+def test_resuming_keeps_the_rows_of_the_probe_and_is_exact(tmp_path):
+    whole, _ = probing(tmp_path / "whole")
+    whole.run(progress=False)
+
+    def hook(step):
+        if step == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    first, _ = probing(tmp_path / "parts", hook)
+    with pytest.raises(Interrupted):
+        first.run(progress=False)
+    second, seen = probing(tmp_path / "parts")
+    assert second.resume()
+    assert [row["step"] for row in second.probes] == [5]
+    second.run(progress=False)
+    assert len(seen) == 2
+    assert_same(whole, second)
+    sizes = [[(row["step"], row["size"]) for row in run.probes] for run in (whole, second)]
+    assert sizes[0] == sizes[1]
+    written = json.loads((tmp_path / "parts" / "probes.json").read_text())
+    assert [(row["step"], row["size"]) for row in written] == sizes[0]
+
+
+def test_a_training_without_a_probe_writes_no_rows(tmp_path):
+    trainer(tmp_path).run(progress=False)
+    assert not (tmp_path / "probes.json").exists()
+
+
+def test_a_negative_interval_is_refused():
+    with pytest.raises(ValueError, match="probe_every must not be negative, got -1"):
+        replace(CONFIG, probe_every=-1)

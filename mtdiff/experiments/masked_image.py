@@ -73,11 +73,11 @@ def build(data: str, variant: str, seed: int = 0) -> MTDiffusion:
     shape, apart = (3, size, size), variant in ("own-channels", "unshared")
     space = (7, size, size) if apart else shape
     where = {"image": slice(0, 3), "masked": slice(3, 6), "mask": slice(6, 7)} if apart else {}
-    look = {"head": False} if apart or variant == "plain" else {"start": "rest"}
-    tell = variant != "unshared"
+    head = {"head": False} if variant == "unshared" else {"start": "rest"}
+    tell, revealed = variant != "unshared", () if variant in ("plain", "unshared") else ("masked", "mask")
     modalities = {
-        "image": Image(shape, channels=where.get("image"), **look),
-        "masked": Image(shape, channels=where.get("masked"), tell=tell, **look),
+        "image": Image(shape, channels=where.get("image"), revealed_by=revealed, **head),
+        "masked": Image(shape, channels=where.get("masked"), tell=tell, **head),
         "mask": Mask((size, size), channels=where.get("mask"), tell=tell),
     }
     curve = constant(1.0) if apart else fade_in(1.0, start=0.1)
@@ -88,15 +88,17 @@ def build(data: str, variant: str, seed: int = 0) -> MTDiffusion:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone = UNet(space, base=16, multipliers=(1, 2, 2) if size == 16 else (1, 2, 2, 2))
-        kind = Unshared if variant == "unshared" else MTDiffusion
-        prediction = "v" if apart or variant == "plain" else "heads"
-        return kind(process, modalities, backbone, space, prediction, rule="conditioned", sampler="ddpm")
+        if variant == "unshared":
+            return Unshared(process, modalities, backbone, space)
+        options = {"prediction": "heads", "rule": "conditioned", "sampler": "ddpm", "remove_told": variant != "plain"}
+        return MTDiffusion(process, modalities, backbone, space, **options)
 
 
 def config(data: str, variant: str, budget: str) -> TrainConfig:
     """Full is what ships: minutes at 16x16, half an hour at 32x32, on one CPU thread."""
-    weights = {"masked": 0.0, "mask": 0.0} if variant == "augment" else {"masked": 0.3, "mask": 0.1}
-    masked = {"weights": weights, "drop": {"masked": 0.4, "mask": "masked"}, "give": {"masked": 0.5, "mask": "masked"}}
+    own = 0.0 if variant == "augment" else 0.1
+    weights = {"image": 0.1, "masked": own, "mask": own}  # small: the loss of the aggregate has the image's in it
+    masked = {"weights": weights, "drop": {"masked": 0.5, "mask": "masked"}, "give": {"masked": 0.6, "mask": "masked"}}
     return TrainConfig(
         steps=600 if budget == "quick" else 5000,
         batch_size=32,
@@ -104,7 +106,7 @@ def config(data: str, variant: str, budget: str) -> TrainConfig:
         ema=0.998,
         save_every=500,
         probe_every=200 if budget == "quick" else 1000,
-        **({} if variant == "plain" else masked),
+        **({"weights": {"image": 0.0}} if variant == "plain" else masked),
     )
 
 
@@ -151,8 +153,8 @@ def inpaint(
         image: (N, 3, s, s); hidden pixels are not looked at.
         mask: (N, 1, s, s), 1 where a pixel is known.
         way: "told" (masked image and mask are in the chain and told at every step), "told alone" (told, the chain carries
-            the image alone), "substitute" (in the chain, by rule 1), "clean" (a model without a shared space), or with any
-            model of images "sdedit" and "repaint".
+            the image alone), "mean" (no draw but E[image | told], read at t = T by one evaluation), "substitute" (in the
+            chain, by rule 1), "clean" (a model without a shared space), or with any model of images "sdedit" and "repaint".
         steps: network evaluations.
         strength: of SDEdit.
         generator: source of all noise.
@@ -171,6 +173,11 @@ def inpaint(
     elif way in ("told", "told alone"):
         present = {"image"} if way == "told alone" else None
         drawn = sample_many(model, len(image), given=given, rule="conditioned", present=present, **options)["image"]
+    elif way == "mean":
+        noise = torch.randn(len(image), *model.space, generator=generator)
+        only = {name: torch.full((len(image),), name == "image") for name in model.modalities}
+        with torch.no_grad():
+            drawn = model.predict(noise, model.process.steps, given=given, present=only).params["image"].clamp(-1, 1)
     elif way == "substitute":
         drawn = sample_many(model, len(image), given=given, rule="substitute", **options)["image"]
     elif way == "sdedit":
@@ -184,10 +191,10 @@ def inpaint(
 
 
 def ways(model: MTDiffusion) -> tuple[str, ...]:
-    """The ways to inpaint that a model has."""
+    """The ways to inpaint in which a model is judged."""
     if isinstance(model, Unshared):
         return ("clean",)
-    return ("told", "told alone", "substitute", "repaint", "sdedit") if "mask" in model.modalities else ("repaint", "sdedit")
+    return ("told", "told alone", "mean", "substitute") if "mask" in model.modalities else ("repaint", "sdedit")
 
 
 def evaluate(model: MTDiffusion, data: str, seed: int = 0, n: int = 1000) -> dict:

@@ -46,11 +46,15 @@ class Modality(nn.Module):
     Attributes:
         told_as: how `condition` reaches the backbone: as a "vector", a "map" or "tokens" (see `mtdiff.backbones`).
         start: what a head's linear guess starts from: the "state" z_t, or its "rest", z_t less the other codes in it.
+        revealed_by: (picture, mask), the modalities that tell its pixels where the mask is 1; () is none.
+        has_code: False for what never enters z_t: its weight has to be 0, and given values can only be told.
     """
 
     kinds: ClassVar[dict[str, type["Modality"]]] = {}
     told_as: ClassVar[str] = "vector"
     start: str = "state"
+    revealed_by: tuple[str, ...] = ()
+    has_code: bool = True
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)

@@ -125,9 +125,11 @@ class Image(Continuous):
             the probability of the pixel's bin, a discretised Gaussian; None leaves it a density.
         start: as in `Continuous`.
         tell: as in `Continuous`.
+        revealed_by: (picture, mask): names of a masked image and its mask. Where both are told and the mask is 1, the head
+            returns the told pixel: it is not predicted, costs no loss, and stays as it is in samples.
 
     Raises:
-        ValueError: shape is not (C, H, W), or fewer than two levels.
+        ValueError: shape is not (C, H, W), fewer than two levels, or revealed_by is not a pair.
 
     Source: discretised likelihood: Ho et al. 2020, eq. 13.
     """
@@ -140,14 +142,17 @@ class Image(Continuous):
         levels: int | None = None,
         start: str = "state",
         tell: bool = False,
+        revealed_by: Sequence[str] = (),
     ):
         if len(shape) != 3:
             raise ValueError(f"an image's shape is (C, H, W), got {tuple(shape)}")
         if levels is not None and levels < 2:
             raise ValueError(f"levels must be at least 2, got {levels}")
+        if len(revealed_by) not in (0, 2):
+            raise ValueError(f"revealed_by must be (picture, mask), got {tuple(revealed_by)}")
         super().__init__(shape, channels, head, start, tell)
-        self.levels = levels
-        self.config["levels"] = levels
+        self.levels, self.revealed_by = levels, tuple(revealed_by)
+        self.config |= {"levels": levels, "revealed_by": list(revealed_by)}
 
     def check(self, value: Tensor) -> None:
         """Raise ValueError unless value is a batch of images in [-1, 1]."""

@@ -1,4 +1,4 @@
-"""Class labels: fixed codes of unit RMS in the diffusion space, a categorical head."""
+"""Class labels: fixed or learned codes of unit RMS in the diffusion space, a categorical head."""
 
 from collections.abc import Sequence
 
@@ -6,15 +6,17 @@ import torch
 from torch import Tensor, nn
 
 from mtdiff.modalities.base import Modality, View
+from mtdiff.modalities.generators import KINDS, CodeTable
 
 
 class Label(Modality):
-    """A class label 0..K-1: E(y) = c_y, a fixed code; p(y | z_t) = softmax of an MLP head on the pooled vector.
+    """A class label 0..K-1: E(y) = c_y, a code per class; p(y | z_t) = softmax of an MLP head on the pooled vector.
 
     Args:
         classes: K, at least 2.
         names: K class names, for people; None counts 0..K-1.
-        codes: "simplex" (see `simplex_codes`), or numbers (K, *slice) that are used as they are.
+        codes: "simplex" (see `simplex_codes`), or numbers (K, *slice) that are used as they are. Or learned: "learned",
+            every number free, or "generator", a small network that makes them of embeddings; see `CodeTable`.
         channels: slice of the space that the codes are written to; None is all of it (superposed).
         seed: seed of the simplex.
 
@@ -37,16 +39,18 @@ class Label(Modality):
         names = [str(k) for k in range(classes)] if names is None else [str(name) for name in names]
         if len(names) != classes:
             raise ValueError(f"names has {len(names)} entries for {classes} classes")
-        if isinstance(codes, str) and codes != "simplex":
-            raise ValueError(f'codes must be "simplex" or numbers (K, ...), got {codes!r}')
+        if isinstance(codes, str) and codes not in ("simplex", *KINDS):
+            raise ValueError(f"codes must be one of {('simplex', *KINDS)} or numbers (K, ...), got {codes!r}")
         plain = codes if isinstance(codes, str) else torch.as_tensor(codes).tolist()
         super().__init__(channels, classes=classes, names=names, codes=plain, seed=seed)
         self.classes, self.names, self._codes, self._seed = classes, names, codes, seed
 
     def build(self, backbone: nn.Module) -> None:
         """Create codes, embedding and head; see `Modality.build`."""
-        shape = (self.classes, *self.slice_shape)
-        if isinstance(self._codes, str):
+        shape, learned = (self.classes, *self.slice_shape), isinstance(self._codes, str) and self._codes in KINDS
+        if learned:
+            codes = None
+        elif isinstance(self._codes, str):
             codes = simplex_codes(self.classes, self.slice_shape, self._seed)
         else:
             codes = torch.as_tensor(self._codes, dtype=torch.float32)
@@ -59,6 +63,7 @@ class Label(Modality):
         )
         nn.init.zeros_(self.out[2].weight)
         nn.init.zeros_(self.out[2].bias)
+        self.learned = CodeTable(self._codes, shape[:1], self.slice_shape) if learned else None
 
     def check(self, value: Tensor) -> None:
         """Raise ValueError unless value is an integer (B,) tensor of class ids."""
@@ -69,9 +74,13 @@ class Label(Modality):
             if len(wrong):
                 raise ValueError(f"{self.name!r} has values outside 0..{self.classes - 1}: {wrong.unique().tolist()[:8]}")
 
+    def table(self) -> Tensor:
+        """The codes of all classes, (K, *slice)."""
+        return self.codes if self.learned is None else self.learned()
+
     def code(self, value: Tensor) -> Tensor:
         """The code of each label, (B, *slice)."""
-        return self.codes[value.long()]
+        return self.table()[value.long()]
 
     def condition(self, value: Tensor) -> Tensor:
         """A learned embedding of each label."""
@@ -91,7 +100,7 @@ class Label(Modality):
 
     def expected_code(self, params: Tensor) -> Tensor:
         """sum_k p(y = k | z_t) c_k: the softmax-averaged code."""
-        return torch.tensordot(params.softmax(1), self.codes.to(params.dtype), dims=1)
+        return torch.tensordot(params.softmax(1), self.table().to(params.dtype), dims=1)
 
     def draw(self, params: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """A class drawn from the softmax, (B,) int64."""

@@ -1,0 +1,155 @@
+"""Real-valued data that enter the diffusion space by an encoder: an isometry, or a learned generator."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mtdiff.modalities.base import View
+from mtdiff.modalities.continuous import Continuous
+from mtdiff.modalities.generators import generator
+
+ENCODERS = ("lift", "generator")
+
+
+class Encoded(Continuous):
+    """Data of another shape than their part of the space: a representation (d,), a depth map (1, H, W). E(x) = g(x).
+
+    "lift" is fixed and linear, E(x) = s A x with A^T A = I and s^2 = dim Z / dim x, so that codes have the RMS of the data.
+    For x ~ N(0, I) the head starts from its posterior mean; the expected code is E of the mean.
+
+    "generator" is learned, and its output is standardised, each coordinate over the batch (by running statistics in
+    evaluation). The code of the mean is not the mean of the code (theory 5), so the head has two outputs: the mean of x with
+    variance 1 / (1 + SNR_t) + spread^2, and the expected code, which starts from k_t z_t and is trained towards E(x):
+
+        loss = mean (x - mean)^2 / variance + mean (E(x) - e)^2 (1 + SNR_t).
+
+    The gradient of the second term goes to the head alone: else the encoder would be rewarded for codes that say little.
+
+    Args:
+        shape: (d,), or (C, H, W) with the height and width of the space.
+        encoder: "lift" or "generator".
+        channels: slice of the space that the code is written to; None is all of it.
+        start: as in `Continuous`.
+        tell: True lets the backbone be told the value: vectors by a linear embedding, images by an `entrance`.
+        width: width of the generator.
+        spread: standard deviation in the data that the code is not asked to tell, for "generator".
+        seed: seed of the lift.
+
+    Raises:
+        ValueError: an unknown encoder, a shape that is neither, or a spread that is not positive.
+
+    Source: encoders that map into the diffusion space: Chen et al. 2024; both forms are ours (theory 1, 5).
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        encoder: str = "generator",
+        channels: slice | None = None,
+        start: str = "state",
+        tell: bool = False,
+        width: int = 32,
+        spread: float = 0.1,
+        seed: int = 0,
+    ):
+        if encoder not in ENCODERS:
+            raise ValueError(f"encoder must be one of {ENCODERS}, got {encoder!r}")
+        if len(shape) not in (1, 3):
+            raise ValueError(f"shape must be (d,) or (C, H, W), got {tuple(shape)}")
+        if not spread > 0:
+            raise ValueError(f"spread must be positive, got {spread}")
+        super().__init__(shape, channels, True, start, tell)
+        del self.config["head"]
+        self.config |= {"encoder": encoder, "width": width, "spread": spread, "seed": seed}
+        self.encoder, self.width, self.spread, self.seed = encoder, width, spread, seed
+        self.told_as = "vector" if len(self.shape) == 1 else "map"
+        self.size = torch.Size(self.shape).numel()
+
+    def build(self, backbone: nn.Module) -> None:
+        """Create encoder, heads and embedding; see `Modality.build`."""
+        code_size = torch.Size(self.slice_shape).numel()
+        if self.encoder == "lift":
+            if code_size < self.size:
+                raise ValueError(f"{self.name!r} of {self.shape} cannot be lifted into a smaller space {self.slice_shape}")
+            numbers = torch.randn(
+                code_size, self.size, dtype=torch.float64, generator=torch.Generator().manual_seed(self.seed)
+            )
+            self.register_buffer("frame", torch.linalg.qr(numbers).Q.float())  # (n, d) orthonormal columns
+            self.scale = (code_size / self.size) ** 0.5
+        else:
+            self.network = generator(self.shape, self.slice_shape, self.width)
+            self.standard = nn.BatchNorm1d(code_size, eps=1e-10, affine=False)  # no room to shrink
+            self.code_out = backbone.readout(self.slice_shape)
+        image = len(self.shape) == 3 and len(self.slice_shape) == 3
+        if image and self.shape[1:] != self.slice_shape[1:]:
+            raise ValueError(f"{self.name!r} of {self.shape} needs the height and width of the space {self.slice_shape}")
+        self.from_map = image
+        self.out = backbone.readout(self.shape) if image else _vector_head(backbone.pooled, self.size)
+        self.embed = None
+        if self.tell:
+            self.embed = backbone.entrance(self.shape) if self.told_as == "map" else nn.Linear(self.size, backbone.embedding)
+
+    def code(self, value: Tensor) -> Tensor:
+        """E(x), (B, *slice)."""
+        if self.encoder == "lift":
+            flat = self.scale * value.flatten(1) @ self.frame.to(value.dtype).T
+        else:
+            raw = self.network(value.to(next(self.network.parameters()).dtype)).flatten(1)
+            flat = self.standard(raw)
+        return flat.unflatten(1, self.slice_shape)
+
+    def head(self, view: View) -> Tensor:
+        """The mean of x, (B, *shape); for a generator (B, dim x + dim code): the mean and the expected code, flattened."""
+        free = self.out(view.features if self.from_map else view.pooled)  # (B, *shape) or (B, d)
+        z, gain, variance = self.take(view.z).flatten(1), view.gain.flatten(1), view.variance.flatten(1)
+        if self.encoder == "lift":  # A^T z / s sees x through s^2 times the SNR
+            left = self._lifted(variance)
+            start = gain * self.scale * left / variance * (z @ self.frame.to(z.dtype))
+            return (start + left.sqrt() * free.flatten(1)).unflatten(1, self.shape)
+        code = gain * z + variance.sqrt() * self.code_out(view.features).flatten(1)
+        return torch.cat([free.flatten(1).to(code.dtype), code], 1)
+
+    def split(self, params: Tensor) -> tuple[Tensor, Tensor]:
+        """The two outputs of the head: the mean of x (B, *shape) and the expected code (B, *slice)."""
+        if self.encoder == "lift":
+            return params, self.code(params)
+        mean, code = params.split([self.size, params.shape[1] - self.size], 1)
+        return mean.unflatten(1, self.shape), code.unflatten(1, self.slice_shape)
+
+    def log_prob(self, value: Tensor, params: Tensor, variance: Tensor) -> Tensor:
+        """Log N(value; mean, what the code leaves open) in nats, (B,)."""
+        return super().log_prob(value, self.split(params)[0], self._open(variance))
+
+    def loss(self, value: Tensor, params: Tensor, variance: Tensor) -> Tensor:
+        """Weighted mean squares of the mean's error and, for a generator, of the expected code's, (B,)."""
+        mean, code = self.split(params)
+        loss = super().loss(value, mean, self._open(variance))
+        if self.encoder == "lift":
+            return loss
+        error = (self.code(value).detach() - code).flatten(1)
+        return loss + (error**2 / variance.flatten(1)).mean(1)
+
+    def expected_code(self, params: Tensor) -> Tensor:
+        """E of the mean where E is linear, else the head's second output."""
+        return self.split(params)[1]
+
+    def draw(self, params: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """The mean of x."""
+        return self.split(params)[0]
+
+    def _lifted(self, variance: Tensor) -> Tensor:
+        """1 / (1 + s^2 SNR) from 1 / (1 + SNR): the lift repeats each number s^2 times."""
+        return variance / (variance + self.scale**2 * (1 - variance))
+
+    def _open(self, variance: Tensor) -> Tensor:
+        """Variance of p(x | z_t) at each coordinate, (B, 1, ...) with the dimensions of x."""
+        left = self._lifted(variance) if self.encoder == "lift" else variance + self.spread**2
+        return left.reshape(-1, *[1] * len(self.shape))
+
+
+def _vector_head(pooled: int, size: int) -> nn.Sequential:
+    """An MLP on the pooled vector that begins at zero."""
+    last = nn.Linear(pooled, size)
+    nn.init.zeros_(last.weight), nn.init.zeros_(last.bias)
+    return nn.Sequential(nn.Linear(pooled, pooled), nn.SiLU(), last)

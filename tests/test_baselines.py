@@ -1,0 +1,149 @@
+"""SDEdit and RePaint, where the answer is known in closed form."""
+
+import math
+
+import pytest
+import torch
+from helpers import generator
+
+import mtdiff as mt
+from mtdiff.baselines import repaint, sdedit
+from mtdiff.exact import LabelledMixture
+
+
+class GaussianImage:
+    """The exact model of an image x ~ N(mean, covariance) of 1x1x2 pixels, alone in its chain."""
+
+    rule, sampler, conditions = None, "ddpm", ()
+    modalities, space, device = ("image",), (1, 1, 2), torch.device("cpu")
+    mean = torch.tensor([0.3, -0.4], dtype=torch.float64)
+    covariance = torch.tensor([[0.5, 0.35], [0.35, 0.4]], dtype=torch.float64)
+
+    def __init__(self, T=200):
+        self.process = mt.ForwardProcess(mt.NoiseSchedule.log_snr(T, 7, -7), {"image": 1.0})
+
+    def check(self, values, what="batch"):
+        return len(next(iter(values.values())))
+
+    def encode(self, values):
+        return dict(values)
+
+    def predict(self, z, t, *, given=None, present=None):
+        signal, noise = (float(a.flatten()[0]) for a in self.process.level(t, z))
+        gain = signal * self.covariance @ torch.linalg.inv(signal**2 * self.covariance + noise**2 * torch.eye(2))
+        m = (self.mean + (z.reshape(-1, 2) - signal * self.mean) @ gain.T).reshape(z.shape)
+        return mt.Prediction(m, {"image": m}, {"image": m})
+
+    def read(self, z, t, *, given=None, present=None, generator=None, prediction=None):
+        return self.predict(z, t).params
+
+    def draw(self, n, seed=0):
+        root = torch.linalg.cholesky(self.covariance)
+        return (self.mean + torch.randn(n, 2, dtype=torch.float64, generator=generator(seed)) @ root.T).reshape(n, 1, 1, 2)
+
+
+KNOWN_FIRST = torch.tensor([1.0, 0.0]).reshape(1, 1, 1, 2)
+N = 2000
+
+
+def fill(repeats, known, steps=50):
+    model = GaussianImage()
+    image = torch.tensor([known, math.nan], dtype=torch.float64).expand(N, 1, 1, 2)
+    return repaint(model, image, KNOWN_FIRST.expand(N, 1, 1, 2), steps=steps, repeats=repeats, generator=generator(3))
+
+
+def test_repaint_with_many_repeats_has_the_conditional_law():
+    """2,000 fillings, 200 steps of 8 repeats: mean and variance of the hidden pixel given the other; seed 3.
+
+    The mean within 4 standard errors and what the steps leave (0.01); the variance within 4 and 4%.
+    """
+    drawn, (a, b) = fill(8, 1.2, 200)[:, 0, 0, 1], GaussianImage.covariance
+    mean = GaussianImage.mean[1] + b[0] / a[0] * (1.2 - GaussianImage.mean[0])
+    variance = b[1] - b[0] ** 2 / a[0]
+    assert abs(float(drawn.mean() - mean)) < 4 * math.sqrt(variance / N) + 0.01
+    assert float(drawn.var() / variance) == pytest.approx(1, abs=4 * math.sqrt(2 / N) + 0.04)
+
+
+def test_repeats_bring_the_hidden_pixel_closer():
+    mean = GaussianImage.mean[1] + 0.7 * (1.2 - GaussianImage.mean[0])
+    off = [abs(float(fill(repeats, 1.2)[:, 0, 0, 1].mean() - mean)) for repeats in (1, 2, 8)]
+    assert off[0] > off[1] > off[2]
+    assert off[0] > 0.05
+
+
+def test_repaint_returns_known_pixels_as_given_and_does_not_look_at_others():
+    model = GaussianImage()
+    image, mask = (
+        model.draw(5),
+        torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [0.0, 0.0], [1.0, 0.0]]).reshape(5, 1, 1, 2),
+    )
+    out = repaint(model, image, mask, steps=5, generator=generator())
+    assert torch.equal(out[mask.bool()], image[mask.bool()])
+    assert bool((out[~mask.bool()] != image[~mask.bool()]).all())
+    hidden = torch.where(mask.bool(), image, math.nan)
+    assert torch.equal(repaint(model, hidden, mask, steps=5, generator=generator()), out)
+
+
+def test_repaint_of_nothing_known_is_a_plain_sample():
+    model, nothing = GaussianImage(), torch.zeros(N, 1, 1, 2)
+    drawn = repaint(model, nothing, nothing, steps=200, repeats=1, generator=generator(1)).reshape(N, 2)
+    error = (model.covariance.diag() / N).sqrt()
+    assert bool(((drawn.mean(0) - model.mean).abs() < 4 * error + 0.01).all())
+    assert torch.allclose(drawn.T.cov(), model.covariance, atol=0.08)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def test_sdedit_of_the_models_own_images_keeps_their_law(sampler):
+    """The guide noised is q(z_t), so the law comes back whatever the strength; 2,000 images, 4 standard errors + 0.01."""
+    model = GaussianImage()
+    guide = model.draw(N)
+    for strength in (0.3, 0.6, 1.0):
+        out = sdedit(model, guide, strength, sampler=sampler, steps=200, generator=generator(2)).reshape(N, 2)
+        assert bool(((out.mean(0) - model.mean).abs() < 4 * (model.covariance.diag() / N).sqrt() + 0.01).all())
+        assert torch.allclose(out.T.cov(), model.covariance, atol=0.08)
+
+
+def test_strength_is_how_much_of_the_guide_is_forgotten():
+    model = GaussianImage()
+    guide = model.draw(N)
+    apart = [
+        float((sdedit(model, guide, strength, generator=generator(2)) - guide).square().mean())
+        for strength in (0.005, 0.3, 0.5, 1.0)
+    ]
+    assert apart == sorted(apart)
+    assert apart[0] < 2e-3  # the noise of the first step
+    assert apart[-1] == pytest.approx(2 * 0.45, rel=0.1)  # independent: twice the mean variance
+
+
+def test_sdedit_carries_the_image_and_what_is_given():
+    """With a mixture's points as images: a class that is given decides where a guide of another class ends."""
+    process = mt.ForwardProcess(mt.NoiseSchedule.log_snr(100), {"x": 1.0, "label": mt.fade_in(0.5)})
+    codes = [[1.0, 0.0], [-1.0, 0.0]]
+    model = LabelledMixture([0.5, 0.5], [[2.0, 0.0], [-2.0, 0.0]], [0.3, 0.3], codes, process)
+    guide = torch.tensor([[2.0, 0.0]]).expand(500, 2)
+    given = {"label": torch.ones(500, dtype=torch.long)}
+    out = sdedit(model, guide, 0.95, name="x", given=given, rule="conditioned", generator=generator())
+    alone = sdedit(model, guide, 0.3, name="x", generator=generator())
+    assert float((out[:, 0] < 0).double().mean()) > 0.99
+    assert float((alone[:, 0] > 0).double().mean()) > 0.99
+
+
+@pytest.mark.parametrize("strength", [0.0, -0.1, 1.1])
+def test_a_strength_out_of_range_is_refused(strength):
+    with pytest.raises(ValueError, match=r"strength must be in \(0, 1\]"):
+        sdedit(GaussianImage(), GaussianImage().draw(2), strength)
+
+
+@pytest.mark.parametrize(
+    ("mask", "options", "message"),
+    [
+        (KNOWN_FIRST, {"repeats": 0}, "repeats must be >= 1"),
+        (KNOWN_FIRST, {"steps": 0}, r"steps in 1\.\.200, got 2 and 0"),
+        (KNOWN_FIRST, {"steps": 201}, r"steps in 1\.\.200"),
+        (KNOWN_FIRST[0], {}, r"mask must have shape \(1, 1, 1, 2\), got \(1, 1, 2\)"),
+        (KNOWN_FIRST[..., :1], {}, "mask must have shape"),
+    ],
+)
+def test_repaint_names_what_is_wrong(mask, options, message):
+    with pytest.raises(ValueError, match=message):
+        repaint(GaussianImage(), GaussianImage().draw(1), mask, **options)

@@ -1,0 +1,437 @@
+"""Encoders beyond the identity: learned codes, lifts and generators, captions that the backbone attends to."""
+
+import itertools
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import generator, randn, randomise, standard_error
+
+import mtdiff as mt
+from mtdiff.modalities.generators import CodeTable
+from mtdiff.modalities.generators import generator as network
+
+SPACES = [(6,), (2, 4, 4), (3, 8, 8)]
+WORDS = ["red", "blue", "disc"]
+
+
+def backbone(space):
+    if len(space) == 1:
+        return mt.MLP(space, width=16, blocks=1)
+    return mt.UNet(space, base=8, multipliers=(1, 2), cross=(space[1] // 2,))
+
+
+def attached(modality, space=(2, 4, 4), seed=0):
+    torch.manual_seed(seed)
+    modality.attach("it", space, backbone(space))
+    return modality
+
+
+def unet_model(modalities, curves, space=(2, 4, 4), seed=0, loud=True, **options):
+    torch.manual_seed(seed)
+    process = mt.ForwardProcess(mt.NoiseSchedule.log_snr(20), curves)
+    model = mt.MTDiffusion(process, modalities, backbone(space), space, **options)
+    return (randomise(model, seed) if loud else model).eval()
+
+
+def captioned(codes="none", weight=0.0, **options):
+    modalities = {"image": mt.Image((2, 4, 4)), "caption": mt.Caption(WORDS, 2, codes)}
+    return unet_model(modalities, {"image": 1.0, "caption": weight}, **options)
+
+
+# ---- tables of codes ----
+
+
+@pytest.mark.parametrize("kind", ["learned", "generator"])
+@pytest.mark.parametrize("space", SPACES)
+def test_learned_codes_are_centred_and_of_unit_rms_whatever_the_parameters_are(kind, space):
+    label = attached(mt.Label(5, codes=kind), space).requires_grad_(False)
+    for scale in (1.0, 0.1, 30.0):
+        with torch.no_grad():
+            for p in label.learned.parameters():
+                p.mul_(scale)
+        codes = label.encode(torch.arange(5))
+        assert codes.shape == (5, *space)
+        assert codes.mean(0).abs().max() < 1e-3  # float32: a generator with small weights says little beside its bias
+        assert float(codes.square().mean()) == pytest.approx(1, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["learned", "generator"])
+def test_gradients_reach_every_number_of_a_learned_code(kind):
+    label = attached(mt.Label(5, codes=kind))
+    (label.encode(torch.tensor([0, 3])) * torch.randn(2, 2, 4, 4, generator=generator(1))).sum().backward()
+    assert not [n for n, p in label.learned.named_parameters() if p.grad is None or not bool(p.grad.any())]
+
+
+def test_the_estimate_of_a_learned_label_is_the_mean_of_its_codes():
+    label, logits = attached(mt.Label(4, codes="generator")), randn(3, 4)
+    codes = label.encode(torch.arange(4)).double()
+    assert torch.allclose(label.estimate(logits), torch.einsum("bk,kchw->bchw", logits.softmax(1), codes))
+
+
+def test_fixed_codes_keep_their_names_and_random_numbers():
+    """Learned codes are drawn after all else, and a label with a simplex has the parameters that it always had."""
+    fixed, learned = attached(mt.Label(3)), attached(mt.Label(3, codes="learned"))
+    names = ["codes", "embed.weight", "out.0.weight", "out.0.bias", "out.2.weight", "out.2.bias"]
+    assert list(fixed.state_dict()) == names
+    assert all(torch.equal(fixed.state_dict()[name], learned.state_dict()[name]) for name in names[1:])
+
+
+@pytest.mark.parametrize("kind", ["learned", "generator"])
+@pytest.mark.parametrize("word", ["shrink", "collapse"])
+def test_training_cannot_shrink_or_collapse_the_codes(kind, word):
+    """A loss that pays for small or equal codes leaves them as large and as far apart as they were."""
+    torch.manual_seed(0)
+    table = CodeTable(kind, (4,), (6,))
+    optimizer = torch.optim.Adam(table.parameters(), lr=0.05)
+    for _ in range(60):
+        codes = table()
+        loss = codes.square().mean() if word == "shrink" else torch.pdist(codes).square().mean()
+        optimizer.zero_grad()
+        (loss + 1e-2 * sum(p.square().sum() for p in table.parameters())).backward()
+        optimizer.step()
+    codes = table().detach()
+    assert float(codes.square().mean()) == pytest.approx(1, rel=1e-3)
+    assert codes.mean(0).abs().max() < 1e-4
+    assert float(torch.pdist(codes).square().mean()) == pytest.approx(2 * 6 * 4 / 3, rel=1e-3)  # whatever they are
+
+
+def test_a_model_that_would_like_small_codes_keeps_their_scale():
+    """The denoising loss alone: smaller codes and smaller data are easier; 60 steps, seed 0."""
+    torch.manual_seed(0)
+    process = mt.ForwardProcess(mt.NoiseSchedule.log_snr(20), {"label": 1.0, "rep": mt.constant(1.0)})
+    modalities = {"label": mt.Label(4, codes="generator"), "rep": mt.Encoded((3,))}
+    model = mt.MTDiffusion(process, modalities, mt.MLP((8,), width=16, blocks=1), (8,))
+    batch = {"label": torch.arange(64) % 4, "rep": torch.randn(64, 3, generator=generator(2))}
+    before = model.modalities["rep"].network[1].weight.clone()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for k in range(60):
+        loss = mt.multitask_loss(model, batch, weights={"label": 0.0, "rep": 0.0}, generator=generator(k))
+        optimizer.zero_grad()
+        loss.total.backward()
+        optimizer.step()
+    assert not torch.allclose(before, model.modalities["rep"].network[1].weight, atol=1e-2)
+    codes = model.encode(batch)
+    for code in codes.values():
+        assert float(code.detach().square().mean()) == pytest.approx(1, rel=1e-2)
+        assert code.mean(0).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("source", "target"), [((5,), (7,)), ((5,), (3, 16, 8)), ((1, 8, 8), (3, 8, 8)), ((5,), (2, 5, 7)), ((1, 8, 8), (4,))]
+)
+def test_a_generator_maps_between_shapes(source, target):
+    assert network(source, target)(torch.zeros(2, *source)).shape == (2, *target)
+
+
+def test_a_generator_of_images_keeps_their_size():
+    with pytest.raises(ValueError, match="needs the same height and width"):
+        network((1, 8, 8), (3, 4, 4))
+
+
+# ---- lifts and generators ----
+
+
+@pytest.mark.parametrize(("shape", "space"), [((5,), (8,)), ((5,), (2, 4, 4)), ((1, 4, 4), (3, 4, 4))])
+def test_a_lift_is_an_isometry_up_to_scale(shape, space):
+    lift = attached(mt.Encoded(shape, "lift"), space)
+    x = randn(4, *shape)
+    code = lift.encode(x)
+    assert torch.allclose(code.flatten(1).square().mean(1), x.flatten(1).square().mean(1))
+    ratio = math.sqrt(code[0].numel() / x[0].numel())
+    assert torch.allclose(torch.cdist(code.flatten(1), code.flatten(1)), ratio * torch.cdist(x.flatten(1), x.flatten(1)))
+    params = randn(3, *shape, seed=1)
+    assert torch.equal(lift.estimate(params), lift.encode(params))
+
+
+def test_an_untrained_lift_is_the_posterior_of_a_normal():
+    """x ~ N(0, I): Bayes' rule for z = sqrt(abar) W s A x + noise, by matrices in float64."""
+    process = mt.ForwardProcess(mt.NoiseSchedule.log_snr(20), {"rep": 0.7})
+    model = mt.MTDiffusion(process, {"rep": mt.Encoded((3,), "lift")}, mt.MLP((8,), width=16, blocks=1), (8,)).double()
+    rep, z, x = model.modalities["rep"], randn(5, 8), randn(5, 3, seed=2)
+    matrix = rep.scale * rep.frame
+    assert torch.allclose(rep.frame.T @ rep.frame, torch.eye(3).double(), atol=1e-6)
+    for t in (0, 7, 20):
+        abar = float(process.schedule.abar[t])
+        b = math.sqrt(abar) * 0.7 * matrix
+        covariance = torch.linalg.inv(torch.eye(3).double() + b.T @ b / (1 - abar))
+        mean = z @ b @ covariance / (1 - abar)
+        assert torch.allclose(model.predict(z, t).params["rep"], mean, atol=1e-5)
+        expected = torch.distributions.MultivariateNormal(mean, covariance).log_prob(x)
+        assert torch.allclose(model.log_prob("rep", x, z, t), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("shape", "space"), [((5,), (8,)), ((5,), (2, 4, 4)), ((1, 4, 4), (3, 4, 4))])
+def test_generated_codes_are_standardised_over_the_batch(shape, space):
+    rep = attached(mt.Encoded(shape), space)
+    x = 3 + 2 * torch.randn(200, *shape, generator=generator(1))
+    for scale in (1.0, 0.2):
+        with torch.no_grad():
+            rep.network[-1].weight.mul_(scale)
+        code = rep.encode(x)
+        assert code.mean(0).abs().max() < 1e-4
+        assert (code.square().mean(0) - 1).abs().max() < 0.05
+    for _ in range(200):
+        rep.encode(x)  # the running statistics settle
+    rep.eval()
+    assert torch.allclose(rep.encode(x), code, atol=0.05)
+    assert torch.equal(rep.encode(x[:1]), rep.encode(x[:1].clone()))
+
+
+def test_gradients_reach_the_generator_by_the_aggregate_and_not_by_the_expected_code():
+    rep = attached(mt.Encoded((5,)), (8,))
+    x = torch.randn(16, 5, generator=generator(0))
+    params = torch.randn(16, 5 + 8, generator=generator(1), requires_grad=True)
+    rep.loss(x, params, torch.full((16, 1), 0.5)).sum().backward()
+    assert all(p.grad is None for p in rep.network.parameters())
+    assert bool(params.grad[:, :5].any())
+    assert bool(params.grad[:, 5:].any())
+    (rep.encode(x) * torch.randn(16, 8, generator=generator(2))).sum().backward()
+    assert all(bool(p.grad.any()) for p in (rep.network[1].weight, rep.network[3].weight))
+
+
+def test_the_two_outputs_and_their_loss_by_hand():
+    rep = attached(mt.Encoded((5,), spread=0.3), (2, 4, 4)).eval()
+    x, mean, code = randn(3, 5), randn(3, 5, seed=1), randn(3, 2, 4, 4, seed=2)
+    variance = torch.tensor([0.1, 0.5, 1.0]).double().reshape(3, 1, 1, 1)
+    params = torch.cat([mean, code.flatten(1)], 1)
+    assert torch.equal(rep.draw(params), mean)
+    assert torch.equal(rep.estimate(params), code)
+    open_ = variance.flatten() + 0.09
+    target = rep.encode(x).double()
+    expected = ((x - mean) ** 2).mean(1) / open_ + ((target - code) ** 2).flatten(1).mean(1) / variance.flatten()
+    assert torch.allclose(rep.loss(x, params, variance), expected)
+    normal = torch.distributions.Normal(mean, open_.sqrt()[:, None])
+    assert torch.allclose(rep.log_prob(x, params, variance), normal.log_prob(x).sum(1))
+
+
+def test_the_expected_code_of_a_linear_generator_is_learned():
+    """x = +-1 is written as +-1 by a frozen linear g: E[E(x) | z] = tanh(sqrt(abar) z / (1 - abar)); within 0.1, seed 0.
+
+    The code of the head's mean would be the same here only by luck; the second output is what training makes of E(x).
+    """
+    torch.manual_seed(0)
+    process = mt.ForwardProcess(mt.NoiseSchedule.log_snr(10, 2, -2), {"rep": 1.0})
+    model = mt.MTDiffusion(process, {"rep": mt.Encoded((1,))}, mt.MLP((1,), width=32, blocks=1), (1,))
+    rep = model.modalities["rep"]
+    rep.network = torch.nn.Linear(1, 1).requires_grad_(False)
+    batch = {"rep": torch.tensor([-1.0, 1.0]).repeat(128)[:, None]}
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=5e-3)
+    for k in range(250):
+        loss = mt.multitask_loss(model, batch, generator=generator(k)).total
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.eval()
+    z, sign = torch.linspace(-2, 2, 41)[:, None], float(rep.encode(torch.ones(1, 1)))
+    assert abs(sign) == pytest.approx(1, abs=0.02)
+    for t in (2, 5, 8):
+        abar = float(process.schedule.abar[t])
+        with torch.no_grad():
+            p = model.predict(z, t)
+        truth = torch.tanh(math.sqrt(abar) * z / (1 - abar))
+        assert float((p.estimate["rep"] - truth).abs().mean()) < 0.1
+        assert float((rep.draw(p.params["rep"]) - truth / sign).abs().mean()) < 0.15
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: mt.Encoded((5,), "pca"), r"encoder must be one of \('lift', 'generator'\), got 'pca'"),
+        (lambda: mt.Encoded((5, 5)), r"shape must be \(d,\) or \(C, H, W\), got \(5, 5\)"),
+        (lambda: mt.Encoded((5,), spread=0.0), "spread must be positive"),
+        (lambda: attached(mt.Encoded((9,), "lift"), (8,)), "cannot be lifted into a smaller space"),
+        (lambda: attached(mt.Encoded((1, 8, 8)), (2, 4, 4)), "the same height and width"),
+        (lambda: attached(mt.Encoded((1, 2, 2), "lift"), (2, 4, 4)), "needs the height and width of the space"),
+        (lambda: mt.Label(3, codes="onehot"), "codes must be one of"),
+        (lambda: mt.Caption(["a"], 2), "at least two different words"),
+        (lambda: mt.Caption(["a", "a"], 2), "at least two different words"),
+        (lambda: mt.Caption(WORDS, 0), "length must be at least 1, got 0"),
+        (lambda: mt.Caption(WORDS, 2, codes="simplex"), "codes must be one of"),
+        (lambda: attached(mt.Caption(WORDS, 2), (8,)), r"'it' is told as tokens, which this MLP cannot attend to"),
+        (lambda: captioned(weight=0.5), "'caption' has no code, so its weight must be 0 at every step"),
+    ],
+)
+def test_bad_encoders_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+# ---- captions ----
+
+
+@pytest.mark.parametrize("kind", ["learned", "generator"])
+def test_the_expected_code_of_a_caption_is_its_mean_over_all_captions(kind):
+    """Brute force over the 9 captions of two words out of three; the codes are centred, of unit RMS for even words."""
+    caption, logits = attached(mt.Caption(WORDS, 2, kind)), randn(4, 2, 3)
+    every = torch.tensor(list(itertools.product(range(3), repeat=2)))
+    codes = caption.encode(every).double()
+    assert codes.mean(0).abs().max() < 1e-5
+    assert float(codes.detach().square().mean()) == pytest.approx(1, rel=1e-4)
+    chances = torch.stack([caption.log_prob(row.expand(4, 2), logits, torch.ones(4, 1)) for row in every], 1).exp()
+    assert torch.allclose(chances.sum(1), torch.ones(4).double())
+    assert torch.allclose(caption.estimate(logits), torch.einsum("bk,kchw->bchw", chances, codes), atol=1e-6)
+    codes.square().sum().backward()  # constant, by the fixed scale
+    assert all(p.grad.abs().max() < 1e-2 for p in caption.table.parameters())
+
+
+def test_a_caption_by_hand():
+    caption, logits = attached(mt.Caption(WORDS, 2)), randn(3, 2, 3)
+    value = torch.tensor([[0, 2], [1, 1], [2, 0]])
+    expected = sum(torch.distributions.Categorical(logits=logits[:, k]).log_prob(value[:, k]) for k in (0, 1))
+    assert torch.allclose(caption.log_prob(value, logits, torch.ones(3, 1)), expected)
+    nats = F.cross_entropy(logits.transpose(1, 2), value, reduction="none").mean(1)
+    assert torch.allclose(caption.loss(value, logits, torch.ones(3, 1)), nats)
+    assert caption.text(value) == ["red disc", "blue blue", "disc red"]
+    assert not caption.encode(value).any()
+    assert caption.estimate(logits).shape == (3, 2, 4, 4)
+
+
+def test_tokens_are_drawn_from_their_softmax():
+    """20,000 draws; every frequency within 4 standard errors; seed 0."""
+    caption, logits, n = attached(mt.Caption(WORDS, 2)), randn(1, 2, 3), 20_000
+    drawn = caption.draw(logits.expand(n, 2, 3), generator(0))
+    assert drawn.shape == (n, 2)
+    for position, word in itertools.product(range(2), range(3)):
+        p = float(logits.softmax(2)[0, position, word])
+        assert abs(float((drawn[:, position] == word).double().mean()) - p) < 4 * standard_error(p, n)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (torch.tensor([[0, 3]]), r"'it' has values outside 0\.\.2: \[3\]"),
+        (torch.tensor([[-1, 0]]), r"outside 0\.\.2: \[-1\]"),
+        (torch.tensor([[0, 1, 2]]), r"'it' must be an integer tensor of token ids \(B, 2\), got torch.int64 \(1, 3\)"),
+        (torch.tensor([0, 1]), "token ids"),
+        (torch.tensor([[0.0, 1.0]]), "got torch.float32"),
+        (torch.tensor([[True, False]]), "got torch.bool"),
+        ("red disc", "got 'red disc'"),
+    ],
+)
+def test_bad_captions_are_refused(value, message):
+    with pytest.raises(ValueError, match=message):
+        attached(mt.Caption(WORDS, 2)).check(value)
+
+
+def test_told_captions_change_the_output_each_its_own():
+    """Permuting the captions permutes the outputs; word order counts; an untold caption is as none at all."""
+    model = captioned()
+    z, value = randn(1, 2, 4, 4).expand(3, 2, 4, 4), torch.tensor([[0, 1], [1, 0], [2, 2]])
+    heard = model.predict(z, 5, given={"caption": value}).aggregate
+    swapped = model.predict(z, 5, given={"caption": value[[2, 0, 1]]}).aggregate
+    assert torch.allclose(heard[[2, 0, 1]], swapped, atol=1e-6)
+    silent = model.predict(z, 5).aggregate
+    for a, b in itertools.combinations([*heard, silent[0]], 2):
+        assert not torch.allclose(a, b, atol=1e-4)
+    told = {"caption": torch.tensor([True, False, True])}
+    mixed = model(z, 5, {"caption": value}, None, told).aggregate
+    assert torch.allclose(mixed[[0, 2]], heard[[0, 2]], atol=1e-6)
+    assert torch.allclose(mixed[1], silent[1], atol=1e-6)
+
+
+def test_a_fresh_model_hears_nothing_yet():
+    model = captioned(loud=False)
+    z, value = randn(2, 2, 4, 4), torch.tensor([[0, 1], [1, 0]])
+    assert torch.equal(
+        model.predict(z, 5, given={"caption": value}).params["caption"], model.predict(z, 5).params["caption"]
+    )
+
+
+# ---- in models ----
+
+
+def everything(**options):
+    space = (2, 4, 4)
+    modalities = {
+        "image": mt.Image(space), "caption": mt.Caption(WORDS, 2), "words": mt.Caption(WORDS, 2, "generator"),
+        "label": mt.Label(3, codes="learned"), "rep": mt.Encoded((5,), tell=True), "depth": mt.Encoded((1, 4, 4), tell=True),
+        "lift": mt.Encoded((3,), "lift", tell=True),
+    }  # fmt: skip
+    curves = {"image": 1.0, "caption": 0.0, **dict.fromkeys(["words", "label", "rep", "depth", "lift"], mt.fade_in(0.5))}
+    g = generator(0)
+    batch = {
+        "image": torch.rand(8, *space, generator=g) * 2 - 1, "caption": torch.randint(0, 3, (8, 2), generator=g),
+        "words": torch.randint(0, 3, (8, 2), generator=g), "label": torch.randint(0, 3, (8,), generator=g),
+        "rep": torch.randn(8, 5, generator=g), "depth": torch.randn(8, 1, 4, 4, generator=g),
+        "lift": torch.randn(8, 3, generator=g),
+    }  # fmt: skip
+    return unet_model(modalities, curves, **options), batch
+
+
+def test_every_encoder_trains_and_comes_back_from_its_file(tmp_path):
+    model, batch = everything()
+    model.train()
+    told = dict.fromkeys(["caption", "words", "label", "rep", "depth", "lift"], 0.5)
+    for k in range(2):  # the second time also what only told examples reach
+        mt.multitask_loss(model, batch, give=told, drop={"label": 0.3, "rep": 0.3}, generator=generator(k)).total.backward()
+    silent = {name for name, p in model.named_parameters() if p.grad is None or not bool(p.grad.any())}
+    assert silent == {f"absent.{name}" for name in batch if name not in ("label", "rep")}
+    model.eval()
+    model.save(tmp_path)
+    again = mt.load(tmp_path).eval()
+    z = torch.randn(8, 2, 4, 4, generator=generator(1))
+    given = {name: batch[name] for name in told}
+    for options in ({}, {"given": given}):
+        a, b = model.predict(z, 7, **options), again.predict(z, 7, **options)
+        assert torch.equal(a.aggregate, b.aggregate)
+        assert all(torch.equal(a.params[name], b.params[name]) for name in batch)
+    assert all(torch.equal(code, again.encode(batch)[name]) for name, code in model.encode(batch).items())
+    assert again.config() == model.config()
+
+
+def test_any_to_any_with_every_encoder():
+    model, batch = everything()
+    for given, rule in (
+        (["caption"], None),
+        (["caption"], "conditioned"),
+        (["words", "rep"], "conditioned"),
+        (["depth", "lift"], "substitute"),
+    ):
+        drawn = mt.sample(model, 8, given={n: batch[n] for n in given}, rule=rule, steps=3, generator=generator())
+        assert {name: v.shape for name, v in drawn.items()} == {name: v.shape for name, v in batch.items()}
+        assert all(torch.equal(drawn[name], batch[name]) for name in given)
+        model.check(drawn)
+    bound = mt.elbo(model, batch, given=("caption", "rep"), generator=generator())
+    assert math.isfinite(bound.total)
+    assert set(bound.readout) == {"image", "words", "label", "depth", "lift"}
+
+
+@pytest.mark.parametrize("rule", ["bayes", "conditioned"])
+def test_a_caption_outside_the_chain_steers_it(rule):
+    model = captioned()
+    other = torch.tensor([[0, 1]]), torch.tensor([[2, 2]])
+    a, b = (mt.sample(model, 4, given={"caption": c}, rule=rule, steps=4, generator=generator())["image"] for c in other)
+    assert not torch.allclose(a, b, atol=1e-4)
+
+
+def test_a_caption_outside_the_chain_is_told_unless_asked_otherwise():
+    model, given = captioned(), {"caption": torch.tensor([[0, 1]])}
+    a = mt.sample(model, 4, given=given, steps=4, generator=generator())
+    b = mt.sample(model, 4, given=given, rule="conditioned", steps=4, generator=generator())
+    assert torch.equal(a["image"], b["image"])
+    for rule in ("substitute", "readout"):
+        with pytest.raises(ValueError, match="'caption' is not in the chain: give it by rule"):
+            mt.sample(model, 4, given=given, rule=rule, steps=4)
+
+
+def test_captions_train_to_be_heard_and_read():
+    """Two captions, two flat images; 100 steps, seed 0: what is told sets the sign, and what is seen is read."""
+    model = captioned(loud=False, seed=1).train()
+    caption = torch.tensor([[0, 2], [1, 2]]).repeat(8, 1)
+    batch = {
+        "image": torch.where(caption[:, 0] == 0, 0.8, -0.8)[:, None, None, None].expand(16, 2, 4, 4),
+        "caption": caption,
+    }
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for k in range(100):
+        loss = mt.multitask_loss(model, batch, give={"caption": 0.5}, generator=generator(k)).total
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.eval()
+    drawn = mt.sample(model, 16, given={"caption": caption}, steps=10, generator=generator(0))
+    assert float((drawn["image"].mean((1, 2, 3)).sign() == batch["image"].mean((1, 2, 3)).sign()).float().mean()) == 1
+    read = mt.sample(model, 16, given={"image": batch["image"]}, rule="readout", generator=generator(0))
+    assert float((read["caption"] == caption).float().mean()) > 0.9
