@@ -52,8 +52,8 @@ class MTDiffusion(nn.Module):
             the aggregate is then sum_i W_t^i e_i of what is told and what the heads estimate, so that the two always agree.
         rule: how `sample` treats given modalities unless it is told: a rule, or {name: rule} (theory 4).
         sampler: the solver that `sample` uses unless it is told.
-        remove_told: True takes the codes of what is told out of z_t before the network sees it. A known shift carries no
-            information; without it a network told the source of a transition has to learn to copy it.
+        remove_told: True takes the codes of what is told out of z_t before the network sees it, and scales what is left to
+            unit RMS. A known shift carries no information, but a network that sees it has to learn to undo it.
         conditions: modalities that are always given, in training and in sampling, and never read: the source of a
             transition (which need not be named), an instruction.
 
@@ -165,14 +165,14 @@ class MTDiffusion(nn.Module):
         signal = self.process.level(t, z_t)[0]
         known = telling.known() if given and self._looks_at_told else torch.zeros_like(z_t)
         rest = z_t - signal * known
-        state = rest if self.remove_told else z_t
+        state = rest / telling.spread() if self.remove_told else z_t  # what the network sees
         u = torch.as_tensor(t, device=z_t.device).expand(len(z_t)).to(self.dtype) / self.process.steps
         inputs = telling.inputs(self.backbone.embedding, self.absent, self.dtype)
         features, pooled = self.backbone(state.to(self.dtype), u, **inputs)
         output, aggregate, removed = None, None, known if given and self.remove_told else None
         if self.denoise is not None:
             output = self.denoise(features).to(z_t.dtype)
-            aggregate = self._to_aggregate(output, state, t)
+            aggregate = self._to_aggregate(output, rest if self.remove_told else z_t, t)
             aggregate = aggregate if removed is None else aggregate + removed
         params, estimate = dict.fromkeys(self.modalities), dict.fromkeys(self.modalities)
         for name, modality in sorted(self.modalities.items(), key=lambda item: item[1].start == "rest"):

@@ -81,6 +81,17 @@ class Telling:
                 total = total + self._weight(name) * _as(self.heard(name), code) * code
         return total
 
+    def spread(self) -> Tensor:
+        """RMS of what is left of z_t when the known codes are taken out, for codes of unit RMS, (B, 1, ...).
+
+        sqrt(abar_t sum_j (W_t^j)^2 + 1 - abar_t) over what is in the aggregate and not told.
+        """
+        signal, noise = self.process.level(self.t, self.z_t)
+        power = noise**2
+        for name in self.process.entering:
+            power = power + (signal * self._weight(name) * _as(~self.heard(name), self.z_t)) ** 2
+        return power.sqrt()
+
     def guessed(self, estimate: Mapping[str, Tensor | None], without: str | None = None) -> Tensor:
         """sum_j W_t^j e_j over what is in the aggregate and not told, as far as heads have estimated it, (B, *Z).
 

@@ -1,6 +1,7 @@
 """Image transition: a chain that starts at a noisy source image and ends at its target, both ways with one network."""
 
 import functools
+import math
 
 import torch
 from torch import Tensor
@@ -68,8 +69,9 @@ def pairs(data: str, split: str, n: int | None = None) -> Dataset:
 
 
 def falling(u: float) -> float:
-    """The target's weight: 1 at t = 0, 0 at t = T; steeper than a line, so that half of the steps have an SNR below 1."""
-    return (1 - u) ** 2
+    """The target's weight, from 1 to 0: its log-SNR falls as straight as the conditional model's, 8 - 16 u, until near T."""
+    rate = (8 + END) / 2  # W^2 = exp(-2 rate u) turns the slope END - 8 into -16
+    return (math.exp(-rate * u) - math.exp(-rate)) / (1 - math.exp(-rate))
 
 
 def rising(u: float) -> float:
