@@ -141,13 +141,15 @@ def translate(
         **options: other arguments of `sample`.
 
     Returns:
-        (N, 3, s, s).
+        (N, 3, s, s), where the source is.
     """
     options |= {"steps": steps, "generator": generator}
     if "source" in model.modalities:
-        return sample_many(model, len(source), given={"source": source, "direction": direction}, **options)["target"]
-    parts = zip(source.split(250), direction.split(250), strict=True)
-    return torch.cat([sdedit(model, x, strength, name="target", given={"direction": d}, **options) for x, d in parts])
+        drawn = sample_many(model, len(source), given={"source": source, "direction": direction}, **options)["target"]
+    else:
+        parts = zip(source.split(250), direction.split(250), strict=True)
+        drawn = torch.cat([sdedit(model, x, strength, name="target", given={"direction": d}, **options) for x, d in parts])
+    return drawn.to(source)
 
 
 def scores(words: str, drawn: Tensor, target: Tensor, real: Tensor, judge) -> dict[str, float]:
@@ -157,7 +159,7 @@ def scores(words: str, drawn: Tensor, target: Tensor, real: Tensor, judge) -> di
         words: the direction.
         drawn: (N, 3, s, s).
         target: (N, 3, s, s) the true targets.
-        real: (M, 3, s, s) real images of the target's kind.
+        real: (M, 3, s, s) real images of the undetermined targets' kind.
         judge: the scene judge of this size.
 
     Returns:
@@ -198,10 +200,10 @@ def evaluate(model: MTDiffusion, data: str, seed: int = 0, n: int = 200) -> dict
     """
     generator = torch.Generator(model.device).manual_seed(seed)
     judge, out, bounds = scene_judge(data), {}, {}
-    test, train = pairs(data, "test", len(DIRECTIONS) * max(n, 200)), pairs(data, "train").values
+    test, train = pairs(data, "test", len(DIRECTIONS) * n), pairs(data, "train").values
+    real = shapes("test", size=int(data[6:]), modalities=("image",)).values["image"]  # what undetermined targets are like
     for k, words in enumerate(DIRECTIONS):
-        rows = (test.values["direction"] == k).nonzero().flatten()
-        real, part = test.values["target"][rows], test[rows[:n]]
+        part = test[test.values["direction"] == k]
         strength = {}
         if "source" not in model.modalities:
             tried = (train["direction"] == k).nonzero().flatten()[:100]
@@ -209,7 +211,8 @@ def evaluate(model: MTDiffusion, data: str, seed: int = 0, n: int = 200) -> dict
         drawn = translate(model, part["source"], part["direction"], generator=generator, **strength)
         out[words] = {**scores(words, drawn, part["target"], real, judge), **strength}
         if "source" in model.modalities:
-            bound = elbo(model, part, max(1, 2000 // n), generator=generator)
+            at_model = {name: value.to(model.device) for name, value in part.items()}
+            bound = elbo(model, at_model, max(1, 2000 // n), generator=generator)
             bounds[words] = bound.total / part["target"][0].numel()
     return {**out, "bound": bounds} if bounds else out
 

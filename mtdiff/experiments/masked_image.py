@@ -125,16 +125,15 @@ def probe(data: str, variant: str) -> Callable[[MTDiffusion], dict[str, float]]:
     def look(model: MTDiffusion) -> dict[str, float]:
         generator = torch.Generator(model.device).manual_seed(0)
         image = alone(model, 500, steps=25, sampler="ddim", generator=generator)
-        return {"features": frechet_distance(judge.features(image.cpu()), features)}
+        return {"features": frechet_distance(judge.features(image), features)}
 
     return look
 
 
 def alone(model: MTDiffusion, n: int, **options) -> Tensor:
-    """Images drawn with nothing else in the chain, S = {image}: (n, 3, s, s); options as in `sample`."""
-    if isinstance(model, Unshared):
-        return model.sample(n, present={"image"}, **options)["image"]
-    return sample_many(model, n, present={"image"}, **options)["image"]
+    """Images drawn with nothing else in the chain, S = {image}: (n, 3, s, s) on the CPU; options as in `sample`."""
+    draw = model.sample if isinstance(model, Unshared) else functools.partial(sample_many, model)
+    return draw(n, present={"image"}, **options)["image"].cpu()
 
 
 def inpaint(
@@ -160,11 +159,12 @@ def inpaint(
         generator: source of all noise.
 
     Returns:
-        (N, 3, s, s).
+        (N, 3, s, s), on the CPU.
 
     Raises:
         ValueError: an unknown way.
     """
+    image, mask = image.to(model.device), mask.to(model.device)
     masked = torch.where(mask.bool(), image, 0.0)
     options = {"steps": steps, "generator": generator}
     given = {"masked": masked, "mask": mask}
@@ -174,8 +174,8 @@ def inpaint(
         present = {"image"} if way == "told alone" else None
         drawn = sample_many(model, len(image), given=given, rule="conditioned", present=present, **options)["image"]
     elif way == "mean":
-        noise = torch.randn(len(image), *model.space, generator=generator)
-        only = {name: torch.full((len(image),), name == "image") for name in model.modalities}
+        noise = torch.randn(len(image), *model.space, generator=generator, device=model.device)
+        only = {name: torch.full((len(image),), name == "image", device=model.device) for name in model.modalities}
         with torch.no_grad():
             drawn = model.predict(noise, model.process.steps, given=given, present=only).params["image"].clamp(-1, 1)
     elif way == "substitute":
@@ -187,7 +187,7 @@ def inpaint(
         drawn = repaint(model, image, mask, steps=steps // REPEATS, repeats=REPEATS, generator=generator)
     else:
         raise ValueError(f"unknown way {way!r} to inpaint")
-    return torch.where(mask.bool(), image, drawn.to(image))
+    return torch.where(mask.bool(), image, drawn.to(image)).cpu()
 
 
 def ways(model: MTDiffusion) -> tuple[str, ...]:
@@ -212,10 +212,10 @@ def evaluate(model: MTDiffusion, data: str, seed: int = 0, n: int = 1000) -> dic
     """
     generator = torch.Generator(model.device).manual_seed(seed)
     judge, test = scene_judge(data), masked_scenes(data, "test").values["image"]
-    out = {"alone": image_scores(alone(model, n, generator=generator), test, judge)}
+    out = {"alone": image_scores(alone(model, n, steps=STEPS, generator=generator), test, judge)}
     if "mask" in model.modalities:
         draw = model.sample if isinstance(model, Unshared) else functools.partial(sample_many, model)
-        out["joint"] = image_scores(draw(n, generator=generator)["image"], test, judge)
+        out["joint"] = image_scores(draw(n, steps=STEPS, generator=generator)["image"].cpu(), test, judge)
     image, size = test[: max(4, n // 4)], test.shape[-1]
     for way in ways(model):
         out[way] = {}
