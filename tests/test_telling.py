@@ -1,0 +1,177 @@
+"""What a batch is told: taken out of the state, revealed in a picture, always given, and the aggregate made of the heads."""
+
+import pytest
+import torch
+from helpers import generator, randomise
+
+import mtdiff as mt
+from mtdiff.losses import multitask_loss
+
+SHAPE = (2, 4, 4)
+
+
+def masked_model(**options):
+    process = mt.ForwardProcess(
+        mt.NoiseSchedule.log_snr(100, 6.0, -6.0), {"image": 1.0, "masked": mt.fade_in(0.8, start=0.1), "mask": 0.5}
+    )
+    modalities = {
+        "image": mt.Image(SHAPE, start="rest", revealed_by=("masked", "mask")),
+        "masked": mt.Image(SHAPE, start="rest", tell=True),
+        "mask": mt.Mask((4, 4), tell=True),
+    }
+    torch.manual_seed(0)
+    return randomise(mt.MTDiffusion(process, modalities, mt.UNet(SHAPE, base=8), SHAPE, **options)).eval()
+
+
+def batch(n=6):
+    g = generator(1)
+    image = torch.rand(n, *SHAPE, generator=g) * 2 - 1
+    mask = (torch.rand(n, 1, 4, 4, generator=g) < 0.5).float()
+    return {"image": image, "masked": image * mask, "mask": mask}
+
+
+@pytest.mark.parametrize("prediction", ["v", "heads"])
+def test_a_told_picture_reveals_its_pixels_to_those_who_are_told(prediction):
+    model, values = masked_model(prediction=prediction), batch()
+    z = torch.randn(6, *SHAPE, generator=generator(2))
+    given = {"masked": values["masked"], "mask": values["mask"]}
+    told = {name: torch.tensor([True, True, False, True, False, False]) for name in given}
+    with torch.no_grad():
+        found = model(z, 30, given, None, told).params["image"]
+        untold = model(z, 30, given, None, {name: ~torch.ones(6, dtype=torch.bool) for name in given}).params["image"]
+    known = values["mask"].bool().expand_as(found) & told["mask"][:, None, None, None]
+    assert torch.equal(found[known], values["image"][known])
+    assert not torch.isclose(found[~known], values["image"][~known]).any()
+    torch.testing.assert_close(found[2], untold[2])
+
+
+def test_a_revealed_pixel_costs_no_loss():
+    """With everything told, the image's loss is that of the hidden pixels over all of them."""
+    model, values = masked_model(remove_told=True), batch(64)
+    seen = {}
+    forward = model.forward
+    model.forward = lambda *a: seen.setdefault("p", forward(*a)) if not seen.update(t=a[1]) else None
+    loss = multitask_loss(model, values, give={"masked": 1.0, "mask": "masked"}, generator=generator(3))
+    mean = seen["p"].params["image"]
+    variance = model.process.wiener("image", seen["t"], mean)[1]
+    error = ((values["image"] - mean) ** 2 / variance) * (1 - values["mask"])
+    torch.testing.assert_close(loss.terms["image"], error.mean(), rtol=1e-4, atol=1e-4)
+    assert loss.terms["masked"] == 0
+    assert loss.terms["mask"] == 0
+
+
+def test_samples_keep_revealed_pixels():
+    model, values = masked_model(), batch()
+    given = {"masked": values["masked"], "mask": values["mask"]}
+    drawn = mt.sample(model, 6, given=given, rule="conditioned", steps=3, generator=generator())["image"]
+    assert torch.equal(drawn * values["mask"], values["masked"])
+    other = mt.sample(model, 6, given=given, rule="substitute", steps=3, generator=generator())["image"]
+    assert not torch.equal(other * values["mask"], values["masked"])
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("masked",), r"revealed_by must be \(picture, mask\)"),
+        (("mask", "masked"), "is revealed by"),
+        (("masked", "nobody"), "is revealed by"),
+    ],
+)
+def test_what_cannot_reveal_is_named(names, message):
+    process = mt.ForwardProcess(mt.NoiseSchedule.log_snr(10), {"image": 1.0, "masked": 1.0, "mask": 1.0})
+
+    def build():
+        modalities = {"image": mt.Image(SHAPE, revealed_by=names), "masked": mt.Image(SHAPE), "mask": mt.Mask((4, 4))}
+        return mt.MTDiffusion(process, modalities, mt.UNet(SHAPE, base=8), SHAPE)
+
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+@pytest.mark.parametrize("present", [True, False])
+def test_the_network_sees_what_is_left_of_the_state_at_unit_rms(present):
+    """z_t less what is told, over sqrt(abar sum W^2 + 1 - abar) of the rest: by hand, example by example."""
+    model, values, t = masked_model(remove_told=True, prediction="heads"), batch(), 40
+    seen = {}
+    model.backbone.register_forward_pre_hook(lambda _, a: seen.update(z=a[0]))
+    given = {"masked": values["masked"], "mask": values["mask"]}
+    told = {name: torch.tensor([True, False, True, False, True, False]) for name in given}
+    masks = None if present else {"masked": torch.tensor([True, True, True, False, False, False])}
+    z = torch.randn(6, *SHAPE, generator=generator(2))
+    with torch.no_grad():
+        model(z, t, given, masks, told)
+    p = model.process
+    abar = p.schedule.abar[t]
+    codes = model.encode(given)
+    for k in range(6):
+        known, power = torch.zeros(SHAPE), 1 - abar + abar * p.cumulative("image")[t] ** 2
+        for name in given:
+            w = p.cumulative(name)[t] * (1.0 if masks is None or name not in masks or masks[name][k] else 0.0)
+            if told[name][k]:
+                known = known + w.float() * codes[name][k]
+            else:
+                power = power + abar * w**2
+        expected = (z[k] - abar.sqrt().float() * known) / power.sqrt().float()
+        torch.testing.assert_close(seen["z"][k], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_an_aggregate_of_the_heads_is_their_weighted_sum_and_has_the_v_loss():
+    model, values = masked_model(prediction="heads"), batch(32)
+    assert model.denoise is None
+    t = torch.arange(0, 96, 3)
+    z = torch.randn(32, *SHAPE, generator=generator(2))
+    with torch.no_grad():
+        found = model.predict(z, t)
+    p = model.process
+    by_hand = sum(p.weight(name, t, z) * found.estimate[name] for name in p.names)
+    torch.testing.assert_close(found.aggregate, by_hand)
+    assert found.output is None
+
+    seen = {}
+    forward = model.forward
+    model.forward = lambda *a: seen.update(p=forward(*a), t=a[1], z=a[0]) or seen["p"]
+    loss = multitask_loss(model, values, generator=generator(3))
+    m_t = p.aggregate(model.encode(values), seen["t"])
+    d = m_t - seen["p"].aggregate
+    v_loss = (d / p.level(seen["t"], m_t)[1]).square().mean()  # theory 3: |d|^2 / (1 - abar)
+    torch.testing.assert_close(loss.terms["denoise"], v_loss)
+
+
+def test_heads_need_a_head_each():
+    process = mt.ForwardProcess(mt.NoiseSchedule.log_snr(10), {"image": 1.0})
+    with pytest.raises(ValueError, match="'image' has no head, which prediction \"heads\" needs"):
+        mt.MTDiffusion(process, {"image": mt.Image(SHAPE, head=False)}, mt.UNet(SHAPE, base=8), SHAPE, "heads")
+
+
+def conditional(conditions=("label",)):
+    process = mt.ForwardProcess(mt.NoiseSchedule.log_snr(50, 6.0, -6.0), {"image": 1.0, "label": 0.0})
+    modalities = {"image": mt.Image(SHAPE), "label": mt.Label(3)}
+    torch.manual_seed(0)
+    backbone = mt.UNet(SHAPE, base=8)
+    return randomise(mt.MTDiffusion(process, modalities, backbone, SHAPE, conditions=conditions)).eval()
+
+
+def test_conditions_are_told_in_every_example_and_never_scored():
+    model = conditional()
+    values = {"image": torch.zeros(8, *SHAPE), "label": torch.arange(8) % 3}
+    seen = {}
+    forward = model.forward
+    model.forward = lambda *a: seen.update(told=a[4]) or forward(*a)
+    loss = multitask_loss(model, values, generator=generator())
+    assert seen["told"]["label"].all()
+    assert loss.terms["label"] == 0
+
+
+def test_a_sample_needs_the_conditions_and_a_bound_takes_them_as_given(tmp_path):
+    model = mt.load(conditional().save(tmp_path / "model"))
+    assert model.conditions == ("label",)
+    with pytest.raises(ValueError, match=r"\['label'\] always given"):
+        mt.sample(model, 2)
+    assert mt.sample(model, 2, given={"label": torch.tensor([1])}, steps=2)["label"].tolist() == [1, 1]
+    values = {"image": torch.zeros(4, *SHAPE), "label": torch.arange(4) % 3}
+    bound = mt.elbo(model, values, generator=generator())
+    assert set(bound.readout) == {"image"}
+    same = mt.elbo(conditional(()), values, given=("label",), generator=generator())
+    assert same.total == pytest.approx(bound.total, rel=1e-5)
+    with pytest.raises(ValueError, match=r"conditions names \['colour'\]"):
+        conditional(("colour",))
