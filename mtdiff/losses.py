@@ -14,7 +14,7 @@ class Loss:
     """A training loss and its parts.
 
     Attributes:
-        total: scalar; denoise + sum_i lambda_i term_i.
+        total: scalar; lambda_denoise denoise + sum_i lambda_i term_i.
         terms: {"denoise": scalar, name: scalar}, unweighted. Denoise and images are mean squares per coordinate in
             units of the target, labels are nats.
     """
@@ -40,7 +40,7 @@ def multitask_loss(
     Args:
         model: the model; its modalities are all in the batch.
         batch: {name: (B, ...)}.
-        weights: {name: lambda_i >= 0}, 1 where not named.
+        weights: {name or "denoise": lambda_i >= 0}, 1 where not named.
         drop: {name: probability in [0, 1] that a modality is absent from S}, 0 where not named. The name of another
             modality in place of a number: absent together with that one.
         give: {name: probability in [0, 1] that the backbone is told the value, or a name as in drop} (rule 3). The head
@@ -63,7 +63,7 @@ def multitask_loss(
         raise KeyError(f"batch lacks {missing}; it has {list(batch)}")
     for what, numbers, top in (("weights", weights, float("inf")), ("drop", drop, 1.0), ("give", give, 1.0)):
         for name, number in (numbers or {}).items():
-            if name not in model.modalities:
+            if name not in model.modalities and (what, name) != ("weights", "denoise"):
                 raise KeyError(f"{what} names an unknown modality {name!r}; this model has {list(model.modalities)}")
             shared = what != "weights" and isinstance(number, str)
             if shared and not isinstance(numbers.get(number), (int, float)):
@@ -104,5 +104,5 @@ def multitask_loss(
         each = modality.loss(batch[name], prediction.params[name].to(z_t.dtype), variance)
         scored = ~told[name] if name in told else torch.ones_like(each, dtype=torch.bool)
         terms[name] = torch.where(scored, each, 0.0).sum() / scored.sum().clamp(min=1)
-    total = terms["denoise"] + sum((weights or {}).get(name, 1.0) * terms[name] for name in model.modalities)
-    return Loss(total, terms)
+    weighted = {name: (weights or {}).get(name, 1.0) * term for name, term in terms.items()}
+    return Loss(weighted["denoise"] + sum(weighted[name] for name in model.modalities), terms)

@@ -228,3 +228,11 @@ def test_a_coin_that_nobody_throws_is_named(what, odds):
 def test_weights_are_numbers():
     with pytest.raises((TypeError, ValueError)):
         mt.multitask_loss(three(), three_batch(4), weights={"mask": "masked", "masked": 1.0})
+
+
+def test_the_loss_of_the_aggregate_has_a_weight_too():
+    model, batch = image_label_model(), image_label_batch()
+    free = multitask_loss(model, batch, generator=generator())
+    none = multitask_loss(model, batch, weights={"denoise": 0.0, "label": 3.0}, generator=generator())
+    assert {k: float(v) for k, v in none.terms.items()} == {k: float(v) for k, v in free.terms.items()}
+    torch.testing.assert_close(none.total, free.terms["image"] + 3 * free.terms["label"])
