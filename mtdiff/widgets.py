@@ -10,14 +10,16 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from mtdiff.datasets import MIXTURE
+from mtdiff.datasets import MIXTURE, Dataset
+from mtdiff.datasets.masks import MASKS, masks
 from mtdiff.elbo import elbo
-from mtdiff.evaluation import energy_distance
+from mtdiff.evaluation import energy_distance, psnr, ssim
 from mtdiff.exact import LabelledMixture, linear_gaussian_gap
+from mtdiff.experiments import masked_image
 from mtdiff.model import MTDiffusion
-from mtdiff.plots import COLOURS, bound_terms, cloud, gap_bars, pair_grid, show
+from mtdiff.plots import COLOURS, bound_terms, cloud, gap_bars, pair_grid, picture_rows, show, show_image
 from mtdiff.process import ForwardProcess
-from mtdiff.sampling import SAMPLERS, sample
+from mtdiff.sampling import SAMPLERS, sample, sample_path
 from mtdiff.schedules import NoiseSchedule, fade_in
 
 
@@ -367,3 +369,124 @@ def noised_density_slider(model: LabelledMixture) -> ipywidgets.Widget:
     """
     controls = {"t": ipywidgets.IntSlider(0, 0, model.process.steps, description="step t")}
     return _board(controls, lambda t: show(draw_noised_density(model, t), f"Density of z and best guess at step {t}"))
+
+
+def draw_transition(
+    model: MTDiffusion, pairs: Dataset, direction: str, scene: int = 0, steps: int = 25, seed: int = 0
+) -> Figure:
+    """One transition: the source, five states on the way, the drawn target and the true one.
+
+    Args:
+        model: a model with "source", "target" and "direction".
+        pairs: held-out pairs with these values; their names are the directions.
+        direction: one of `pairs.names`.
+        scene: which of the pairs of this direction, counted from 0; past the last it starts again.
+        steps: sampler steps, at least 4.
+        seed: seed of the noise of the start and of all steps.
+
+    Returns:
+        The figure; its title gives the settings and the SSIM of drawn and true target.
+
+    Raises:
+        ValueError: an unknown direction, or fewer than 4 steps.
+    """
+    if direction not in pairs.names or steps < 4:
+        raise ValueError(f"expected one of {tuple(pairs.names)} and at least 4 steps, got {direction!r} and {steps}")
+    k = pairs.names.index(direction)
+    rows = (pairs.values["direction"] == k).nonzero().flatten()
+    row = rows[scene % len(rows)].reshape(1)
+    source, target = (pairs.values[name][row].to(model.device) for name in ("source", "target"))
+    given = {"source": source, "direction": torch.tensor([k], device=model.device)}
+    generator = torch.Generator(model.device).manual_seed(seed)
+    path = list(sample_path(model, 1, given=given, steps=steps, generator=generator))
+    drawn = path[-1][2].params["target"].clamp(-1, 1)
+    on_the_way = [path[i] for i in torch.linspace(0, steps, 5).round().long().tolist()]
+    pictures = [(source, "source"), *((z / 2, f"t = {t}") for t, z, _ in on_the_way), (drawn, "drawn"), (target, "truth")]
+    figure, axes = plt.subplots(1, len(pictures), figsize=(1.0 * len(pictures), 1.6), layout="constrained")
+    for axis, (picture, text) in zip(axes, pictures, strict=True):
+        show_image(axis, picture[0], text)
+    close = float(ssim(drawn.to(target.dtype), target)[0])
+    figure.suptitle(f"{direction}, scene {scene}, seed {seed}, {steps} steps: SSIM {close:.3f} with the truth", fontsize=10)
+    return figure
+
+
+def transition_board(model: MTDiffusion, pairs: Dataset) -> ipywidgets.Widget:
+    """Controls over `draw_transition`.
+
+    Args:
+        model: a model with "source", "target" and "direction".
+        pairs: as in `draw_transition`.
+
+    Returns:
+        The widget; its `.controls` are the controls by name.
+    """
+    slow = {"continuous_update": False}
+    controls = {
+        "direction": ipywidgets.Dropdown(options=list(pairs.names), description="direction"),
+        "scene": ipywidgets.IntSlider(0, 0, len(pairs) // len(pairs.names) - 1, description="scene", **slow),
+        "steps": ipywidgets.IntSlider(25, 4, 100, description="steps", **slow),
+        "seed": ipywidgets.IntSlider(0, 0, 99, description="seed", **slow),
+    }
+    return _board(controls, lambda **setting: show(draw_transition(model, pairs, **setting), f"A transition for {setting}"))
+
+
+def draw_inpainting(
+    model: MTDiffusion,
+    plain: MTDiffusion,
+    image: Tensor,
+    kind: str = "box",
+    hidden: float = 0.5,
+    scene: int = 0,
+    seed: int = 0,
+    way: str = "told",
+    n: int = 5,
+) -> Figure:
+    """An image, what is known of it, and a few ways to fill in the rest, by 24 evaluations of a network each.
+
+    Args:
+        model: a model of the masked-image experiment, which is told masked image and mask.
+        plain: a model of images alone, for the other ways.
+        image: (N, 3, s, s) images to choose from.
+        kind: a kind of mask, as in `mtdiff.datasets.masks`.
+        hidden: share of hidden pixels, in (0, 1).
+        scene: which image.
+        seed: seed of mask and noise.
+        way: "told", "repaint" or "sdedit".
+        n: how many fillings.
+
+    Returns:
+        The figure; its title repeats the settings and gives the mean PSNR of hidden pixels.
+    """
+    truth, mask = image[scene : scene + 1], masks(1, image.shape[-1], kind, hidden, seed)
+    rows, generator = (truth.expand(n, -1, -1, -1), mask.expand(n, -1, -1, -1)), torch.Generator().manual_seed(seed)
+    drawn = masked_image.inpaint(model if way == "told" else plain, *rows, way, generator=generator)
+    decibel = float(psnr(drawn, rows[0], ~rows[1].bool()).mean())
+    names = ["image", "known", *(f"draw {k + 1}" for k in range(n))]
+    title = f"{kind}, {hidden:.0%} hidden, {way}: {decibel:.1f} dB on average"
+    return picture_rows({f"seed {seed}": torch.cat([truth, truth * mask, drawn])}, names, title)
+
+
+def inpainting_board(model: MTDiffusion, plain: MTDiffusion, image: Tensor) -> ipywidgets.Widget:
+    """Controls over `draw_inpainting`.
+
+    Args:
+        model: as in `draw_inpainting`.
+        plain: as in `draw_inpainting`.
+        image: as in `draw_inpainting`.
+
+    Returns:
+        The widget; its `.controls` are the controls by name.
+    """
+    slow = {"continuous_update": False}
+    controls = {
+        "kind": ipywidgets.Dropdown(options=list(MASKS), description="mask"),
+        "hidden": ipywidgets.FloatSlider(0.5, min=0.1, max=0.9, step=0.1, description="hidden", **slow),
+        "scene": ipywidgets.IntSlider(0, 0, len(image) - 1, description="scene", **slow),
+        "seed": ipywidgets.IntSlider(0, 0, 99, description="seed", **slow),
+        "way": ipywidgets.Dropdown(options=["told", "repaint", "sdedit"], description="way"),
+    }
+
+    def redraw(**setting):
+        show(draw_inpainting(model, plain, image, **setting), f"Fillings of one hole for {setting}")
+
+    return _board(controls, redraw)

@@ -12,7 +12,9 @@ import torch
 
 import mtdiff as mt
 from mtdiff import plots, widgets
-from mtdiff.datasets import MIXTURE
+from mtdiff.datasets import MIXTURE, masks, shapes
+from mtdiff.evaluation import psnr
+from mtdiff.experiments import masked_image
 
 spec = importlib.util.spec_from_file_location("course_notebooks", Path(__file__).parent / "notebooks.py")
 course = importlib.util.module_from_spec(spec)
@@ -300,3 +302,37 @@ def test_every_control_of_the_rules_redraws_without_an_error():
     for name, value in changes.items():
         board.controls[name].value = value
         assert not [o for o in output.outputs if o.get("output_type") == "error"]
+
+
+def inpainting_models():
+    return tuple(masked_image.build("shapes16", variant).eval() for variant in ("masked", "plain"))
+
+
+@pytest.mark.parametrize("way", ["told", "repaint", "sdedit"])
+def test_the_inpainting_picture_shows_what_is_known_and_the_ways_own_draws(way):
+    model, plain = inpainting_models()
+    image = shapes("test", 16, n=3, modalities=("image",)).values["image"]
+    figure = widgets.draw_inpainting(model, plain, image, kind="border", hidden=0.3, scene=2, seed=5, way=way, n=2)
+    assert [axis.get_title() for axis in figure.axes] == ["image", "known", "draw 1", "draw 2"]
+    assert figure.get_suptitle().startswith(f"border, 30% hidden, {way}: ")
+    shown = [torch.tensor(axis.images[0].get_array().data).movedim(-1, 0) * 2 - 1 for axis in figure.axes]
+    mask = masks(1, 16, "border", 0.3, seed=5)
+    assert torch.allclose(shown[0], image[2], atol=1e-6)
+    assert torch.allclose(shown[1], image[2] * mask[0], atol=1e-6)
+    rows = image[2:].expand(2, -1, -1, -1), mask.expand(2, -1, -1, -1)
+    generator = torch.Generator().manual_seed(5)
+    drawn = masked_image.inpaint(model if way == "told" else plain, *rows, way, generator=generator)
+    assert torch.allclose(torch.stack(shown[2:]), drawn.clamp(-1, 1), atol=1e-5)
+    decibel = float(psnr(drawn, rows[0], ~rows[1].bool()).mean())
+    assert figure.get_suptitle().endswith(f": {decibel:.1f} dB on average")
+
+
+def test_every_control_of_the_inpainting_redraws_without_an_error():
+    image = shapes("test", 16, n=3, modalities=("image",)).values["image"]
+    board = widgets.inpainting_board(*inpainting_models(), image)
+    (output,) = (child for child in board.children if isinstance(child, ipywidgets.Output))
+    for name, value in {"kind": "pixels", "hidden": 0.9, "scene": 2, "seed": 7, "way": "sdedit"}.items():
+        board.controls[name].value = value
+        assert not [o for o in output.outputs if o.get("output_type") == "error"]
+    board.controls["way"].value = "repaint"
+    assert not [o for o in output.outputs if o.get("output_type") == "error"]

@@ -107,12 +107,15 @@ def test_the_readme_and_the_makefile_agree():
     assert "make test" in (ROOT / ".ci" / "run").read_text()
 
 
-def test_the_readmes_table_is_the_measured_one():
+def test_the_readmes_tables_are_the_measured_ones():
     order = ("fade-in", "from-zero", "constant", "own-channels", "image-only", "unshared")
     files = [ROOT / "data" / "results" / f"image-label-digits-{variant}.json" for variant in order]
     results = [json.loads(file.read_text()) for file in files]
     assert markdown(results) in README
     assert bounds(results) in README
+    order = ("transition", "conditional", "sdedit")
+    files = [ROOT / "data" / "results" / f"image-transition-shapes16-{variant}.json" for variant in order]
+    assert markdown([json.loads(file.read_text()) for file in files]) in README
 
 
 def test_the_readme_quotes_the_mutants_as_measured():

@@ -1,11 +1,12 @@
-"""The model that ships does what its card says."""
+"""The models that ship do what their cards say."""
 
 import pytest
 import torch
 
 import mtdiff as mt
 from mtdiff.checkpoint import shipped
-from mtdiff.experiments import EXPERIMENTS, image_label
+from mtdiff.evaluation import ssim
+from mtdiff.experiments import EXPERIMENTS, image_label, image_transition
 
 
 @pytest.fixture(scope="module")
@@ -55,3 +56,18 @@ def test_reading_does_not_depend_on_the_label_that_is_not_given(model):
     drawn = [mt.sample(model, 50, given={"image": image}, generator=torch.Generator().manual_seed(s)) for s in (0, 1)]
     assert (drawn[0]["label"] == drawn[1]["label"]).double().mean() > 0.9
     assert torch.equal(drawn[0]["image"], image)
+
+
+def test_the_transition_is_as_good_as_its_card_within_four_standard_errors():
+    model, n = mt.load("image-transition/shapes16"), 40
+    assert model.card["data"]["sha256"] == image_transition.pairs("shapes16", "train").hash()
+    assert model.process.prior == "source"
+    test = image_transition.pairs("shapes16", "test")
+    for k, words in enumerate(image_transition.DIRECTIONS):
+        if words in image_transition.DETERMINED:
+            part = test[(test.values["direction"] == k).nonzero().flatten()[-n:]]
+            generator = torch.Generator().manual_seed(5)
+            drawn = image_transition.translate(model, part["source"], part["direction"], generator=generator)
+            each = ssim(drawn, part["target"])
+            claim, card = model.card["metrics"][words]["ssim"], model.card["metrics"]["n"]
+            assert abs(float(each.mean()) - claim) < 4 * float(each.std()) * (1 / n + 1 / card) ** 0.5, words
