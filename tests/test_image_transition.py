@@ -17,6 +17,17 @@ def model():
     return transition.build(DATA, "transition", seed=0).eval()
 
 
+@pytest.fixture
+def few(monkeypatch):
+    """Little data and short chains."""
+    monkeypatch.setattr(transition, "EXAMPLES", 240)
+    monkeypatch.setattr(transition, "STEPS", 2)
+    monkeypatch.setattr(transition, "STRENGTHS", (0.2, 0.5))
+    transition.pairs.cache_clear()
+    yield
+    transition.pairs.cache_clear()
+
+
 def test_pairs_are_two_views_of_one_scene_and_half_are_swapped():
     pairs = transition.pairs(DATA, "test", 12)
     scenes = shapes("test", size=16, n=12).values
@@ -136,16 +147,11 @@ def test_other_colours_do_not_count_as_another_scene():
 
 
 @pytest.mark.parametrize("variant", transition.VARIANTS)
-def test_a_few_steps_lower_the_loss_and_the_model_is_judged(variant, tmp_path, monkeypatch):
-    monkeypatch.setattr(transition, "EXAMPLES", 240)
-    monkeypatch.setattr(transition, "STEPS", 2)
-    monkeypatch.setattr(transition, "STRENGTHS", (0.2, 0.5))
-    transition.pairs.cache_clear()
+def test_a_few_steps_lower_the_loss_and_the_model_is_judged(variant, tmp_path, few):
     config = transition.config(DATA, variant, "quick")
     config.steps, config.log_every, config.warmup, config.batch_size = 16, 8, 1, 24
     trainer = EXPERIMENTS["image-transition"].trainer(DATA, variant, config, None)
     trained = trainer.run(progress=False)
-    transition.pairs.cache_clear()
     assert trainer.history[-1]["total"] < trainer.history[0]["total"]
     again = mt.load(trained.save(tmp_path / "model"))
     found = transition.evaluate(again, DATA, n=12)

@@ -234,5 +234,5 @@ def test_the_loss_of_the_aggregate_has_a_weight_too():
     model, batch = image_label_model(), image_label_batch(8)
     free = mt.multitask_loss(model, batch, generator=generator())
     none = mt.multitask_loss(model, batch, weights={"denoise": 0.0, "label": 3.0}, generator=generator())
-    assert {k: float(v) for k, v in none.terms.items()} == {k: float(v) for k, v in free.terms.items()}
+    assert {k: v.item() for k, v in none.terms.items()} == {k: v.item() for k, v in free.terms.items()}
     torch.testing.assert_close(none.total, free.terms["image"] + 3 * free.terms["label"])
