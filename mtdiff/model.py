@@ -53,7 +53,8 @@ class MTDiffusion(nn.Module):
         rule: how `sample` treats given modalities unless it is told: a rule, or {name: rule} (theory 4).
         sampler: the solver that `sample` uses unless it is told.
         remove_told: True takes the codes of what is told out of z_t before the network sees it, and scales what is left to
-            unit RMS. A known shift carries no information, but a network that sees it has to learn to undo it.
+            unit RMS. A known shift carries no information, but a network that sees it has to learn to undo it. Told codes
+            in the sum are then as good as absent, and revealed pixels (`Image(revealed_by=...)`) are shown without noise.
         conditions: modalities that are always given, in training and in sampling, and never read: the source of a
             transition (which need not be named), an instruction.
 
@@ -165,9 +166,9 @@ class MTDiffusion(nn.Module):
         signal = self.process.level(t, z_t)[0]
         known = telling.known() if given and self._looks_at_told else torch.zeros_like(z_t)
         rest = z_t - signal * known
-        state = rest / telling.spread() if self.remove_told else z_t  # what the network sees
+        state = self._cleared(telling, rest / telling.spread()) if self.remove_told else z_t  # what the network sees
         u = torch.as_tensor(t, device=z_t.device).expand(len(z_t)).to(self.dtype) / self.process.steps
-        inputs = telling.inputs(self.backbone.embedding, self.absent, self.dtype)
+        inputs = telling.inputs(self.backbone.embedding, self.absent, self.dtype, self.remove_told)
         features, pooled = self.backbone(state.to(self.dtype), u, **inputs)
         output, aggregate, removed = None, None, known if given and self.remove_told else None
         if self.denoise is not None:
@@ -352,6 +353,15 @@ class MTDiffusion(nn.Module):
         if self.prediction == "v":
             return signal * z_t - noise * output
         return (z_t - noise * output) / signal
+
+    def _cleared(self, telling: Telling, state: Tensor) -> Tensor:
+        """A state with revealed pixels as they are: what z_t has there is noise alone, if nobody else writes there."""
+        for name, modality in self.modalities.items():
+            others = (m for other, m in self.modalities.items() if other not in (name, *modality.revealed_by))
+            if modality.revealed_by and not any(set(m.span) & set(modality.span) for m in others):
+                noisy = modality.take(state)
+                state = state + modality.place(telling.revealed(*modality.revealed_by, noisy) - noisy)
+        return state
 
     @property
     def _looks_at_told(self) -> bool:

@@ -37,13 +37,16 @@ class Telling:
             return torch.full((len(self.z_t),), name in self.given, device=self.z_t.device)
         return self.told[name].to(self.z_t.device)
 
-    def inputs(self, embedding: int, absent: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    def inputs(
+        self, embedding: int, absent: Mapping[str, Tensor], dtype: torch.dtype, removed: bool = False
+    ) -> dict[str, Tensor]:
         """Arguments of the backbone: the sum of all vectors, the sum of all maps, and all tokens.
 
         Args:
             embedding: width of the vector.
             absent: {name: (embedding,)} what is added to the vector where a modality is absent.
             dtype: in which the network computes.
+            removed: whether what is told is taken out of the state: then it is all the same whether it was in the sum.
 
         Returns:
             "condition" and, where there are any, "context", "tokens" and "keep" (see `mtdiff.backbones`).
@@ -62,7 +65,8 @@ class Telling:
         if tokens:
             out |= {"tokens": torch.cat(tokens, 1), "keep": torch.cat(keep, 1)}
         for name, mask in self.present.items():
-            out["condition"] = out["condition"] + absent[name] * (~mask.to(self.z_t.device))[:, None]
+            here = mask.to(self.z_t.device) | self.heard(name) if removed else mask.to(self.z_t.device)
+            out["condition"] = out["condition"] + absent[name] * (~here)[:, None]
         return out
 
     def revealed(self, picture: str, mask: str, value: Tensor) -> Tensor:

@@ -242,8 +242,14 @@ def test_a_start_lets_no_gradient_of_the_image_into_other_heads():
     assert all(p.grad is None for p in net.modalities["mask"].parameters() if p.requires_grad)
 
 
+def test_a_head_that_starts_from_nothing_is_the_network_s_output():
+    z = randn(8, 2, 4, 4)
+    assert not model(loud=False, start="nothing").predict(z, 5).params["image"].any()
+    assert model(start="nothing").predict(z, 5).params["image"].any()
+
+
 def test_an_unknown_start_is_refused():
-    with pytest.raises(ValueError, match='start must be "state" or "rest", got \'zero\''):
+    with pytest.raises(ValueError, match='start must be "state", "rest" or "nothing", got \'zero\''):
         mt.Image((1, 4, 4), start="zero")
 
 

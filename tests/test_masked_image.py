@@ -43,7 +43,8 @@ def test_variants_share_backbone_and_budget_and_differ_in_what_they_say():
     assert len({(c.steps, c.batch_size, c.lr, c.ema) for c in configs.values()}) == 1
     assert list(models["plain"].modalities) == ["image"]
     assert configs["augment"].weights == {**configs["masked"].weights, "masked": 0.0, "mask": 0.0}
-    assert configs["augment"].drop == configs["masked"].drop
+    assert configs["augment"].give == configs["masked"].give
+    assert models["augment"].process.entering == ("image",)  # told, but never in the sum
     assert models["masked"].space == (3, 16, 16)
     assert models["own-channels"].space == models["unshared"].space == (7, 16, 16)
     assert isinstance(models["unshared"], Unshared)
@@ -112,7 +113,7 @@ def test_a_few_steps_lower_the_loss_and_the_model_is_judged(variant, tmp_path, f
     assert trainer.history[-1]["total"] < trainer.history[0]["total"]
     again = mt.load(trained.save(tmp_path / "model"))
     found = experiment.evaluate(again, DATA, n=16)
-    assert set(found) == {"alone", *(() if variant == "plain" else ("joint",)), *experiment.ways(again)}
+    assert set(found) == {"alone", *(() if variant in ("plain", "augment") else ("joint",)), *experiment.ways(again)}
     for way in experiment.ways(again):
         assert found[way]["0.5"]["ssim"] < 1
     if variant == "plain":

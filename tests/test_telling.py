@@ -90,7 +90,7 @@ def test_what_cannot_reveal_is_named(names, message):
 
 @pytest.mark.parametrize("present", [True, False])
 def test_the_network_sees_what_is_left_of_the_state_at_unit_rms(present):
-    """z_t less what is told, over sqrt(abar sum W^2 + 1 - abar) of the rest: by hand, example by example."""
+    """z_t less what is told, over sqrt(abar sum W^2 + 1 - abar) of the rest, revealed pixels clean: by hand, one by one."""
     model, values, t = masked_model(remove_told=True, prediction="heads"), batch(), 40
     seen = {}
     model.backbone.register_forward_pre_hook(lambda _, a: seen.update(z=a[0]))
@@ -112,7 +112,50 @@ def test_the_network_sees_what_is_left_of_the_state_at_unit_rms(present):
             else:
                 power = power + abar * w**2
         expected = (z[k] - abar.sqrt().float() * known) / power.sqrt().float()
+        if told["mask"][k]:
+            expected = torch.where(values["mask"][k].bool(), values["image"][k], expected)
         torch.testing.assert_close(seen["z"][k], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_revealed_pixel_is_left_in_the_state_where_another_modality_writes():
+    """What z_t has there is then not noise alone."""
+    process = mt.ForwardProcess(mt.NoiseSchedule.log_snr(100), dict.fromkeys(("image", "masked", "mask", "label"), 1.0))
+    shown = {}
+    for channels in (slice(0, 2), slice(2, 3)):
+        modalities = {
+            "image": mt.Image(SHAPE, channels=slice(0, 2), revealed_by=("masked", "mask")),
+            "masked": mt.Image(SHAPE, channels=slice(0, 2), tell=True),
+            "mask": mt.Mask((4, 4), channels=slice(0, 2), tell=True),
+            "label": mt.Label(2, channels=channels),
+        }
+        space = (3, 4, 4)
+        model = mt.MTDiffusion(process, modalities, mt.UNet(space, base=8), space, remove_told=True).eval()
+        model.backbone.register_forward_pre_hook(lambda _, a, key=channels.start: shown.update({key: a[0]}))
+        values = batch()
+        z = torch.randn(6, *space, generator=generator(2))
+        model.predict(z, 40, given={"masked": values["masked"], "mask": values["mask"]})
+    known = values["mask"].bool().expand_as(values["image"])
+    torch.testing.assert_close(shown[2][:, :2][known], values["image"][known])
+    assert not torch.isclose(shown[0][:, :2][known], values["image"][known]).any()
+
+
+def test_what_is_told_and_removed_is_as_good_as_absent():
+    """Told, it makes no difference whether the codes were in the sum: same prediction of the rest. Untold, it does."""
+    model, values, t = masked_model(remove_told=True, prediction="heads"), batch(), 40
+    only = {name: torch.full((6,), name == "image") for name in values}
+    given = {"masked": values["masked"], "mask": values["mask"]}
+    eps = torch.randn(6, *SHAPE, generator=generator(2))
+    inside, _ = model.process.diffuse(model.encode(values), t, eps)
+    alone, _ = model.process.diffuse(model.encode(values), t, eps, only)
+    with torch.no_grad():
+        for name in values:
+            torch.testing.assert_close(
+                model.predict(inside, t, given=given).params[name],
+                model.predict(alone, t, given=given, present=only).params[name],
+                rtol=1e-4, atol=1e-5,
+            )  # fmt: skip
+        untold = model.predict(alone, t).params["image"], model.predict(alone, t, present=only).params["image"]
+    assert not torch.isclose(*untold).all()
 
 
 def test_an_aggregate_of_the_heads_is_their_weighted_sum_and_has_the_v_loss():

@@ -20,9 +20,9 @@ from mtdiff.schedules import NoiseSchedule, constant, fade_in
 from mtdiff.training import TrainConfig
 
 VARIANTS = {
-    "masked": "the paper's form: masked image and mask superposed on the image and injected, W from 0.1 to 1",
+    "masked": "the paper's form: masked image and mask superposed on the image and injected, W from 0.1 to 0.3",
     "plain": "the image alone: the same images, as many steps, no masks",
-    "augment": "as masked, but masked image and mask have no loss: augmentation without multi-task learning",
+    "augment": "told masked image and mask as often, but they are never in the sum, and no loss is theirs: augmentation",
     "own-channels": "each in channels of its own (concatenation), constant weights",
     "unshared": "no shared space: each of the three has its own noise and time, only the trunk is shared",
 }
@@ -73,14 +73,16 @@ def build(data: str, variant: str, seed: int = 0) -> MTDiffusion:
     shape, apart = (3, size, size), variant in ("own-channels", "unshared")
     space = (7, size, size) if apart else shape
     where = {"image": slice(0, 3), "masked": slice(3, 6), "mask": slice(6, 7)} if apart else {}
-    head = {"head": False} if variant == "unshared" else {"start": "rest"}
+    heads = {"image": {"start": "rest"}, "masked": {"start": "rest" if apart else "nothing"}}
+    if variant == "unshared":
+        heads = {name: {"head": False} for name in heads}
     tell, revealed = variant != "unshared", () if variant in ("plain", "unshared") else ("masked", "mask")
     modalities = {
-        "image": Image(shape, channels=where.get("image"), revealed_by=revealed, **head),
-        "masked": Image(shape, channels=where.get("masked"), tell=tell, **head),
+        "image": Image(shape, channels=where.get("image"), revealed_by=revealed, **heads["image"]),
+        "masked": Image(shape, channels=where.get("masked"), tell=tell, **heads["masked"]),
         "mask": Mask((size, size), channels=where.get("mask"), tell=tell),
     }
-    curve = constant(1.0) if apart else fade_in(1.0, start=0.1)
+    curve = constant(1.0) if apart else constant(0.0) if variant == "augment" else fade_in(0.3, start=0.1)
     curves = {"image": 1.0, "masked": curve, "mask": curve}
     if variant == "plain":
         curves, modalities = {"image": 1.0}, {"image": modalities["image"]}
@@ -96,16 +98,16 @@ def build(data: str, variant: str, seed: int = 0) -> MTDiffusion:
 
 def config(data: str, variant: str, budget: str) -> TrainConfig:
     """Full is what ships: minutes at 16x16, half an hour at 32x32, on one CPU thread."""
-    own = 0.0 if variant == "augment" else 0.1
-    weights = {"image": 0.1, "masked": own, "mask": own}  # small: the loss of the aggregate has the image's in it
-    masked = {"weights": weights, "drop": {"masked": 0.5, "mask": "masked"}, "give": {"masked": 0.6, "mask": "masked"}}
+    own, drop = (0.0, {}) if variant == "augment" else (0.02, {"masked": 0.8, "mask": "masked"})
+    weights = {"image": 0.0, "masked": own, "mask": own}  # the loss of the aggregate has the image's in it
+    masked = {"weights": weights, "drop": drop, "give": {"masked": 0.7, "mask": "masked"}}
     return TrainConfig(
-        steps=600 if budget == "quick" else 5000,
-        batch_size=32,
+        steps=600 if budget == "quick" else 8000,
+        batch_size=16,
         lr=2e-3,
         ema=0.998,
         save_every=500,
-        probe_every=200 if budget == "quick" else 1000,
+        probe_every=200 if budget == "quick" else 1600,
         **({"weights": {"image": 0.0}} if variant == "plain" else masked),
     )
 
@@ -151,9 +153,9 @@ def inpaint(
         model: a model of one of the variants.
         image: (N, 3, s, s); hidden pixels are not looked at.
         mask: (N, 1, s, s), 1 where a pixel is known.
-        way: "told" (masked image and mask are in the chain and told at every step), "told alone" (told, the chain carries
-            the image alone), "mean" (no draw but E[image | told], read at t = T by one evaluation), "substitute" (in the
-            chain, by rule 1), "clean" (a model without a shared space), or with any model of images "sdedit" and "repaint".
+        way: "told" (masked image and mask are told at every step; it makes no difference whether they are in the chain),
+            "mean" (no draw but E[image | told], read at t = T by one evaluation), "substitute" (in the chain, by rule 1),
+            "clean" (a model without a shared space), or with any model of images "sdedit" and "repaint".
         steps: network evaluations.
         strength: of SDEdit.
         generator: source of all noise.
@@ -170,9 +172,8 @@ def inpaint(
     given = {"masked": masked, "mask": mask}
     if way == "clean":
         drawn = model.sample(len(image), given, **options)["image"]
-    elif way in ("told", "told alone"):
-        present = {"image"} if way == "told alone" else None
-        drawn = sample_many(model, len(image), given=given, rule="conditioned", present=present, **options)["image"]
+    elif way == "told":
+        drawn = sample_many(model, len(image), given=given, rule="conditioned", **options)["image"]
     elif way == "mean":
         noise = torch.randn(len(image), *model.space, generator=generator, device=model.device)
         only = {name: torch.full((len(image),), name == "image", device=model.device) for name in model.modalities}
@@ -194,7 +195,9 @@ def ways(model: MTDiffusion) -> tuple[str, ...]:
     """The ways to inpaint in which a model is judged."""
     if isinstance(model, Unshared):
         return ("clean",)
-    return ("told", "told alone", "mean", "substitute") if "mask" in model.modalities else ("repaint", "sdedit")
+    if "mask" not in model.modalities:
+        return ("repaint", "sdedit")
+    return ("told", "mean", *(("substitute",) if "mask" in model.process.entering else ()))
 
 
 def evaluate(model: MTDiffusion, data: str, seed: int = 0, n: int = 1000) -> dict:
@@ -213,7 +216,7 @@ def evaluate(model: MTDiffusion, data: str, seed: int = 0, n: int = 1000) -> dic
     generator = torch.Generator(model.device).manual_seed(seed)
     judge, test = scene_judge(data), masked_scenes(data, "test").values["image"]
     out = {"alone": image_scores(alone(model, n, steps=STEPS, generator=generator), test, judge)}
-    if "mask" in model.modalities:
+    if "mask" in model.process.entering:
         draw = model.sample if isinstance(model, Unshared) else functools.partial(sample_many, model)
         out["joint"] = image_scores(draw(n, steps=STEPS, generator=generator)["image"].cpu(), test, judge)
     image, size = test[: max(4, n // 4)], test.shape[-1]

@@ -15,13 +15,14 @@ class Continuous(Modality):
     mean = k_t z_t + sqrt(variance_t) F(z_t, t), variance_t = 1 / (1 + SNR_t) (`ForwardProcess.wiener`). For W = 1
     that is v-prediction; and the training loss mean((x - mean)^2 / variance_t) is, up to a factor and a constant,
     -log p(x | z_t) of the bound. With start="rest" the guess is k_t (z_t - sqrt(abar_t) sum_{j != i} W_t^j e_j): codes
-    that are told, and those that other heads estimate, are taken out of the sum first.
+    that are told, and those that other heads estimate, are taken out of the sum first. With start="nothing" the mean is
+    the learned F alone: for data that are a function of others, buried under them in the state.
 
     Args:
         shape: shape of one example: the space, or its `channels`.
         channels: slice of the space that the data are written to; None is all of it.
         head: False for data alone in its channels: its mean is then its slice of the aggregate over W_t.
-        start: what the linear guess starts from, "state" (z_t) or "rest" (what the other codes leave of it).
+        start: what the linear guess starts from, "state" (z_t), "rest" (what the other codes leave of it) or "nothing".
         tell: True lets the backbone be told the value, by an `entrance` of its own (theory 4, rule 3).
 
     Raises:
@@ -43,8 +44,8 @@ class Continuous(Modality):
         shape = tuple(shape)
         if not shape or any(size < 1 for size in shape):
             raise ValueError(f"shape must be positive sizes, got {shape}")
-        if start not in ("state", "rest"):
-            raise ValueError(f'start must be "state" or "rest", got {start!r}')
+        if start not in ("state", "rest", "nothing"):
+            raise ValueError(f'start must be "state", "rest" or "nothing", got {start!r}')
         super().__init__(channels, shape=list(shape), head=head, start=start, tell=tell)
         self.shape, self.has_head, self.start, self.tell = shape, head, start, tell
 
@@ -76,6 +77,8 @@ class Continuous(Modality):
         """The mean of p(x | z_t), (B, *shape)."""
         if self.out is None:
             return self.take(view.aggregate) / view.weight
+        if self.start == "nothing":
+            return self.out(view.features)
         return view.gain * self.take(view.z) + view.variance.sqrt() * self.out(view.features)
 
     def log_prob(self, value: Tensor, params: Tensor, variance: Tensor) -> Tensor:
