@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mtdiff.sampling import sample
-from mtdiff.solvers import Guess, ancestral
+from mtdiff.solvers import Guess, ancestral, renoise
 
 
 def sdedit(
@@ -103,8 +103,7 @@ def repaint(
             z_s = ancestral(process, z, guess, t, s, noise())
             z_s = torch.where(mask.bool(), process.diffuse({name: known}, s, noise(), only)[0], z_s)
             if repeat < repeats - 1:
-                alpha = (process.level(t, z)[0] / process.level(s, z)[0]) ** 2
-                z = alpha.sqrt() * z_s + (1 - alpha).sqrt() * noise()
+                z = renoise(process, z_s, guess, t, s, noise())
         z = z_s
     drawn = model.read(z, times[-1], present=only, generator=generator)[name]
     return torch.where(mask.bool(), image, drawn)

@@ -102,6 +102,8 @@ class Sample:
     """The solver of the reverse chain; default: what the model's card says."""
     steps: int = 50
     """Intervals of the reverse chain."""
+    repeats: int = 1
+    """How often each interval is taken, with noise put back in between."""
     guidance: float = 1.0
     """Guidance scale of the rules bayes and conditioned; 1 is the plain conditional."""
     seed: int = 0
@@ -121,8 +123,8 @@ class Sample:
         given = dict(self._parse(model, text) for text in self.given)
         generator = torch.Generator(self.device).manual_seed(self.seed)
         drawn = sample(
-            model, self.n, given=given, rule=self.rule, sampler=self.sampler, steps=self.steps, guidance=self.guidance,
-            generator=generator,
+            model, self.n, given=given, rule=self.rule, sampler=self.sampler, steps=self.steps, repeats=self.repeats,
+            guidance=self.guidance, generator=generator,
         )  # fmt: skip
         labels = {name: m.names for name, m in model.modalities.items() if isinstance(m, Label)}
         save_grid(drawn, labels, self.out)

@@ -60,6 +60,18 @@ def ancestral(process: ForwardProcess, z: Tensor, guess: Guess, t: int, s: int, 
     return signal_s * guess.moved(process, t, s) + direction + variance.sqrt() * n
 
 
+def renoise(process: ForwardProcess, z: Tensor, guess: Guess, t: int, s: int, n: Tensor) -> Tensor:
+    """Back up the chain from z_s to z_t: the forward transition of theory 2 over all steps from s to t, n standard normal.
+
+    z_t = sqrt(abar_t / abar_s) z_s + sqrt(abar_t) (m_t - m_s) + sqrt(1 - abar_t / abar_s) n, the codes as guessed.
+
+    Source: Lugmayr et al. 2022 (there called resampling) for constant curves.
+    """
+    signal, signal_s = process.level(t, z)[0], process.level(s, z)[0]
+    up = process.increment(guess.codes, s, t) if guess.codes else 0.0
+    return signal / signal_s * z + signal * up + (1 - (signal / signal_s) ** 2).sqrt() * n
+
+
 def heun(process: ForwardProcess, z: Tensor, guess: Guess, t: int, s: int, end: Tensor, at_end: Guess) -> Tensor:
     """Order 2: the mean of both ends' slopes, of the noise direction as well as of the increment of the curves.
 

@@ -451,7 +451,7 @@ def draw_inpainting(
         hidden: share of hidden pixels, in (0, 1).
         scene: which image.
         seed: seed of mask and noise.
-        way: "told", "repaint" or "sdedit".
+        way: "told", "repeated", "repaint" or "sdedit", as in `mtdiff.experiments.masked_image.inpaint`.
         n: how many fillings.
 
     Returns:
@@ -459,7 +459,7 @@ def draw_inpainting(
     """
     truth, mask = image[scene : scene + 1], masks(1, image.shape[-1], kind, hidden, seed)
     rows, generator = (truth.expand(n, -1, -1, -1), mask.expand(n, -1, -1, -1)), torch.Generator().manual_seed(seed)
-    drawn = masked_image.inpaint(model if way == "told" else plain, *rows, way, generator=generator)
+    drawn = masked_image.inpaint(model if way in ("told", "repeated") else plain, *rows, way, generator=generator)
     decibel = float(psnr(drawn, rows[0], ~rows[1].bool()).mean())
     names = ["image", "known", *(f"draw {k + 1}" for k in range(n))]
     title = f"{kind}, {hidden:.0%} hidden, {way}: {decibel:.1f} dB on average"
@@ -483,7 +483,7 @@ def inpainting_board(model: MTDiffusion, plain: MTDiffusion, image: Tensor) -> i
         "hidden": ipywidgets.FloatSlider(0.5, min=0.1, max=0.9, step=0.1, description="hidden", **slow),
         "scene": ipywidgets.IntSlider(0, 0, len(image) - 1, description="scene", **slow),
         "seed": ipywidgets.IntSlider(0, 0, 99, description="seed", **slow),
-        "way": ipywidgets.Dropdown(options=["told", "repaint", "sdedit"], description="way"),
+        "way": ipywidgets.Dropdown(options=["told", "repeated", "repaint", "sdedit"], description="way"),
     }
 
     def redraw(**setting):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import ipywidgets
 import jupytext
+import matplotlib.pyplot as plt
 import nbformat
 import pytest
 import torch
@@ -22,6 +23,13 @@ spec.loader.exec_module(course)
 
 TAGS = {"exercise", "solution", "check", "slide", "slow", "nbval-check-output", "nbval-ignore-output"}
 every_notebook = pytest.mark.parametrize("source", course.sources(), ids=lambda source: source.stem)
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    """Pictures that a test drew and nobody showed."""
+    yield
+    plt.close("all")
 
 
 def test_there_are_notebooks():
@@ -308,7 +316,7 @@ def inpainting_models():
     return tuple(masked_image.build("shapes16", variant).eval() for variant in ("masked", "plain"))
 
 
-@pytest.mark.parametrize("way", ["told", "repaint", "sdedit"])
+@pytest.mark.parametrize("way", ["told", "repeated", "repaint", "sdedit"])
 def test_the_inpainting_picture_shows_what_is_known_and_the_ways_own_draws(way):
     model, plain = inpainting_models()
     image = shapes("test", 16, n=3, modalities=("image",)).values["image"]
@@ -321,7 +329,7 @@ def test_the_inpainting_picture_shows_what_is_known_and_the_ways_own_draws(way):
     assert torch.allclose(shown[1], image[2] * mask[0], atol=1e-6)
     rows = image[2:].expand(2, -1, -1, -1), mask.expand(2, -1, -1, -1)
     generator = torch.Generator().manual_seed(5)
-    drawn = masked_image.inpaint(model if way == "told" else plain, *rows, way, generator=generator)
+    drawn = masked_image.inpaint(model if way in ("told", "repeated") else plain, *rows, way, generator=generator)
     assert torch.allclose(torch.stack(shown[2:]), drawn.clamp(-1, 1), atol=1e-5)
     decibel = float(psnr(drawn, rows[0], ~rows[1].bool()).mean())
     assert figure.get_suptitle().endswith(f": {decibel:.1f} dB on average")

@@ -555,6 +555,7 @@ LABEL = torch.tensor([0, 1, 2])
         ({"n": 2.5}, ValueError, "n must be a positive int, got 2.5"),
         ({"steps": 51}, ValueError, r"steps must be in 1\.\.50 from t = 50, got 51"),
         ({"steps": 0}, ValueError, r"steps must be in 1\.\.50"),
+        ({"repeats": 0}, ValueError, "repeats must be at least 1, got 0"),
         ({"sampler": "euler"}, ValueError, "sampler must be one of .* got 'euler'"),
         ({"given": {"label": LABEL}, "rule": "magic"}, ValueError, "rule must be one of .* got 'magic'"),
         ({"rule": "magic"}, ValueError, "magic"),
@@ -705,6 +706,18 @@ def test_a_start_in_the_middle_keeps_the_law(curve, sampler):
     z, _ = model.process.diffuse(model.encode(data), 100, generator=generator(6))
     steps = min(100, BUDGET[sampler])
     out = mt.sample(model, N, sampler=sampler, steps=steps, start=(100, z), generator=generator(0))
+    assert energy_distance(out["x"], truth(model)[0]) < 0.012
+    for k, weight in enumerate(model.weights.tolist()):
+        assert abs(float((out["label"] == k).double().mean()) - weight) < 4 * standard_error(weight, N)
+        assert energy_distance(out["x"][out["label"] == k], truth(model, k)[0]) < 0.03
+
+
+@pytest.mark.parametrize("curve", CURVES)
+@pytest.mark.parametrize("sampler", BUDGET)
+def test_repeated_steps_keep_the_law(curve, sampler):
+    """2,000 samples, every step twice: the joint law at the noise floor; seed 0."""
+    model = mixture(CURVES[curve])
+    out = mt.sample(model, N, sampler=sampler, steps=BUDGET[sampler], repeats=2, generator=generator(0))
     assert energy_distance(out["x"], truth(model)[0]) < 0.012
     for k, weight in enumerate(model.weights.tolist()):
         assert abs(float((out["label"] == k).double().mean()) - weight) < 4 * standard_error(weight, N)

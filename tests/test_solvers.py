@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mtdiff as mt
-from mtdiff.solvers import Guess, ancestral, ddim, extrapolate, heun
+from mtdiff.solvers import Guess, ancestral, ddim, extrapolate, heun, renoise
 
 SHAPE = (3, 2)
 
@@ -142,3 +142,17 @@ def test_a_guess_takes_what_moves():
     assert set(guess.codes) == {"up", "bent"}
     with pytest.raises(AttributeError, match="cannot assign"):
         guess.aggregate = step.randn()
+
+
+@seeds
+def test_going_back_up_is_the_forward_transition(seed):
+    """From q(z_s | X) to q(z_t | X) with the true codes: its mean, and noise that adds up to 1 - abar_t."""
+    step = Step(seed)
+    codes, still, eps, n = {"up": step.randn(), "bent": step.randn()}, step.randn(), step.randn(), step.randn()
+    s, t = step.s, step.t
+    (signal, noise), (signal_s, noise_s) = step.levels(t), step.levels(s)
+    z_s = signal_s * step.guess(codes, still, s).aggregate + noise_s * eps
+    guess = step.guess(codes, still, t)
+    old, new = signal / signal_s * noise_s, (1 - (signal / signal_s) ** 2) ** 0.5
+    assert close(renoise(step.process, z_s, guess, t, s, n), signal * guess.aggregate + old * eps + new * n)
+    assert old**2 + new**2 == pytest.approx(noise**2)

@@ -30,10 +30,12 @@ STEPS = 24
 """Network evaluations of every sample that is judged, the final reading not counted."""
 HIDDEN = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Shares of hidden pixels at which inpainting is judged."""
-STRENGTHS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-"""Strengths of SDEdit that are tried; each share keeps its best."""
-REPEATS = 2
-"""How often RePaint takes each of its STEPS / REPEATS steps."""
+TRIED = {
+    "repeated": ("repeats", (2, 4, 8)),
+    "repaint": ("repeats", (1, 2, 4, 8)),
+    "sdedit": ("strength", (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)),
+}
+"""{way to inpaint: (its option, values that are tried)}; each hidden share keeps the best of 64 training scenes."""
 EXAMPLES = 30000
 """Training scenes, each with one mask."""
 
@@ -144,6 +146,7 @@ def inpaint(
     mask: Tensor,
     way: str = "told",
     steps: int = STEPS,
+    repeats: int = 4,
     strength: float = 0.6,
     generator: torch.Generator | None = None,
 ) -> Tensor:
@@ -154,9 +157,11 @@ def inpaint(
         image: (N, 3, s, s); hidden pixels are not looked at.
         mask: (N, 1, s, s), 1 where a pixel is known.
         way: "told" (masked image and mask are told at every step; it makes no difference whether they are in the chain),
-            "mean" (no draw but E[image | told], read at t = T by one evaluation), "substitute" (in the chain, by rule 1),
-            "clean" (a model without a shared space), or with any model of images "sdedit" and "repaint".
+            "repeated" (told, with fewer steps that are repeated, as RePaint does), "mean" (no draw but E[image | told],
+            read at t = T by one evaluation), "substitute" (in the chain, by rule 1), "clean" (a model without a shared
+            space), or with any model of images "sdedit" and "repaint".
         steps: network evaluations.
+        repeats: how often "repeated" and "repaint" take each of their steps / repeats steps.
         strength: of SDEdit.
         generator: source of all noise.
 
@@ -174,6 +179,9 @@ def inpaint(
         drawn = model.sample(len(image), given, **options)["image"]
     elif way == "told":
         drawn = sample_many(model, len(image), given=given, rule="conditioned", **options)["image"]
+    elif way == "repeated":
+        options |= {"steps": steps // repeats, "repeats": repeats}
+        drawn = sample_many(model, len(image), given=given, rule="conditioned", **options)["image"]
     elif way == "mean":
         noise = torch.randn(len(image), *model.space, generator=generator, device=model.device)
         only = {name: torch.full((len(image),), name == "image", device=model.device) for name in model.modalities}
@@ -185,7 +193,7 @@ def inpaint(
         filling = masked.sum((2, 3), keepdim=True) / mask.sum((2, 3), keepdim=True).clamp(min=1)  # mean known colour
         drawn = sdedit(model, torch.where(mask.bool(), image, filling), strength, **options)
     elif way == "repaint":
-        drawn = repaint(model, image, mask, steps=steps // REPEATS, repeats=REPEATS, generator=generator)
+        drawn = repaint(model, image, mask, steps=steps // repeats, repeats=repeats, generator=generator)
     else:
         raise ValueError(f"unknown way {way!r} to inpaint")
     return torch.where(mask.bool(), image, drawn.to(image)).cpu()
@@ -197,7 +205,7 @@ def ways(model: MTDiffusion) -> tuple[str, ...]:
         return ("clean",)
     if "mask" not in model.modalities:
         return ("repaint", "sdedit")
-    return ("told", "mean", *(("substitute",) if "mask" in model.process.entering else ()))
+    return ("told", "repeated", "mean", *(("substitute",) if "mask" in model.process.entering else ()))
 
 
 def evaluate(model: MTDiffusion, data: str, seed: int = 0, n: int = 1000) -> dict:
@@ -210,8 +218,8 @@ def evaluate(model: MTDiffusion, data: str, seed: int = 0, n: int = 1000) -> dic
         n: images that are drawn for a distance; inpainting takes a quarter as many scenes for each share.
 
     Returns:
-        "alone" and, with masks, "joint": `image_scores` of drawn images; {way: {share: `inpainting_scores`}}, for SDEdit
-        with the "strength" that was best on training scenes.
+        "alone" and, with masks, "joint": `image_scores` of drawn images; {way: {share: `inpainting_scores`}}, with the
+        option that was best on training scenes where there is one (`TRIED`).
     """
     generator = torch.Generator(model.device).manual_seed(seed)
     judge, test = scene_judge(data), masked_scenes(data, "test").values["image"]
@@ -223,9 +231,8 @@ def evaluate(model: MTDiffusion, data: str, seed: int = 0, n: int = 1000) -> dic
     for way in ways(model):
         out[way] = {}
         for share in HIDDEN:
-            mask, options = masks(len(image), size, hidden=share, seed=2), {}
-            if way == "sdedit":
-                options = {"strength": _best_strength(model, data, share, generator)}
+            mask = masks(len(image), size, hidden=share, seed=2)
+            options = _best(model, data, share, way, generator) if way in TRIED else {}
             drawn = inpaint(model, image, mask, way, generator=generator, **options)
             out[way][str(share)] = {**inpainting_scores(drawn, image, mask, judge), **options}
     return out
@@ -244,15 +251,16 @@ def inpainting_scores(drawn: Tensor, image: Tensor, mask: Tensor, judge) -> dict
     return {"psnr": hidden, "ssim": float(ssim(drawn, image).mean()), "scene": float(right)}
 
 
-def _best_strength(model, data: str, share: float, generator) -> float:
-    """The strength of SDEdit with the best PSNR on 100 training scenes."""
-    image = masked_scenes(data, "train").values["image"][:100]
-    mask = masks(100, image.shape[-1], hidden=share, seed=3)
+def _best(model, data: str, share: float, way: str, generator) -> dict[str, float]:
+    """The option of a way with the best PSNR on training scenes, as {option: value}."""
+    image = masked_scenes(data, "train").values["image"][:64]
+    mask = masks(len(image), image.shape[-1], hidden=share, seed=3)
+    option, values = TRIED[way]
     found = {}
-    for strength in STRENGTHS:
-        drawn = inpaint(model, image, mask, "sdedit", strength=strength, generator=generator)
-        found[strength] = float(psnr(drawn, image, ~mask.bool()).clamp(max=60).mean())
-    return max(found, key=found.get)
+    for value in values:
+        drawn = inpaint(model, image, mask, way, generator=generator, **{option: value})
+        found[value] = float(psnr(drawn, image, ~mask.bool()).clamp(max=60).mean())
+    return {option: max(found, key=found.get)}
 
 
 EXPERIMENT = Experiment(
