@@ -35,7 +35,8 @@ def multitask_loss(
     """E over t, noise and the present set S: || target - output ||^2 + sum_i lambda_i loss_i(x_i, D_i(z_t, t)).
 
     The steps are stratified over the batch (one in each B-th part of first..T). S is drawn per example, independent
-    of X: the aggregate runs over S only and the model is told S, while the heads still predict everything.
+    of X: the aggregate runs over S only and the model is told S, while the heads still predict everything. An aggregate
+    that the heads make up is scored by the mean over the coordinates that what is told leaves open, in each example.
 
     Args:
         model: the model; its modalities are all in the batch.
@@ -98,7 +99,9 @@ def multitask_loss(
     else:
         unknown = m_t if prediction.known is None else m_t - prediction.known
         error = model.target(unknown, eps, t) - prediction.output
-    terms = {"denoise": error.square().mean()}
+    square = error.square().flatten(1)
+    unknowns = square.shape[1] if prediction.open is None else prediction.open.flatten(1).sum(1).clamp(min=1)
+    terms = {"denoise": (square.sum(1) / unknowns).mean()}
     for name, modality in model.modalities.items():
         variance = process.wiener(name, t, z_t)[1]
         each = modality.loss(batch[name], prediction.params[name].to(z_t.dtype), variance)

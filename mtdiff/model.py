@@ -31,6 +31,7 @@ class Prediction:
         output: (B, *Z) what the network put out (v, eps or x), or None where the aggregate is not an output of its own.
         known: (B, *Z) sum_j W_t^j E_j(x_j) over what was told, where it was taken out of the state (`remove_told`): the
             output then speaks of the rest of the aggregate. None: nothing was.
+        open: (B, *Z) bool, the coordinates of the aggregate that are not known from what was told. None: all.
     """
 
     aggregate: Tensor
@@ -38,6 +39,7 @@ class Prediction:
     estimate: dict[str, Tensor]
     output: Tensor | None = None
     known: Tensor | None = None
+    open: Tensor | None = None
 
 
 class MTDiffusion(nn.Module):
@@ -166,7 +168,7 @@ class MTDiffusion(nn.Module):
         signal = self.process.level(t, z_t)[0]
         known = telling.known() if given and self._looks_at_told else torch.zeros_like(z_t)
         rest = z_t - signal * known
-        state = self._cleared(telling, rest / telling.spread()) if self.remove_told else z_t  # what the network sees
+        state = self._seen(telling, rest) if self.remove_told else z_t
         u = torch.as_tensor(t, device=z_t.device).expand(len(z_t)).to(self.dtype) / self.process.steps
         inputs = telling.inputs(self.backbone.embedding, self.absent, self.dtype, self.remove_told)
         features, pooled = self.backbone(state.to(self.dtype), u, **inputs)
@@ -186,9 +188,11 @@ class MTDiffusion(nn.Module):
             if modality.revealed_by:
                 params[name] = telling.revealed(*modality.revealed_by, params[name])
             estimate[name] = modality.estimate(params[name]).to(z_t.dtype)
+        unknown = None
         if aggregate is None:
             aggregate = known + telling.guessed(estimate)
-        return Prediction(aggregate, params, estimate, output, removed)
+            unknown = telling.open() if given else None
+        return Prediction(aggregate, params, estimate, output, removed, unknown)
 
     def predict(
         self,
@@ -354,13 +358,21 @@ class MTDiffusion(nn.Module):
             return signal * z_t - noise * output
         return (z_t - noise * output) / signal
 
-    def _cleared(self, telling: Telling, state: Tensor) -> Tensor:
-        """A state with revealed pixels as they are: what z_t has there is noise alone, if nobody else writes there."""
+    def _seen(self, telling: Telling, rest: Tensor) -> Tensor:
+        """What the network sees of a state less what is told: at unit RMS, but the best linear guess of a revealed picture.
+
+        That guess is the pixel itself where it is known, and k_t times the rest where it is hidden. Where others write
+        into the picture's channels, the rest says something of them at every pixel, and stays.
+        """
+        state = rest / telling.spread()
         for name, modality in self.modalities.items():
             others = (m for other, m in self.modalities.items() if other not in (name, *modality.revealed_by))
             if modality.revealed_by and not any(set(m.span) & set(modality.span) for m in others):
-                noisy = modality.take(state)
-                state = state + modality.place(telling.revealed(*modality.revealed_by, noisy) - noisy)
+                told = telling.heard(modality.revealed_by[0]) & telling.heard(modality.revealed_by[1])
+                gain = self.process.wiener(name, telling.t, rest)[0]
+                guess = telling.revealed(*modality.revealed_by, gain * modality.take(rest))
+                part = modality.take(state)
+                state = state + modality.place(torch.where(told.reshape(-1, 1, 1, 1), guess, part) - part)
         return state
 
     @property

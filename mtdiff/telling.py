@@ -69,12 +69,30 @@ class Telling:
             out["condition"] = out["condition"] + absent[name] * (~here)[:, None]
         return out
 
+    def shown(self, picture: str, mask: str) -> Tensor:
+        """(B, 1, H, W) bool, or all sizes 1: the pixels of `picture` that are told, as both are and `mask` is 1 there."""
+        if picture not in self.given or mask not in self.given:
+            return self.z_t.new_zeros(len(self.z_t), *[1] * (self.z_t.ndim - 1), dtype=torch.bool)
+        return self.given[mask].bool() & _as(self.heard(picture) & self.heard(mask), self.given[mask])
+
     def revealed(self, picture: str, mask: str, value: Tensor) -> Tensor:
-        """A value (B, C, H, W) with the pixels of `picture` wherever both are told and `mask` is 1: told, not predicted."""
+        """A value (B, C, H, W) with the pixels of `picture` where they are shown: told, not predicted."""
         if picture not in self.given or mask not in self.given:
             return value
-        heard = self.heard(picture) & self.heard(mask)
-        return torch.where(self.given[mask].bool() & _as(heard, value), self.given[picture].to(value.dtype), value)
+        return torch.where(self.shown(picture, mask), self.given[picture].to(value.dtype), value)
+
+    def open(self) -> Tensor:
+        """(B, *Z) bool: the coordinates of the aggregate that what is told does not determine."""
+        found = torch.zeros_like(self.z_t, dtype=torch.bool)
+        for name in self.process.entering:
+            modality = self.modalities[name]
+            unknown = _as(~self.heard(name), self.z_t)
+            if name in self.present:
+                unknown = unknown & _as(self.present[name].to(unknown.device), unknown)
+            if modality.revealed_by:
+                unknown = unknown & ~self.shown(*modality.revealed_by)
+            found = found | modality.place(unknown.expand(-1, *modality.slice_shape))
+        return found
 
     def known(self) -> Tensor:
         """sum_j W_t^j E_j(x_j) over what is told and in the aggregate, (B, *Z)."""

@@ -90,7 +90,10 @@ def test_what_cannot_reveal_is_named(names, message):
 
 @pytest.mark.parametrize("present", [True, False])
 def test_the_network_sees_what_is_left_of_the_state_at_unit_rms(present):
-    """z_t less what is told, over sqrt(abar sum W^2 + 1 - abar) of the rest, revealed pixels clean: by hand, one by one."""
+    """z_t less what is told, over sqrt(abar sum W^2 + 1 - abar) of the rest; of a revealed picture the best linear guess.
+
+    By hand, example by example: known pixels as they are, hidden ones sqrt(abar) times the rest (W = 1).
+    """
     model, values, t = masked_model(remove_told=True, prediction="heads"), batch(), 40
     seen = {}
     model.backbone.register_forward_pre_hook(lambda _, a: seen.update(z=a[0]))
@@ -113,7 +116,8 @@ def test_the_network_sees_what_is_left_of_the_state_at_unit_rms(present):
                 power = power + abar * w**2
         expected = (z[k] - abar.sqrt().float() * known) / power.sqrt().float()
         if told["mask"][k]:
-            expected = torch.where(values["mask"][k].bool(), values["image"][k], expected)
+            linear = abar.sqrt().float() * (z[k] - abar.sqrt().float() * known)
+            expected = torch.where(values["mask"][k].bool(), values["image"][k], linear)
         torch.testing.assert_close(seen["z"][k], expected, rtol=1e-5, atol=1e-5)
 
 
@@ -137,6 +141,45 @@ def test_a_revealed_pixel_is_left_in_the_state_where_another_modality_writes():
     known = values["mask"].bool().expand_as(values["image"])
     torch.testing.assert_close(shown[2][:, :2][known], values["image"][known])
     assert not torch.isclose(shown[0][:, :2][known], values["image"][known]).any()
+
+
+def test_the_aggregate_is_scored_where_it_is_open():
+    """The v-loss of each example by hand: over all coordinates if nothing is told, else over the hidden pixels."""
+    model, values = masked_model(remove_told=True, prediction="heads"), batch(64)
+    seen = {}
+    forward = model.forward
+    model.forward = lambda *a: seen.update(a=a, p=forward(*a)) or seen["p"]
+    loss = multitask_loss(model, values, drop={"masked": 1.0, "mask": 1.0}, give={"masked": 0.5, "mask": "masked"},
+                          generator=generator(3))  # fmt: skip
+    (_, t, _, _, told), abar = seen["a"], model.process.schedule.abar
+    by_hand = []
+    for k in range(64):
+        hidden = (1 - values["mask"][k]).bool() if told["mask"][k] else torch.ones(1, 4, 4, dtype=torch.bool)
+        error = (values["image"][k] - seen["p"].params["image"][k]) / (1 - abar[t[k]]).sqrt()
+        by_hand.append(error[hidden.expand_as(error)].square().mean())
+    assert 0 < int(told["mask"].sum()) < 64
+    torch.testing.assert_close(loss.terms["denoise"], torch.stack(by_hand).mean().float(), rtol=1e-4, atol=1e-4)
+
+
+def test_own_channels_are_open_where_nothing_is_told_of_them():
+    process = mt.ForwardProcess(mt.NoiseSchedule.log_snr(100), dict.fromkeys(("image", "masked", "mask"), 1.0))
+    modalities = {
+        "image": mt.Image(SHAPE, channels=slice(0, 2), revealed_by=("masked", "mask"), start="rest"),
+        "masked": mt.Image(SHAPE, channels=slice(2, 4), tell=True),
+        "mask": mt.Mask((4, 4), channels=slice(4, 5), tell=True),
+    }
+    space = (5, 4, 4)
+    model = mt.MTDiffusion(process, modalities, mt.UNet(space, base=8), space, prediction="heads", remove_told=True).eval()
+    values, told = batch(4), {name: torch.tensor([True, True, False, False]) for name in ("masked", "mask")}
+    present = {"masked": torch.tensor([True, False, True, False]), "mask": torch.tensor([True, False, True, False])}
+    z = torch.randn(4, *space, generator=generator(2))
+    found = model(z, 40, {"masked": values["masked"], "mask": values["mask"]}, present, told).open
+    hidden = (1 - values["mask"]).bool()
+    assert torch.equal(found[:2, :2], hidden[:2].expand(-1, 2, -1, -1))
+    assert not found[:2, 2:].any()
+    assert found[2].all()
+    assert found[3, :2].all()
+    assert not found[3, 2:].any()
 
 
 def test_what_is_told_and_removed_is_as_good_as_absent():
