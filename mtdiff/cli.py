@@ -36,7 +36,7 @@ class Train:
     """image-label: fade-in (default), from-zero, constant, own-channels, image-only or unshared; image-transition:
     transition (default), conditional or sdedit; masked-image: masked (default), plain, augment, own-channels or unshared."""
     budget: Literal["quick", "full"] | None = None
-    """How long: quick (600 steps) or full (5000 steps); default: the variable MTDIFF_BUDGET, or quick."""
+    """How long: quick (600 steps) or full (5000 to 8000 steps); default: the variable MTDIFF_BUDGET, or quick."""
     steps: int | None = None
     """Optimiser steps, instead of the budget's."""
     batch_size: int | None = None
