@@ -99,7 +99,7 @@ def repaint(
     for t, s in itertools.pairwise(times):
         for repeat in range(repeats):
             prediction = model.predict(z, t, present=only)
-            guess = Guess(prediction.aggregate, {})
+            guess = Guess(prediction.aggregate, {i: prediction.estimate[i] for i in process.moving if i == name})
             z_s = ancestral(process, z, guess, t, s, noise())
             z_s = torch.where(mask.bool(), process.diffuse({name: known}, s, noise(), only)[0], z_s)
             if repeat < repeats - 1:

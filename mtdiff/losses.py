@@ -9,6 +9,28 @@ from torch import Tensor
 from mtdiff.model import MTDiffusion
 
 
+def coins(
+    chances: Mapping[str, float | str] | None, size: int, device: torch.device, generator: torch.Generator | None = None
+) -> dict[str, Tensor]:
+    """A coin for each of B examples and each modality with a chance above 0; one with another's name shares its coin.
+
+    Args:
+        chances: {name: probability, or the name of a modality that has one}.
+        size: B.
+        device: where the coins are.
+        generator: source of the coins.
+
+    Returns:
+        {name: (B,) bool}.
+    """
+    odds = {name: chances.get(p, p) for name, p in (chances or {}).items()}
+    thrown = {}
+    for name, p in odds.items():
+        if p > 0 and p == chances[name]:
+            thrown[name] = torch.rand(size, generator=generator, device=device) < p
+    return {name: thrown[name if name in thrown else chances[name]] for name, p in odds.items() if p > 0}
+
+
 @dataclass(frozen=True)
 class Loss:
     """A training loss and its parts.
@@ -72,21 +94,14 @@ def multitask_loss(
             if not shared and not 0 <= number <= top:
                 raise ValueError(f"{what}[{name!r}] must be in [0, {top}], got {number}")
 
-    def coins(chances: Mapping[str, float | str] | None) -> dict[str, Tensor]:
-        """{name: (B,) bool}; a modality with another's name shares its coin."""
-        odds = {name: chances.get(p, p) for name, p in (chances or {}).items()}
-        thrown = {}
-        for name, p in odds.items():
-            if p > 0 and p == chances[name]:
-                thrown[name] = torch.rand(size, generator=generator, device=device) < p
-        return {name: thrown[name if name in thrown else chances[name]] for name, p in odds.items() if p > 0}
-
     process, device = model.process, next(iter(batch.values())).device
     where = (torch.arange(size, device=device) + torch.rand(size, generator=generator, device=device)) / size
     steps = process.steps - process.first + 1
     t = process.first + (where * steps).long().clamp(max=steps - 1)
-    present = {name: ~dropped for name, dropped in coins(drop).items()}
-    told = coins(give) | {name: torch.ones(size, dtype=torch.bool, device=device) for name in model.conditions}
+    present = {name: ~dropped for name, dropped in coins(drop, size, device, generator).items()}
+    told = coins(give, size, device, generator) | {
+        name: torch.ones(size, dtype=torch.bool, device=device) for name in model.conditions
+    }
 
     m_t = process.aggregate(model.encode(batch), t, present)
     eps = torch.randn(m_t.shape, dtype=m_t.dtype, device=device, generator=generator)
@@ -103,7 +118,7 @@ def multitask_loss(
     unknowns = square.shape[1] if prediction.open is None else prediction.open.flatten(1).sum(1).clamp(min=1)
     terms = {"denoise": (square.sum(1) / unknowns).mean()}
     for name, modality in model.modalities.items():
-        variance = process.wiener(name, t, z_t)[1]
+        variance = process.wiener(name, t, z_t, present)[1]
         each = modality.loss(batch[name], prediction.params[name].to(z_t.dtype), variance)
         scored = ~told[name] if name in told else torch.ones_like(each, dtype=torch.bool)
         terms[name] = torch.where(scored, each, 0.0).sum() / scored.sum().clamp(min=1)

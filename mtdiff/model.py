@@ -56,7 +56,8 @@ class MTDiffusion(nn.Module):
         sampler: the solver that `sample` uses unless it is told.
         remove_told: True takes the codes of what is told out of z_t before the network sees it, and scales what is left to
             unit RMS. A known shift carries no information, but a network that sees it has to learn to undo it. Told codes
-            in the sum are then as good as absent, and revealed pixels (`Image(revealed_by=...)`) are shown without noise.
+            in the sum are then as good as absent. With prediction "heads", revealed pixels (`Image(revealed_by=...)`) are
+            shown without noise.
         conditions: modalities that are always given, in training and in sampling, and never read: the source of a
             transition (which need not be named), an instruction.
 
@@ -180,9 +181,10 @@ class MTDiffusion(nn.Module):
         params, estimate = dict.fromkeys(self.modalities), dict.fromkeys(self.modalities)
         for name, modality in sorted(self.modalities.items(), key=lambda item: item[1].start == "rest"):
             start = z_t
-            if modality.start == "rest":  # without a gradient: each head answers to its own loss
-                start = rest - signal * telling.guessed(estimate, without=name).detach()
-            gain, variance = self.process.wiener(name, t, z_t)
+            if modality.start == "rest":  # in training without a gradient: each head answers to its own loss
+                others = telling.guessed(estimate, without=name)
+                start = rest - signal * (others.detach() if self.training else others)
+            gain, variance = self.process.wiener(name, t, z_t, present)
             weight = self.process.weight(name, t, z_t)
             params[name] = modality.head(View(features, pooled, start, aggregate, weight, gain, variance))
             if modality.revealed_by:
@@ -191,7 +193,7 @@ class MTDiffusion(nn.Module):
         unknown = None
         if aggregate is None:
             aggregate = known + telling.guessed(estimate)
-            unknown = telling.open() if given else None
+            unknown = telling.open() if given or present else None
         return Prediction(aggregate, params, estimate, output, removed, unknown)
 
     def predict(
@@ -241,7 +243,7 @@ class MTDiffusion(nn.Module):
         present: Mapping[str, Tensor] | None = None,
         prediction: Prediction | None = None,
     ) -> Tensor:
-        """Log p(x_i = value | z_t) of the modality's head, differentiable in z_t.
+        """Log p(x_i = value | z_t) of the modality's head, differentiable in z_t in evaluation mode; of what is not known.
 
         Args:
             name: the modality.
@@ -262,8 +264,11 @@ class MTDiffusion(nn.Module):
         if self.check({name: value}, "value") != len(z_t):
             raise ValueError(f"value has {len(value)} examples, z_t has {len(z_t)}")
         prediction = self.predict(z_t, t, given=given, present=present) if prediction is None else prediction
-        variance = self.process.wiener(name, t, z_t)[1]
-        return self.modalities[name].log_prob(value, prediction.params[name], variance)
+        modality, variance = self.modalities[name], self.process.wiener(name, t, z_t, present)[1]
+        if not modality.revealed_by:
+            return modality.log_prob(value, prediction.params[name], variance)
+        shown = Telling(self.process, self.modalities, z_t, t, given or {}, {}, None).shown(*modality.revealed_by)
+        return modality.log_prob(value, prediction.params[name], variance, where=~shown)
 
     def read(
         self,
@@ -365,8 +370,10 @@ class MTDiffusion(nn.Module):
         into the picture's channels, the rest says something of them at every pixel, and stays.
         """
         state = rest / telling.spread()
+        if self.denoise is not None:  # an output for the whole state needs all of it
+            return state
         for name, modality in self.modalities.items():
-            others = (m for other, m in self.modalities.items() if other not in (name, *modality.revealed_by))
+            others = (self.modalities[n] for n in self.process.entering if n not in (name, *modality.revealed_by))
             if modality.revealed_by and not any(set(m.span) & set(modality.span) for m in others):
                 told = telling.heard(modality.revealed_by[0]) & telling.heard(modality.revealed_by[1])
                 gain = self.process.wiener(name, telling.t, rest)[0]
@@ -386,7 +393,8 @@ class MTDiffusion(nn.Module):
             if not modality.revealed_by:
                 continue
             picture, mask = (dict(self.modalities).get(other) for other in modality.revealed_by)
-            if getattr(picture, "shape", None) != modality.shape or getattr(mask, "size", None) != modality.shape[1:]:
+            binary = getattr(mask, "binary", False)
+            if getattr(picture, "shape", None) != modality.shape or not binary or mask.size != modality.shape[1:]:
                 raise ValueError(
                     f"{name!r} is revealed by {modality.revealed_by}: expected a picture of its shape and a mask"
                 )

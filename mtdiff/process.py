@@ -275,16 +275,20 @@ class ForwardProcess:
         self._table(name)
         return _per_example(self._on(like.device)[name][self._steps(t, like, lowest=0)], like)
 
-    def wiener(self, name: str, t: int | Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    def wiener(
+        self, name: str, t: int | Tensor, like: Tensor, present: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Posterior of a unit-variance Gaussian coordinate seen through z_t: x | z_t ~ N(k_t z_t, 1 / (1 + SNR_t)).
 
         k_t = W_t sqrt(abar_t) / (W_t^2 abar_t + 1 - abar_t). It is the best linear guess, from which heads start;
-        for W = 1 it is k = sqrt(abar), variance 1 - abar: v-prediction's parametrisation.
+        for W = 1 it is k = sqrt(abar), variance 1 - abar: v-prediction's parametrisation. What is absent leaves no trace
+        in z_t: gain 0, variance 1.
 
         Args:
             name: the modality.
             t: step in 0..T, an int or a (B,) int tensor.
             like: (B, *Z) tensor that gives batch, device and dtype.
+            present: {name: (B,) bool}, as in `aggregate`.
 
         Returns:
             Gain k_t and variance, each (B, 1, ...).
@@ -298,6 +302,8 @@ class ForwardProcess:
         self._table(name)
         tables, t = self._on(like.device), self._steps(t, like, lowest=0)
         abar, w = tables["abar"][t], tables[name][t]
+        if present is not None and name in present:
+            w = w * present[name].to(w.device)
         power = w**2 * abar + 1 - abar
         gain = torch.where(w == 0, 0.0, w * abar.sqrt() / power)
         variance = torch.where(w == 0, 1.0, (1 - abar) / power)

@@ -63,6 +63,7 @@ def sample(
 
     Source: rules 1 and 2 follow Chen et al. 2024 (classifier guidance as a special case); see theory 4.
     """
+    _check_repeats(repeats)
     given, rules = _given(model, n, given, rule, guidance)
     if given and all(r == "readout" for r in rules.values()):
         if present is not None or start is not None:
@@ -117,8 +118,8 @@ def sample_path(
         generator: as in `sample`.
 
     Yields:
-        (t, z_t, prediction) for the start and after each step, down to the read-out step. z_t is float64; the
-        prediction has the given values worked in.
+        (t, z_t, prediction) for the start and after each step, down to the read-out step; with repeats, each time that a
+        step is taken, the state that it starts from. z_t is float64; the prediction has the given values worked in.
 
     Raises:
         KeyError: as in `sample`.
@@ -138,8 +139,7 @@ def sample_path(
     top, z = (process.steps, _start(model, n, known, generator)) if start is None else _started(model, n, *start)
     if not 1 <= steps <= top - process.first:
         raise ValueError(f"steps must be in 1..{top - process.first} from t = {top}, got {steps}")
-    if repeats < 1:
-        raise ValueError(f"repeats must be at least 1, got {repeats}")
+    _check_repeats(repeats)
     times = torch.linspace(top, process.first, steps + 1, dtype=torch.float64).round().long().tolist()
     inform = functools.partial(_informed, model, given=given, known=known, rules=rules, guidance=guidance, absent=absent)
     previous: tuple[int, Guess] | None = None
@@ -200,6 +200,11 @@ def _given(model, n, given, rule, guidance):
     if guidance != 1.0 and not {"bayes", "conditioned"} & set(rules.values()):
         raise ValueError(f'guidance {guidance} needs rule "bayes" or "conditioned" for a given value, got {rules}')
     return values, rules
+
+
+def _check_repeats(repeats):
+    if not isinstance(repeats, int) or repeats < 1:
+        raise ValueError(f"repeats must be a whole number from 1 on, got {repeats!r}")
 
 
 def _double(codes: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -266,8 +271,13 @@ def _informed(model, z, t, *, given, known, rules, guidance, absent) -> Predicti
     if told and guidance != 1.0:  # classifier-free guidance: extrapolate from untold to told
         with torch.no_grad():
             untold = model.predict(z, t, present=mask)
-        aggregate = torch.lerp(untold.aggregate, aggregate, guidance)
         estimate = {name: torch.lerp(untold.estimate[name], e, guidance) for name, e in estimate.items()}
+        if prediction.open is None:
+            aggregate = torch.lerp(untold.aggregate, aggregate, guidance)
+        else:  # made of the heads: what is known stays as it is
+            guided = {name: known.get(name, e) if name in told else e for name, e in estimate.items()}
+            guided = {name: e for name, e in guided.items() if name in model.process.entering}
+            aggregate = torch.where(prediction.open, model.process.aggregate(guided, t, mask), aggregate)
     if bayes is not None:  # theory 4, rule 2: Tweedie
         signal, noise = model.process.level(t, z)
         aggregate = aggregate + guidance * noise**2 / signal * gradient

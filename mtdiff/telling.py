@@ -20,7 +20,7 @@ class Telling:
         t: step in 0..T, an int or a (B,) int tensor.
         given: {name: value (B, ...)}.
         present: {name: (B,) bool} which modalities are in the aggregate; all that are not named.
-        told: {name: (B,) bool} which examples may use `given[name]`; None: all.
+        told: {name: (B,) bool} which examples may use `given[name]`; all, for None and for a name that is not there.
     """
 
     process: ForwardProcess
@@ -33,7 +33,7 @@ class Telling:
 
     def heard(self, name: str) -> Tensor:
         """(B,) bool: which examples are told a modality."""
-        if self.told is None or name not in self.given:
+        if self.told is None or name not in self.given or name not in self.told:
             return torch.full((len(self.z_t),), name in self.given, device=self.z_t.device)
         return self.told[name].to(self.z_t.device)
 
@@ -86,9 +86,7 @@ class Telling:
         found = torch.zeros_like(self.z_t, dtype=torch.bool)
         for name in self.process.entering:
             modality = self.modalities[name]
-            unknown = _as(~self.heard(name), self.z_t)
-            if name in self.present:
-                unknown = unknown & _as(self.present[name].to(unknown.device), unknown)
+            unknown = _as(~self.heard(name), self.z_t) & (self._weight(name) != 0)
             if modality.revealed_by:
                 unknown = unknown & ~self.shown(*modality.revealed_by)
             found = found | modality.place(unknown.expand(-1, *modality.slice_shape))
@@ -104,14 +102,16 @@ class Telling:
         return total
 
     def spread(self) -> Tensor:
-        """RMS of what is left of z_t when the known codes are taken out, for codes of unit RMS, (B, 1, ...).
+        """RMS of what is left of z_t when the known codes are taken out, for codes of unit RMS, (B, *Z).
 
-        sqrt(abar_t sum_j (W_t^j)^2 + 1 - abar_t) over what is in the aggregate and not told.
+        sqrt(abar_t sum_j (W_t^j)^2 + 1 - abar_t) over what is in the aggregate, in these channels, and not told.
         """
         signal, noise = self.process.level(self.t, self.z_t)
-        power = noise**2
+        power = (noise**2).expand_as(self.z_t)
         for name in self.process.entering:
-            power = power + (signal * self._weight(name) * _as(~self.heard(name), self.z_t)) ** 2
+            modality = self.modalities[name]
+            mine = (signal * self._weight(name) * _as(~self.heard(name), self.z_t)) ** 2
+            power = power + modality.place(mine.expand(-1, *modality.slice_shape))
         return power.sqrt()
 
     def guessed(self, estimate: Mapping[str, Tensor | None], without: str | None = None) -> Tensor:

@@ -237,7 +237,7 @@ def test_what_is_not_told_is_estimated(t):
 
 
 def test_a_start_lets_no_gradient_of_the_image_into_other_heads():
-    net = model(start="rest")
+    net = model(start="rest").train()
     net.predict(randn(4, 2, 4, 4), 5).params["image"].sum().backward()
     assert all(p.grad is None for p in net.modalities["mask"].parameters() if p.requires_grad)
 

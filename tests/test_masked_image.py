@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import generator
+from helpers import generator, randomise
 
 import mtdiff as mt
 from mtdiff.datasets import masks
@@ -43,7 +43,7 @@ def test_variants_share_backbone_and_budget_and_differ_in_what_they_say():
     configs = {v: experiment.config(DATA, v, "full") for v in experiment.VARIANTS}
     assert len({(c.steps, c.batch_size, c.lr, c.ema) for c in configs.values()}) == 1
     assert list(models["plain"].modalities) == ["image"]
-    assert configs["augment"].weights == {**configs["masked"].weights, "masked": 0.0, "mask": 0.0}
+    assert configs["augment"].weights == dict.fromkeys(("image", "masked", "mask"), 0.0)
     assert configs["augment"].give == configs["masked"].give
     assert models["augment"].process.entering == ("image",)  # told, but never in the sum
     assert models["masked"].space == (3, 16, 16)
@@ -80,15 +80,36 @@ def test_every_way_keeps_what_is_known(variant):
         assert not torch.equal(drawn[hidden], image[hidden]), way
 
 
-@pytest.mark.parametrize("variant", ["masked", "plain", "unshared"])
+@pytest.mark.parametrize("variant", experiment.VARIANTS)
 def test_hidden_pixels_are_not_looked_at(variant):
-    model = experiment.build(DATA, variant).eval()
+    model = randomise(experiment.build(DATA, variant)).eval()  # a fresh one would not look at anything
     image = experiment.masked_scenes(DATA, "test", 4).values["image"]
     mask = masks(4, 16, hidden=0.5, seed=6)
     other = torch.where(mask.bool(), image, image.flip(0) * 0.5)
     for way in experiment.ways(model):
         a, b = (experiment.inpaint(model, x, mask, way, steps=4, generator=generator()) for x in (image, other))
         assert torch.equal(a, b), way
+
+
+def test_unequal_repeats_are_refused():
+    model = experiment.build(DATA, "masked").eval()
+    for way in ("repeated", "repaint"):
+        with pytest.raises(ValueError, match="repeats must divide the 10 evaluations, got 4"):
+            experiment.inpaint(model, torch.zeros(2, 3, 16, 16), torch.ones(2, 1, 16, 16), way, steps=10, repeats=4)
+
+
+def test_the_unshared_control_trains_each_task_as_often():
+    """Told is clean, dropped is noise, as often as config says; masked image and mask share their time."""
+    model, c = experiment.build(DATA, "unshared"), experiment.config(DATA, "unshared", "full")
+    times, first, last = {}, model.process.first, model.process.steps
+    model.predict_at = lambda z, t: times.update(t) or (_ for _ in ()).throw(InterruptedError)
+    with pytest.raises(InterruptedError):
+        model.loss(experiment.masked_scenes(DATA, "test")[:2000], generator(), c.weights, c.drop, c.give)
+    assert torch.equal(times["masked"], times["mask"])
+    told, absent = (float((times["mask"] == end).double().mean()) for end in (first, last))
+    assert abs(told - 0.7) < 4 * (0.7 * 0.3 / 2000) ** 0.5 + 1 / last
+    assert abs(absent - 0.3 * 0.8) < 4 * (0.24 * 0.76 / 2000) ** 0.5 + 1 / last
+    assert times["image"].unique().numel() > 400
 
 
 def test_an_unknown_way_and_a_bad_mask_are_named():
@@ -109,9 +130,12 @@ def test_a_few_steps_lower_the_loss_and_the_model_is_judged(variant, tmp_path, f
     run = EXPERIMENTS["masked-image"]
     trainer = run.trainer(DATA, variant, config, None)
     trainer.probe = lambda model: {"features": float(experiment.alone(model, 4, steps=2, sampler="ddim").std())}
+    batch = trainer.data[:200]
+    before = float(trainer.loss(trainer.model.eval(), batch, generator(5)).total)
+    trainer.model.train()
     trained = trainer.run(progress=False)
     assert [row["step"] for row in trainer.probes] == [16, 32]
-    assert trainer.history[-1]["total"] < trainer.history[0]["total"]
+    assert float(trainer.loss(trainer.model.eval(), batch, generator(5)).total) < before
     again = mt.load(trained.save(tmp_path / "model"))
     found = experiment.evaluate(again, DATA, n=16)
     assert set(found) == {"alone", *(() if variant in ("plain", "augment") else ("joint",)), *experiment.ways(again)}

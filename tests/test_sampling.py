@@ -555,7 +555,7 @@ LABEL = torch.tensor([0, 1, 2])
         ({"n": 2.5}, ValueError, "n must be a positive int, got 2.5"),
         ({"steps": 51}, ValueError, r"steps must be in 1\.\.50 from t = 50, got 51"),
         ({"steps": 0}, ValueError, r"steps must be in 1\.\.50"),
-        ({"repeats": 0}, ValueError, "repeats must be at least 1, got 0"),
+        ({"repeats": 0}, ValueError, "repeats must be a whole number from 1 on, got 0"),
         ({"sampler": "euler"}, ValueError, "sampler must be one of .* got 'euler'"),
         ({"given": {"label": LABEL}, "rule": "magic"}, ValueError, "rule must be one of .* got 'magic'"),
         ({"rule": "magic"}, ValueError, "magic"),

@@ -100,9 +100,12 @@ def build(data: str, variant: str, seed: int = 0) -> MTDiffusion:
 
 def config(data: str, variant: str, budget: str) -> TrainConfig:
     """Full is what ships: minutes at 16x16, half an hour at 32x32, on one CPU thread."""
-    own, drop = (0.0, {}) if variant == "augment" else (0.02, {"masked": 0.8, "mask": "masked"})
-    weights = {"image": 0.0, "masked": own, "mask": own}  # the loss of the aggregate has the image's in it
-    masked = {"weights": weights, "drop": drop, "give": {"masked": 0.7, "mask": "masked"}}
+    masked = {"give": {"masked": 0.7, "mask": "masked"}}
+    if variant == "augment":  # nothing but the image is in the sum, whose loss is then the image's
+        masked["weights"] = {"image": 0.0, "masked": 0.0, "mask": 0.0}
+    else:
+        masked["weights"] = {"image": 0.1, "masked": 0.02, "mask": 0.02}
+        masked["drop"] = {"masked": 0.8, "mask": "masked"}
     return TrainConfig(
         steps=600 if budget == "quick" else 8000,
         batch_size=16,
@@ -118,7 +121,7 @@ def loss(variant: str, c: TrainConfig):
     """The loss of the model without a shared space; the others use the multi-task loss."""
     if variant != "unshared":
         return None
-    return lambda model, batch, generator: model.loss(batch, generator, c.weights)
+    return lambda model, batch, generator: model.loss(batch, generator, c.weights, c.drop, c.give)
 
 
 def probe(data: str, variant: str) -> Callable[[MTDiffusion], dict[str, float]]:
@@ -145,7 +148,7 @@ def inpaint(
     image: Tensor,
     mask: Tensor,
     way: str = "told",
-    steps: int = STEPS,
+    steps: int | None = None,
     repeats: int = 4,
     strength: float = 0.6,
     generator: torch.Generator | None = None,
@@ -160,7 +163,7 @@ def inpaint(
             "repeated" (told, with fewer steps that are repeated, as RePaint does), "mean" (no draw but E[image | told],
             read at t = T by one evaluation), "substitute" (in the chain, by rule 1), "clean" (a model without a shared
             space), or with any model of images "sdedit" and "repaint".
-        steps: network evaluations.
+        steps: network evaluations, the final reading not counted; None: `STEPS`.
         repeats: how often "repeated" and "repaint" take each of their steps / repeats steps.
         strength: of SDEdit.
         generator: source of all noise.
@@ -169,8 +172,11 @@ def inpaint(
         (N, 3, s, s), on the CPU.
 
     Raises:
-        ValueError: an unknown way.
+        ValueError: an unknown way, or repeats that do not divide the steps.
     """
+    steps = steps or STEPS
+    if way in ("repeated", "repaint") and steps % repeats:
+        raise ValueError(f"repeats must divide the {steps} evaluations, got {repeats}")
     image, mask = image.to(model.device), mask.to(model.device)
     masked = torch.where(mask.bool(), image, 0.0)
     options = {"steps": steps, "generator": generator}

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mtdiff.backbones.base import NoiseLevel
-from mtdiff.losses import Loss
+from mtdiff.losses import Loss, coins
 from mtdiff.modalities.base import View
 from mtdiff.model import MTDiffusion, Prediction
 from mtdiff.solvers import Guess, ancestral, ddim
@@ -56,22 +56,36 @@ class Unshared(MTDiffusion):
         params = {name: modality.head(view) for name, modality in self.modalities.items()}
         return Prediction(aggregate, params, {}, output)
 
-    def loss(self, batch: Mapping[str, Tensor], generator: torch.Generator, weights: Mapping[str, float]) -> Loss:
+    def loss(
+        self,
+        batch: Mapping[str, Tensor],
+        generator: torch.Generator,
+        weights: Mapping[str, float],
+        drop: Mapping[str, float | str] | None = None,
+        give: Mapping[str, float | str] | None = None,
+    ) -> Loss:
         """|| v - output ||^2 in all channels, at independent times, plus the loss of each head.
 
-        A third of the times are at an end (clean or pure noise), so that given and absent values are trained.
+        Without drop and give, a third of the times are at an end (clean or pure noise), so that given and absent values
+        are trained. With them the ends come as often as `multitask_loss` tells and drops: told is clean, dropped and not
+        told is noise; modalities that share a coin share their time.
 
         Args:
             batch: {name: (B, ...)}.
             generator: source of times and noise.
             weights: {name: lambda_i} of the heads, 1 where not named.
+            drop: as in `multitask_loss`.
+            give: as in `multitask_loss`.
 
         Returns:
             The loss.
         """
         size = self.check(batch)
         clean = self._clean(batch)
-        times = {name: self._times(size, clean.device, generator) for name in self.modalities}
+        if drop or give:
+            times = self._times_by_coins(size, clean.device, generator, drop, give)
+        else:
+            times = {name: self._times(size, clean.device, generator) for name in self.modalities}
         eps = torch.randn(clean.shape, generator=generator, device=clean.device)
         signal, noise = self._amplitudes(clean, times)
         prediction = self.predict_at(signal * clean + noise * eps, times)
@@ -143,6 +157,20 @@ class Unshared(MTDiffusion):
         t = torch.randint(first, last + 1, (size,), generator=generator, device=device)
         end = torch.rand(size, generator=generator, device=device)
         return torch.where(end < 1 / 6, first, torch.where(end > 5 / 6, last, t))
+
+    def _times_by_coins(self, size, device, generator, drop, give) -> dict[str, Tensor]:
+        first, last = self.process.first, self.process.steps
+        dropped, told = (coins(chances, size, device, generator) for chances in (drop, give))
+        partner = {
+            name: other for chances in (drop or {}, give or {}) for name, other in chances.items() if other in chances
+        }
+        times = {}
+        for name in self.modalities:
+            t = torch.randint(first, last + 1, (size,), generator=generator, device=device)
+            t = times.get(partner.get(name), t)
+            t = torch.where(dropped[name], last, t) if name in dropped else t
+            times[name] = torch.where(told[name], first, t) if name in told else t
+        return times
 
     def _full(self, n: int, t: int) -> Tensor:
         return torch.full((n,), t, device=self.device)

@@ -168,8 +168,8 @@ class Modality(nn.Module):
         raise ValueError(f"{self.name!r} must be {expected}, got {got}")
 
 
-def gaussian_log_prob(value: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-    """Log N(value; mean, variance I) summed over all but the batch, in nats, (B,)."""
+def gaussian_log_prob(value: Tensor, mean: Tensor, variance: Tensor, where: Tensor | None = None) -> Tensor:
+    """Log N(value; mean, variance I) summed over all but the batch, or over what is True in `where`, in nats, (B,)."""
     variance = variance.expand_as(mean)
     terms = (value - mean) ** 2 / variance + variance.log() + math.log(2 * math.pi)
-    return -0.5 * terms.flatten(1).sum(1)
+    return -0.5 * (terms if where is None else torch.where(where, terms, 0.0)).flatten(1).sum(1)

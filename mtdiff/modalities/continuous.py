@@ -81,9 +81,9 @@ class Continuous(Modality):
             return self.out(view.features)
         return view.gain * self.take(view.z) + view.variance.sqrt() * self.out(view.features)
 
-    def log_prob(self, value: Tensor, params: Tensor, variance: Tensor) -> Tensor:
-        """Log N(value; mean, variance_t I) in nats, (B,)."""
-        return gaussian_log_prob(value, params, variance)
+    def log_prob(self, value: Tensor, params: Tensor, variance: Tensor, where: Tensor | None = None) -> Tensor:
+        """Log N(value; mean, variance_t I) in nats, (B,); of the coordinates that are True in `where`."""
+        return gaussian_log_prob(value, params, variance, where)
 
     def loss(self, value: Tensor, params: Tensor, variance: Tensor) -> Tensor:
         """Mean over coordinates of (x - mean)^2 / variance_t, (B,)."""
@@ -164,16 +164,20 @@ class Image(Continuous):
             low, high = float(value.min()), float(value.max())
             raise ValueError(f"{self.name!r} must lie in [-1, 1], got values in [{low:.3g}, {high:.3g}]")
 
-    def log_prob(self, value: Tensor, params: Tensor, variance: Tensor) -> Tensor:
-        """Log of the Gaussian's mass in each pixel's bin (the outer ones are open), or its density, summed; nats, (B,)."""
+    def log_prob(self, value: Tensor, params: Tensor, variance: Tensor, where: Tensor | None = None) -> Tensor:
+        """Log of the Gaussian's mass in each pixel's bin (the outer ones are open), or its density, summed; nats, (B,).
+
+        With `where`, a bool tensor that broadcasts over the value, of the pixels that are True there.
+        """
         if self.levels is None:
-            return super().log_prob(value, params, variance)
+            return super().log_prob(value, params, variance, where)
         half, std = 1 / (self.levels - 1), variance.sqrt().expand_as(params)
         low = torch.where(value - half <= -1, -1e4, (value - half - params) / std)
         high = torch.where(value + half >= 1, 1e4, (value + half - params) / std)
         low, high = torch.where(low + high > 0, -high, low), torch.where(low + high > 0, -low, high)  # the exact tail
         top = torch.special.log_ndtr(high)
-        return (top + torch.log(-torch.expm1(torch.special.log_ndtr(low) - top))).flatten(1).sum(1)
+        each = top + torch.log(-torch.expm1(torch.special.log_ndtr(low) - top))
+        return (each if where is None else torch.where(where, each, 0.0)).flatten(1).sum(1)
 
     def draw(self, params: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The mean, limited to what an image can be, [-1, 1]."""

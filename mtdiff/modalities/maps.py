@@ -161,6 +161,8 @@ class Mask(DenseMap):
     Source: ours; masks as a modality of masked-image training: Chen et al. 2024.
     """
 
+    binary = True
+
     def __init__(self, size: Sequence[int], channels: slice | None = None, tell: bool = False):
         super().__init__(size, channels, tell)
 
