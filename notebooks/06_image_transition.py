@@ -279,8 +279,8 @@ assert evidence - constant < 0.03 < 0.1 < evidence - ours
 # %% [markdown]
 # The conditional diffusion closes its gap, the transition does not. To see by how much, put $\frac{1 - \alpha_t}{1 -
 # \bar\alpha_t} = \frac{\Delta\tau}{\tau_t}$ and $\frac{\bar\alpha_{t-1}}{\tilde\beta_t} = \frac{\tau_t}{\tau_{t-1}\,
-# \Delta\tau}$ into the cost of a step, with $\tau_t = (1 - \bar\alpha_t) / \bar\alpha_t$ and $\Delta$ for the change over the
-# step. As $\mathrm{SNR}_t = (W_t^y)^2 / \tau_t$, it is in each coordinate
+# \Delta\tau}$ into the cost of a step, with $\tau_t = (1 - \bar\alpha_t) / \bar\alpha_t$ and $\Delta$ for the change over
+# the step. As $\mathrm{SNR}_t = (W_t^y)^2 / \tau_t$, it is in each coordinate
 #
 # $$ \frac{(\tau_t W_{t-1}^y - \tau_{t-1} W_t^y)^2}{2\, \tau_t\, \tau_{t-1}\, \Delta\tau}\; v_t \;=\; \tfrac12 \Big[
 #    \mathrm{SNR}_{t-1} - \mathrm{SNR}_t + \frac{(\Delta W^y)^2}{\Delta\tau} \Big]\, v_t . $$
@@ -413,9 +413,9 @@ plots.show(
 # The untold chain's answer has almost nothing to do with the correlation in the data, it may even have the wrong sign.
 # It is set by how noisy *we* let the start be, and by the sampler: about $\bar\alpha_T$ with ancestral steps,
 # $\sqrt{\bar\alpha_T}$ with DDIM. ($z_T$ has correlation $\sqrt{\bar\alpha_T}$ with $x$. The fresh noise of ancestral steps
-# costs that factor once more, DDIM adds none.) The chain takes the state for a mixture of any target and any source, and forgets which source it came from.
-# That is a mistake that pictures hide: what comes out looks like a source turned into a target, and the noise at the
-# end of the chain works as a knob for how much. (SDEdit, below, is such a knob on purpose.)
+# costs that factor once more, DDIM adds none.) The chain takes the state for a mixture of any target and any source, and
+# forgets which source it came from. That is a mistake that pictures hide: what comes out looks like a source turned into
+# a target, and the noise at the end of the chain works as a knob for how much. (SDEdit, below, is such a knob on purpose.)
 
 # %% [markdown] tags=["slide"]
 # ## 5 · What is told can be taken out
@@ -508,19 +508,20 @@ plots.show(
 # %% [markdown] tags=["slide"]
 # **The honest consequence.** With everything told, starting at the source adds no *information* over starting at noise
 # and being told the source. Here even the schedules nearly agree until the last fifth, by our choice of the curve. What
-# is left to differ is that fifth, the ancestral step, the bound, and the *parametrisation*: how hard the network's task looks to it. The last
-# is not small. Three pilots from the time when this course was built, of one seed each and with earlier
-# curves:
+# is left to differ is that fifth, the ancestral step, the bound, and the *parametrisation*: how hard the network's task
+# looks to it. The last is not small. Three pilots from the time when this course was built, of one seed each and with
+# earlier curves:
 #
 # - the same network with the shift left in the state was at 7.3 dB (peak signal-to-noise ratio, PSNR: $10 \log_{10}$ of
-#   $2^2$ over the mean squared error) on *day to night* after 700 steps, the one with it taken out at 21.6 dB: the first has to learn to copy the source before anything else;
+#   $2^2$ over the mean squared error) on *day to night* after 700 steps, the one with it taken out at 21.6 dB: the first
+#   has to learn to copy the source before anything else;
 # - building the aggregate from the heads' estimates (`prediction="heads"`) instead of by an output of its own gave 23.6
 #   instead of 20.1 dB (same weights, DDIM, 25 steps);
 # - in full training the transition was *behind* the conditional diffusion in two of four determined directions (SSIM 0.91
-#   against 0.94, 0.65 against 0.69; structural similarity, 1 for equal images). With the SNR matched and the state that the network sees scaled to unit size it was
-#   still behind (0.93 against 0.94, 0.57 against 0.69): training added two equal
-#   terms, the aggregate's and the head's, and the first is multiplied by $(W_t^y)^2$, so that near $T$ only one was left.
-#   Now the head's loss alone trains it.
+#   against 0.94, 0.65 against 0.69; structural similarity, 1 for equal images). With the SNR matched and the state that
+#   the network sees scaled to unit size it was still behind (0.93 against 0.94, 0.57 against 0.69): training added two
+#   equal terms, the aggregate's and the head's, and the first is multiplied by $(W_t^y)^2$, so that near $T$ only one was
+#   left. Now the head's loss alone trains it.
 #
 # So what section 8 compares is a third version of the transition. Its control was not tuned again. (The result files
 # show other loss weights for it. With a weight $W^y = 1$ both terms are the same error, so this changes nothing.)

@@ -20,7 +20,7 @@ from mtdiff.schedules import NoiseSchedule, constant, fade_in
 from mtdiff.training import TrainConfig
 
 VARIANTS = {
-    "masked": "the paper's form: masked image and mask superposed on the image and injected, W from 0.1 to 0.3",
+    "masked": "masked image and mask superposed on the image and injected, W from 0.1 to 0.3: the paper's setting, our form",
     "plain": "the image alone: the same images, as many steps, no masks",
     "augment": "told masked image and mask as often, but they are never in the sum, and no loss is theirs: augmentation",
     "own-channels": "each in channels of its own (concatenation), constant weights",
