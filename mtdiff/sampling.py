@@ -275,8 +275,7 @@ def _informed(model, z, t, *, given, known, rules, guidance, absent) -> Predicti
         if prediction.open is None:
             aggregate = torch.lerp(untold.aggregate, aggregate, guidance)
         else:  # made of the heads: what is known stays as it is
-            guided = {name: known.get(name, e) if name in told else e for name, e in estimate.items()}
-            guided = {name: e for name, e in guided.items() if name in model.process.entering}
+            guided = {name: known[name] if name in told else estimate[name] for name in model.process.entering}
             aggregate = torch.where(prediction.open, model.process.aggregate(guided, t, mask), aggregate)
     if bayes is not None:  # theory 4, rule 2: Tweedie
         signal, noise = model.process.level(t, z)

@@ -131,11 +131,11 @@ def test_a_few_steps_lower_the_loss_and_the_model_is_judged(variant, tmp_path, f
     trainer = run.trainer(DATA, variant, config, None)
     trainer.probe = lambda model: {"features": float(experiment.alone(model, 4, steps=2, sampler="ddim").std())}
     batch = trainer.data[:200]
-    before = float(trainer.loss(trainer.model.eval(), batch, generator(5)).total)
+    before = trainer.loss(trainer.model.eval(), batch, generator(5)).total.item()
     trainer.model.train()
     trained = trainer.run(progress=False)
     assert [row["step"] for row in trainer.probes] == [16, 32]
-    assert float(trainer.loss(trainer.model.eval(), batch, generator(5)).total) < before
+    assert trainer.loss(trainer.model.eval(), batch, generator(5)).total.item() < before
     again = mt.load(trained.save(tmp_path / "model"))
     found = experiment.evaluate(again, DATA, n=16)
     assert set(found) == {"alone", *(() if variant in ("plain", "augment") else ("joint",)), *experiment.ways(again)}

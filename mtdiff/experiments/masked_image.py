@@ -139,8 +139,13 @@ def probe(data: str, variant: str) -> Callable[[MTDiffusion], dict[str, float]]:
 
 def alone(model: MTDiffusion, n: int, **options) -> Tensor:
     """Images drawn with nothing else in the chain, S = {image}: (n, 3, s, s) on the CPU; options as in `sample`."""
+    return _images(model, n, present={"image"}, **options)
+
+
+def _images(model: MTDiffusion, n: int, **options) -> Tensor:
+    """Drawn images, by the model's own `sample` if it has no shared space."""
     draw = model.sample if isinstance(model, Unshared) else functools.partial(sample_many, model)
-    return draw(n, present={"image"}, **options)["image"].cpu()
+    return draw(n, **options)["image"].cpu()
 
 
 def inpaint(
@@ -183,10 +188,8 @@ def inpaint(
     given = {"masked": masked, "mask": mask}
     if way == "clean":
         drawn = model.sample(len(image), given, **options)["image"]
-    elif way == "told":
-        drawn = sample_many(model, len(image), given=given, rule="conditioned", **options)["image"]
-    elif way == "repeated":
-        options |= {"steps": steps // repeats, "repeats": repeats}
+    elif way in ("told", "repeated"):
+        options |= {"steps": steps // repeats, "repeats": repeats} if way == "repeated" else {}
         drawn = sample_many(model, len(image), given=given, rule="conditioned", **options)["image"]
     elif way == "mean":
         noise = torch.randn(len(image), *model.space, generator=generator, device=model.device)
@@ -231,8 +234,7 @@ def evaluate(model: MTDiffusion, data: str, seed: int = 0, n: int = 1000) -> dic
     judge, test = scene_judge(data), masked_scenes(data, "test").values["image"]
     out = {"alone": image_scores(alone(model, n, steps=STEPS, generator=generator), test, judge)}
     if "mask" in model.process.entering:
-        draw = model.sample if isinstance(model, Unshared) else functools.partial(sample_many, model)
-        out["joint"] = image_scores(draw(n, steps=STEPS, generator=generator)["image"].cpu(), test, judge)
+        out["joint"] = image_scores(_images(model, n, steps=STEPS, generator=generator), test, judge)
     image, size = test[: max(4, n // 4)], test.shape[-1]
     for way in ways(model):
         out[way] = {}
