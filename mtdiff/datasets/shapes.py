@@ -136,9 +136,10 @@ def render(
     if index.ndim != 1 or not len(index) or index.min() < 0:
         raise ValueError(f"index must be some numbers >= 0 in a row, got {index}")
     room = max(1, 2**17 // (3 * size**2))  # scenes that stay in a core's cache
-    out: dict[str, Tensor] = {}
+    scenes, out = layout(index, seed), {}
     for start in range(0, len(index), room):
-        for name, value in _draw(layout(index[start : start + room], seed), size, wanted).items():
+        part = Layout(*(field[start : start + room] for field in vars(scenes).values()))
+        for name, value in _draw(part, size, wanted).items():
             if not start:
                 out[name] = value.new_empty(len(index), *value.shape[1:])
             out[name][start : start + room] = value
