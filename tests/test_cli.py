@@ -63,7 +63,7 @@ def test_evaluate_keeps_its_figures_for_a_model_without_a_card(trained, tmp_path
     model = mt.load(trained)
     model.card = {}
     model.save(tmp_path / "plain")
-    run(monkeypatch, "evaluate", "image-label", "--models", tmp_path / "plain", "--n", 70, "--out", tmp_path / "r.json")
+    run(monkeypatch, "evaluate", "image-label", "--models", tmp_path / "plain", "--n", 20, "--out", tmp_path / "r.json")
     assert json.loads((tmp_path / "r.json").read_text())["variants"]
 
 
@@ -80,7 +80,7 @@ def test_train_refuses_a_folder_of_another_config(trained, monkeypatch):
 def test_every_variant_trains_and_is_judged(variant, tmp_path, monkeypatch):
     run(monkeypatch, "train", "image-label", "--variant", variant, "--steps", 1, "--batch-size", 4, "--out", tmp_path / "m")
     out = tmp_path / "result.json"
-    run(monkeypatch, "evaluate", "image-label", "--models", tmp_path / "m", tmp_path / "m", "--n", 70, "--out", out)
+    run(monkeypatch, "evaluate", "image-label", "--models", tmp_path / "m", tmp_path / "m", "--n", 20, "--out", out)
     result = json.loads(out.read_text())
     joint = result["variants"][variant]["joint"]["agreement"]
     assert joint["n"] == 2
@@ -93,7 +93,7 @@ def test_the_image_alone_trains_is_judged_and_drawn(tmp_path, monkeypatch, capsy
     folder, out = tmp_path / "m", tmp_path / "result.json"
     run(monkeypatch, "train", "image-label", "--variant", "image-only", "--steps", 1, "--batch-size", 4, "--out", folder)
     assert list(mt.load(folder).modalities) == ["image"]
-    run(monkeypatch, "evaluate", "image-label", "--models", folder, "--n", 70, "--out", out)
+    run(monkeypatch, "evaluate", "image-label", "--models", folder, "--n", 20, "--out", out)
     metrics = json.loads(out.read_text())["variants"]["image-only"]
     assert set(metrics["joint"]) == {"spread", "frechet_pixels"}
     assert metrics["bound"]["image"]["mean"] < 0
@@ -113,7 +113,7 @@ def test_sample_draws_what_is_given(trained, tmp_path, monkeypatch, capsys):
 
 
 def test_publish_writes_a_half_precision_model_with_its_figures(trained, tmp_path, monkeypatch):
-    run(monkeypatch, "evaluate", "image-label", "--models", trained, "--n", 70, "--publish", tmp_path / "p")
+    run(monkeypatch, "evaluate", "image-label", "--models", trained, "--n", 20, "--publish", tmp_path / "p")
     published = mt.load(tmp_path / "p")
     assert 0 <= published.card["metrics"]["head_accuracy"] <= 1
     size = {folder: (folder / "model.safetensors").stat().st_size for folder in (trained, tmp_path / "p")}

@@ -22,6 +22,7 @@ def few(monkeypatch):
     """Little data and short chains."""
     monkeypatch.setattr(transition, "EXAMPLES", 240)
     monkeypatch.setattr(transition, "STEPS", 2)
+    monkeypatch.setattr(transition, "DRAWS", 24)
     monkeypatch.setattr(transition, "STRENGTHS", (0.2, 0.5))
     transition.pairs.cache_clear()
     yield

@@ -31,6 +31,8 @@ STRENGTHS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 """Strengths of SDEdit that are tried; each direction keeps its best."""
 STEPS = 25
 """Network evaluations of every sample that is judged, the final reading not counted."""
+DRAWS = 2000
+"""Draws of a step and its noise for each direction's bound, over all pairs."""
 EXAMPLES = 30000
 """Training pairs, one sixth of them in each direction."""
 END = -2.0
@@ -213,7 +215,7 @@ def evaluate(model: MTDiffusion, data: str, seed: int = 0, n: int = 200) -> dict
         out[words] = {**scores(words, drawn, part["target"], real, judge), **strength}
         if "source" in model.modalities:
             at_model = {name: value.to(model.device) for name, value in part.items()}
-            bound = elbo(model, at_model, max(1, 2000 // n), generator=generator)
+            bound = elbo(model, at_model, max(1, DRAWS // n), generator=generator)
             bounds[words] = bound.total / part["target"][0].numel()
     return {**out, "bound": bounds} if bounds else out
 
