@@ -116,6 +116,9 @@ def test_the_readmes_tables_are_the_measured_ones():
     order = ("transition", "conditional", "sdedit")
     files = [ROOT / "data" / "results" / f"image-transition-shapes16-{variant}.json" for variant in order]
     assert markdown([json.loads(file.read_text()) for file in files]) in README
+    order = ("masked", "plain", "augment", "own-channels", "unshared")
+    files = [ROOT / "data" / "results" / f"masked-image-shapes16-{variant}.json" for variant in order]
+    assert markdown([json.loads(file.read_text()) for file in files]) in README
 
 
 def test_the_readme_quotes_the_mutants_as_measured():

@@ -5,9 +5,9 @@ import torch
 
 import mtdiff as mt
 from mtdiff.checkpoint import shipped
-from mtdiff.datasets import digits
-from mtdiff.evaluation import head_accuracy, image_label_metrics, ssim, svm_judge
-from mtdiff.experiments import EXPERIMENTS, image_label, image_transition
+from mtdiff.datasets import digits, masks
+from mtdiff.evaluation import head_accuracy, image_label_metrics, psnr, ssim, svm_judge
+from mtdiff.experiments import EXPERIMENTS, image_label, image_transition, masked_image
 
 
 @pytest.fixture(scope="module")
@@ -73,3 +73,13 @@ def test_the_transition_is_as_good_as_its_card_within_four_standard_errors():
             each = ssim(drawn, part["target"])
             claim, card = model.card["metrics"][words]["ssim"], model.card["metrics"]["n"]
             assert abs(float(each.mean()) - claim) < 4 * float(each.std()) * (1 / n + 1 / card) ** 0.5, words
+
+
+def test_the_masked_image_model_is_as_good_as_its_card_within_four_standard_errors():
+    model, n = mt.load("masked-image/shapes16"), 40
+    assert model.card["data"]["sha256"] == masked_image.masked_scenes("shapes16", "train").hash()
+    image, mask = masked_image.masked_scenes("shapes16", "test").values["image"][-n:], masks(n, 16, hidden=0.5, seed=9)
+    drawn = masked_image.inpaint(model, image, mask, generator=torch.Generator().manual_seed(5))
+    each = psnr(drawn, image, ~mask.bool()).clamp(max=60)
+    claim, scenes = model.card["metrics"]["told"]["0.5"]["psnr"], model.card["metrics"]["n"] // 4
+    assert abs(float(each.mean()) - claim) < 4 * float(each.std()) * (1 / n + 1 / scenes) ** 0.5
