@@ -119,6 +119,8 @@ def test_the_readmes_tables_are_the_measured_ones():
     order = ("masked", "plain", "augment", "own-channels", "unshared")
     files = [ROOT / "data" / "results" / f"masked-image-shapes16-{variant}.json" for variant in order]
     assert markdown([json.loads(file.read_text()) for file in files]) in README
+    for name in ("image-transition-shapes32-transition", "masked-image-shapes32-masked"):
+        assert markdown([json.loads((ROOT / "data" / "results" / f"{name}.json").read_text())]) in README
 
 
 def test_the_readme_quotes_the_mutants_as_measured():
