@@ -1,6 +1,5 @@
-"""Metrics: what samples are worth, judged by somebody who never saw the generator."""
+"""What models and their samples are worth, judged by somebody who never saw the generator; see also `mtdiff.metrics`."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -8,7 +7,14 @@ from torch import Tensor
 
 from mtdiff.datasets.base import Dataset
 from mtdiff.elbo import elbo
+from mtdiff.metrics import energy_distance, frechet_distance, mean_and_error, psnr, ssim
 from mtdiff.sampling import sample
+
+__all__ = [
+    "LABEL_RULES", "Judge", "bound_draws", "energy_distance", "evaluate_image_label", "frechet_distance", "head_accuracy",
+    "image_label_bounds", "image_label_metrics", "image_metrics", "mean_and_error", "psnr", "sample_many",
+    "ssim", "svm_judge",
+]  # fmt: skip
 
 Judge = Callable[[Tensor], Tensor]
 """Images (B, C, H, W) -> class ids (B,)."""
@@ -35,67 +41,6 @@ def svm_judge(data: Dataset) -> Judge:
         raise ImportError("the judge comes with scikit-learn: pip install 'mtdiff[notebooks]'") from None
     machine = SVC(C=10.0, gamma=0.05).fit(data.values["image"].flatten(1).numpy(), data.values["label"].numpy())
     return lambda image: torch.from_numpy(machine.predict(image.detach().cpu().flatten(1).numpy()))
-
-
-def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """Frechet distance of two Gaussians fitted to features: |mu_a - mu_b|^2 + tr(A + B - 2 (A B)^{1/2}).
-
-    On flattened pixels it is a distance in pixel space, not an FID.
-
-    Args:
-        a: (N, d) features, N > d for a covariance of full rank.
-        b: (M, d) features.
-
-    Returns:
-        The distance, >= 0, in squared units of the features.
-
-    Raises:
-        ValueError: different numbers of features, or fewer than two examples.
-
-    Source: Dowson and Landau 1982; Heusel et al. 2017.
-    """
-    a, b = a.flatten(1).double(), b.flatten(1).double()
-    if a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
-        raise ValueError(f"expected two sets (N >= 2, d) of equal d, got {tuple(a.shape)} and {tuple(b.shape)}")
-    cov_a, cov_b = torch.atleast_2d(a.T.cov()), torch.atleast_2d(b.T.cov())
-    root = torch.linalg.eigvals(cov_a @ cov_b).real.clamp(min=0).sqrt().sum()  # A B has real eigenvalues >= 0
-    means = (a.mean(0) - b.mean(0)).square().sum()
-    return max(0.0, float(means + cov_a.trace() + cov_b.trace() - 2 * root))
-
-
-def energy_distance(a: Tensor, b: Tensor) -> float:
-    """Energy distance of two laws from samples: 2 E|a - b| - E|a - a'| - E|b - b'|, 0 for equal laws only.
-
-    The pairs of a point with itself are left out, so the estimate is unbiased and may be slightly negative.
-
-    Args:
-        a: (N, d) draws of one law, N >= 2.
-        b: (M, d) draws of the other, M >= 2.
-
-    Returns:
-        The distance, in units of the data.
-
-    Raises:
-        ValueError: different numbers of coordinates, or fewer than two draws.
-
-    Source: Szekely and Rizzo 2013.
-    """
-    a, b = a.flatten(1).double(), b.flatten(1).double()
-    if a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
-        raise ValueError(f"expected two sets (N >= 2, d) of equal d, got {tuple(a.shape)} and {tuple(b.shape)}")
-
-    def within(x: Tensor) -> Tensor:
-        return torch.cdist(x, x).sum() / (len(x) * (len(x) - 1))
-
-    return float(2 * torch.cdist(a, b).mean() - within(a) - within(b))
-
-
-def mean_and_error(values: Sequence[float]) -> dict[str, float | int | None]:
-    """Mean over seeds, its standard error (None for one seed) and how many: {"mean", "stderr", "n"}."""
-    n = len(values)
-    mean = sum(values) / n
-    error = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1) / n) if n > 1 else None
-    return {"mean": mean, "stderr": error, "n": n}
 
 
 def image_label_metrics(drawn: Mapping[str, Tensor], judge: Judge, real: Tensor) -> dict[str, float | int]:
@@ -247,60 +192,3 @@ def image_label_bounds(model, test: Dataset, samples: int = 1, generator: torch.
     read = float(model.log_prob("label", values["label"], z, t, present=present).double().mean())
     joint = {"joint": both.total, "joint_stderr": both.stderr}
     return {**out, "label_given_image": read, "sum": alone.total + read, **joint}
-
-
-def psnr(a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Peak signal-to-noise ratio of images in [-1, 1]: 10 log10(2^2 / mean |a - b|^2), infinite for equal ones.
-
-    Args:
-        a: (B, C, H, W).
-        b: (B, C, H, W).
-        mask: (B, 1, H, W) bool; only the pixels where it is True count. All do unless given.
-
-    Returns:
-        (B,) in dB, of all channels; not a number for an image of which no pixel counts.
-
-    Raises:
-        ValueError: images of different shapes, or a mask that does not fit them.
-    """
-    _same_images(a, b)
-    error = (a.double() - b.double()).square().mean(1, keepdim=True)  # (B, 1, H, W)
-    mask = torch.ones_like(error, dtype=torch.bool) if mask is None else mask
-    if mask.dtype != torch.bool or mask.shape != error.shape:
-        raise ValueError(f"mask must be bool {tuple(error.shape)}, got {mask.dtype} {tuple(mask.shape)}")
-    mean = (error * mask).flatten(1).sum(1) / mask.flatten(1).sum(1)
-    return 10 * (4 / mean).log10()
-
-
-def ssim(a: Tensor, b: Tensor) -> Tensor:
-    """Structural similarity of images in [-1, 1], 1 for equal ones: scikit-image's, with its 7 x 7 window.
-
-    Args:
-        a: (B, C, H, W), H and W at least 7.
-        b: (B, C, H, W).
-
-    Returns:
-        (B,), of all channels.
-
-    Raises:
-        ImportError: scikit-image is not installed.
-        ValueError: images of different shapes, or smaller than the window.
-
-    Source: Wang et al. 2004.
-    """
-    try:
-        from skimage.metrics import structural_similarity
-    except ImportError:
-        raise ImportError("ssim comes with scikit-image: pip install 'mtdiff[notebooks]'") from None
-    _same_images(a, b)
-    if min(a.shape[2:]) < 7:
-        raise ValueError(f"images must be at least 7 x 7, got {tuple(a.shape)}")
-    pairs = zip(a.detach().cpu().double().numpy(), b.detach().cpu().double().numpy(), strict=True)
-    values = [structural_similarity(x, y, data_range=2, channel_axis=0) for x, y in pairs]
-    return torch.tensor(values, dtype=torch.float64, device=a.device)
-
-
-def _same_images(a: Tensor, b: Tensor) -> None:
-    """Raise ValueError unless both are images (B, C, H, W) of one shape."""
-    if a.ndim != 4 or a.shape != b.shape:
-        raise ValueError(f"expected two equal sets of images (B, C, H, W), got {tuple(a.shape)} and {tuple(b.shape)}")

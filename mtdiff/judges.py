@@ -1,4 +1,4 @@
-"""A judge of drawn scenes: a small network that reads a caption off an image and never saw a generator."""
+"""Judges of drawn scenes: small networks that read a caption or a label off an image and never saw a generator."""
 
 import json
 import shlex
@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import safetensors.torch
 import torch
@@ -22,18 +22,22 @@ STREAM = 5 * 10**8
 """Index of the first scene that judges are trained on: far from those of generators (from 0) and of tests (from 10**9)."""
 
 
-class SceneJudge(nn.Module):
+class Judge(nn.Module):
     """Reads the scenes of `mtdiff.datasets.shapes`: a convolutional network of about 100,000 parameters.
 
     Args:
         size: height and width of the images, 16 or 32.
         width: number of features.
+        outputs: number of logits.
 
     Attributes:
         card: how it was trained and how good it is, for one that was loaded.
+        reads: the modality that it reads.
     """
 
-    def __init__(self, size: int = 16, width: int = 64):
+    reads: ClassVar[str]
+
+    def __init__(self, size: int, width: int, outputs: int):
         super().__init__()
         if size not in (16, 32):
             raise ValueError(f"size must be 16 or 32, got {size}")
@@ -49,8 +53,7 @@ class SceneJudge(nn.Module):
             *(*block(32, 48), *block(48, 48), nn.MaxPool2d(2)),  # (B, 48, 4, 4): where counts, so nothing is averaged
             *(nn.Flatten(), nn.Linear(48 * 16, width), nn.BatchNorm1d(width), nn.ReLU()),
         )
-        self.head = nn.Linear(width, 10 * len(VOCABULARY))
-        self.register_buffer("possible", _possible(), persistent=False)
+        self.head = nn.Linear(width, outputs)
 
     def features(self, image: Tensor) -> Tensor:
         """What the last layer sees, (B, width); for a Frechet distance.
@@ -65,19 +68,9 @@ class SceneJudge(nn.Module):
             raise ValueError(f"image must be (B, 3, {self.size}, {self.size}), got {tuple(image.shape)}")
         return self.body(image)
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Logits of each word at each place of the caption, (B, 10, V); -inf for words that cannot stand there."""
-        return self.head(self.features(image)).unflatten(1, (10, -1)).masked_fill(~self.possible, -torch.inf)
-
-    @torch.no_grad()
     def read(self, image: Tensor) -> Tensor:
-        """The likeliest well-formed caption of each image, tokens (B, 10)."""
-        log_p = self(image).log_softmax(-1)
-        best, words = log_p[..., 1:].max(-1)  # of the words that are not padding
-        there, gone = best[:, 1:].unflatten(1, (3, 3)).sum(-1), log_p[:, 1:, 0].unflatten(1, (3, 3)).sum(-1)
-        score = torch.stack([there[:, :n].sum(1) + gone[:, n:].sum(1) for n in (1, 2, 3)], 1)
-        length = 1 + 3 * (1 + score.argmax(1, keepdim=True))
-        return (words + 1) * (torch.arange(10, device=image.device) < length)
+        """What is likeliest, as the modality `reads` has it."""
+        raise NotImplementedError
 
     def save(self, path: str | Path, card: Mapping | None = None) -> Path:
         """Write weights, as float16, and the card to a folder, each file whole or not at all.
@@ -94,26 +87,99 @@ class SceneJudge(nn.Module):
         """
         tensors = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}
         tensors = {name: t.half() if t.is_floating_point() else t for name, t in tensors.items()}
-        config = {"kind": "SceneJudge", "size": self.size, "width": self.width}
+        config = {"kind": type(self).__name__, "size": self.size, "width": self.width}
         text = json.dumps({**self.card, **(card or {}), "format": FORMAT, "config": config}, indent=1) + "\n"
         write_atomic(Path(path) / WEIGHTS, safetensors.torch.save(tensors))
         write_atomic(Path(path) / CARD, text.encode())
         return Path(path)
 
 
-def scene_judge(name: str | Path = "shapes16") -> SceneJudge:
-    """A judge that comes with mtdiff, or one that was saved, in evaluation mode.
+class SceneJudge(Judge):
+    """Reads the caption of a scene.
 
     Args:
-        name: "shapes16", "shapes32", or a folder that `SceneJudge.save` wrote.
+        size: height and width of the images, 16 or 32.
+        width: number of features.
+    """
+
+    reads = "caption"
+
+    def __init__(self, size: int = 16, width: int = 64):
+        super().__init__(size, width, 10 * len(VOCABULARY))
+        self.register_buffer("possible", _possible(), persistent=False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits of each word at each place of the caption, (B, 10, V); -inf for words that cannot stand there."""
+        return self.head(self.features(image)).unflatten(1, (10, -1)).masked_fill(~self.possible, -torch.inf)
+
+    @torch.no_grad()
+    def read(self, image: Tensor) -> Tensor:
+        """The likeliest well-formed caption of each image, tokens (B, 10)."""
+        log_p = self(image).log_softmax(-1)
+        best, words = log_p[..., 1:].max(-1)  # of the words that are not padding
+        there, gone = best[:, 1:].unflatten(1, (3, 3)).sum(-1), log_p[:, 1:, 0].unflatten(1, (3, 3)).sum(-1)
+        score = torch.stack([there[:, :n].sum(1) + gone[:, n:].sum(1) for n in (1, 2, 3)], 1)
+        length = 1 + 3 * (1 + score.argmax(1, keepdim=True))
+        return (words + 1) * (torch.arange(10, device=image.device) < length)
+
+
+class LabelJudge(Judge):
+    """Reads the label of a scene: shape and colour of its nearest object.
+
+    Args:
+        size: height and width of the images, 16 or 32.
+        width: number of features.
+    """
+
+    reads = "label"
+
+    def __init__(self, size: int = 16, width: int = 64):
+        super().__init__(size, width, len(SHAPES) * len(COLOURS))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits of each label, (B, 18)."""
+        return self.head(self.features(image))
+
+    @torch.no_grad()
+    def read(self, image: Tensor) -> Tensor:
+        """The likeliest label of each image, (B,)."""
+        return self(image).argmax(1)
+
+
+def scene_judge(name: str | Path = "shapes16") -> SceneJudge:
+    """A judge of captions that comes with mtdiff, or one that was saved, in evaluation mode.
+
+    Args:
+        name: "shapes16", "shapes32", or a folder that `Judge.save` wrote.
 
     Returns:
         The judge; `.card` says how good it is.
 
     Raises:
         FileNotFoundError: neither a folder nor a shipped name.
-        ValueError: the files are damaged, of another format, or do not fit each other.
+        ValueError: the files are damaged, of another format or kind, or do not fit each other.
     """
+    return _load(SceneJudge, name)
+
+
+def label_judge(name: str | Path = "shapes16") -> LabelJudge:
+    """A judge of labels that comes with mtdiff, or one that was saved, in evaluation mode.
+
+    Args:
+        name: "shapes16", "shapes32", or a folder that `Judge.save` wrote.
+
+    Returns:
+        The judge; `.card` says how good it is.
+
+    Raises:
+        FileNotFoundError: neither a folder nor a shipped name.
+        ValueError: as in `scene_judge`.
+    """
+    return _load(LabelJudge, name if (Path(name) / CARD).is_file() else f"{name}-label")
+
+
+def _load(kind: type[Judge], name: str | Path) -> Judge:
+    """A judge of one kind from a folder, or from the shipped one of that name."""
     folder = Path(name) if (Path(name) / CARD).is_file() else shipped() / "judge" / name
     if not (folder / CARD).is_file():
         names = sorted(file.parent.name for file in (shipped() / "judge").glob(f"*/{CARD}"))
@@ -123,11 +189,12 @@ def scene_judge(name: str | Path = "shapes16") -> SceneJudge:
         config, version = dict(card["config"]), card["format"]
     except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise ValueError(f"{folder / CARD} is not a judge's card: {error}") from None
-    if version != FORMAT or config.pop("kind", None) != "SceneJudge":
-        raise ValueError(f"{folder / CARD} is not a judge's card of format {FORMAT}: format {version}, {card['config']}")
+    if version != FORMAT or config.pop("kind", None) != kind.__name__:
+        what = f"a judge's card of format {FORMAT} that reads {kind.reads}s"
+        raise ValueError(f"{folder / CARD} is not {what}: format {version}, {card['config']}")
     try:
         tensors = safetensors.torch.load_file(folder / WEIGHTS)
-        judge = SceneJudge(**config)
+        judge = kind(**config)
         judge.load_state_dict(tensors)
     except FileNotFoundError:
         raise FileNotFoundError(f"{folder} has a card but no {WEIGHTS}") from None
@@ -162,7 +229,38 @@ def caption_accuracy(read: Tensor, caption: Tensor) -> dict[str, float]:
     return {name: float(value) for name, value in {**out, "scene": right.prod(1).mean()}.items()}
 
 
-def train_judge(size: int = 16, steps: int = 2000, seed: int = 0, batch_size: int = 256, lr: float = 4e-3) -> SceneJudge:
+def label_accuracy(read: Tensor, label: Tensor) -> dict[str, float]:
+    """How many labels are right.
+
+    Args:
+        read: (N,) labels as read.
+        label: (N,) labels as they should be.
+
+    Returns:
+        Shares in [0, 1]: "label", and of its two parts "shape" and "colour".
+
+    Raises:
+        ValueError: not two equal sets of labels.
+    """
+    if read.shape != label.shape or label.ndim != 1:
+        raise ValueError(f"read and label must both be (N,), got {tuple(read.shape)} and {tuple(label.shape)}")
+    shape, colour = ((x == y).double().mean() for x, y in zip(_parts(read), _parts(label), strict=True))
+    return {"label": float((read == label).double().mean()), "shape": float(shape), "colour": float(colour)}
+
+
+def _parts(label: Tensor) -> tuple[Tensor, Tensor]:
+    """Shape and colour of a label."""
+    return label // len(COLOURS), label % len(COLOURS)
+
+
+def train_judge(
+    size: int = 16,
+    steps: int = 2000,
+    seed: int = 0,
+    batch_size: int = 256,
+    lr: float = 4e-3,
+    kind: type[Judge] = SceneJudge,
+) -> Judge:
     """Train a judge on an endless stream of scenes, slightly spoilt so that it bears with a generator's artefacts.
 
     Args:
@@ -171,6 +269,7 @@ def train_judge(size: int = 16, steps: int = 2000, seed: int = 0, batch_size: in
         seed: seed of weights, scenes and what spoils them.
         batch_size: scenes per step.
         lr: peak learning rate of a one-cycle schedule.
+        kind: `SceneJudge` or `LabelJudge`.
 
     Returns:
         The judge, in evaluation mode.
@@ -181,14 +280,14 @@ def train_judge(size: int = 16, steps: int = 2000, seed: int = 0, batch_size: in
     g = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
-        judge = SceneJudge(size)
+        judge = kind(size)
     optimizer = torch.optim.AdamW(judge.parameters(), lr, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
     for step in range(steps):
         start = STREAM + step * batch_size
-        scenes = render(range(start, start + batch_size), size, seed, ("image", "caption"))
+        scenes = render(range(start, start + batch_size), size, seed, ("image", judge.reads))
         logits = judge(spoil(scenes["image"], g))
-        loss = nn.functional.cross_entropy(logits.flatten(0, 1), scenes["caption"].flatten())
+        loss = nn.functional.cross_entropy(logits.flatten(0, -2), scenes[judge.reads].flatten())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -210,7 +309,9 @@ def _possible() -> Tensor:
     return torch.tensor([[word in names for word in VOCABULARY] for names in kinds])
 
 
-def _train(size: Literal[16, 32], out: Path, steps: int = 2000, seed: int = 0) -> None:
+def _train(
+    size: Literal[16, 32], out: Path, steps: int = 2000, seed: int = 0, reads: Literal["caption", "label"] = "caption"
+) -> None:
     """Train a judge of scenes, measure it on 2,000 held-out ones and save it.
 
     Args:
@@ -218,18 +319,20 @@ def _train(size: Literal[16, 32], out: Path, steps: int = 2000, seed: int = 0) -
         out: folder that it is saved to.
         steps: optimiser steps.
         seed: seed of weights and scenes.
+        reads: what it reads, a caption or the label of the nearest object.
     """
     from mtdiff.experiments.base import provenance  # experiments ask judges: not when this file is imported
 
     begin = time.perf_counter()
-    judge = train_judge(size, steps, seed)
+    judge = train_judge(size, steps, seed, kind=SceneJudge if reads == "caption" else LabelJudge)
     seconds = round(time.perf_counter() - begin, 1)
-    test = shapes("test", size, modalities=("image", "caption"))
-    image, caption = test.values["image"], test.values["caption"]
+    test = shapes("test", size, modalities=("image", reads))
+    image, truth = test.values["image"], test.values[reads]
     spoilt = spoil(image, torch.Generator().manual_seed(1))
-    metrics = {name: caption_accuracy(judge.read(x), caption) for name, x in (("clean", image), ("spoilt", spoilt))}
+    score = caption_accuracy if reads == "caption" else label_accuracy
+    metrics = {name: score(judge.read(x), truth) for name, x in (("clean", image), ("spoilt", spoilt))}
     judge.card = {
-        "judge": f"reads captions off shapes at {size}x{size}",
+        "judge": f"reads {reads}s off shapes at {size}x{size}",
         "parameters": sum(p.numel() for p in judge.parameters()),
         "training": {"seed": seed, "steps": steps, "batch_size": 256, "wall_seconds": seconds},
         "metrics": {**metrics, "n": len(test), "test_sha256": test.hash()},

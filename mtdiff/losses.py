@@ -1,6 +1,6 @@
 """The multi-task training loss (theory 3)."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -52,6 +52,7 @@ def multitask_loss(
     weights: Mapping[str, float] | None = None,
     drop: Mapping[str, float | str] | None = None,
     give: Mapping[str, float | str] | None = None,
+    missing: Collection[str] = (),
     generator: torch.Generator | None = None,
 ) -> Loss:
     """E over t, noise and the present set S: || target - output ||^2 + sum_i lambda_i loss_i(x_i, D_i(z_t, t)).
@@ -69,21 +70,28 @@ def multitask_loss(
         give: {name: probability in [0, 1] that the backbone is told the value, or a name as in drop} (rule 3). The head
             of a told modality is not scored on that example: it would only copy. The model's `conditions` are
             always told.
+        missing: names of modalities that some examples lack (a label of -1). There they are absent from S, are not
+            told, and their head is not scored: the example is one of the others alone.
         generator: source of steps, noise and sets.
 
     Returns:
         The loss.
 
     Raises:
-        KeyError: batch, weights, drop or give names an unknown modality, or batch lacks one.
+        KeyError: batch, weights, drop, give or missing names an unknown modality, or batch lacks one.
         ValueError: an invalid value in the batch, a number out of range, or a name in drop or give that has no number there.
 
     Source: Chen et al. 2024 (multi-task loss); random present sets are ours (theory 2).
     """
+    unknown = [name for name in missing if name not in model.modalities]
+    if unknown:
+        raise KeyError(f"missing names unknown modalities {unknown}; this model has {list(model.modalities)}")
+    there = {name: ~model.modalities[name].missing(batch[name]) for name in missing if name in batch}
+    batch = {name: model.modalities[name].filled(value) if name in there else value for name, value in batch.items()}
     size = model.check(batch)
-    missing = [name for name in model.modalities if name not in batch]
-    if missing:
-        raise KeyError(f"batch lacks {missing}; it has {list(batch)}")
+    lacking = [name for name in model.modalities if name not in batch]
+    if lacking:
+        raise KeyError(f"batch lacks {lacking}; it has {list(batch)}")
     for what, numbers, top in (("weights", weights, float("inf")), ("drop", drop, 1.0), ("give", give, 1.0)):
         for name, number in (numbers or {}).items():
             if name not in model.modalities and (what, name) != ("weights", "denoise"):
@@ -102,6 +110,10 @@ def multitask_loss(
     told = coins(give, size, device, generator) | {
         name: torch.ones(size, dtype=torch.bool, device=device) for name in model.conditions
     }
+    for name, here in there.items():
+        present[name] = present[name] & here if name in present else here
+        if name in told:
+            told[name] = told[name] & here
 
     m_t = process.aggregate(model.encode(batch), t, present)
     eps = torch.randn(m_t.shape, dtype=m_t.dtype, device=device, generator=generator)
@@ -121,6 +133,7 @@ def multitask_loss(
         variance = process.wiener(name, t, z_t, present)[1]
         each = modality.loss(batch[name], prediction.params[name].to(z_t.dtype), variance)
         scored = ~told[name] if name in told else torch.ones_like(each, dtype=torch.bool)
+        scored = scored & there[name] if name in there else scored
         terms[name] = torch.where(scored, each, 0.0).sum() / scored.sum().clamp(min=1)
     weighted = {name: (weights or {}).get(name, 1.0) * term for name, term in terms.items()}
     return Loss(weighted["denoise"] + sum(weighted[name] for name in model.modalities), terms)

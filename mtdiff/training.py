@@ -65,7 +65,8 @@ class Trainer:
 
     Args:
         model: the model; trained in place.
-        data: the training set; all of it is checked once, here.
+        data: the training set; all of it is checked once, here. A label of -1 is one that is missing (see
+            `multitask_loss`).
         config: how to train.
         folder: where checkpoints and the history go; None keeps everything in memory.
         loss: (model, batch, generator) -> Loss; None is `multitask_loss` with the config's options.
@@ -74,7 +75,8 @@ class Trainer:
             in `.probes`. Its time does not count as training, and it must not draw from torch's global generator.
 
     Raises:
-        ValueError: an example of the data does not fit the model, or the batch size does not fit the data.
+        ValueError: an example of the data does not fit the model, all values of a modality are missing, or the batch size
+            does not fit the data.
         KeyError: the data lack a modality of the model, or have one that it does not know.
 
     Source: EMA with a warm-up (1 + k) / (10 + k): Polyak averaging as in Ho et al. 2020, warm-up as in TensorFlow's.
@@ -90,10 +92,12 @@ class Trainer:
         device: str | torch.device = "cpu",
         probe: Callable[[MTDiffusion], Mapping[str, float]] | None = None,
     ):
-        model.check(data.values, f"data set {data.name!r}")
-        missing = [name for name in model.modalities if name not in data.values]
-        if missing:
-            raise KeyError(f"data set {data.name!r} lacks {missing}; it has {list(data.values)}")
+        self.missing = self._missing(model, data)
+        filled = {name: model.modalities[name].filled(data.values[name]) for name in self.missing}
+        model.check({**data.values, **filled}, f"data set {data.name!r}")
+        lacking = [name for name in model.modalities if name not in data.values]
+        if lacking:
+            raise KeyError(f"data set {data.name!r} lacks {lacking}; it has {list(data.values)}")
         next(data.batches(config.batch_size, config.seed))
         self.data, self.config = data, config
         self.folder = None if folder is None else Path(folder)
@@ -233,9 +237,21 @@ class Trainer:
         self.ema.update_parameters(self.model)
         return {"total": loss.total, **loss.terms, "gradient": gradient}
 
+    @staticmethod
+    def _missing(model: MTDiffusion, data: Dataset) -> tuple[str, ...]:
+        """The modalities that some examples lack."""
+        found = []
+        for name in model.modalities:
+            gone = model.modalities[name].missing(data.values[name]) if name in data.values else torch.zeros(1).bool()
+            if bool(gone.all()):
+                raise ValueError(f"data set {data.name!r} has no example with a {name!r}: all of them are missing")
+            found += [name] if bool(gone.any()) else []
+        return tuple(found)
+
     def _multitask(self, model: MTDiffusion, batch: Mapping[str, Tensor], generator: torch.Generator) -> Loss:
         c = self.config
-        return multitask_loss(model, batch, weights=c.weights, drop=c.drop, give=c.give, generator=generator)
+        options = {"weights": c.weights, "drop": c.drop, "give": c.give, "missing": self.missing}
+        return multitask_loss(model, batch, **options, generator=generator)
 
     def _schedule(self, step: int) -> float:
         """Learning rate over its peak: a linear rise, then a cosine to 0."""

@@ -29,6 +29,7 @@ class Experiment:
         loss: (variant, config) -> loss function for the trainer, or None for the multi-task loss.
         evaluate: (model, data name, seed, n) -> metrics.
         probe: (data name, variant) -> what the trainer notes along the way (see `Trainer`), or None.
+        examples: (training set, variant, seed) -> what of it the variant is shown, or None: everything.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Experiment:
     loss: Callable[[str, TrainConfig], Callable | None]
     evaluate: Callable[[MTDiffusion, str, int, int], dict]
     probe: Callable[[str, str], Callable[[MTDiffusion], dict[str, float]]] | None = None
+    examples: Callable[[Dataset, str, int], Dataset] | None = None
 
     def trainer(
         self, data: str, variant: str, config: TrainConfig, folder: str | Path | None, device: str = "cpu"
@@ -62,6 +64,7 @@ class Experiment:
             if name not in known:
                 raise ValueError(f"{self.name} has no {what} {name!r}; it has {list(known)}")
         model, examples = self.build(data, variant, config.seed), self.data[data]("train")
+        examples = examples if self.examples is None else self.examples(examples, variant, config.seed)
         used = {name: value for name, value in examples.values.items() if name in model.modalities}
         look = self.probe(data, variant) if self.probe and config.probe_every else None
         return Trainer(model, replace(examples, values=used), config, folder, self.loss(variant, config), device, look)

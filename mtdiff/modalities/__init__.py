@@ -4,9 +4,10 @@ from mtdiff.modalities.base import Modality, View
 from mtdiff.modalities.caption import Caption
 from mtdiff.modalities.continuous import Continuous, Image, Vector
 from mtdiff.modalities.encoded import Encoded
-from mtdiff.modalities.label import Label, simplex_codes
+from mtdiff.modalities.label import MISSING, Label, simplex_codes
 from mtdiff.modalities.maps import LabelMap, Mask
 
 __all__ = [
-    "Caption", "Continuous", "Encoded", "Image", "Label", "LabelMap", "Mask", "Modality", "Vector", "View", "simplex_codes",
+    "MISSING", "Caption", "Continuous", "Encoded", "Image", "Label", "LabelMap", "Mask", "Modality", "Vector", "View",
+    "simplex_codes",
 ]  # fmt: skip

@@ -111,6 +111,15 @@ class Modality(nn.Module):
         """Raise ValueError, naming the modality, unless `value` is a valid batch. Values on a GPU are not read back."""
         raise NotImplementedError
 
+    def missing(self, value: Tensor) -> Tensor:
+        """(B,) bool: which examples of a training set have no value (a label of -1); of most kinds, none may lack one."""
+        return torch.zeros(len(value), dtype=torch.bool, device=value.device)
+
+    def filled(self, value: Tensor) -> Tensor:
+        """The values, with zeros in place of those that are missing."""
+        gone = self.missing(value).reshape(-1, *[1] * (value.ndim - 1))
+        return torch.where(gone, torch.zeros_like(value), value)
+
     def code(self, value: Tensor) -> Tensor:
         """E_i(x_i) on the modality's own slice, (B, *slice), of unit RMS for discrete data."""
         raise NotImplementedError

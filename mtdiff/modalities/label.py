@@ -8,6 +8,9 @@ from torch import Tensor, nn
 from mtdiff.modalities.base import Modality, View
 from mtdiff.modalities.generators import KINDS, CodeTable
 
+MISSING = -1
+"""The label of a training example whose class is not known, as in scikit-learn."""
+
 
 class Label(Modality):
     """A class label 0..K-1: E(y) = c_y, a code per class; p(y | z_t) = softmax of an MLP head on the pooled vector.
@@ -19,9 +22,11 @@ class Label(Modality):
             every number free, or "generator", a small network that makes them of embeddings; see `CodeTable`.
         channels: slice of the space that the codes are written to; None is all of it (superposed).
         seed: seed of the simplex.
+        tell: how the backbone is told a label: "vector" adds an embedding to that of the noise level, "token" lets the
+            backbone attend to it (the paper's third kind of encoder).
 
     Raises:
-        ValueError: fewer than two classes, or the number of names is not K.
+        ValueError: fewer than two classes, the number of names is not K, or an unknown way to tell.
 
     Source: MLP head for labels: Chen et al. 2024; the codes are ours (theory 5: unit RMS, centred over the classes).
     """
@@ -33,7 +38,10 @@ class Label(Modality):
         codes: str | Tensor | list = "simplex",
         channels: slice | None = None,
         seed: int = 0,
+        tell: str = "vector",
     ):
+        if tell not in ("vector", "token"):
+            raise ValueError(f'tell must be "vector" or "token", got {tell!r}')
         if classes < 2:
             raise ValueError(f"classes must be at least 2, got {classes}")
         names = [str(k) for k in range(classes)] if names is None else [str(name) for name in names]
@@ -42,7 +50,8 @@ class Label(Modality):
         if isinstance(codes, str) and codes not in ("simplex", *KINDS):
             raise ValueError(f"codes must be one of {('simplex', *KINDS)} or numbers (K, ...), got {codes!r}")
         plain = codes if isinstance(codes, str) else torch.as_tensor(codes).tolist()
-        super().__init__(channels, classes=classes, names=names, codes=plain, seed=seed)
+        super().__init__(channels, classes=classes, names=names, codes=plain, seed=seed, tell=tell)
+        self.told_as = "tokens" if tell == "token" else "vector"
         self.classes, self.names, self._codes, self._seed = classes, names, codes, seed
 
     def build(self, backbone: nn.Module) -> None:
@@ -56,6 +65,9 @@ class Label(Modality):
             codes = torch.as_tensor(self._codes, dtype=torch.float32)
             if tuple(codes.shape) != shape:
                 raise ValueError(f"codes of {self.name!r} must have shape {shape}, got {tuple(codes.shape)}")
+        if self.told_as == "tokens" and not backbone.attends:
+            kind = type(backbone).__name__
+            raise ValueError(f"{self.name!r} is told as a token, which this {kind} cannot attend to: use UNet(cross=...)")
         self.register_buffer("codes", codes)
         self.embed = nn.Embedding(self.classes, backbone.embedding)
         self.out = nn.Sequential(
@@ -74,6 +86,10 @@ class Label(Modality):
             if len(wrong):
                 raise ValueError(f"{self.name!r} has values outside 0..{self.classes - 1}: {wrong.unique().tolist()[:8]}")
 
+    def missing(self, value: Tensor) -> Tensor:
+        """(B,) bool: where the label is `MISSING`."""
+        return value == MISSING
+
     def table(self) -> Tensor:
         """The codes of all classes, (K, *slice)."""
         return self.codes if self.learned is None else self.learned()
@@ -83,8 +99,9 @@ class Label(Modality):
         return self.table()[value.long()]
 
     def condition(self, value: Tensor) -> Tensor:
-        """A learned embedding of each label."""
-        return self.embed(value.long())
+        """A learned embedding of each label, (B, embedding), or (B, 1, embedding) as a token."""
+        embedded = self.embed(value.long())
+        return embedded[:, None] if self.told_as == "tokens" else embedded
 
     def head(self, view: View) -> Tensor:
         """Logits (B, K)."""
