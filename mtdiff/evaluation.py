@@ -12,7 +12,7 @@ from mtdiff.sampling import sample
 
 __all__ = [
     "LABEL_RULES", "Judge", "bound_draws", "energy_distance", "evaluate_image_label", "frechet_distance", "head_accuracy",
-    "image_label_bounds", "image_label_metrics", "image_metrics", "mean_and_error", "psnr", "sample_many",
+    "head_logits",    "image_label_bounds", "image_label_metrics", "image_metrics", "mean_and_error", "psnr", "sample_many",
     "ssim", "svm_judge",
 ]  # fmt: skip
 
@@ -108,12 +108,31 @@ def head_accuracy(model, data: Dataset, name: str = "label", generator: torch.Ge
     Returns:
         Accuracy in [0, 1].
     """
-    values, n = {k: v.to(model.device) for k, v in data.values.items()}, len(data)
+    logits = head_logits(model, data, name, generator=generator)
+    return float((logits.argmax(1).cpu() == data.values[name].cpu()).double().mean())
+
+
+@torch.no_grad()
+def head_logits(
+    model, data: Dataset, name: str = "label", t: int | None = None, generator: torch.Generator | None = None
+) -> Tensor:
+    """What the head of a label says of held-out examples, with all the other modalities in the state and not the label.
+
+    Args:
+        model: a model with a discrete modality `name`.
+        data: the held-out set.
+        name: the modality that is read.
+        t: the step of the state; None: the first, as good as clean.
+        generator: source of the noise.
+
+    Returns:
+        (N, K) logits.
+    """
+    t, n = model.process.first if t is None else t, len(data)
+    values = {k: v.to(model.device) for k, v in data.values.items() if k in model.modalities and k != name}
     present = {k: torch.full((n,), k != name, device=model.device) for k in model.modalities}
-    codes = model.encode({k: v for k, v in values.items() if k != name})
-    z, _ = model.process.diffuse(codes, model.process.first, present=present, generator=generator)
-    logits = model.predict(z, model.process.first, present=present).params[name]
-    return float((logits.argmax(1) == values[name]).double().mean())
+    z, _ = model.process.diffuse(model.encode(values), t, present=present, generator=generator)
+    return model.predict(z, t, present=present).params[name]
 
 
 def evaluate_image_label(

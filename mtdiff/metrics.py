@@ -27,10 +27,15 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     a, b = a.flatten(1).double(), b.flatten(1).double()
     if a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
         raise ValueError(f"expected two sets (N >= 2, d) of equal d, got {tuple(a.shape)} and {tuple(b.shape)}")
-    cov_a, cov_b = torch.atleast_2d(a.T.cov()), torch.atleast_2d(b.T.cov())
-    root = torch.linalg.eigvals(cov_a @ cov_b).real.clamp(min=0).sqrt().sum()  # A B has real eigenvalues >= 0
     means = (a.mean(0) - b.mean(0)).square().sum()
-    return max(0.0, float(means + cov_a.trace() + cov_b.trace() - 2 * root))
+    if a.shape[1] <= min(len(a), len(b)):
+        cov_a, cov_b = torch.atleast_2d(a.T.cov()), torch.atleast_2d(b.T.cov())
+        root = torch.linalg.eigvals(cov_a @ cov_b).real.clamp(min=0).sqrt().sum()  # A B has real eigenvalues >= 0
+        traces = cov_a.trace() + cov_b.trace()
+    else:  # with centred rows scaled so that A = a^T a and B = b^T b, the root's trace is the nuclear norm of a b^T
+        a, b = ((x - x.mean(0)) / (len(x) - 1) ** 0.5 for x in (a, b))
+        root, traces = torch.linalg.svdvals(a @ b.T).sum(), a.square().sum() + b.square().sum()
+    return max(0.0, float(means + traces - 2 * root))
 
 
 def energy_distance(a: Tensor, b: Tensor) -> float:

@@ -135,13 +135,28 @@ def render(
     index = torch.as_tensor(index if isinstance(index, Tensor) else np.asarray(index, dtype=np.int64))
     if index.ndim != 1 or not len(index) or index.min() < 0:
         raise ValueError(f"index must be some numbers >= 0 in a row, got {index}")
+    return paint(layout(index, seed), size, wanted)
+
+
+def paint(scenes: Layout, size: int, wanted: Sequence[str]) -> dict[str, Tensor]:
+    """The modalities of given layouts, a few scenes at a time.
+
+    Args:
+        scenes: N layouts.
+        size: height and width.
+        wanted: names out of `MODALITIES`.
+
+    Returns:
+        {modality: (N, ...)}.
+    """
     room = max(1, 2**17 // (3 * size**2))  # scenes that stay in a core's cache
-    scenes, out = layout(index, seed), {}
-    for start in range(0, len(index), room):
+    out: dict[str, Tensor] = {}
+    n = len(scenes.count)
+    for start in range(0, n, room):
         part = Layout(*(field[start : start + room] for field in vars(scenes).values()))
         for name, value in _draw(part, size, wanted).items():
             if not start:
-                out[name] = value.new_empty(len(index), *value.shape[1:])
+                out[name] = value.new_empty(n, *value.shape[1:])
             out[name][start : start + room] = value
     return out
 
@@ -156,7 +171,7 @@ def layout(index: Sequence[int] | Tensor, seed: int = 0) -> Layout:
     Returns:
         The layout of N scenes.
     """
-    u = _uniform(np.asarray(index), seed, 2 + 3 * 8)  # (N, 26)
+    u = hashed(np.asarray(index), seed, 2 + 3 * 8)  # (N, 26)
     count, background = (1 + 3 * u[:, 0]).long(), (len(BACKGROUNDS) * u[:, 1]).long()
     shape, colour, word, jitter, x, y, order, depth = u[:, 2:].unflatten(1, (3, 8)).unbind(-1)  # (N, 3) each
     shape, colour, word = ((len(names) * v).long() for names, v in ((SHAPES, shape), (COLOURS, colour), (SIZES, word)))
@@ -171,8 +186,17 @@ def layout(index: Sequence[int] | Tensor, seed: int = 0) -> Layout:
     return Layout(count, background, shape, colour, word, radius.float(), x.float(), y.float(), depth.float())
 
 
-def _uniform(index: np.ndarray, seed: int, fields: int) -> Tensor:
-    """Uniform numbers in [0, 1), (N, fields), each a hash of seed, index and field (splitmix64)."""
+def hashed(index: np.ndarray, seed: int, fields: int) -> Tensor:
+    """Uniform numbers in [0, 1) that are the same for ever, each a hash of seed, index and field (splitmix64).
+
+    Args:
+        index: (N,) numbers >= 0.
+        seed: of the world.
+        fields: how many numbers for each index; the first few are the same whatever the number.
+
+    Returns:
+        (N, fields) float64.
+    """
 
     def mix(z: np.ndarray) -> np.ndarray:
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

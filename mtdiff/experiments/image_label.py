@@ -1,26 +1,17 @@
 """Joint image-label modelling: one model that draws pairs, draws a class, and names an image."""
 
 import functools
-from collections.abc import Sequence
 
 import torch
 
 from mtdiff.backbones import UNet
-from mtdiff.datasets import digits
-from mtdiff.evaluation import (
-    LABEL_RULES,
-    bound_draws,
-    evaluate_image_label,
-    frechet_distance,
-    image_label_bounds,
-    image_label_metrics,
-    image_metrics,
-    sample_many,
-    svm_judge,
-)
+from mtdiff.datasets import Dataset, digits, planted, shapes
 from mtdiff.experiments.base import Experiment
+from mtdiff.experiments.label_scores import evaluate
 from mtdiff.experiments.unshared import Unshared
-from mtdiff.modalities import Image, Label
+from mtdiff.losses import Loss
+from mtdiff.modalities import MISSING, Image, Label
+from mtdiff.modalities.generators import KINDS
 from mtdiff.model import MTDiffusion
 from mtdiff.process import ForwardProcess
 from mtdiff.schedules import NoiseSchedule, constant, fade_in
@@ -33,112 +24,170 @@ VARIANTS = {
     "own-channels": "label codes in a channel of their own (concatenation), constant weight",
     "image-only": "the image alone, an ordinary diffusion model: what the label costs it and buys it",
     "unshared": "no shared space: image and label have their own noise and time, only the trunk is shared",
+    "conditional": "told the label in nine of ten examples, never in the sum, never read: classifier-free guidance's model",
+    "classifier": "the same backbone and as many steps for the label alone, of clean images",
+    "noisy-classifier": "the same for the label alone, of images at every noise level",
+    "learned": "fade-in with learned codes of fixed RMS",
+    "generator": "fade-in with codes that a small network makes of an embedding, of fixed RMS",
+    "token": "the label is not in the sum; the backbone attends to it, and a head reads it",
+    "light": "fade-in, the label's loss weighs a tenth",
+    "heavy": "fade-in, the label's loss weighs ten times as much",
+    "labels-10": "fade-in, of which a tenth of the training images has a label",
+    "labels-1": "fade-in, of which a hundredth of the training images has a label",
+    "classifier-10": "the classifier, of the labelled tenth",
+    "classifier-1": "the classifier, of the labelled hundredth",
 }
 DEFAULT_RULE = {"label": "conditioned", "image": "readout"}
 DEFAULT_SAMPLER = "ddpm"
 """The rule and sampler whose samples the judge agreed with most (data/results/image-label-digits-fade-in.json)."""
+LABEL_WEIGHT = {"light": 0.05, "heavy": 5.0}
+"""Weight of the label's loss; 0.5 for all that are not named."""
+SCENES = 30000
+"""Training scenes of the shapes world."""
+SHARES = (60, 80, 95)
+"""Percent of shapes in a colour of their own, where it is planted."""
 
 
-def build(data: str, variant: str, seed: int = 0, base: int = 32) -> MTDiffusion:
-    """An untrained model of one variant; about 0.3M parameters on digits.
+@functools.lru_cache(4)
+def scenes(data: str, split: str) -> Dataset:
+    """Images (N, 3, s, s) and labels (N,) of the nearest object, 18 classes of shape and colour.
+
+    Args:
+        data: "shapes16" or "shapes32".
+        split: "train" or "test".
+
+    Returns:
+        The data set.
+    """
+    return shapes(split, size=int(data[6:]), n=SCENES if split == "train" else None, modalities=("image", "label"))
+
+
+def build(data: str, variant: str, seed: int = 0, base: int | None = None) -> MTDiffusion:
+    """An untrained model of one variant; about 0.3M parameters on digits and at 16x16.
 
     Args:
         data: name of the data.
         variant: one of `VARIANTS`.
         seed: seed of the initial weights.
-        base: channels at the top of the U-Net.
+        base: channels at the top of the U-Net; None: 32 on digits, 16 on shapes.
 
     Returns:
         The model.
     """
-    shape, names = (1, 8, 8), [str(k) for k in range(10)]
+    size = {"digits": 8, "shapes32": 32}.get(data, 16)
+    shape = (1 if data == "digits" else 3, size, size)
+    names = EXPERIMENT.data[data]("test").names
     apart = variant in ("own-channels", "unshared")
-    space = (2, 8, 8) if apart else shape
-    curve = {"fade-in": fade_in(1.0, start=0.1), "from-zero": fade_in(1.0)}.get(variant, constant(1.0))
-    curves = {"image": 1.0, "label": curve}
-    headless = apart or variant == "image-only"  # the image is alone in its channels: the aggregate is its estimate
+    never = variant in ("conditional", "token") or "classifier" in variant  # the label is never in the sum
+    curves = {"image": 1.0, "label": fade_in(1.0, start=0.1)}
+    if apart or variant == "constant":
+        curves["label"] = constant(1.0)
+    elif never or variant == "from-zero":
+        curves["label"] = constant(0.0) if never else fade_in(1.0)
+    alone = apart or never or variant == "image-only"  # the image, in its channels: the aggregate is its estimate
+    levels, start = (17, "state") if data == "digits" else (256, "rest")
+    mine, others = (slice(0, shape[0]), slice(shape[0], shape[0] + 1)) if apart else (None, None)
+    codes, tell = variant if variant in KINDS else "simplex", "token" if variant == "token" else "vector"
     modalities = {
-        "image": Image(shape, channels=slice(0, 1) if apart else None, head=not headless, levels=17),
-        "label": Label(len(names), names=names, channels=slice(1, 2) if apart else None),
+        "image": Image(shape, channels=mine, head=not alone, levels=levels, start=start),
+        "label": Label(len(names), names=names, channels=others, codes=codes, tell=tell),
     }
     if variant == "image-only":
         del curves["label"], modalities["label"]
+    rule = {name: DEFAULT_RULE[name] for name in modalities}
+    if variant == "conditional":
+        del rule["image"]  # its head never learned to read
+    elif "classifier" in variant:
+        del rule["label"]  # it never learned to draw
     process = ForwardProcess(NoiseSchedule.log_snr(500, high=8.0, low=-8.0), curves)
+    space = (shape[0] + apart, size, size)
+    multipliers = {8: (1, 1), 16: (1, 2, 2), 32: (1, 2, 2, 2)}[size]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        backbone = UNet(space, base=base, multipliers=(1, 1), blocks=1)
+        backbone = UNet(
+            space,
+            base=base or (32 if size == 8 else 16),
+            multipliers=multipliers,
+            cross=(8,) if variant == "token" else (),
+        )
         kind = Unshared if variant == "unshared" else MTDiffusion
-        rule = {name: DEFAULT_RULE[name] for name in modalities}
         return kind(process, modalities, backbone, space, rule=rule, sampler=DEFAULT_SAMPLER)
 
 
 def config(data: str, variant: str, budget: str) -> TrainConfig:
-    """Quick is for a live demonstration (under a minute), full is what ships (under three minutes on two cores)."""
-    label = {} if variant == "image-only" else {"weights": {"label": 0.5}, "drop": {"label": 0.2}, "give": {"label": 0.2}}
-    return TrainConfig(
-        steps=600 if budget == "quick" else 5000,
-        batch_size=64,
-        lr=2e-3,
-        ema=0.998,
-        save_every=600,
-        **label,
-    )
+    """Quick is for a live demonstration (under a minute), full is what ships (minutes on one CPU thread)."""
+    options = {"weights": {"label": LABEL_WEIGHT.get(variant, 0.5)}, "drop": {"label": 0.2}, "give": {"label": 0.2}}
+    if variant == "image-only":
+        options = {}
+    elif variant == "conditional":
+        options = {"weights": {"label": 0.0, "image": 0.0}, "give": {"label": 0.9}}
+    elif "classifier" in variant:
+        options = {"weights": {"denoise": 0.0, "image": 0.0}, "drop": {"label": 1.0}}
+    elif variant == "token":
+        options |= {"weights": {"label": 0.5, "image": 0.0}, "drop": {}, "give": {"label": 0.5}}
+    full = {"steps": 5000, "batch_size": 64} if data == "digits" else {"steps": 8000, "batch_size": 16}
+    if data.startswith("planted"):
+        full["steps"] = 3000
+    if budget == "quick":
+        full["steps"] = 600
+    return TrainConfig(**full, lr=2e-3, ema=0.998, save_every=600, **options)
 
 
 def loss(variant: str, c: TrainConfig):
-    """The loss of the model without a shared space; the others use the multi-task loss."""
-    if variant != "unshared":
-        return None
-    return lambda model, batch, generator: model.loss(batch, generator, c.weights)
+    """The losses of the model without a shared space and of the clean classifier; the others use the multi-task loss."""
+    if variant == "unshared":
+        return lambda model, batch, generator: model.loss(batch, generator, c.weights)
+    return naming if variant.startswith("classifier") else None
 
 
-@functools.cache
-def _referee():
-    """The judge, its accuracy on held-out images, the held-out set and all real images."""
-    judge, test = svm_judge(digits("train")), digits("test")
-    accuracy = float((judge(test.values["image"]) == test.values["label"]).double().mean())
-    return judge, accuracy, test, digits("all").values["image"]
+def naming(model: MTDiffusion, batch, generator: torch.Generator) -> Loss:
+    """Cross-entropy of the label of clean images, read near t = 0 with the image alone in the state."""
+    t, n = model.process.first, model.check(batch)
+    present = {name: torch.full((n,), name == "image", device=model.device) for name in model.modalities}
+    z, _ = model.process.diffuse(model.encode({"image": batch["image"]}), t, present=present, generator=generator)
+    nats = -model.modalities["label"].log_prob(batch["label"], model(z, t, present=present).params["label"], z).mean()
+    return Loss(nats, {"label": nats})
 
 
-def evaluate(
-    model: MTDiffusion,
-    data: str,
-    seed: int = 0,
-    n: int = 2000,
-    rules: Sequence[str] = LABEL_RULES,
-) -> dict:
-    """Joint and conditional samples by every rule, the label head, and the judge's own accuracy.
+def examples(data: Dataset, variant: str, seed: int) -> Dataset:
+    """What a variant is shown. Few labels are chosen by the seed, one of each class at least; a classifier sees only those.
 
     Args:
-        model: the trained model.
-        data: name of the data.
-        seed: seed of all noise.
-        n: samples for each line.
-        rules: rules for a given label.
+        data: the training set.
+        variant: one of `VARIANTS`.
+        seed: of the choice.
 
     Returns:
-        The metrics of `evaluate_image_label`; for "unshared" its own way of conditioning stands as "conditioned", and it
-        has no bound; for "image-only" those of its images.
+        The data set, labels that are taken away as -1; for a classifier the labelled examples, repeated to 64 at least.
     """
-    judge, accuracy, test, real = _referee()
-    halves = real[torch.randperm(len(real), generator=torch.Generator().manual_seed(0))].chunk(2)
-    known = {"judge_accuracy": accuracy, "frechet_pixels_of_two_real_halves": frechet_distance(*halves)}
-    if "label" in model.modalities and not isinstance(model, Unshared):
-        return {**evaluate_image_label(model, test, real, judge, rules, n, seed=seed), **known}
-    generator = torch.Generator(model.device).manual_seed(seed)
-    if "label" not in model.modalities:
-        drawn, by_ddim = (sample_many(model, n, sampler=sampler, generator=generator) for sampler in (None, "ddim"))
-        lines = {"joint": image_metrics(drawn["image"], real), "joint_ddim": image_metrics(by_ddim["image"], real)}
-        return {**lines, "bound": image_label_bounds(model, test, bound_draws(n, test), generator), **known}
-    label = torch.arange(n, device=model.device) % 10
-    right = model.classify(test.values["image"], generator).cpu() == test.values["label"]
-    return {
-        "joint": image_label_metrics(model.sample(n, generator=generator), judge, real),
-        "joint_ddim": image_label_metrics(model.sample(n, sampler="ddim", generator=generator), judge, real),
-        "conditioned": image_label_metrics(model.sample(n, {"label": label}, generator=generator), judge, real),
-        "head_accuracy": float(right.double().mean()),
-        **known,
-    }
+    kind, _, percent = variant.rpartition("-")
+    if kind not in ("labels", "classifier"):
+        return data
+    label = data.values["label"]
+    order = torch.randperm(len(label), generator=torch.Generator().manual_seed(seed))
+    kept = []
+    for k in label.unique():
+        mine = order[label[order] == k]
+        kept.append(mine[: max(1, round(len(mine) * int(percent) / 100))])
+    kept = torch.cat(kept)
+    if kind == "classifier":
+        rows = kept.repeat(-(-64 // len(kept)))
+        return Dataset(f"{data.name}, {len(kept)} labelled", data[rows], data.names)
+    few = torch.full_like(label, MISSING).index_copy(0, kept, label[kept])
+    return Dataset(f"{data.name}, {len(kept)} labelled", {**data.values, "label": few}, data.names)
 
 
-EXPERIMENT = Experiment("image-label", {"digits": digits}, VARIANTS, build, config, loss, evaluate)
+EXPERIMENT = Experiment(
+    "image-label",
+    {
+        "digits": digits,
+        **{name: functools.partial(scenes, name) for name in ("shapes16", "shapes32")},
+        **{f"planted{share}": functools.partial(planted, share / 100) for share in SHARES},
+    },
+    VARIANTS,
+    build,
+    config,
+    loss,
+    evaluate,
+    examples=examples,
+)

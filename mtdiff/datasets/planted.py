@@ -1,0 +1,48 @@
+"""Scenes of one shape whose colour depends on its kind, as often as one likes: what do models make of a correlation?"""
+
+import dataclasses
+
+import numpy as np
+import torch
+
+from mtdiff.datasets.base import Dataset
+from mtdiff.datasets.shapes import COLOURS, SHAPES, SPLITS, hashed, layout, paint
+
+OWN = (0, 1, 2)
+"""The colour of its own that each shape has, an index into `COLOURS`: circles red, squares green, triangles blue."""
+
+
+def planted(share: float, split: str = "train", size: int = 16, n: int | None = None, seed: int = 0) -> Dataset:
+    """One shape on a plain background, in a colour of its own with probability `share`, else in any of the five others.
+
+    Values: "image" (N, 3, s, s), "label" (N,) the shape, "colour" (N,) and "caption" (N, 10) as in `shapes`. Kind, size,
+    place and background do not depend on the share: the scenes of two shares differ in colour alone.
+
+    Args:
+        share: how often a shape has its own colour, in [0, 1]; 1/6 is no correlation.
+        split: "train" or "test".
+        size: as in `shapes`.
+        n: number of scenes; 10,000 to train on and 2,000 to test on unless given.
+        seed: another seed is another world.
+
+    Returns:
+        The data set.
+
+    Raises:
+        ValueError: a share outside [0, 1], an unknown split, or an n out of range.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"share must be in [0, 1], got {share}")
+    if split not in SPLITS:
+        raise ValueError(f'split must be "train" or "test", got {split!r}')
+    n = (10_000 if split == "train" else 2_000) if n is None else n
+    if not 1 <= n <= 10**7:
+        raise ValueError(f"n must be in 1..{10**7}, got {n}")
+    index = np.arange(SPLITS[split], SPLITS[split] + 4 * n + 100)  # a third of all scenes has one object
+    index = index[hashed(index, seed, 1)[:, 0].numpy() < 1 / 3][:n]
+    scenes, (luck, other) = layout(index, seed), hashed(index, seed + 2**32, 2).T
+    own = torch.tensor(OWN)[scenes.shape[:, 0]]
+    colour = torch.where(luck < share, own, (own + 1 + (5 * other).long()) % len(COLOURS))
+    scenes = dataclasses.replace(scenes, colour=torch.stack([colour, colour, colour], 1))
+    values = paint(scenes, size, ("image", "caption"))
+    return Dataset(f"planted{round(100 * share)}/{split}", {**values, "label": scenes.shape[:, 0], "colour": colour}, SHAPES)

@@ -1,0 +1,237 @@
+"""How image-label models are judged: samples by every rule, the label head and its calibration, guidance, amplification."""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mtdiff.datasets import Dataset, digits, shapes
+from mtdiff.datasets.planted import OWN
+from mtdiff.datasets.shapes import COLOURS, SHAPES, VOCABULARY
+from mtdiff.evaluation import (
+    LABEL_RULES,
+    bound_draws,
+    evaluate_image_label,
+    head_logits,
+    image_label_bounds,
+    image_label_metrics,
+    image_metrics,
+    sample_many,
+    svm_judge,
+)
+from mtdiff.experiments.unshared import Unshared
+from mtdiff.judges import label_judge, scene_judge
+from mtdiff.metrics import calibration_error, frechet_distance, precision_recall, temperature
+from mtdiff.model import MTDiffusion
+
+GUIDANCE = (1.0, 1.5, 2.0, 4.0)
+"""Scales of classifier-free guidance that are compared."""
+LEVELS = 11
+"""Number of noise levels at which the label head is judged."""
+
+
+@dataclass(frozen=True)
+class Referee:
+    """Who judges the samples of a data set, and what they are compared with.
+
+    Attributes:
+        judge: images -> class ids.
+        accuracy: of the judge on held-out images.
+        test: held-out images and labels.
+        real: real images that drawn ones are compared with.
+        features: images -> (N, d), for distances, precision and recall.
+        steps: sampler steps of every sample that is judged.
+    """
+
+    judge: Callable[[Tensor], Tensor]
+    accuracy: float
+    test: Dataset
+    real: Tensor
+    features: Callable[[Tensor], Tensor]
+    steps: int
+
+
+@functools.cache
+def referee(data: str) -> Referee:
+    """The referee of "digits", "shapes16" or "shapes32"."""
+    if data == "digits":
+        judge, test = svm_judge(digits("train")), digits("test")
+        real, features, steps = digits("all").values["image"], lambda image: image.flatten(1), 50
+    else:
+        test = shapes("test", size=int(data[6:]), modalities=("image", "label"))
+        judge, real, features, steps = label_judge(data).read, test.values["image"], scene_judge(data).features, 25
+    accuracy = float((judge(test.values["image"]) == test.values["label"]).double().mean())
+    return Referee(judge, accuracy, test, real, features, steps)
+
+
+def evaluate(model: MTDiffusion, data: str, seed: int = 0, n: int = 2000, rules: Sequence[str] = LABEL_RULES) -> dict:
+    """All that a variant can do, and the judge's own accuracy.
+
+    Args:
+        model: the trained model; its default rules say what it learned: "label" to be told labels, "image" to read them.
+        data: name of the data.
+        seed: seed of all noise.
+        n: samples for each line.
+        rules: rules for a given label; one that has no code in the chain can only be told.
+
+    Returns:
+        The metrics of `evaluate_image_label`, of `head_scores`, and of `guidance_scores`, as far as the model has them: for
+        "unshared" its own way of conditioning stands as "conditioned", and it has no bound; for "image-only" those of
+        its images. For planted scenes `amplification`.
+    """
+    if data.startswith("planted"):
+        return amplification(model, int(data[7:]) / 100, seed, n)
+    r = referee(data)
+    halves = r.real[torch.randperm(len(r.real), generator=torch.Generator().manual_seed(0))].chunk(2)
+    known = {"judge_accuracy": r.accuracy, "frechet_pixels_of_two_real_halves": frechet_distance(*halves)}
+    generator = torch.Generator(model.device).manual_seed(seed)
+    if "label" not in model.modalities:
+        drawn, by_ddim = (
+            sample_many(model, n, steps=r.steps, sampler=sampler, generator=generator) for sampler in (None, "ddim")
+        )
+        lines = {"joint": image_metrics(drawn["image"], r.real), "joint_ddim": image_metrics(by_ddim["image"], r.real)}
+        bound = image_label_bounds(model, r.test, bound_draws(n, r.test), generator)
+        return {**lines, **_distances(drawn["image"], r), "bound": bound, **known}
+    if isinstance(model, Unshared):
+        return {**_unshared(model, r, n, generator), **known}
+    out: dict = {}
+    if {"label", "image"} <= set(model.rule):
+        rules = rules if "label" in model.process.entering else ("conditioned",)
+        out |= evaluate_image_label(model, r.test, r.real, r.judge, rules, n, r.steps, seed=seed)
+        drawn = sample_many(model, n, steps=r.steps, generator=torch.Generator(model.device).manual_seed(seed))
+        out |= _distances(drawn["image"], r)
+    if "image" in model.rule:
+        out |= head_scores(model, r.test, seed)
+    if "label" in model.rule:
+        out["guidance"] = guidance_scores(model, r, n, seed)
+    return {**out, **known}
+
+
+def head_scores(model: MTDiffusion, test: Dataset, seed: int = 0) -> dict:
+    """What the label head is worth on held-out images, alone in the state.
+
+    Args:
+        model: the model.
+        test: held-out images and labels.
+        seed: of the noise.
+
+    Returns:
+        "head": "accuracy", "nats" (cross-entropy), "calibration_error", and after temperature scaling, fitted on one half
+        of the images and judged on the other, both ways: "temperature", "nats_scaled" and "calibration_error_scaled";
+        "levels": {t: "accuracy" and "nats" at that step}.
+    """
+    label, n = test.values["label"], len(test)
+    generator = torch.Generator(model.device).manual_seed(seed)
+    logits = head_logits(model, test, generator=generator).cpu()
+    scaled, found = logits.clone(), []
+    for fit, judged in ((slice(0, n // 2), slice(n // 2, n)), (slice(n // 2, n), slice(0, n // 2))):
+        found.append(temperature(logits[fit], label[fit]))
+        scaled[judged] /= found[-1]
+    head = {**_naming(logits, label), "calibration_error": calibration_error(logits, label), "temperature": sum(found) / 2}
+    head |= {"nats_scaled": _naming(scaled, label)["nats"], "calibration_error_scaled": calibration_error(scaled, label)}
+    first, last = model.process.first, model.process.steps
+    levels = {}
+    for t in torch.linspace(first, last, LEVELS).round().long().tolist():
+        levels[str(t)] = _naming(head_logits(model, test, t=t, generator=generator).cpu(), label)
+    return {"head": head, "levels": levels}
+
+
+def _naming(logits: Tensor, label: Tensor) -> dict[str, float]:
+    """Accuracy and cross-entropy."""
+    right = (logits.argmax(1) == label).double().mean()
+    return {"accuracy": float(right), "nats": float(torch.nn.functional.cross_entropy(logits.double(), label))}
+
+
+def guidance_scores(model: MTDiffusion, r: Referee, n: int, seed: int = 0) -> dict:
+    """Fidelity against diversity: samples of given labels by rule "conditioned" at every scale of `GUIDANCE`.
+
+    Args:
+        model: the model.
+        r: who judges.
+        n: samples at each scale, equally many of every class.
+        seed: of the noise, the same at every scale.
+
+    Returns:
+        {scale: "agreement", "spread", "frechet_pixels", "features", "precision", "recall"}.
+    """
+    label = torch.arange(n, device=model.device) % model.modalities["label"].classes
+    out = {}
+    for scale in GUIDANCE:
+        generator = torch.Generator(model.device).manual_seed(seed)
+        options = {"rule": "conditioned", "guidance": scale, "steps": r.steps, "generator": generator}
+        drawn = sample_many(model, n, given={"label": label}, **options)
+        out[str(scale)] = {**image_label_metrics(drawn, r.judge, r.real), **_distances(drawn["image"], r)}
+    return out
+
+
+def _distances(image: Tensor, r: Referee) -> dict[str, float]:
+    """Frechet distance of the referee's features, and precision and recall of as many drawn as real ones."""
+    real, drawn = r.features(r.real), r.features(image.cpu())
+    k = min(len(real), len(drawn))
+    mixed = real[torch.randperm(len(real), generator=torch.Generator().manual_seed(0))][:k]
+    return {"features": frechet_distance(drawn, real), **precision_recall(mixed, drawn[:k])}
+
+
+def _unshared(model: Unshared, r: Referee, n: int, generator: torch.Generator) -> dict:
+    """The control without a shared space, which samples and reads in its own way."""
+    label = torch.arange(n, device=model.device) % model.modalities["label"].classes
+    right = model.classify(r.test.values["image"], generator).cpu() == r.test.values["label"]
+    return {
+        "joint": image_label_metrics(model.sample(n, generator=generator), r.judge, r.real),
+        "joint_ddim": image_label_metrics(model.sample(n, sampler="ddim", generator=generator), r.judge, r.real),
+        "conditioned": image_label_metrics(model.sample(n, {"label": label}, generator=generator), r.judge, r.real),
+        "head_accuracy": float(right.double().mean()),
+    }
+
+
+def amplification(model: MTDiffusion, share: float, seed: int, n: int) -> dict:
+    """Is a planted correlation of shape and colour reproduced, amplified or reduced?
+
+    Args:
+        model: a model of images and shapes ("label").
+        share: how often a shape has its own colour in the training data.
+        seed: of the noise.
+        n: samples of each kind.
+
+    Returns:
+        {"joint", "guidance S" for each scale of `GUIDANCE`: `colour_scores`}.
+    """
+    judge, out = scene_judge("shapes16"), {}
+    label = torch.arange(n, device=model.device) % len(SHAPES)
+    kinds = {"joint": {}} if "image" in model.rule else {}
+    kinds |= {f"guidance {scale}": {"guidance": scale, "rule": "conditioned"} for scale in GUIDANCE}
+    for kind, options in kinds.items():
+        given = {"label": label} if "guidance" in options else None
+        generator = torch.Generator(model.device).manual_seed(seed)
+        drawn = sample_many(model, n, given=given, steps=25, generator=generator, **options)
+        out[kind] = colour_scores(judge.read(drawn["image"].cpu()), drawn["label"].cpu(), share)
+    return out
+
+
+def colour_scores(caption: Tensor, label: Tensor, share: float) -> dict[str, float]:
+    """Colours of drawn scenes, of those that are read as one object of the shape that the label says.
+
+    Args:
+        caption: (N, 10) tokens, as a judge reads the images.
+        label: (N,) shapes.
+        share: how often a shape has its own colour in the training data.
+
+    Returns:
+        "agreement": share of all scenes that are such; "own": how many of them have the shape's own colour, mean over
+        shapes; "amplified": own less `share`; "others": how evenly the five other colours come, their entropy over log 5.
+    """
+    kind = caption[:, 3] - VOCABULARY.index(SHAPES[0])
+    colour = caption[:, 2] - VOCABULARY.index(COLOURS[0])
+    right = ((caption > 0).sum(1) == 4) & (kind == label)
+    own, counts = [], torch.zeros(len(COLOURS) - 1, dtype=torch.float64)
+    for k in range(len(SHAPES)):
+        mine = colour[right & (label == k)]
+        own.append(float((mine == OWN[k]).double().mean()))
+        away = (mine - OWN[k]) % len(COLOURS)
+        counts += away[away > 0].bincount(minlength=len(COLOURS))[1:]
+    p = counts / counts.sum()
+    evenness = float(torch.special.entr(p).sum() / torch.tensor(len(p)).double().log())
+    mean = sum(own) / len(own)
+    return {"agreement": float(right.double().mean()), "own": mean, "amplified": mean - share, "others": evenness}
