@@ -182,7 +182,8 @@ def _load(kind: type[Judge], name: str | Path) -> Judge:
     """A judge of one kind from a folder, or from the shipped one of that name."""
     folder = Path(name) if (Path(name) / CARD).is_file() else shipped() / "judge" / name
     if not (folder / CARD).is_file():
-        names = sorted(file.parent.name for file in (shipped() / "judge").glob(f"*/{CARD}"))
+        cards = {file.parent.name: json.loads(file.read_text()) for file in (shipped() / "judge").glob(f"*/{CARD}")}
+        names = sorted(name for name, card in cards.items() if card["config"]["kind"] == kind.__name__)
         raise FileNotFoundError(f"no judge at {str(name)!r}, and no shipped judge of that name: {names}")
     try:
         card = json.loads((folder / CARD).read_text())

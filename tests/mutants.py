@@ -44,7 +44,7 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "mtdiff"
 FILES = ("schedules.py", "process.py", "solvers.py", "elbo.py", "sampling.py", "exact/gaussian.py", "exact/mixture.py")
-TESTS = ("schedules", "process", "gaussian_gap", "exact", "elbo", "losses", "model", "solvers", "sampling")
+TESTS = ("schedules", "process", "gaussian_gap", "exact", "elbo", "losses", "model", "solvers", "sampling", "telling")
 OUTCOMES = ("caught", "import", "timeout", "survived")
 GOAL = 0.95  # of all mutants
 QUICK = ("-x", "-q", "-p", "no:cacheprovider", "--assert=plain")
@@ -97,6 +97,11 @@ REASONS = {
         "_informed",
         "if told «and → or» guidance != 1.0:",
     ): "costs a call of the network: from the same to the same, or all the way to told",
+    (
+        "sampling.py",
+        "_informed",
+        "log_p = model.log_prob(bayes, given[bayes], leaf, t, given=told or None«, present=mask → », prediction=prediction)",
+    ): "the prediction is there, and what is given by this rule is always present: its variance is the same",
     (
         "exact/gaussian.py",
         "linear_gaussian_gap",

@@ -20,6 +20,7 @@ from mtdiff.evaluation import (
     ssim,
     svm_judge,
 )
+from mtdiff.metrics import calibration_error, precision_recall, temperature
 
 
 def exactly(mean, std, n=50, seed=0):
@@ -207,3 +208,79 @@ def test_masks_and_windows_that_do_not_fit_are_refused():
             psnr(a, a, mask)
     with pytest.raises(ValueError, match=r"at least 7 x 7, got \(2, 3, 6, 8\)"):
         ssim(a[:, :, :6], a[:, :, :6])
+
+
+# ---- calibration, precision and recall ----
+
+
+def test_calibration_error_by_hand():
+    """Two bins: two guesses at 0.7 of which one is right, one at 0.9 that is right."""
+    p = torch.tensor([[0.7, 0.3], [0.7, 0.3], [0.1, 0.9]], dtype=torch.float64)
+    expected = 2 / 3 * abs(0.5 - 0.7) + 1 / 3 * abs(1 - 0.9)
+    assert calibration_error(p.log(), torch.tensor([0, 1, 1])) == pytest.approx(expected)
+
+
+def test_a_calibrated_classifier_has_a_small_error_and_needs_no_temperature():
+    g = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(20000, 5, generator=g, dtype=torch.float64)
+    label = torch.multinomial(logits.softmax(1), 1, generator=g).squeeze(1)
+    assert calibration_error(logits, label) < 0.015
+    assert temperature(logits, label) == pytest.approx(1, abs=0.04)
+    for factor in (0.5, 3.0):
+        assert temperature(factor * logits, label) == pytest.approx(factor * temperature(logits, label), rel=1e-6)
+    assert calibration_error(3 * logits, label) > 0.1
+
+
+def test_the_temperature_is_the_minimum_by_grid():
+    g = torch.Generator().manual_seed(1)
+    logits, label = torch.randn(50, 3, generator=g, dtype=torch.float64), torch.randint(0, 3, (50,), generator=g)
+    logits[torch.arange(50), label] += 1
+
+    def nats(t):
+        return float(torch.nn.functional.cross_entropy(logits / t, label))
+
+    best = temperature(logits, label)
+    assert all(nats(best) <= nats(best * factor) for factor in (0.9, 0.99, 1.01, 1.1))
+    assert temperature(100 * torch.eye(3), torch.arange(3)) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_precision_and_recall_of_a_law_that_misses_a_half():
+    """Drawn from one of two far clusters: everything is real, half of what is real is missed; and the other way round."""
+    g = torch.Generator().manual_seed(0)
+    both = torch.randn(400, 2, generator=g) + 50 * (torch.arange(400)[:, None] % 2)
+    one = torch.randn(400, 2, generator=g)
+    scores = precision_recall(both, one)
+    assert scores["precision"] > 0.93
+    assert scores["recall"] == pytest.approx(0.5, abs=0.02)
+    back = precision_recall(one, both)
+    assert (back["precision"], back["recall"]) == (scores["recall"], scores["precision"])
+    assert precision_recall(both, both) == {"precision": 1.0, "recall": 1.0}
+    assert precision_recall(one, one + 100) == {"precision": 0.0, "recall": 0.0}
+
+
+def test_precision_by_hand():
+    """On a line with k = 1: the balls of 0, 1, 5 have radii 1, 1, 4; those of 1.5, 1.7, 20 have 0.2, 0.2, 18.3."""
+    real, drawn = torch.tensor([[0.0], [1.0], [5.0]]), torch.tensor([[1.5], [1.7], [20.0]])
+    assert precision_recall(real, drawn, k=1) == {"precision": pytest.approx(2 / 3), "recall": pytest.approx(1 / 3)}
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: precision_recall(torch.rand(3, 2), torch.rand(9, 2)),
+        lambda: precision_recall(torch.rand(9, 2), torch.rand(9, 3)),
+        lambda: calibration_error(torch.rand(3, 2), torch.zeros(4).long()),
+        lambda: temperature(torch.rand(0, 2), torch.zeros(0).long()),
+    ],
+)
+def test_what_cannot_be_scored_is_refused(call):
+    with pytest.raises(ValueError, match="expected"):
+        call()
+
+
+def test_frechet_distance_is_the_same_with_fewer_examples_than_features():
+    """The nuclear norm of a b^T is the trace of the root of A B: features that are there twice change nothing but scale."""
+    g = torch.Generator().manual_seed(0)
+    a, b = torch.randn(40, 30, generator=g), 0.5 + 1.5 * torch.randn(35, 30, generator=g)
+    wide = frechet_distance(torch.cat([a, a], 1), torch.cat([b, b], 1))
+    assert wide == pytest.approx(2 * frechet_distance(a, b), rel=1e-6)

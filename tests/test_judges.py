@@ -9,7 +9,17 @@ import torch
 from mtdiff.checkpoint import shipped
 from mtdiff.datasets.shapes import BACKGROUNDS, COLOURS, SHAPES, SIZES, VOCABULARY, parse, render, shapes
 from mtdiff.files import CARD, WEIGHTS
-from mtdiff.judges import STREAM, SceneJudge, caption_accuracy, scene_judge, spoil, train_judge
+from mtdiff.judges import (
+    STREAM,
+    LabelJudge,
+    SceneJudge,
+    caption_accuracy,
+    label_accuracy,
+    label_judge,
+    scene_judge,
+    spoil,
+    train_judge,
+)
 
 NAMES = ("shapes16", "shapes32")
 
@@ -43,8 +53,37 @@ def test_the_card_is_the_measured_one(judge):
     assert {"command", "commit", "hardware"} <= set(judge.card["provenance"])
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_judge_of_labels_is_as_good_as_its_card(name):
+    judge, n, start = label_judge(name), 1000, 10**9 + 10**6
+    scenes = render(range(start, start + n), judge.size, modalities=("image", "label"))
+    for kind, image in (("clean", scenes["image"]), ("spoilt", spoil(scenes["image"], torch.Generator().manual_seed(5)))):
+        measured = label_accuracy(judge.read(image), scenes["label"])
+        for key, p in judge.card["metrics"][kind].items():
+            error = (max(p * (1 - p), 1 / n) * (1 / n + 1 / judge.card["metrics"]["n"])) ** 0.5
+            assert abs(measured[key] - p) < 4 * error, (kind, key, measured[key], p)
+    assert judge.card["metrics"]["clean"]["label"] > 0.99
+
+
+def test_label_accuracy_by_hand():
+    """6 colours: 0 and 6 share a colour, 0 and 1 a shape."""
+    read, label = torch.tensor([0, 0, 0, 7]), torch.tensor([0, 6, 1, 0])
+    assert label_accuracy(read, label) == {"label": 0.25, "shape": 0.5, "colour": 0.5}
+    with pytest.raises(ValueError, match=r"must both be \(N,\)"):
+        label_accuracy(read, label[:2])
+
+
+def test_judges_of_another_kind_are_refused(tmp_path):
+    LabelJudge(16).save(tmp_path)
+    assert isinstance(label_judge(tmp_path), LabelJudge)
+    with pytest.raises(ValueError, match="is not a judge's card of format 1 that reads captions"):
+        scene_judge(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no judge at 'digits-label'.*\['shapes16-label', 'shapes32-label'\]"):
+        label_judge("digits")
+
+
 def test_what_ships_is_small():
-    for name in NAMES:
+    for name in (*NAMES, *(f"{name}-label" for name in NAMES)):
         folder = shipped() / "judge" / name
         assert sum(file.stat().st_size for file in folder.iterdir()) < 300_000
         assert json.loads((folder / CARD).read_text())["parameters"] < 130_000
@@ -212,7 +251,7 @@ def test_missing_weights_are_named(tmp_path):
 
 def test_judges_were_trained_on_other_scenes_than_generators_and_tests():
     """Index ranges: generators from 0, judges from STREAM, tests from 10**9, and the longest training stays between."""
-    steps = [scene_judge(name).card["training"] for name in NAMES]
+    steps = [judge(name).card["training"] for judge in (scene_judge, label_judge) for name in NAMES]
     longest = max(entry["steps"] * entry["batch_size"] for entry in steps)
     ranges = [(0, 10**6), (STREAM, STREAM + longest), (10**9, 10**9 + 10**6)]
     assert all(a[1] <= b[0] for a, b in itertools.pairwise(ranges))

@@ -520,6 +520,45 @@ def test_guidance_scales_what_the_value_adds():
             assert torch.allclose(first(rule, g)[1], untold + g * (plain - untold), atol=1e-5)
 
 
+def test_guidance_of_an_aggregate_that_heads_make_up():
+    """What is told keeps its code, the rest is untold + g (told - untold), weighed by the curves at the step."""
+    model, label = image_label_model("heads", remove_told=True), torch.tensor([0, 1, 2])
+    path = mt.sample_path(model, 3, given={"label": label}, rule="conditioned", guidance=2.5, steps=5, generator=generator())
+    t, z, guided = list(path)[2]
+    with torch.no_grad():
+        told, untold = (model.predict(z, t, given=given) for given in ({"label": label}, None))
+        image = untold.estimate["image"] + 2.5 * (told.estimate["image"] - untold.estimate["image"])
+        expected = model.process.aggregate({"image": image, "label": model.encode({"label": label})["label"].double()}, t)
+    assert (guided.aggregate - expected).abs().max() < 1e-5
+    assert (guided.aggregate - told.aggregate).abs().max() > 1e-3
+
+
+def test_the_untold_prediction_of_guidance_knows_what_is_present():
+    model, label = image_label_model(curve=mt.constant(0.5)), torch.tensor([0, 1, 2])
+    options = {"given": {"label": label}, "rule": "conditioned", "guidance": 2.0, "present": {"image"}, "steps": 5}
+    _, z, guided = next(mt.sample_path(model, 3, generator=generator(), **options))
+    mask = {"image": torch.ones(3, dtype=torch.bool), "label": torch.zeros(3, dtype=torch.bool)}
+    with torch.no_grad():
+        told = model.predict(z, 50, given={"label": label}, present=mask).aggregate
+        untold = model.predict(z, 50, present=mask).aggregate
+    assert torch.allclose(guided.aggregate, untold + 2 * (told - untold), atol=1e-5)
+
+
+def test_what_is_not_in_the_chain_is_told_or_refused():
+    model, label = image_label_model(curve=mt.constant(0.0)), torch.tensor([0, 1, 2])
+    assert mt.sample(model, 3, given={"label": label}, steps=2, generator=generator())["label"].equal(label)
+    for rule in ("substitute", "readout"):
+        with pytest.raises(ValueError, match=f"'label' is not in the chain.*not '{rule}'"):
+            mt.sample(model, 3, given={"label": label}, rule=rule, steps=2)
+
+
+def test_what_was_always_given_must_be_given():
+    model, label = image_label_model(conditions=("label",)), torch.tensor([0, 1, 2])
+    assert mt.sample(model, 3, given={"label": label}, steps=2, generator=generator())["label"].equal(label)
+    with pytest.raises(ValueError, match=r"trained with \['label'\] always given"):
+        mt.sample(model, 3, steps=2)
+
+
 def test_guidance_of_two_rules_scales_each_once():
     model, batch = image_label_model(curve=mt.constant(0.5)), image_label_batch(3)
     rules = {"label": "conditioned", "image": "bayes"}
