@@ -50,10 +50,13 @@ notebooks: $(VENV)/.course  ## execute the notebooks whose source or checkpoint 
 	$(PY) tests/notebooks.py
 
 SEEDS := 0 1 2
-LABEL := $(addprefix image-label-digits-,fade-in from-zero constant own-channels image-only unshared)
+LABEL := $(addprefix image-label-digits-,fade-in from-zero constant own-channels image-only unshared \
+  conditional classifier noisy-classifier learned generator token light heavy labels-10 labels-1 classifier-10 classifier-1)
+SCENES := $(addprefix image-label-shapes16-,fade-in conditional classifier image-only)
+PLANTED := 60 80 95
 TRANSITION := $(addprefix image-transition-shapes16-,transition conditional sdedit)
 MASKED := $(addprefix masked-image-shapes16-,masked plain augment own-channels unshared)
-RESULTS := $(LABEL) $(TRANSITION) $(MASKED)
+RESULTS := $(LABEL) $(SCENES) $(PLANTED:%=image-label-planted%-fade-in) $(TRANSITION) $(MASKED)
 MTDIFF := MTDIFF_THREADS=1 $(VENV)/bin/mtdiff
 
 # A run is runs/EXPERIMENT/DATA/VARIANT-SEED; its result file data/results/EXPERIMENT-DATA-VARIANT.json has all seeds.
@@ -64,6 +67,8 @@ data/results/$(1)-$(2)-$(3).json: $(foreach s,$(SEEDS),runs/$(1)/$(2)/$(3)-$(s)/
 	$(MTDIFF) evaluate $(1) --data $(2) --models $$(^D) --n $(4) --out $$@
 endef
 $(foreach v,$(LABEL),$(eval $(call RULES,image-label,digits,$(v:image-label-digits-%=%),1000)))
+$(foreach v,$(SCENES),$(eval $(call RULES,image-label,shapes16,$(v:image-label-shapes16-%=%),1000)))
+$(foreach s,$(PLANTED),$(eval $(call RULES,image-label,planted$(s),fade-in,1000)))
 $(foreach v,$(TRANSITION),$(eval $(call RULES,image-transition,shapes16,$(v:image-transition-shapes16-%=%),200)))
 $(foreach v,$(MASKED),$(eval $(call RULES,masked-image,shapes16,$(v:masked-image-shapes16-%=%),1000)))
 

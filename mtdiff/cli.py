@@ -21,7 +21,7 @@ from mtdiff.modalities import Image, Label, Mask
 from mtdiff.sampling import RULES, SAMPLERS, sample
 from mtdiff.training import Interrupted
 
-Name = Annotated[Literal["image-label", "image-transition", "masked-image"], tyro.conf.Positional]
+Name = Annotated[Literal["image-label", "image-representation", "image-transition", "masked-image"], tyro.conf.Positional]
 
 
 @dataclass
@@ -31,10 +31,14 @@ class Train:
     experiment: Name
     """What to train."""
     data: str | None = None
-    """What to train on. image-label: digits; the others: shapes16 (default) or shapes32."""
+    """What to train on. image-label: digits (default), shapes16, shapes32, planted60, planted80 or planted95; the others:
+    shapes16 (default) or shapes32."""
     variant: str | None = None
-    """image-label: fade-in (default), from-zero, constant, own-channels, image-only or unshared; image-transition:
-    transition (default), conditional or sdedit; masked-image: masked (default), plain, augment, own-channels or unshared."""
+    """image-label: fade-in (default), from-zero, constant, own-channels, image-only, unshared, conditional, classifier,
+    noisy-classifier, learned, generator, token, light, heavy, labels-10, labels-1, classifier-10 or classifier-1;
+    image-representation: lifted (default), own-channels, image-only, predicted or told; image-transition: transition
+    (default), conditional or sdedit; masked-image: masked (default), plain, augment,
+    own-channels or unshared."""
     budget: Literal["quick", "full"] | None = None
     """How long: quick (600 steps) or full (5000 to 8000 steps); default: the variable MTDIFF_BUDGET, or quick."""
     steps: int | None = None

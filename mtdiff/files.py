@@ -1,8 +1,18 @@
 """The files of a saved model, and writing a file whole or not at all."""
 
+import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+Network = TypeVar("Network", bound=nn.Module)
 
 FORMAT = 1
 WEIGHTS, CARD = "model.safetensors", "card.json"
@@ -29,3 +39,63 @@ def write_atomic(path: Path, data: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def save_network(path: str | Path, network: nn.Module, config: Mapping, card: Mapping) -> Path:
+    """Write the weights of a small network, as float16, and a card to a folder, each file whole or not at all.
+
+    Args:
+        path: the folder; made where it does not exist.
+        network: the network.
+        config: arguments that build it again.
+        card: what people should know.
+
+    Returns:
+        The folder.
+
+    Raises:
+        PermissionError: the folder cannot be written.
+    """
+    tensors = {name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}
+    tensors = {name: t.half() if t.is_floating_point() else t for name, t in tensors.items()}
+    text = json.dumps({**card, "format": FORMAT, "config": {"kind": type(network).__name__, **config}}, indent=1) + "\n"
+    write_atomic(Path(path) / WEIGHTS, safetensors.torch.save(tensors))
+    write_atomic(Path(path) / CARD, text.encode())
+    return Path(path)
+
+
+def load_network(folder: Path, kind: type[Network], what: str) -> tuple[Network, dict]:
+    """What `save_network` wrote: the network, in evaluation mode and without gradients, and its card.
+
+    Args:
+        folder: the folder.
+        kind: class of the network.
+        what: what people call it, for errors: "a judge".
+
+    Returns:
+        The network and the card.
+
+    Raises:
+        FileNotFoundError: there is a card but no weights.
+        ValueError: the files are damaged, of another format or kind, or do not fit each other.
+    """
+    try:
+        card = json.loads((folder / CARD).read_text())
+        config, version = dict(card["config"]), card["format"]
+    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{folder / CARD} is not {what}'s card: {error}") from None
+    if version != FORMAT or config.pop("kind", None) != kind.__name__:
+        wanted = f"{what}'s card of format {FORMAT} and kind {kind.__name__}"
+        raise ValueError(f"{folder / CARD} is not {wanted}: format {version}, {card['config']}")
+    try:
+        tensors = safetensors.torch.load_file(folder / WEIGHTS)
+        network = kind(**config)
+        network.load_state_dict({name: t.float() if t.dtype == torch.float16 else t for name, t in tensors.items()})
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{folder} has a card but no {WEIGHTS}") from None
+    except SafetensorError as error:
+        raise ValueError(f"{folder / WEIGHTS} is truncated or damaged: {error}") from None
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"{folder / WEIGHTS} does not fit its card: {error}") from None
+    card = {key: value for key, value in card.items() if key not in ("format", "config")}
+    return network.eval().requires_grad_(False), card

@@ -8,15 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar, Literal
 
-import safetensors.torch
 import torch
 import tyro
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from mtdiff.checkpoint import shipped
 from mtdiff.datasets.shapes import BACKGROUNDS, COLOURS, SHAPES, SIZES, VOCABULARY, render, shapes
-from mtdiff.files import CARD, FORMAT, WEIGHTS, write_atomic
+from mtdiff.files import CARD, load_network, save_network
 
 STREAM = 5 * 10**8
 """Index of the first scene that judges are trained on: far from those of generators (from 0) and of tests (from 10**9)."""
@@ -85,13 +83,7 @@ class Judge(nn.Module):
         Raises:
             PermissionError: the folder cannot be written.
         """
-        tensors = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}
-        tensors = {name: t.half() if t.is_floating_point() else t for name, t in tensors.items()}
-        config = {"kind": type(self).__name__, "size": self.size, "width": self.width}
-        text = json.dumps({**self.card, **(card or {}), "format": FORMAT, "config": config}, indent=1) + "\n"
-        write_atomic(Path(path) / WEIGHTS, safetensors.torch.save(tensors))
-        write_atomic(Path(path) / CARD, text.encode())
-        return Path(path)
+        return save_network(path, self, {"size": self.size, "width": self.width}, {**self.card, **(card or {})})
 
 
 class SceneJudge(Judge):
@@ -185,26 +177,8 @@ def _load(kind: type[Judge], name: str | Path) -> Judge:
         cards = {file.parent.name: json.loads(file.read_text()) for file in (shipped() / "judge").glob(f"*/{CARD}")}
         names = sorted(name for name, card in cards.items() if card["config"]["kind"] == kind.__name__)
         raise FileNotFoundError(f"no judge at {str(name)!r}, and no shipped judge of that name: {names}")
-    try:
-        card = json.loads((folder / CARD).read_text())
-        config, version = dict(card["config"]), card["format"]
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{folder / CARD} is not a judge's card: {error}") from None
-    if version != FORMAT or config.pop("kind", None) != kind.__name__:
-        what = f"a judge's card of format {FORMAT} that reads {kind.reads}s"
-        raise ValueError(f"{folder / CARD} is not {what}: format {version}, {card['config']}")
-    try:
-        tensors = safetensors.torch.load_file(folder / WEIGHTS)
-        judge = kind(**config)
-        judge.load_state_dict(tensors)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{folder} has a card but no {WEIGHTS}") from None
-    except SafetensorError as error:
-        raise ValueError(f"{folder / WEIGHTS} is truncated or damaged: {error}") from None
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"{folder / WEIGHTS} does not fit its card: {error}") from None
-    judge.card = {key: value for key, value in card.items() if key not in ("format", "config")}
-    return judge.eval().requires_grad_(False)
+    judge, judge.card = load_network(folder, kind, "a judge")
+    return judge
 
 
 def caption_accuracy(read: Tensor, caption: Tensor) -> dict[str, float]:

@@ -76,7 +76,7 @@ def test_label_accuracy_by_hand():
 def test_judges_of_another_kind_are_refused(tmp_path):
     LabelJudge(16).save(tmp_path)
     assert isinstance(label_judge(tmp_path), LabelJudge)
-    with pytest.raises(ValueError, match="is not a judge's card of format 1 that reads captions"):
+    with pytest.raises(ValueError, match="is not a judge's card of format 1 and kind SceneJudge"):
         scene_judge(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no judge at 'digits-label'.*\['shapes16-label', 'shapes32-label'\]"):
         label_judge("digits")

@@ -21,7 +21,9 @@ def markdown(results: Iterable[Mapping]) -> str:
     kinds = {result["experiment"] for result in results}
     if len(kinds) != 1:
         raise ValueError(f"one table holds the results of one experiment, got {sorted(kinds)}")
-    return {"image-label": labels, "image-transition": transitions, "masked-image": inpaintings}[kinds.pop()](results)
+    planted = all(result["data"].startswith("planted") for result in results)
+    tables = {"image-label": colours if planted else labels, "image-transition": transitions, "masked-image": inpaintings}
+    return tables[kinds.pop()](results)
 
 
 def labels(results: Iterable[Mapping]) -> str:
@@ -30,12 +32,66 @@ def labels(results: Iterable[Mapping]) -> str:
     rows = [head, ["---"] * len(head)]
     for variant, m in ((variant, m) for result in results for variant, m in result["variants"].items()):
         joint = [_number(m.get(line, {}).get("agreement")) for line in ("joint", "joint_ddim")]
+        m = {"conditioned": m["guidance"]["1.0"], **m} if "guidance" in m else m
         conditional = [
             f"{_number(m[rule]['agreement'])} / {_number(m[rule]['frechet_pixels'], 2)}" if rule in m else "-"
             for rule in LABEL_RULES
         ]
-        distance = _number(m["joint"]["frechet_pixels"], 2)
-        rows.append([variant, *joint, distance, *conditional, _number(m.get("head_accuracy"))])
+        distance = _number(m.get("joint", {}).get("frechet_pixels"), 2)
+        head = m.get("head_accuracy", m.get("head", {}).get("accuracy"))
+        rows.append([variant, *joint, distance, *conditional, _number(head)])
+    return _table(rows)
+
+
+def heads(results: Iterable[Mapping]) -> str:
+    """What label heads are worth on held-out images: accuracy, cross-entropy and calibration, before and after temperature.
+
+    Args:
+        results: as in `markdown`, of image-label.
+
+    Returns:
+        A Markdown table; a variant without a head has no row.
+    """
+    head = ["variant", "accuracy", "nats", "calibration error", "temperature", "nats, scaled", "calibration error, scaled"]
+    rows = [head, ["---"] * len(head)]
+    keys = ("accuracy", "nats", "calibration_error", "temperature", "nats_scaled", "calibration_error_scaled")
+    for variant, m in ((variant, m) for result in results for variant, m in result["variants"].items()):
+        if "head" in m:
+            rows.append([variant, *(_number(m["head"][key]) for key in keys)])
+    return _table(rows)
+
+
+def guidances(results: Iterable[Mapping]) -> str:
+    """Samples of given labels at every scale of guidance: how many the judge calls right, how real, how varied they are.
+
+    Args:
+        results: as in `markdown`, of image-label.
+
+    Returns:
+        A Markdown table; a variant that cannot be told labels has no rows.
+    """
+    rows = [["variant", "guidance", "agreement", "feature distance", "precision", "recall"], ["---"] * 6]
+    for variant, m in ((variant, m) for result in results for variant, m in result["variants"].items()):
+        for scale, line in m.get("guidance", {}).items():
+            numbers = [_number(line[key], 2 if key == "features" else 3) for key in ("agreement", "features")]
+            rows.append([variant, scale, *numbers, *(_number(line[key]) for key in ("precision", "recall"))])
+    return _table(rows)
+
+
+def colours(results: Iterable[Mapping]) -> str:
+    """How often drawn shapes have their own colour, where that was planted: in joint and in conditional samples.
+
+    Args:
+        results: as in `markdown`, of image-label on planted scenes.
+
+    Returns:
+        A Markdown table.
+    """
+    lines = [(r["data"], variant, m) for r in results for variant, m in r["variants"].items()]
+    kinds = list(dict.fromkeys(kind for _, _, m in lines for kind in m))
+    rows = [["planted", "variant", *kinds], ["---"] * (2 + len(kinds))]
+    for data, variant, m in lines:
+        rows.append([f"{data[7:]}%", variant, *(_number(m.get(kind, {}).get("own")) for kind in kinds)])
     return _table(rows)
 
 

@@ -1,0 +1,203 @@
+"""How image-representation models are judged: images, guidance, retrieval, probes of what was drawn and of the trunk."""
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mtdiff.datasets import Dataset
+from mtdiff.evaluation import sample_many
+from mtdiff.judges import label_judge, scene_judge
+from mtdiff.metrics import frechet_distance, precision_recall
+from mtdiff.model import MTDiffusion, Prediction
+from mtdiff.representations import linear_probe, representation, represented
+
+STEPS = 25
+"""Network evaluations of every sample that is judged."""
+GUIDANCE = (1.0, 1.5, 2.0)
+"""Scales of representation guidance that are compared."""
+LEVELS = 9
+"""Number of noise levels at which the trunk is probed."""
+
+
+class RepresentationGuided:
+    """A joint model whose image estimate is pushed from what it is without the representation to what it is with it.
+
+    With e the image's estimate: e + (s - 1) (e - e'), where e' is the estimate from the state without the representation's
+    code, z_t - sqrt(abar_t) W_t E[r | z_t], and with the network told that it is absent (the present set S = {image}).
+    Everything else is the model's own, so that `mtdiff.sample` takes it as a model.
+
+    Args:
+        model: a model with "image" and "representation" in one space.
+        scale: s; 1 is no guidance.
+
+    Raises:
+        ValueError: the representation is not in the model's chain.
+
+    Source: representation guidance: Kouzelis et al. 2025 (ReDi); by a present set: ours.
+    """
+
+    def __init__(self, model: MTDiffusion, scale: float):
+        if "representation" not in model.process.entering:
+            raise ValueError("representation guidance needs a model whose chain carries the representation")
+        self.model, self.scale = model, scale
+
+    def __getattr__(self, name: str):
+        return getattr(self.model, name)
+
+    def predict(self, z_t: Tensor, t: int | Tensor, *, given: Mapping | None = None, present: Mapping | None = None):
+        """`MTDiffusion.predict`, guided; where the representation is told or absent it is the model's own."""
+        joint = self.model.predict(z_t, t, given=given, present=present)
+        if self.scale == 1 or given or present:
+            return joint
+        process, name = self.model.process, "representation"
+        signal, weight = process.level(t, z_t)[0], process.weight(name, t, z_t)
+        mask = {name: torch.zeros(len(z_t), dtype=torch.bool, device=z_t.device)}
+        without = self.model.predict(z_t - signal * weight * joint.estimate[name], t, present=mask)
+        push = (self.scale - 1) * (joint.estimate["image"] - without.estimate["image"])
+        estimate = {**joint.estimate, "image": joint.estimate["image"] + push}
+        aggregate = joint.aggregate + process.weight("image", t, z_t) * push
+        return Prediction(aggregate, {**joint.params, "image": joint.params["image"] + self._image(push)}, estimate)
+
+    def _image(self, code: Tensor) -> Tensor:
+        return self.model.modalities["image"].take(code)
+
+
+def alone(model: MTDiffusion, n: int, **options) -> Tensor:
+    """Images drawn with nothing else in the chain, S = {image}: (n, 3, s, s) on the CPU; options as in `sample`."""
+    return sample_many(model, n, present={"image"}, **options)["image"].cpu()
+
+
+def joint(model: MTDiffusion, n: int, **options) -> Tensor:
+    """Images drawn together with their representations, (n, 3, s, s) on the CPU; options as in `sample`."""
+    return sample_many(model, n, **options)["image"].cpu()
+
+
+def evaluate(model: MTDiffusion, data: str, seed: int = 0, n: int = 1000) -> dict:
+    """Image quality with and without the representation, and what the representation is worth.
+
+    Args:
+        model: the trained model.
+        data: name of the data.
+        seed: seed of all noise.
+        n: images that are drawn for each figure.
+
+    Returns:
+        "alone": `image_scores` of images drawn with S = {image}; for a model whose chain carries the representation
+        "guidance": {scale: `image_scores` of joint samples}, "drawn": `drawn_scores`; for one that can be told it
+        "given": `given_scores`; for one whose head was trained "read": `read_scores`; and "trunk": `trunk_scores`.
+    """
+    test, generator = represented(data, "test"), torch.Generator(model.device).manual_seed(seed)
+    judge, options = scene_judge(data), {"steps": STEPS, "generator": generator}
+    real = test.values["image"]
+    out = {"alone": image_scores(alone(model, n, **options), real, judge)}
+    if "representation" in model.process.entering:
+        out["guidance"] = {}
+        for scale in GUIDANCE:
+            drawn = sample_many(RepresentationGuided(model, scale), n, **options)
+            out["guidance"][str(scale)] = image_scores(drawn["image"].cpu(), real, judge)
+            if scale == 1:
+                out["drawn"] = drawn_scores(drawn, data)
+    if "representation" in model.modalities:
+        out["given"] = given_scores(model, test, data, min(n, len(test)), generator)
+        if model.card.get("variant") != "told":
+            out["read"] = read_scores(model, test, generator)
+    return {**out, "trunk": trunk_scores(model, data, generator)}
+
+
+def image_scores(image: Tensor, real: Tensor, judge) -> dict[str, float]:
+    """Frechet distance in the judge's features, and precision and recall of as many drawn as real images."""
+    drawn, truth = judge.features(image), judge.features(real)
+    k = min(len(drawn), len(truth))
+    return {"features": frechet_distance(drawn, truth), **precision_recall(truth[:k], drawn[:k])}
+
+
+def drawn_scores(drawn: Mapping[str, Tensor], data: str) -> dict[str, float]:
+    """Do jointly drawn images and representations belong together?
+
+    Returns:
+        "cosine": mean cosine of the drawn representation and that of the drawn image; "shuffled": the same for another
+        drawn image; "label": how often a linear probe of the drawn representation, fitted to real ones, says what the
+        judge reads off the drawn image; "label_encoded": the same of the drawn image's own representation, the ceiling.
+    """
+    image, value = drawn["image"].cpu(), drawn["representation"].cpu()
+    own, train = representation(data)(image), represented(data, "train")
+    label = label_judge(data).read(image)
+    fit = train.values["representation"][:10000], train.values["label"][:10000]
+    said = {name: linear_probe(*fit, x) for name, x in (("label", value), ("label_encoded", own))}
+    return {
+        "cosine": float(F.cosine_similarity(value, own).mean()),
+        "shuffled": float(F.cosine_similarity(value, own.roll(1, 0)).mean()),
+        **{name: float((guess == label).double().mean()) for name, guess in said.items()},
+    }
+
+
+def given_scores(model: MTDiffusion, test: Dataset, data: str, n: int, generator) -> dict[str, float]:
+    """Images drawn for the representations of held-out ones: what of the image does a representation keep?
+
+    Returns:
+        "retrieval": share whose own representation is nearest, among n held-out ones, to the one that was given; "cosine"
+        of the two; "label": share in which the judge reads the label of the image that the representation is from;
+        "features": Frechet distance of the drawn images.
+    """
+    given = test.values["representation"][:n]
+    options = {"given": {"representation": given.to(model.device)}, "rule": "conditioned", "present": {"image"}}
+    image = sample_many(model, n, steps=STEPS, generator=generator, **options)["image"].cpu()
+    own = representation(data)(image)
+    nearest = torch.cdist(own, given).argmin(1)
+    label, judge = label_judge(data).read(image), scene_judge(data)
+    return {
+        "retrieval": float((nearest == torch.arange(n)).double().mean()),
+        "cosine": float(F.cosine_similarity(own, given).mean()),
+        "label": float((label == test.values["label"][:n]).double().mean()),
+        "features": frechet_distance(judge.features(image), judge.features(test.values["image"])),
+    }
+
+
+@torch.no_grad()
+def read_scores(model: MTDiffusion, test: Dataset, generator) -> dict[str, float]:
+    """The head that reads the representation off an image: share of the variance explained, clean and along the noise.
+
+    Returns:
+        {t: 1 - mean square error / variance}; the representation's coordinates have variance 1.
+    """
+    values, n = {"image": test.values["image"].to(model.device)}, len(test)
+    present = {name: torch.full((n,), name == "image", device=model.device) for name in model.modalities}
+    truth, out = test.values["representation"].to(model.device), {}
+    for t in torch.linspace(model.process.first, model.process.steps, LEVELS).round().long().tolist():
+        z, _ = model.process.diffuse(model.encode(values), t, present=present, generator=generator)
+        mean = model.modalities["representation"].draw(model.predict(z, t, present=present).params["representation"])
+        out[str(t)] = float(1 - (mean - truth).square().mean() / truth.var(0).mean())
+    return out
+
+
+@torch.no_grad()
+def trunk_scores(model: MTDiffusion, data: str, generator, n: int = 2000) -> dict[str, float]:
+    """What the trunk knows, when: accuracy of a linear probe of the pooled vector for the label, at each noise level.
+
+    Fitted to n training images and judged on the held-out ones, the image alone in the state.
+
+    Returns:
+        {t: accuracy}.
+    """
+    out, sets = {}, [represented(data, split)[:n] for split in ("train", "test")]
+    for t in torch.linspace(model.process.first, model.process.steps, LEVELS).round().long().tolist():
+        pooled = [_pooled(model, values["image"], t, generator) for values in sets]
+        guess = linear_probe(pooled[0], sets[0]["label"], pooled[1])
+        out[str(t)] = float((guess == sets[1]["label"]).double().mean())
+    return out
+
+
+def _pooled(model: MTDiffusion, image: Tensor, t: int, generator, batch: int = 500) -> Tensor:
+    """The backbone's pooled vector of noisy images, as the heads see it with S = {image}, on the CPU."""
+    seen = []
+    hook = model.backbone.register_forward_hook(lambda module, inputs, output: seen.append(output[1].cpu()))
+    try:
+        for part in image.to(model.device).split(batch):
+            present = {i: torch.full((len(part),), i == "image", device=model.device) for i in model.modalities}
+            z, _ = model.process.diffuse(model.encode({"image": part}), t, present=present, generator=generator)
+            model.predict(z, t, present=present)
+    finally:
+        hook.remove()
+    return torch.cat(seen)
