@@ -1,0 +1,130 @@
+"""The image-representation experiment: variants, guidance by the representation, and figures."""
+
+import pytest
+import torch
+from helpers import generator, randomise
+
+import mtdiff as mt
+from mtdiff import representations
+from mtdiff.datasets import Dataset
+from mtdiff.experiments import EXPERIMENTS, representation_scores
+from mtdiff.experiments import image_representation as experiment
+from mtdiff.experiments.representation_scores import RepresentationGuided, drawn_scores, read_scores
+from mtdiff.representations import represented
+
+DATA = "shapes16"
+JOINT = ("lifted", "own-channels")
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Little data and short chains."""
+    monkeypatch.setattr(representations, "EXAMPLES", 300)
+    for name, value in (("STEPS", 3), ("LEVELS", 2), ("GUIDANCE", (1.0, 2.0))):
+        monkeypatch.setattr(representation_scores, name, value)
+    represented.cache_clear()
+    yield
+    represented.cache_clear()
+
+
+def random_model(variant, seed=0):
+    return randomise(experiment.build(DATA, variant, seed), seed, scale=0.05).eval()
+
+
+def test_representations_are_those_of_the_images():
+    test = represented(DATA, "test")
+    x = test.values["representation"][:50]
+    torch.testing.assert_close(x, representations.representation(DATA)(test.values["image"][:50]))
+    assert x.shape == (50, experiment.COMPONENTS)
+
+
+def test_what_is_in_the_sum_and_what_is_trained():
+    for variant in experiment.VARIANTS:
+        model, config = experiment.build(DATA, variant), experiment.config(DATA, variant, "full")
+        assert ("representation" in model.process.entering) == (variant in JOINT)
+        assert ("representation" in model.modalities) == (variant != "image-only")
+        assert (config.weights.get("representation", 0) > 0) == (variant in (*JOINT, "predicted")), variant
+        assert config.steps * config.batch_size == 128000
+    parameters = {v: sum(p.numel() for p in experiment.build(DATA, v).parameters()) for v in experiment.VARIANTS}
+    assert max(parameters.values()) < 1.02 * min(parameters.values())
+
+
+def test_predicted_and_told_draw_the_same_images_as_the_image_alone_would():
+    """Never in the sum: whether the chain is said to carry the representation changes nothing but a learned flag."""
+    for variant in ("predicted", "told"):
+        model = random_model(variant)
+        with torch.no_grad():
+            model.absent["representation"].zero_()
+        both, only = (mt.sample(model, 3, steps=3, present=s, generator=generator()) for s in (None, {"image"}))
+        assert torch.equal(both["image"], only["image"])
+
+
+@pytest.mark.parametrize("variant", JOINT)
+def test_guidance_pushes_from_without_to_with(variant):
+    model, z = random_model(variant), torch.randn(4, 3 + (variant == "own-channels"), 16, 16, generator=generator())
+    t, name = 200, "representation"
+    with torch.no_grad():
+        plain = model.predict(z, t)
+        for key in ("aggregate", "params", "estimate"):
+            mine = getattr(RepresentationGuided(model, 1.0).predict(z, t), key)
+            theirs = getattr(plain, key)
+            torch.testing.assert_close(mine, theirs)
+        bare = z - model.process.level(t, z)[0] * model.process.weight(name, t, z) * plain.estimate[name]
+        without = model.predict(bare, t, present={name: torch.zeros(4, dtype=torch.bool)}).params["image"]
+        guided = RepresentationGuided(model, 2.5).predict(z, t)
+    torch.testing.assert_close(guided.params["image"], without + 2.5 * (plain.params["image"] - without))
+    torch.testing.assert_close(guided.estimate[name], plain.estimate[name])
+    push = guided.estimate["image"] - plain.estimate["image"]
+    torch.testing.assert_close(guided.aggregate, plain.aggregate + push)
+    drawn = mt.sample(RepresentationGuided(model, 2.5), 2, steps=3, generator=generator())
+    assert drawn["image"].shape == (2, 3, 16, 16)
+
+
+def test_guidance_needs_a_representation_in_the_chain():
+    with pytest.raises(ValueError, match="whose chain carries the representation"):
+        RepresentationGuided(experiment.build(DATA, "predicted"), 2.0)
+
+
+def test_a_representation_of_another_size_is_refused():
+    model = experiment.build(DATA, "lifted")
+    with pytest.raises(ValueError, match=r"'representation' must be floating point \(B, 16\), got torch.float32 \(2, 8\)"):
+        mt.sample(model, 2, given={"representation": torch.rand(2, 8)}, steps=2)
+    with pytest.raises(ValueError, match=r"given has 3 examples|has 3 examples, expected 2"):
+        mt.sample(model, 2, given={"representation": torch.rand(3, 16)}, steps=2)
+
+
+def test_drawn_scores_of_real_pairs_are_perfect_and_of_shuffled_ones_are_not(few):
+    values = represented(DATA, "test")[:200]
+    scores = drawn_scores(values, DATA)
+    assert scores["cosine"] == pytest.approx(1, abs=1e-4)
+    assert scores["label"] == scores["label_encoded"]
+    assert scores["shuffled"] < 0.5
+
+
+def test_read_scores_are_the_share_of_variance_explained(few):
+    """A head that knows nothing yet says the mean, which explains nothing."""
+    model, test = experiment.build(DATA, "predicted").eval(), represented(DATA, "test")[:100]
+    scores = read_scores(model, Dataset("few", test), generator())
+    assert set(scores) == {"0", "500"}
+    assert abs(scores["500"]) < 0.1
+
+
+@pytest.mark.parametrize("variant", list(experiment.VARIANTS))
+def test_every_variant_is_trained_and_judged(variant, few):
+    e = EXPERIMENTS["image-representation"]
+    config = e.config(DATA, variant, "quick")
+    config.steps, config.probe_every = 2, 0
+    model = e.trainer(DATA, variant, config, None).run(progress=False)
+    model.card = {"variant": variant}
+    result = e.evaluate(model, DATA, 0, 12)
+    assert set(result["alone"]) == {"features", "precision", "recall"}
+    assert ("guidance" in result) == (variant in JOINT)
+    assert ("given" in result) == (variant != "image-only")
+    assert ("read" in result) == (variant in (*JOINT, "predicted"))
+    assert list(result["trunk"]) == ["0", "500"]
+
+
+def test_the_probe_notes_both_kinds_of_drawing(few):
+    look = experiment.probe(DATA, "lifted")
+    assert set(look(random_model("lifted"))) == {"features", "joint"}
+    assert set(look(random_model("image-only"))) == {"features"}
