@@ -276,3 +276,51 @@ def test_a_label_that_is_read_repeats_by_generator():
     labels = [model.read(z, 200, generator=generator(seed))["label"] for seed in (0, 0, 1)]
     assert torch.equal(labels[0], labels[1])
     assert not torch.equal(labels[0], labels[2])
+
+
+# ---- groups of labels, guided ----
+
+
+def test_guidance_of_scale_one_draws_the_group():
+    """The law of x given the group: shares of its two clusters, their means and spread."""
+    mix = mt.exact.planted_mixture(0.8)
+    x = mt.exact.sample_group(mix, [0, 1], 4000, generator=generator())
+    own = x[:, 1] > 0
+    assert abs(float(own.double().mean()) - 0.8) < 4 * (0.16 / 4000) ** 0.5 + 0.01
+    assert (x[own].mean(0) - torch.tensor([-1.0, 1.0])).abs().max() < 0.05
+    assert float(x[:, 0].std()) == pytest.approx(0.45, abs=0.02)
+
+
+def test_the_guided_estimate_is_an_extrapolation_from_untold_to_told():
+    """By the other way: E[m | z, group] is the mean of the group's components, renormalised."""
+    mix, t = mt.exact.planted_mixture(0.7), 250
+    z = 2 * randn(6, 2)
+    log_r, mean, _ = mix._components(z, t, None, None)
+    told = torch.einsum("bk,bkd->bd", log_r[:, :2].softmax(1), mean[:, :2])
+    leaf = z.clone().requires_grad_()
+    prediction = mix.predict(leaf, t)
+    (gradient,) = torch.autograd.grad(prediction.params["label"][:, :2].logsumexp(1).sum(), leaf)
+    signal, noise = mix.process.level(t, z)
+    torch.testing.assert_close(prediction.aggregate.detach() + noise**2 / signal * gradient, told)
+
+
+def test_guidance_amplifies_what_goes_along_with_the_group():
+    shares = {}
+    for scale in (0.0, 1.0, 3.0):
+        x = mt.exact.sample_group(mt.exact.planted_mixture(0.8), [0, 1], 2000, scale, generator=generator())
+        shares[scale] = float((x[:, 1] > 0).double().mean())
+    assert shares[0.0] == pytest.approx(0.5, abs=0.05)
+    assert shares[3.0] > shares[1.0] + 0.05
+
+
+@pytest.mark.parametrize("group", [[], [4], [0, -1]])
+def test_groups_of_unknown_labels_are_refused(group):
+    with pytest.raises(ValueError, match=r"group must be some of 0\.\.3"):
+        mt.exact.sample_group(mt.exact.planted_mixture(0.8), group, 2)
+
+
+def test_bad_shares_and_labels_in_the_state_are_refused():
+    with pytest.raises(ValueError, match="share must be in"):
+        mt.exact.planted_mixture(1.0)
+    with pytest.raises(ValueError, match="the label's weight must be 0"):
+        mt.exact.sample_group(mixture(mt.constant(1.0)), [0], 2)
