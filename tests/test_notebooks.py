@@ -344,3 +344,22 @@ def test_every_control_of_the_inpainting_redraws_without_an_error():
         assert not [o for o in output.outputs if o.get("output_type") == "error"]
     board.controls["way"].value = "repaint"
     assert not [o for o in output.outputs if o.get("output_type") == "error"]
+
+
+def test_the_amplification_picture_shows_guided_draws_and_their_shares():
+    figure = widgets.draw_amplification(share=0.7, guidance=3.0, across=2.0, seed=2, n=300)
+    mix = mt.exact.planted_mixture(0.7, 2.0)
+    drawn = {g: mt.exact.sample_group(mix, [0, 1], 300, g, 50, torch.Generator().manual_seed(2)) for g in (0, 1, 2, 3, 4)}
+    shown = torch.as_tensor(figure.axes[1].collections[0].get_offsets().data)
+    assert torch.allclose(shown, drawn[3])
+    own = [float((x[:, 1] > 0).double().mean()) for x in drawn.values()]
+    assert figure.axes[2].lines[0].get_ydata() == pytest.approx(own)
+    assert figure.axes[1].get_title() == f"left, guidance 3: {own[3]:.0%} up"
+
+
+def test_every_control_of_the_amplification_redraws_without_an_error():
+    board = widgets.amplification_board()
+    (output,) = (child for child in board.children if isinstance(child, ipywidgets.Output))
+    for name, value in {"share": 0.6, "guidance": 0.5, "across": 2.5, "seed": 4}.items():
+        board.controls[name].value = value
+        assert not [o for o in output.outputs if o.get("output_type") == "error"]

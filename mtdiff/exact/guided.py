@@ -12,7 +12,7 @@ from mtdiff.schedules import NoiseSchedule
 from mtdiff.solvers import Guess, ddim
 
 
-def planted_mixture(share: float, spread: float = 0.45) -> LabelledMixture:
+def planted_mixture(share: float, across: float = 1.0, spread: float = 0.45) -> LabelledMixture:
     """Two shapes, each in a colour of its own with probability `share`: four clusters in the plane, shape across, colour up.
 
     Components 0 and 1 are the left shape in its own colour (above) and in the other (below), 2 and 3 the right shape in
@@ -20,7 +20,8 @@ def planted_mixture(share: float, spread: float = 0.45) -> LabelledMixture:
 
     Args:
         share: in (0, 1); 1/2 is no correlation.
-        spread: standard deviation of each cluster; centres are at +-1.
+        across: half the distance of the shapes; that of the colours is 1.
+        spread: standard deviation of each cluster.
 
     Returns:
         The mixture.
@@ -32,7 +33,7 @@ def planted_mixture(share: float, spread: float = 0.45) -> LabelledMixture:
         raise ValueError(f"share must be in (0, 1), got {share}")
     process = ForwardProcess(NoiseSchedule.log_snr(400, 8.0, -8.0), {"x": 1.0, "label": 0.0})
     weights = [share / 2, (1 - share) / 2] * 2
-    means = [[-1.0, 1.0], [-1.0, -1.0], [1.0, -1.0], [1.0, 1.0]]
+    means = [[-across, 1.0], [-across, -1.0], [across, -1.0], [across, 1.0]]
     return LabelledMixture(weights, means, [spread] * 4, [[0.0, 0.0]] * 4, process)
 
 

@@ -1,8 +1,6 @@
-"""Controls for notebooks. Every callback is a plain function that works, and is tested, without a browser."""
+"""Boards over exact models: clouds, curves, bounds, rules, gaps."""
 
-import html
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import ipywidgets
 import matplotlib.pyplot as plt
@@ -10,63 +8,15 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from mtdiff.datasets import MIXTURE, Dataset
-from mtdiff.datasets.masks import MASKS, masks
+from mtdiff.datasets import MIXTURE
 from mtdiff.elbo import elbo
-from mtdiff.evaluation import energy_distance, psnr, ssim
+from mtdiff.evaluation import energy_distance
 from mtdiff.exact import LabelledMixture, linear_gaussian_gap
-from mtdiff.experiments import masked_image
-from mtdiff.model import MTDiffusion
-from mtdiff.plots import COLOURS, bound_terms, cloud, gap_bars, pair_grid, picture_rows, show, show_image
+from mtdiff.plots import COLOURS, bound_terms, cloud, gap_bars, show
 from mtdiff.process import ForwardProcess
-from mtdiff.sampling import SAMPLERS, sample, sample_path
+from mtdiff.sampling import SAMPLERS, sample
 from mtdiff.schedules import NoiseSchedule, fade_in
-
-
-def draw_class(model: MTDiffusion, label: int, guidance: float = 1.0, steps: int = 25, seed: int = 0, n: int = 10) -> Figure:
-    """Samples of one class as a figure.
-
-    Args:
-        model: a model with "image" and "label".
-        label: the class id.
-        guidance: classifier-free guidance; 1 is the plain conditional.
-        steps: sampler steps.
-        seed: seed of the noise.
-        n: how many.
-
-    Returns:
-        The figure; its title repeats the settings.
-    """
-    names = model.modalities["label"].names
-    generator = torch.Generator(model.device).manual_seed(seed)
-    given = {"label": torch.tensor([label], device=model.device)}
-    drawn = sample(model, n, given=given, rule="conditioned", guidance=guidance, steps=steps, generator=generator)
-    title = f"label {names[label]} given, guidance {guidance:g}, {steps} steps, seed {seed}"
-    return pair_grid(drawn["image"], drawn["label"], names, columns=n, title=title)
-
-
-def class_sampler(model: MTDiffusion, n: int = 10) -> ipywidgets.Widget:
-    """Sliders for class, guidance, steps and seed over `draw_class`, which draws again as soon as one is let go.
-
-    Args:
-        model: a model with "image" and "label".
-        n: how many samples.
-
-    Returns:
-        The widget; its `.controls` are the sliders by name.
-    """
-    slow = {"continuous_update": False}
-    controls = {
-        "label": ipywidgets.IntSlider(3, 0, model.modalities["label"].classes - 1, description="label", **slow),
-        "guidance": ipywidgets.FloatSlider(1.0, min=0.0, max=5.0, step=0.5, description="guidance", **slow),
-        "steps": ipywidgets.IntSlider(25, 2, 100, description="steps", **slow),
-        "seed": ipywidgets.IntSlider(0, 0, 99, description="seed", **slow),
-    }
-
-    def redraw(**settings):
-        show(draw_class(model, n=n, **settings), f"{n} samples of one class")
-
-    return _board(controls, redraw)
+from mtdiff.widgets.base import board
 
 
 def draw_cloud(process: ForwardProcess, codes: Mapping[str, Tensor], label: Tensor, t: int = 0, seed: int = 0) -> Figure:
@@ -101,7 +51,7 @@ def cloud_slider(process: ForwardProcess, codes: Mapping[str, Tensor], label: Te
         The widget; its `.controls` are the sliders by name.
     """
     controls = {"t": ipywidgets.IntSlider(0, 0, process.steps, description="step t")}
-    return _board(controls, lambda t: show(draw_cloud(process, codes, label, t), f"The cloud of z at step {t}"))
+    return board(controls, lambda t: show(draw_cloud(process, codes, label, t), f"The cloud of z at step {t}"))
 
 
 def draw_curve(start: float, end: float, bend: float, steps: int = 20, n: int = 500, seed: int = 0) -> Figure:
@@ -155,7 +105,7 @@ def curve_bender() -> ipywidgets.Widget:
         "bend": ipywidgets.FloatLogSlider(1.0, min=-1, max=1, step=0.1, description="bend", **slow),
         "steps": ipywidgets.IntSlider(20, 2, 100, description="steps", **slow),
     }
-    return _board(controls, lambda **setting: show(draw_curve(**setting), f"Curves and samples for {setting}"))
+    return board(controls, lambda **setting: show(draw_curve(**setting), f"Curves and samples for {setting}"))
 
 
 def draw_bound(start: float, end: float, T: int = 20, low: float = -6.0, n: int = 2000, seed: int = 0) -> Figure:
@@ -192,7 +142,7 @@ def bound_board() -> ipywidgets.Widget:
         "T": ipywidgets.IntSlider(20, 2, 200, description="steps T", **slow),
         "low": ipywidgets.FloatSlider(-6.0, min=-8.0, max=2.0, step=0.5, description="log-SNR end", **slow),
     }
-    return _board(controls, lambda **setting: show(draw_bound(**setting), f"Terms of the bound for {setting}"))
+    return board(controls, lambda **setting: show(draw_bound(**setting), f"Terms of the bound for {setting}"))
 
 
 def draw_rules(
@@ -256,34 +206,7 @@ def rule_board() -> ipywidgets.Widget:
         "steps": ipywidgets.IntSlider(50, 5, 200, description="steps", **slow),
         "label": ipywidgets.IntSlider(2, 0, 2, description="label", **slow),
     }
-    return _board(controls, lambda **setting: show(draw_rules(**setting), f"Samples for {setting}"))
-
-
-def _board(controls: dict[str, ipywidgets.Widget], redraw: Callable[..., None]) -> ipywidgets.Widget:
-    """Controls above the picture that they redraw."""
-    board = ipywidgets.VBox([*controls.values(), ipywidgets.interactive_output(redraw, controls)])
-    board.controls = controls
-    return board
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The result of an exercise, shown as a green line where it is solved, an amber one with a hint where it is not.
-
-    Attributes:
-        solved: whether it is; also the verdict's truth value.
-        message: what was found, or what to look at.
-    """
-
-    solved: bool
-    message: str
-
-    def __bool__(self) -> bool:
-        return self.solved
-
-    def _repr_html_(self) -> str:
-        sign, colour, word = ("&#10003;", "#1a7f37", "Solved") if self.solved else ("&#9675;", "#9a6700", "Not yet")
-        return f'<p style="color:{colour}"><b>{sign} {word}.</b> {html.escape(self.message)}</p>'
+    return board(controls, lambda **setting: show(draw_rules(**setting), f"Samples for {setting}"))
 
 
 def draw_gap(problem: Callable, start: float, end: float, T: int, correlation: float, own_channels: bool) -> Figure:
@@ -324,7 +247,7 @@ def gap_board(problem: Callable) -> ipywidgets.Widget:
         "correlation": ipywidgets.FloatSlider(0.8, min=0.0, max=0.95, step=0.05, description="correlation"),
         "own_channels": ipywidgets.Checkbox(False, description="own channels"),
     }
-    return _board(controls, lambda **setting: show(draw_gap(problem, **setting), f"Terms of the gap for {setting}"))
+    return board(controls, lambda **setting: show(draw_gap(problem, **setting), f"Terms of the gap for {setting}"))
 
 
 def draw_noised_density(model: LabelledMixture, t: int, reach: float = 3.0) -> Figure:
@@ -368,125 +291,4 @@ def noised_density_slider(model: LabelledMixture) -> ipywidgets.Widget:
         The widget; its `.controls` are the sliders by name.
     """
     controls = {"t": ipywidgets.IntSlider(0, 0, model.process.steps, description="step t")}
-    return _board(controls, lambda t: show(draw_noised_density(model, t), f"Density of z and best guess at step {t}"))
-
-
-def draw_transition(
-    model: MTDiffusion, pairs: Dataset, direction: str, scene: int = 0, steps: int = 25, seed: int = 0
-) -> Figure:
-    """One transition: the source, five states on the way, the drawn target and the true one.
-
-    Args:
-        model: a model with "source", "target" and "direction".
-        pairs: held-out pairs with these values; their names are the directions.
-        direction: one of `pairs.names`.
-        scene: which of the pairs of this direction, counted from 0; past the last it starts again.
-        steps: sampler steps, at least 4.
-        seed: seed of the noise of the start and of all steps.
-
-    Returns:
-        The figure; its title gives the settings and the SSIM of drawn and true target.
-
-    Raises:
-        ValueError: an unknown direction, or fewer than 4 steps.
-    """
-    if direction not in pairs.names or steps < 4:
-        raise ValueError(f"expected one of {tuple(pairs.names)} and at least 4 steps, got {direction!r} and {steps}")
-    k = pairs.names.index(direction)
-    rows = (pairs.values["direction"] == k).nonzero().flatten()
-    row = rows[scene % len(rows)].reshape(1)
-    source, target = (pairs.values[name][row].to(model.device) for name in ("source", "target"))
-    given = {"source": source, "direction": torch.tensor([k], device=model.device)}
-    generator = torch.Generator(model.device).manual_seed(seed)
-    path = list(sample_path(model, 1, given=given, steps=steps, generator=generator))
-    drawn = path[-1][2].params["target"].clamp(-1, 1)
-    on_the_way = [path[i] for i in torch.linspace(0, steps, 5).round().long().tolist()]
-    pictures = [(source, "source"), *((z / 2, f"t = {t}") for t, z, _ in on_the_way), (drawn, "drawn"), (target, "truth")]
-    figure, axes = plt.subplots(1, len(pictures), figsize=(1.0 * len(pictures), 1.6), layout="constrained")
-    for axis, (picture, text) in zip(axes, pictures, strict=True):
-        show_image(axis, picture[0], text)
-    close = float(ssim(drawn.to(target.dtype), target)[0])
-    figure.suptitle(f"{direction}, scene {scene}, seed {seed}, {steps} steps: SSIM {close:.3f} with the truth", fontsize=10)
-    return figure
-
-
-def transition_board(model: MTDiffusion, pairs: Dataset) -> ipywidgets.Widget:
-    """Controls over `draw_transition`.
-
-    Args:
-        model: a model with "source", "target" and "direction".
-        pairs: as in `draw_transition`.
-
-    Returns:
-        The widget; its `.controls` are the controls by name.
-    """
-    slow = {"continuous_update": False}
-    controls = {
-        "direction": ipywidgets.Dropdown(options=list(pairs.names), description="direction"),
-        "scene": ipywidgets.IntSlider(0, 0, len(pairs) // len(pairs.names) - 1, description="scene", **slow),
-        "steps": ipywidgets.IntSlider(25, 4, 100, description="steps", **slow),
-        "seed": ipywidgets.IntSlider(0, 0, 99, description="seed", **slow),
-    }
-    return _board(controls, lambda **setting: show(draw_transition(model, pairs, **setting), f"A transition for {setting}"))
-
-
-def draw_inpainting(
-    model: MTDiffusion,
-    plain: MTDiffusion,
-    image: Tensor,
-    kind: str = "box",
-    hidden: float = 0.5,
-    scene: int = 0,
-    seed: int = 0,
-    way: str = "told",
-    n: int = 5,
-) -> Figure:
-    """An image, what is known of it, and a few ways to fill in the rest, by 24 evaluations of a network each.
-
-    Args:
-        model: a model of the masked-image experiment, which is told masked image and mask.
-        plain: a model of images alone, for the other ways.
-        image: (N, 3, s, s) images to choose from.
-        kind: a kind of mask, as in `mtdiff.datasets.masks`.
-        hidden: share of hidden pixels, in (0, 1).
-        scene: which image.
-        seed: seed of mask and noise.
-        way: "told", "repeated", "repaint" or "sdedit", as in `mtdiff.experiments.masked_image.inpaint`.
-        n: how many fillings.
-
-    Returns:
-        The figure; its title repeats the settings and gives the mean PSNR of hidden pixels.
-    """
-    truth, mask = image[scene : scene + 1], masks(1, image.shape[-1], kind, hidden, seed)
-    rows, generator = (truth.expand(n, -1, -1, -1), mask.expand(n, -1, -1, -1)), torch.Generator().manual_seed(seed)
-    drawn = masked_image.inpaint(model if way in ("told", "repeated") else plain, *rows, way, generator=generator)
-    decibel = float(psnr(drawn, rows[0], ~rows[1].bool()).mean())
-    names = ["image", "known", *(f"draw {k + 1}" for k in range(n))]
-    title = f"{kind}, {hidden:.0%} hidden, {way}: {decibel:.1f} dB on average"
-    return picture_rows({f"seed {seed}": torch.cat([truth, truth * mask, drawn])}, names, title)
-
-
-def inpainting_board(model: MTDiffusion, plain: MTDiffusion, image: Tensor) -> ipywidgets.Widget:
-    """Controls over `draw_inpainting`.
-
-    Args:
-        model: as in `draw_inpainting`.
-        plain: as in `draw_inpainting`.
-        image: as in `draw_inpainting`.
-
-    Returns:
-        The widget; its `.controls` are the controls by name.
-    """
-    slow = {"continuous_update": False}
-    controls = {
-        "kind": ipywidgets.Dropdown(options=list(MASKS), description="mask"),
-        "hidden": ipywidgets.FloatSlider(0.5, min=0.1, max=0.9, step=0.1, description="hidden", **slow),
-        "scene": ipywidgets.IntSlider(0, 0, len(image) - 1, description="scene", **slow),
-        "seed": ipywidgets.IntSlider(0, 0, 99, description="seed", **slow),
-        "way": ipywidgets.Dropdown(options=["told", "repeated", "repaint", "sdedit"], description="way"),
-    }
-
-    def redraw(**setting):
-        show(draw_inpainting(model, plain, image, **setting), f"Fillings of one hole for {setting}")
-
-    return _board(controls, redraw)
+    return board(controls, lambda t: show(draw_noised_density(model, t), f"Density of z and best guess at step {t}"))
