@@ -1,6 +1,6 @@
 import pytest
 
-from mtdiff.experiments.report import bounds, inpaintings, markdown
+from mtdiff.experiments.report import bounds, colours, guidances, heads, inpaintings, markdown
 
 
 def test_a_table_has_a_row_for_each_variant_and_says_what_was_not_measured():
@@ -67,3 +67,35 @@ def test_inpaintings_have_a_column_for_each_way_and_a_dash_where_a_model_has_it_
 def test_results_of_different_experiments_are_no_table():
     with pytest.raises(ValueError, match=r"one experiment, got \['image-label', 'masked-image'\]"):
         markdown([{"experiment": "image-label", "variants": {}}, {"experiment": "masked-image", "variants": {}}])
+
+
+def test_heads_have_a_row_for_each_variant_that_has_one():
+    keys = ("accuracy", "nats", "calibration_error", "temperature", "nats_scaled", "calibration_error_scaled")
+    head = {key: number(k / 10) for k, key in enumerate(keys)}
+    rows = heads([{"variants": {"a": {"head": head}, "b": {}}}]).splitlines()
+    assert rows[2:] == ["| a | " + " | ".join(f"{k / 10:.3f} ± 0.010" for k in range(6)) + " |"]
+
+
+def test_guidances_have_a_row_for_each_scale():
+    line = {key: number(0.5) for key in ("agreement", "features", "precision", "recall")}
+    rows = guidances([{"variants": {"a": {"guidance": {"1.0": line, "2.0": line}}, "b": {}}}]).splitlines()
+    assert rows[2] == "| a | 1.0 | 0.500 ± 0.010 | 0.50 ± 0.01 | 0.500 ± 0.010 | 0.500 ± 0.010 |"
+    assert len(rows) == 4
+
+
+def test_a_model_that_is_only_told_stands_in_the_table_by_its_guidance_of_one():
+    line = {"agreement": number(0.9), "frechet_pixels": number(0.4)}
+    results = [{"experiment": "image-label", "variants": {"a": {"guidance": {"1.0": line}}}}]
+    assert markdown(results).splitlines()[2] == "| a | - | - | - | - | - | 0.900 ± 0.010 / 0.40 ± 0.01 | - |"
+
+
+def test_planted_colours_have_a_row_for_each_share():
+    result = {"experiment": "image-label", "data": "planted60"}
+    result["variants"] = {"fade-in": {"joint": {"own": number(0.61)}, "guidance 1.0": {"own": number(0.7)}}}
+    rows = colours([result]).splitlines()
+    assert rows == [
+        "| planted | variant | joint | guidance 1.0 |",
+        "| --- | --- | --- | --- |",
+        "| 60% | fade-in | 0.610 ± 0.010 | 0.700 ± 0.010 |",
+    ]
+    assert markdown([result]).splitlines() == rows

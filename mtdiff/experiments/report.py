@@ -21,7 +21,7 @@ def markdown(results: Iterable[Mapping]) -> str:
     kinds = {result["experiment"] for result in results}
     if len(kinds) != 1:
         raise ValueError(f"one table holds the results of one experiment, got {sorted(kinds)}")
-    planted = all(result["data"].startswith("planted") for result in results)
+    planted = all(result.get("data", "").startswith("planted") for result in results)
     tables = {"image-label": colours if planted else labels, "image-transition": transitions, "masked-image": inpaintings}
     return tables[kinds.pop()](results)
 
