@@ -22,6 +22,8 @@ from mtdiff.files import CARD, load_network, save_network
 STREAM = 6 * 10**8
 """Index of the first scene that encoders are trained on: far from those of generators, judges and tests."""
 
+FITTED = 10_000
+"""Scenes that the PCA is fitted to."""
 EXAMPLES = 30000
 """Scenes that generators of images and representations are trained on."""
 
@@ -176,9 +178,7 @@ class PCA(nn.Module):
         _, s, v = torch.linalg.svd(features.double() - mean, full_matrices=False)
         rank = int((s > 1e-6 * s[0]).sum()) if s[0] > 0 else 0
         if rank < self.d:
-            raise ValueError(
-                f"degenerate PCA: {self.d} components were asked for, but the features vary in {rank} directions"
-            )
+            raise ValueError(f"degenerate PCA: {self.d} components wanted, but the features vary in {rank} directions only")
         scale = s[: self.d] / (n - 1) ** 0.5
         self.mean.copy_(mean)
         self.components.copy_(v[: self.d] / scale[:, None])
@@ -303,7 +303,7 @@ def views(image: Tensor, generator: torch.Generator | None = None) -> Tensor:
 def train_representation(
     size: int = 16, steps: int = 1500, seed: int = 0, d: int = 16, batch_size: int = 192, lr: float = 2e-3
 ) -> Representation:
-    """Train an encoder on an endless stream of scenes without any label, by SimCLR, and fit the PCA to 10,000 of them.
+    """Train an encoder on an endless stream of scenes without any label, by SimCLR, and fit the PCA to `FITTED` of them.
 
     Args:
         size: 16 or 32.
@@ -336,7 +336,7 @@ def train_representation(
         optimizer.step()
         schedule.step()
     made.eval()
-    image = render(range(STREAM - 10_000, STREAM), size, seed, ("image",))["image"]
+    image = render(range(STREAM - FITTED, STREAM), size, seed, ("image",))["image"]
     with torch.no_grad():
         made.pca.fit(torch.cat([made.encoder(part) for part in image.split(500)]))
     return made.requires_grad_(False)

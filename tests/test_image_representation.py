@@ -20,8 +20,9 @@ JOINT = ("lifted", "own-channels")
 def few(monkeypatch):
     """Little data and short chains."""
     monkeypatch.setattr(representations, "EXAMPLES", 300)
-    for name, value in (("STEPS", 3), ("LEVELS", 2), ("GUIDANCE", (1.0, 2.0))):
+    for name, value in (("STEPS", 3), ("LEVELS", 2), ("GUIDANCE", (1.0, 2.0)), ("PROBED", 60)):
         monkeypatch.setattr(representation_scores, name, value)
+    monkeypatch.setattr(experiment, "DRAWS", 8)
     represented.cache_clear()
     yield
     represented.cache_clear()

@@ -96,7 +96,8 @@ def test_more_components_than_features_are_refused():
 # ---- the encoder ----
 
 
-def test_training_is_repeatable_learns_and_leaves_the_global_generator_alone():
+def test_training_is_repeatable_and_leaves_the_global_generator_alone(monkeypatch):
+    monkeypatch.setattr("mtdiff.representations.FITTED", 300)
     before = torch.get_rng_state()
     first, again = (train_representation(16, steps=3, batch_size=24, d=4) for _ in range(2))
     assert torch.equal(before, torch.get_rng_state())
@@ -107,7 +108,8 @@ def test_training_is_repeatable_learns_and_leaves_the_global_generator_alone():
     assert not first.training
 
 
-def test_a_saved_representation_comes_back(tmp_path):
+def test_a_saved_representation_comes_back(tmp_path, monkeypatch):
+    monkeypatch.setattr("mtdiff.representations.FITTED", 300)
     made = train_representation(16, steps=2, batch_size=16, d=4)
     made.save(tmp_path / "r", {"note": 1})
     again = representation(tmp_path / "r")
@@ -160,7 +162,7 @@ def test_the_shipped_ones_are_as_good_as_their_cards(name):
 
 def stand_in(width=5):
     """A tiny network in place of a large one, that notes what it was shown."""
-    network = torch.nn.Sequential(torch.nn.AvgPool2d(4), torch.nn.Flatten(), torch.nn.LazyLinear(width))
+    network = torch.nn.Sequential(torch.nn.AvgPool2d(4), torch.nn.Flatten(), torch.nn.AdaptiveAvgPool1d(width))
     network.seen = []
     network.register_forward_hook(lambda module, inputs, output: network.seen.append(inputs[0]))
     return network

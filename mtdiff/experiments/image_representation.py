@@ -24,6 +24,8 @@ VARIANTS = {
     "predicted": "never in the sum, but a head has to predict it: a multi-task loss without the shared space",
     "told": "told as often as in the joint models, never in the sum, and never predicted: augmentation",
 }
+DRAWS = 500
+"""Images that are drawn for each note along the training."""
 COMPONENTS = 16
 """Numbers in a representation."""
 
@@ -79,7 +81,7 @@ def config(data: str, variant: str, budget: str) -> TrainConfig:
 
 
 def probe(data: str, variant: str) -> Callable[[MTDiffusion], dict[str, float]]:
-    """What is noted along the training: distance of 500 images by 25 DDIM steps to real ones, alone and jointly drawn."""
+    """What is noted along the training: distance of `DRAWS` images by 25 DDIM steps to real ones, alone and joint."""
     judge, real = scene_judge(data), represented(data, "test").values["image"]
     features = judge.features(real)
 
@@ -89,7 +91,7 @@ def probe(data: str, variant: str) -> Callable[[MTDiffusion], dict[str, float]]:
             kinds["joint"] = joint
         out = {}
         for name, draw in kinds.items():
-            image = draw(model, 500, steps=25, sampler="ddim", generator=torch.Generator(model.device).manual_seed(0))
+            image = draw(model, DRAWS, steps=25, sampler="ddim", generator=torch.Generator(model.device).manual_seed(0))
             out[name] = frechet_distance(judge.features(image), features)
         return out
 

@@ -18,7 +18,9 @@ STEPS = 25
 GUIDANCE = (1.0, 1.5, 2.0)
 """Scales of representation guidance that are compared."""
 LEVELS = 9
-"""Number of noise levels at which the trunk is probed."""
+"""Number of noise levels at which head and trunk are looked at."""
+PROBED = 2000
+"""Held-out images that are read, and training images that a probe of the trunk is fitted to."""
 
 
 class RepresentationGuided:
@@ -162,9 +164,10 @@ def read_scores(model: MTDiffusion, test: Dataset, generator) -> dict[str, float
     Returns:
         {t: 1 - mean square error / variance}; the representation's coordinates have variance 1.
     """
-    values, n = {"image": test.values["image"].to(model.device)}, len(test)
+    values = {"image": test.values["image"][:PROBED].to(model.device)}
+    n = len(values["image"])
     present = {name: torch.full((n,), name == "image", device=model.device) for name in model.modalities}
-    truth, out = test.values["representation"].to(model.device), {}
+    truth, out = test.values["representation"][:n].to(model.device), {}
     for t in torch.linspace(model.process.first, model.process.steps, LEVELS).round().long().tolist():
         z, _ = model.process.diffuse(model.encode(values), t, present=present, generator=generator)
         mean = model.modalities["representation"].draw(model.predict(z, t, present=present).params["representation"])
@@ -173,15 +176,15 @@ def read_scores(model: MTDiffusion, test: Dataset, generator) -> dict[str, float
 
 
 @torch.no_grad()
-def trunk_scores(model: MTDiffusion, data: str, generator, n: int = 2000) -> dict[str, float]:
+def trunk_scores(model: MTDiffusion, data: str, generator) -> dict[str, float]:
     """What the trunk knows, when: accuracy of a linear probe of the pooled vector for the label, at each noise level.
 
-    Fitted to n training images and judged on the held-out ones, the image alone in the state.
+    Fitted to `PROBED` training images and judged on the held-out ones, the image alone in the state.
 
     Returns:
         {t: accuracy}.
     """
-    out, sets = {}, [represented(data, split)[:n] for split in ("train", "test")]
+    out, sets = {}, [represented(data, split)[:PROBED] for split in ("train", "test")]
     for t in torch.linspace(model.process.first, model.process.steps, LEVELS).round().long().tolist():
         pooled = [_pooled(model, values["image"], t, generator) for values in sets]
         guess = linear_probe(pooled[0], sets[0]["label"], pooled[1])
