@@ -5,7 +5,7 @@ import torch
 from helpers import generator, randomise
 
 import mtdiff as mt
-from mtdiff import representations
+from mtdiff import cli, representations
 from mtdiff.datasets import Dataset
 from mtdiff.experiments import EXPERIMENTS, representation_scores
 from mtdiff.experiments import image_representation as experiment
@@ -129,3 +129,19 @@ def test_the_probe_notes_both_kinds_of_drawing(few):
     look = experiment.probe(DATA, "lifted")
     assert set(look(random_model("lifted"))) == {"features", "joint"}
     assert set(look(random_model("image-only"))) == {"features"}
+
+
+def test_it_is_trained_sampled_and_judged_from_the_command_line(few, tmp_path, monkeypatch, capsys):
+    def run(*words):
+        monkeypatch.setattr("sys.argv", ["mtdiff", *map(str, words)])
+        cli.main()
+
+    folder, picture = tmp_path / "m", tmp_path / "s.png"
+    run("train", "image-representation", "--steps", 1, "--batch-size", 4, "--out", folder)
+    assert mt.load(folder).card["variant"] == "lifted"
+    run("sample", folder, "--n", 2, "--steps", 2, "--given", "representation=test:3", "--out", picture)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    run("evaluate", "image-representation", "--models", folder, "--n", 12, "--out", tmp_path / "r.json")
+    assert "| lifted | " in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="only classes, pictures and masks can be given, or an example as"):
+        run("sample", folder, "--given", "representation=0.3")

@@ -99,3 +99,20 @@ def test_planted_colours_have_a_row_for_each_share():
         "| 60% | fade-in | 0.610 ± 0.010 | 0.700 ± 0.010 |",
     ]
     assert markdown([result]).splitlines() == rows
+
+
+def test_representations_have_a_dash_for_what_a_variant_has_not():
+    full = {
+        "alone": {"features": number(30.0)},
+        "guidance": {"1.0": {"features": number(28.0)}, "2.0": {"features": number(29.0)}},
+        "given": {"features": number(20.0), "retrieval": number(0.3)},
+        "read": {"0": number(0.9), "500": number(0.0)},
+        "drawn": {"label": number(0.25)},
+    }
+    result = {"experiment": "image-representation", "data": "shapes16"}
+    result["variants"] = {"lifted": full, "image-only": {"alone": full["alone"]}}
+    rows = markdown([result]).splitlines()
+    assert rows[0] == "| variant | alone | joint | guidance 2.0 | given | found again | read | belongs together |"
+    ends = "20.0 ± 0.0 | 0.300 ± 0.010 | 0.900 ± 0.010 | 0.250 ± 0.010 |"
+    assert rows[2] == "| lifted | 30.0 ± 0.0 | 28.0 ± 0.0 | 29.0 ± 0.0 | " + ends
+    assert rows[3] == "| image-only | 30.0 ± 0.0 | - | - | - | - | - | - |"

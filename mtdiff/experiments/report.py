@@ -22,7 +22,8 @@ def markdown(results: Iterable[Mapping]) -> str:
     if len(kinds) != 1:
         raise ValueError(f"one table holds the results of one experiment, got {sorted(kinds)}")
     planted = all(result.get("data", "").startswith("planted") for result in results)
-    tables = {"image-label": colours if planted else labels, "image-transition": transitions, "masked-image": inpaintings}
+    tables = {"image-label": colours if planted else labels, "image-representation": representations}
+    tables |= {"image-transition": transitions, "masked-image": inpaintings}
     return tables[kinds.pop()](results)
 
 
@@ -119,6 +120,24 @@ def inpaintings(results: Iterable[Mapping], share: str = "0.5") -> str:
         drawn = [_number(m.get(kind, {}).get("features"), 1) for kind in ("alone", "joint")]
         cells = [f"{_number(m[w][share]['psnr'], 1)} / {_number(m[w][share]['ssim'])}" if w in m else "-" for w in ways]
         rows.append([variant, *drawn, *cells])
+    return _table(rows)
+
+
+def representations(results: Iterable[Mapping]) -> str:
+    """The table of image-representation: feature distance of images drawn alone, jointly at each scale of guidance, and
+    for given representations, how often those are found again; how much of a representation is read off a clean image; and
+    how often a probe of a jointly drawn representation says what the judge reads off the image."""
+    lines = [(variant, m) for result in results for variant, m in result["variants"].items()]
+    scales = list(dict.fromkeys(scale for _, m in lines for scale in m.get("guidance", {})))
+    joint = ["joint" if float(scale) == 1 else f"guidance {scale}" for scale in scales]
+    rows = [["variant", "alone", *joint, "given", "found again", "read", "belongs together"]]
+    rows.append(["---"] * len(rows[0]))
+    for variant, m in lines:
+        cells = [_number(m["alone"]["features"], 1)]
+        cells += [_number(m.get("guidance", {}).get(scale, {}).get("features"), 1) for scale in scales]
+        given, read = m.get("given", {}), m.get("read", {})
+        cells += [_number(given.get("features"), 1), _number(given.get("retrieval")), _number(read.get("0"))]
+        rows.append([variant, *cells, _number(m.get("drawn", {}).get("label"))])
     return _table(rows)
 
 
