@@ -54,9 +54,10 @@ LABEL := $(addprefix image-label-digits-,fade-in from-zero constant own-channels
   conditional classifier noisy-classifier learned generator token light heavy labels-10 labels-1 classifier-10 classifier-1)
 SCENES := $(addprefix image-label-shapes16-,fade-in conditional classifier image-only)
 PLANTED := 60 80 95
+REPRESENTED := $(addprefix image-representation-shapes16-,lifted own-channels image-only predicted told)
 TRANSITION := $(addprefix image-transition-shapes16-,transition conditional sdedit)
 MASKED := $(addprefix masked-image-shapes16-,masked plain augment own-channels unshared)
-RESULTS := $(LABEL) $(SCENES) $(PLANTED:%=image-label-planted%-fade-in) $(TRANSITION) $(MASKED)
+RESULTS := $(LABEL) $(SCENES) $(PLANTED:%=image-label-planted%-fade-in) $(REPRESENTED) $(TRANSITION) $(MASKED)
 MTDIFF := MTDIFF_THREADS=1 $(VENV)/bin/mtdiff
 
 # A run is runs/EXPERIMENT/DATA/VARIANT-SEED; its result file data/results/EXPERIMENT-DATA-VARIANT.json has all seeds.
@@ -69,6 +70,7 @@ endef
 $(foreach v,$(LABEL),$(eval $(call RULES,image-label,digits,$(v:image-label-digits-%=%),1000)))
 $(foreach v,$(SCENES),$(eval $(call RULES,image-label,shapes16,$(v:image-label-shapes16-%=%),1000)))
 $(foreach s,$(PLANTED),$(eval $(call RULES,image-label,planted$(s),fade-in,1000)))
+$(foreach v,$(REPRESENTED),$(eval $(call RULES,image-representation,shapes16,$(v:image-representation-shapes16-%=%),1000)))
 $(foreach v,$(TRANSITION),$(eval $(call RULES,image-transition,shapes16,$(v:image-transition-shapes16-%=%),200)))
 $(foreach v,$(MASKED),$(eval $(call RULES,masked-image,shapes16,$(v:masked-image-shapes16-%=%),1000)))
 

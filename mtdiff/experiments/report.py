@@ -124,9 +124,12 @@ def inpaintings(results: Iterable[Mapping], share: str = "0.5") -> str:
 
 
 def representations(results: Iterable[Mapping]) -> str:
-    """The table of image-representation: feature distance of images drawn alone, jointly at each scale of guidance, and
-    for given representations, how often those are found again; how much of a representation is read off a clean image; and
-    how often a probe of a jointly drawn representation says what the judge reads off the image."""
+    """The table of image-representation: images, and what their representations are worth.
+
+    Columns: feature distance of images drawn alone, jointly at each scale of guidance, and for given representations; how
+    often those are found again; how much of a representation is read off a clean image; and how often a probe of a jointly
+    drawn representation says what the judge reads off the image.
+    """
     lines = [(variant, m) for result in results for variant, m in result["variants"].items()]
     scales = list(dict.fromkeys(scale for _, m in lines for scale in m.get("guidance", {})))
     joint = ["joint" if float(scale) == 1 else f"guidance {scale}" for scale in scales]
