@@ -10,12 +10,13 @@ import matplotlib.pyplot as plt
 import nbformat
 import pytest
 import torch
+from helpers import randomise
 
 import mtdiff as mt
 from mtdiff import plots, widgets
-from mtdiff.datasets import MIXTURE, masks, shapes
+from mtdiff.datasets import MIXTURE, Dataset, masks, shapes
 from mtdiff.evaluation import psnr
-from mtdiff.experiments import masked_image
+from mtdiff.experiments import image_representation, masked_image
 
 spec = importlib.util.spec_from_file_location("course_notebooks", Path(__file__).parent / "notebooks.py")
 course = importlib.util.module_from_spec(spec)
@@ -361,5 +362,33 @@ def test_every_control_of_the_amplification_redraws_without_an_error():
     board = widgets.amplification_board()
     (output,) = (child for child in board.children if isinstance(child, ipywidgets.Output))
     for name, value in {"share": 0.6, "guidance": 0.5, "across": 2.5, "seed": 4}.items():
+        board.controls[name].value = value
+        assert not [o for o in output.outputs if o.get("output_type") == "error"]
+
+
+def between():
+    model = randomise(image_representation.build("shapes16", "lifted"), 0, scale=0.05).eval()
+    value = torch.randn(3, image_representation.COMPONENTS, generator=torch.Generator().manual_seed(0))
+    image = shapes("test", 16, n=3, modalities=("image",)).values["image"]
+    return model, Dataset("three", {"image": image, "representation": value})
+
+
+def test_the_picture_between_representations_shows_draws_for_what_lies_between():
+    model, scenes = between()
+    figure = widgets.draw_between(model, scenes, first=2, second=1, guidance=2.0, seed=4, n=2)
+    shown = torch.stack([torch.tensor(axis.images[0].get_array().data).movedim(-1, 0) * 2 - 1 for axis in figure.axes])
+    shown, value = shown.reshape(5, 3, 3, 16, 16), scenes.values["representation"]
+    assert torch.allclose(shown[0, 0], scenes.values["image"][2], atol=1e-6)
+    assert torch.allclose(shown[4, 0], scenes.values["image"][1], atol=1e-6)
+    given = {"representation": (0.75 * value[2] + 0.25 * value[1]).expand(2, -1)}
+    options = {"rule": "conditioned", "present": {"image"}, "guidance": 2.0, "steps": 25, "sampler": "ddim"}
+    drawn = mt.sample(model, 2, given=given, generator=torch.Generator().manual_seed(4), **options)["image"]
+    assert torch.allclose(shown[1, 1:], drawn.clamp(-1, 1), atol=1e-5)
+
+
+def test_every_control_of_the_representations_redraws_without_an_error():
+    board = widgets.representation_board(*between())
+    (output,) = (child for child in board.children if isinstance(child, ipywidgets.Output))
+    for name, value in {"first": 1, "second": 2, "guidance": 0.0, "seed": 5}.items():
         board.controls[name].value = value
         assert not [o for o in output.outputs if o.get("output_type") == "error"]

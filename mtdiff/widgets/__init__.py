@@ -5,10 +5,12 @@ from mtdiff.widgets.experiments import (
     amplification_board,
     class_sampler,
     draw_amplification,
+    draw_between,
     draw_class,
     draw_inpainting,
     draw_transition,
     inpainting_board,
+    representation_board,
     transition_board,
 )
 from mtdiff.widgets.theory import (
@@ -34,6 +36,7 @@ __all__ = [
     "cloud_slider",
     "curve_bender",
     "draw_amplification",
+    "draw_between",
     "draw_bound",
     "draw_class",
     "draw_cloud",
@@ -46,6 +49,7 @@ __all__ = [
     "gap_board",
     "inpainting_board",
     "noised_density_slider",
+    "representation_board",
     "rule_board",
     "transition_board",
 ]

@@ -1,4 +1,4 @@
-"""Boards over trained models: a class, a transition, an inpainting, guidance."""
+"""Boards over trained models: a class, a transition, an inpainting, guidance, what lies between two representations."""
 
 import ipywidgets
 import matplotlib.pyplot as plt
@@ -236,3 +236,54 @@ def amplification_board() -> ipywidgets.Widget:
         show(draw_amplification(**setting), f"Guided draws of four clusters for {setting}")
 
     return board(controls, redraw)
+
+
+def draw_between(
+    model: MTDiffusion, scenes: Dataset, first: int = 0, second: int = 1, guidance: float = 1.0, seed: int = 0, n: int = 6
+) -> Figure:
+    """Images for the representations on the way from one scene's to another's: what does a representation keep?
+
+    Args:
+        model: a model with "image" and "representation" that can be told the latter.
+        scenes: scenes with these values.
+        first: row of the scene to start from.
+        second: row of the scene to end at.
+        guidance: how far to go from the untold estimate towards the told one; 1 is no guidance.
+        seed: seed of the noise; every column starts from its own.
+        n: images for each representation.
+
+    Returns:
+        The figure: a row for each of five representations, the two scenes at its left and right ends.
+    """
+    image, value = scenes.values["image"], scenes.values["representation"]
+    options = {"rule": "conditioned", "present": {"image"}, "guidance": guidance, "steps": 25, "sampler": "ddim"}
+    rows = {}
+    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
+        given = torch.lerp(value[first], value[second], share).expand(n, -1).to(model.device)
+        generator = torch.Generator(model.device).manual_seed(seed)
+        drawn = sample(model, n, given={"representation": given}, generator=generator, **options)["image"].cpu()
+        scene = {0.0: image[first], 1.0: image[second]}.get(share, torch.ones_like(image[first]))
+        rows[f"{share:.0%} of {second}"] = torch.cat([scene[None], drawn])
+    titles = ["scene", *(f"draw {k + 1}" for k in range(n))]
+    title = f"From scene {first} to scene {second} by representations; guidance {guidance:g}, seed {seed}"
+    return picture_rows(rows, titles, title)
+
+
+def representation_board(model: MTDiffusion, scenes: Dataset) -> ipywidgets.Widget:
+    """Controls over `draw_between`.
+
+    Args:
+        model: as in `draw_between`.
+        scenes: as in `draw_between`.
+
+    Returns:
+        The widget; its `.controls` are the sliders by name.
+    """
+    slow = {"continuous_update": False}
+    controls = {
+        "first": ipywidgets.IntSlider(0, 0, len(scenes) - 1, description="first", **slow),
+        "second": ipywidgets.IntSlider(1, 0, len(scenes) - 1, description="second", **slow),
+        "guidance": ipywidgets.FloatSlider(1.0, min=0.0, max=4.0, step=0.5, description="guidance", **slow),
+        "seed": ipywidgets.IntSlider(0, 0, 99, description="seed", **slow),
+    }
+    return board(controls, lambda **setting: show(draw_between(model, scenes, **setting), f"Drawn between for {setting}"))
