@@ -14,6 +14,7 @@ from mtdiff.experiments.report import bounds, markdown
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+MEASURED = (ROOT / "notebooks" / "measured.md").read_text()
 
 
 def requirement_names(text):
@@ -107,20 +108,20 @@ def test_the_readme_and_the_makefile_agree():
     assert "make test" in (ROOT / ".ci" / "run").read_text()
 
 
-def test_the_readmes_tables_are_the_measured_ones():
+def test_the_tables_are_the_measured_ones():
     order = ("fade-in", "from-zero", "constant", "own-channels", "image-only", "unshared")
     files = [ROOT / "data" / "results" / f"image-label-digits-{variant}.json" for variant in order]
     results = [json.loads(file.read_text()) for file in files]
-    assert markdown(results) in README
-    assert bounds(results) in README
+    assert markdown(results) in MEASURED
+    assert bounds(results) in MEASURED
     order = ("transition", "conditional", "sdedit")
     files = [ROOT / "data" / "results" / f"image-transition-shapes16-{variant}.json" for variant in order]
-    assert markdown([json.loads(file.read_text()) for file in files]) in README
+    assert markdown([json.loads(file.read_text()) for file in files]) in MEASURED
     order = ("masked", "plain", "augment", "own-channels", "unshared")
     files = [ROOT / "data" / "results" / f"masked-image-shapes16-{variant}.json" for variant in order]
-    assert markdown([json.loads(file.read_text()) for file in files]) in README
+    assert markdown([json.loads(file.read_text()) for file in files]) in MEASURED
     for name in ("image-transition-shapes32-transition", "masked-image-shapes32-masked"):
-        assert markdown([json.loads((ROOT / "data" / "results" / f"{name}.json").read_text())]) in README
+        assert markdown([json.loads((ROOT / "data" / "results" / f"{name}.json").read_text())]) in MEASURED
 
 
 def test_the_readme_quotes_the_mutants_as_measured():
@@ -143,6 +144,7 @@ def test_the_theory_page_names_code_and_tests_that_exist():
         assert (ROOT / name).exists() or name.startswith("mtdiff") or re.search(rf"\b{name.split('.')[-1]}\b", source), name
 
 
-def test_the_readme_links_to_files_that_exist():
-    for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
-        assert (ROOT / link).exists(), link
+def test_links_lead_to_files_that_exist():
+    for page, folder in ((README, ROOT), (MEASURED, ROOT / "notebooks")):
+        for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", page):
+            assert (folder / link).exists(), link
