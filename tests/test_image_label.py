@@ -7,10 +7,10 @@ from helpers import generator, image_label_batch, image_label_model, randomise
 import mtdiff as mt
 from mtdiff.datasets import MIXTURE, Dataset, digits, planted, toy
 from mtdiff.datasets.planted import OWN
-from mtdiff.datasets.shapes import COLOURS, SHAPES, VOCABULARY, parse
+from mtdiff.datasets.shapes import COLOURS
 from mtdiff.evaluation import head_accuracy, head_logits
 from mtdiff.experiments import EXPERIMENTS, image_label
-from mtdiff.experiments.label_scores import colour_scores, head_scores, referee
+from mtdiff.experiments.label_scores import colour_scores, head_scores, referee, shape_and_colour
 from mtdiff.modalities import MISSING
 from mtdiff.training import TrainConfig, Trainer
 
@@ -135,10 +135,9 @@ def test_planted_scenes_are_one_shape_in_its_own_colour_as_often_as_asked():
     data = planted(0.8, n=4000)
     own = data.values["colour"] == torch.tensor(OWN)[data.values["label"]]
     assert abs(float(own.double().mean()) - 0.8) < 4 * (0.16 / 4000) ** 0.5
-    scenes = parse(data.values["caption"])
-    for k in (0, 7, 99):
-        ((_, colour, shape),) = scenes[k].objects
-        assert (COLOURS.index(colour), SHAPES.index(shape)) == (int(data.values["colour"][k]), int(data.values["label"][k]))
+    read = [judge(data.values["image"]) for judge in shape_and_colour()]
+    assert torch.equal(read[0], data.values["label"])
+    assert torch.equal(read[1], data.values["colour"])
     away = (data.values["colour"][~own] - torch.tensor(OWN)[data.values["label"][~own]]) % len(COLOURS)
     counts = away.bincount(minlength=6)[1:].double()
     assert ((counts - counts.mean()).abs() < 4 * counts.mean().sqrt()).all()
@@ -169,13 +168,22 @@ def test_bad_plantings_are_refused(arguments, message):
 
 def test_colour_scores_of_the_data_are_what_was_planted():
     data = planted(0.8, n=3000)
-    scores = colour_scores(data.values["caption"], data.values["label"], 0.8)
+    scores = colour_scores(data.values["label"], data.values["colour"], data.values["label"], 0.8)
     assert scores["agreement"] == 1
     assert abs(scores["amplified"]) < 4 * (0.16 / 3000) ** 0.5
     assert scores["others"] > 0.99
-    wrong = data.values["caption"].clone()
-    wrong[: len(wrong) // 2, 3] = VOCABULARY.index(SHAPES[0]) + (data.values["label"][: len(wrong) // 2] + 1) % 3
-    assert colour_scores(wrong, data.values["label"], 0.8)["agreement"] == 0.5
+    shape, k = data.values["label"].clone(), len(data) // 2
+    shape[:k] = (shape[:k] + 1) % 3
+    wrong = colour_scores(shape, data.values["colour"], data.values["label"], 0.8)
+    assert wrong["agreement"] == 0.5
+    assert wrong["own"] == colour_scores(*(data.values[name][k:] for name in ("label", "colour", "label")), 0.8)["own"]
+
+
+def test_the_probe_notes_colours_along_the_training_on_planted_scenes(monkeypatch):
+    monkeypatch.setattr(image_label, "DRAWS", 12)
+    assert E.probe("digits", "fade-in") is None
+    notes = E.probe("planted80", "fade-in")(randomise(image_label.build("planted80", "fade-in"), 0, scale=0.05).eval())
+    assert set(notes) == {"joint", "told"}
 
 
 # ---- judging ----

@@ -1,4 +1,4 @@
-"""Scenes of one shape whose colour depends on its kind, as often as one likes: what do models make of a correlation?"""
+"""One large shape whose colour depends on its kind, as often as one likes: what do models make of a correlation?"""
 
 import dataclasses
 
@@ -6,17 +6,19 @@ import numpy as np
 import torch
 
 from mtdiff.datasets.base import Dataset
-from mtdiff.datasets.shapes import COLOURS, SHAPES, SPLITS, hashed, layout, paint
+from mtdiff.datasets.shapes import BACKGROUNDS, COLOURS, SHAPES, SPLITS, hashed, layout, paint
 
 OWN = (0, 1, 2)
 """The colour of its own that each shape has, an index into `COLOURS`: circles red, squares green, triangles blue."""
+RADIUS, PLACE = 0.30, 0.10
+"""Mean radius of a shape, and how far from the middle its own may be, in widths of the image."""
 
 
 def planted(share: float, split: str = "train", size: int = 16, n: int | None = None, seed: int = 0) -> Dataset:
-    """One shape on a plain background, in a colour of its own with probability `share`, else in any of the five others.
+    """One large shape on grey, in a colour of its own with probability `share`, else in any of the five others.
 
-    Values: "image" (N, 3, s, s), "label" (N,) the shape, "colour" (N,) and "caption" (N, 10) as in `shapes`. Kind, size,
-    place and background do not depend on the share: the scenes of two shares differ in colour alone.
+    Values: "image" (N, 3, s, s), "label" (N,) the shape and "colour" (N,). Kind, size and place do not depend on the share:
+    the scenes of two shares differ in colour alone.
 
     Args:
         share: how often a shape has its own colour, in [0, 1]; 1/6 is no correlation.
@@ -43,6 +45,15 @@ def planted(share: float, split: str = "train", size: int = 16, n: int | None = 
     scenes, (luck, other) = layout(index, seed), hashed(index, seed + 2**32, 2).T
     own = torch.tensor(OWN)[scenes.shape[:, 0]]
     colour = torch.where(luck < share, own, (own + 1 + (5 * other).long()) % len(COLOURS))
-    scenes = dataclasses.replace(scenes, colour=torch.stack([colour, colour, colour], 1))
-    values = paint(scenes, size, ("image", "caption"))
-    return Dataset(f"planted{round(100 * share)}/{split}", {**values, "label": scenes.shape[:, 0], "colour": colour}, SHAPES)
+    scenes = dataclasses.replace(
+        scenes,
+        colour=torch.stack([colour, colour, colour], 1),
+        background=torch.full_like(scenes.background, BACKGROUNDS.index("grey")),
+        radius=RADIUS * (0.95 + 0.1 * hashed(index, seed + 2**33, 3).float()),
+        x=0.5 + 2 * PLACE * (scenes.x - 0.5),
+        y=0.5 + 2 * PLACE * (scenes.y - 0.5),
+    )
+    image = paint(scenes, size, ("image",))["image"]
+    return Dataset(
+        f"planted{round(100 * share)}/{split}", {"image": image, "label": scenes.shape[:, 0], "colour": colour}, SHAPES
+    )

@@ -1,13 +1,14 @@
 """Joint image-label modelling: one model that draws pairs, draws a class, and names an image."""
 
 import functools
+from collections.abc import Callable
 
 import torch
 
 from mtdiff.backbones import UNet
 from mtdiff.datasets import Dataset, digits, planted, shapes
 from mtdiff.experiments.base import Experiment
-from mtdiff.experiments.label_scores import evaluate
+from mtdiff.experiments.label_scores import amplification, evaluate
 from mtdiff.experiments.unshared import Unshared
 from mtdiff.losses import Loss
 from mtdiff.modalities import MISSING, Image, Label
@@ -46,6 +47,8 @@ SCENES = 30000
 """Training scenes of the shapes world."""
 SHARES = (60, 80, 95)
 """Percent of shapes in a colour of their own, where it is planted."""
+DRAWS = 300
+"""Planted scenes of each kind that are drawn for each note along the training."""
 
 
 @functools.lru_cache(4)
@@ -126,10 +129,10 @@ def config(data: str, variant: str, budget: str) -> TrainConfig:
     elif variant == "token":
         options |= {"weights": {"label": 0.5, "image": 0.0}, "drop": {}, "give": {"label": 0.5}}
     full = {"steps": 5000, "batch_size": 64} if data == "digits" else {"steps": 8000, "batch_size": 16}
-    if data.startswith("planted"):
-        full["steps"] = 3000
     if budget == "quick":
         full["steps"] = 600
+    if data.startswith("planted"):
+        options["probe_every"] = full["steps"] // 5
     return TrainConfig(**full, lr=2e-3, ema=0.998, save_every=600, **options)
 
 
@@ -177,6 +180,26 @@ def examples(data: Dataset, variant: str, seed: int) -> Dataset:
     return Dataset(f"{data.name}, {len(kept)} labelled", {**data.values, "label": few}, data.names)
 
 
+def probe(data: str, variant: str) -> Callable[[MTDiffusion], dict[str, float]] | None:
+    """What is noted along the training on planted scenes: how often `DRAWS` shapes have their own colour, joint and told.
+
+    Args:
+        data: name of the data.
+        variant: one of `VARIANTS`.
+
+    Returns:
+        Averaged model -> {"joint", "told": share of those of the right shape}; None for other data.
+    """
+    if not data.startswith("planted"):
+        return None
+
+    def look(model: MTDiffusion) -> dict[str, float]:
+        scores = amplification(model, int(data[7:]) / 100, seed=0, n=DRAWS, scales=(1.0,))
+        return {name: scores[kind]["own"] for name, kind in (("joint", "joint"), ("told", "guidance 1.0")) if kind in scores}
+
+    return look
+
+
 EXPERIMENT = Experiment(
     "image-label",
     {
@@ -189,5 +212,6 @@ EXPERIMENT = Experiment(
     config,
     loss,
     evaluate,
-    examples=examples,
+    probe,
+    examples,
 )

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mtdiff.datasets import Dataset, digits, shapes
+from mtdiff.datasets import Dataset, digits, planted, shapes
 from mtdiff.datasets.planted import OWN
-from mtdiff.datasets.shapes import COLOURS, SHAPES, VOCABULARY
+from mtdiff.datasets.shapes import COLOURS, SHAPES
 from mtdiff.evaluation import (
     LABEL_RULES,
+    Judge,
     bound_draws,
     evaluate_image_label,
     head_logits,
@@ -188,7 +189,7 @@ def _unshared(model: Unshared, r: Referee, n: int, generator: torch.Generator) -
     }
 
 
-def amplification(model: MTDiffusion, share: float, seed: int, n: int) -> dict:
+def amplification(model: MTDiffusion, share: float, seed: int, n: int, scales: Sequence[float] = GUIDANCE) -> dict:
     """Is a planted correlation of shape and colour reproduced, amplified or reduced?
 
     Args:
@@ -196,27 +197,37 @@ def amplification(model: MTDiffusion, share: float, seed: int, n: int) -> dict:
         share: how often a shape has its own colour in the training data.
         seed: of the noise.
         n: samples of each kind.
+        scales: of guidance.
 
     Returns:
-        {"joint", "guidance S" for each scale of `GUIDANCE`: `colour_scores`}.
+        {"joint", "guidance S" for each scale: `colour_scores`}.
     """
-    judge, out = scene_judge("shapes16"), {}
+    judges, out = shape_and_colour(), {}
     label = torch.arange(n, device=model.device) % len(SHAPES)
     kinds = {"joint": {}} if "image" in model.rule else {}
-    kinds |= {f"guidance {scale}": {"guidance": scale, "rule": "conditioned"} for scale in GUIDANCE}
+    kinds |= {f"guidance {scale}": {"guidance": scale, "rule": "conditioned"} for scale in scales}
     for kind, options in kinds.items():
         given = {"label": label} if "guidance" in options else None
         generator = torch.Generator(model.device).manual_seed(seed)
         drawn = sample_many(model, n, given=given, steps=25, generator=generator, **options)
-        out[kind] = colour_scores(judge.read(drawn["image"].cpu()), drawn["label"].cpu(), share)
+        out[kind] = colour_scores(*(read(drawn["image"].cpu()) for read in judges), drawn["label"].cpu(), share)
     return out
 
 
-def colour_scores(caption: Tensor, label: Tensor, share: float) -> dict[str, float]:
-    """Colours of drawn scenes, of those that are read as one object of the shape that the label says.
+@functools.cache
+def shape_and_colour() -> tuple[Judge, Judge]:
+    """Judges of shape and of colour: support-vector machines, trained on scenes in which neither tells of the other."""
+    data = planted(1 / len(COLOURS), n=4000, seed=1)
+    colours = {"image": data.values["image"], "label": data.values["colour"]}
+    return svm_judge(data), svm_judge(Dataset(data.name, colours))
+
+
+def colour_scores(shape: Tensor, colour: Tensor, label: Tensor, share: float) -> dict[str, float]:
+    """Colours of drawn scenes, of those whose shape is the one that the label says.
 
     Args:
-        caption: (N, 10) tokens, as a judge reads the images.
+        shape: (N,) shapes, as a judge reads the images.
+        colour: (N,) colours, as another reads them.
         label: (N,) shapes.
         share: how often a shape has its own colour in the training data.
 
@@ -224,10 +235,7 @@ def colour_scores(caption: Tensor, label: Tensor, share: float) -> dict[str, flo
         "agreement": share of all scenes that are such; "own": how many of them have the shape's own colour, mean over
         shapes; "amplified": own less `share`; "others": how evenly the five other colours come, their entropy over log 5.
     """
-    kind = caption[:, 3] - VOCABULARY.index(SHAPES[0])
-    colour = caption[:, 2] - VOCABULARY.index(COLOURS[0])
-    right = ((caption > 0).sum(1) == 4) & (kind == label)
-    own, counts = [], torch.zeros(len(COLOURS) - 1, dtype=torch.float64)
+    right, own, counts = shape == label, [], torch.zeros(len(COLOURS) - 1, dtype=torch.float64)
     for k in range(len(SHAPES)):
         mine = colour[right & (label == k)]
         own.append(float((mine == OWN[k]).double().mean()))
