@@ -579,8 +579,8 @@ for width in (0.3, 1.2):
         print(f"width {width}, t = {t}, H(y | z_t): superposed {superposed:.3f}, side by side {apart:.3f}")
 
 # %% [markdown]
-# So there is no general answer, and the course measures both wherever it matters (the digits of notebook 00: the table
-# in the README).
+# So there is no general answer, and the course measures both wherever it matters (the digits of notebook 00: the
+# [table](measured.md)).
 #
 # ## 9 · Some modalities missing
 #

@@ -597,7 +597,7 @@ assert spread[3] > 2 * spread[0]
 
 # %% [markdown]
 # **Four times the pixels.** Scenes at 32×32, one in each direction, by a model of 0.7 million parameters that
-# ships too (one seed, `mtdiff train image-transition --data shapes32`; its figures stand in the README).
+# ships too (one seed, `mtdiff train image-transition --data shapes32`; its [figures](measured.md)).
 
 # %% tags=["nbval-ignore-output"]
 large, views = mt.load("image-transition/shapes32"), transition.pairs("shapes32", "test", 36)
