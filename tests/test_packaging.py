@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mtdiff.experiments.report import bounds, markdown
+from mtdiff.experiments.report import bounds, guidances, heads, markdown
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -108,20 +108,25 @@ def test_the_readme_and_the_makefile_agree():
     assert "make test" in (ROOT / ".ci" / "run").read_text()
 
 
+def measured(setting, *variants):
+    """Result files of some variants, in this order."""
+    return [json.loads((ROOT / "data" / "results" / f"{setting}-{variant}.json").read_text()) for variant in variants]
+
+
 def test_the_tables_are_the_measured_ones():
-    order = ("fade-in", "from-zero", "constant", "own-channels", "image-only", "unshared")
-    files = [ROOT / "data" / "results" / f"image-label-digits-{variant}.json" for variant in order]
-    results = [json.loads(file.read_text()) for file in files]
-    assert markdown(results) in MEASURED
-    assert bounds(results) in MEASURED
-    order = ("transition", "conditional", "sdedit")
-    files = [ROOT / "data" / "results" / f"image-transition-shapes16-{variant}.json" for variant in order]
-    assert markdown([json.loads(file.read_text()) for file in files]) in MEASURED
-    order = ("masked", "plain", "augment", "own-channels", "unshared")
-    files = [ROOT / "data" / "results" / f"masked-image-shapes16-{variant}.json" for variant in order]
-    assert markdown([json.loads(file.read_text()) for file in files]) in MEASURED
-    for name in ("image-transition-shapes32-transition", "masked-image-shapes32-masked"):
-        assert markdown([json.loads((ROOT / "data" / "results" / f"{name}.json").read_text())]) in MEASURED
+    joint = ("fade-in", "from-zero", "constant", "own-channels", "image-only", "unshared", "conditional")
+    digits = measured("image-label-digits", *joint)
+    assert markdown(digits) in MEASURED
+    assert bounds(digits) in MEASURED
+    assert guidances(measured("image-label-digits", "fade-in", "conditional")) in MEASURED
+    assert heads(measured("image-label-digits", "fade-in", "noisy-classifier", "classifier")) in MEASURED
+    for setting, *variants in (
+        ("image-transition-shapes16", "transition", "conditional", "sdedit"),
+        ("image-transition-shapes32", "transition"),
+        ("masked-image-shapes16", "masked", "plain", "augment", "own-channels", "unshared"),
+        ("masked-image-shapes32", "masked"),
+    ):
+        assert markdown(measured(setting, *variants)) in MEASURED, setting
 
 
 def test_the_readme_quotes_the_mutants_as_measured():
