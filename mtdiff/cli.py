@@ -238,9 +238,8 @@ class Get:
     def run(self) -> None:
         """Fetch it and say what to do next."""
         folder = get(self.name, self.out)
-        print(
-            f"the images are in {folder}\npack them:  mtdiff data prepare {folder} --size 64 --out data/prepared/{self.name}64"
-        )
+        pack = f"mtdiff data prepare {folder} --size 64 --out data/prepared/{self.name}64"
+        print(f"the images are in {folder}", f"pack them:  {pack}", sep="\n")
 
 
 @dataclass
