@@ -906,9 +906,13 @@ for name, x_there, y_there in (("x and y", True, True), ("x alone", True, False)
 # real digits. *Agreement* is the share of images that the judge reads as the label that was given.
 
 # %%
-wanted = ("constant", "fade-in", "from-zero", "own-channels")
-files = [Path("../data/results") / f"image-label-digits-{name}.json" for name in wanted]
-results = [json.loads(file.read_text()) for file in files]
+files = (
+    "image-label-digits-constant.json",
+    "image-label-digits-fade-in.json",
+    "image-label-digits-from-zero.json",
+    "image-label-digits-own-channels.json",
+)
+results = [json.loads((Path("../data/results") / file).read_text()) for file in files]
 for result in results:
     (lines,) = result["variants"].values()
     by_bayes, by_swap, by_telling = (lines[rule]["agreement"] for rule in ("bayes", "substitute", "conditioned"))

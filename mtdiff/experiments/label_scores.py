@@ -200,11 +200,11 @@ def amplification(model: MTDiffusion, share: float, seed: int, n: int, scales: S
         scales: of guidance.
 
     Returns:
-        {"joint", "guidance S" for each scale: `colour_scores`}.
+        {"joint", "joint, ddim", "guidance S" for each scale: `colour_scores`}; given labels by the model's own sampler.
     """
     judges, out = shape_and_colour(), {}
     label = torch.arange(n, device=model.device) % len(SHAPES)
-    kinds = {"joint": {}} if "image" in model.rule else {}
+    kinds = {"joint": {}, "joint, ddim": {"sampler": "ddim"}} if "image" in model.rule else {}
     kinds |= {f"guidance {scale}": {"guidance": scale, "rule": "conditioned"} for scale in scales}
     for kind, options in kinds.items():
         given = {"label": label} if "guidance" in options else None
