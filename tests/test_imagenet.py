@@ -18,9 +18,11 @@ import pytest
 import scipy.io
 import torch
 
+import mtdiff as mt
 from mtdiff.datasets.imagenet import download, find, get, packing, prepare
 from mtdiff.datasets.imagenet.download import Archive
 from mtdiff.datasets.prepared import box_masks, prepared
+from mtdiff.training import TrainConfig, Trainer
 
 WNIDS = ("n01443537", "n02085620", "n03444034")
 
@@ -336,6 +338,50 @@ def test_an_error_in_the_loader_reaches_the_training(packed):
     next(ahead)
     with pytest.raises(IndexError):
         next(ahead)
+
+
+def small_model():
+    """Image, label and box of three classes at 16x16."""
+    process = mt.ForwardProcess(
+        mt.NoiseSchedule.log_snr(50), {"image": 1.0, "label": mt.fade_in(0.5), "box": mt.fade_in(0.3)}
+    )
+    modalities = {"image": mt.Image((3, 16, 16)), "label": mt.Label(3), "box": mt.Mask((16, 16))}
+    return mt.MTDiffusion(process, modalities, mt.UNet((3, 16, 16), base=8, multipliers=(1, 2)), (3, 16, 16))
+
+
+def test_a_model_of_image_label_and_box_trains_on_packed_images_and_resumes_exactly(packed, tmp_path):
+    data = prepared(packed, modalities=("image", "label", "box"))
+    config = TrainConfig(steps=6, batch_size=4, save_every=3, log_every=3)
+    torch.manual_seed(0)
+    start = small_model().state_dict()
+
+    def trainer(folder):
+        model = small_model()
+        model.load_state_dict(start)
+        return Trainer(model, data, config, folder)
+
+    whole = trainer(tmp_path / "whole")
+    whole.run(progress=False)
+    torn = trainer(tmp_path / "torn")
+    loss = torn.loss
+    torn.loss = lambda *args: loss(*args) if torn.step < 4 else 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        torn.run(progress=False)
+    again = trainer(tmp_path / "torn")
+    assert again.resume()
+    assert again.step == 3
+    again.run(progress=False)
+    for a, b in zip(whole.ema.state_dict().values(), again.ema.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    assert set(again.history[0]) >= {"denoise", "image", "label", "box"}
+    with pytest.raises(KeyError, match=r"lacks .*box"):
+        Trainer(small_model(), prepared(packed), config)
+    few = mt.MTDiffusion(
+        whole.model.process, {"image": mt.Image((3, 16, 16)), "label": mt.Label(2), "box": mt.Mask((16, 16))},
+        mt.UNet((3, 16, 16), base=8, multipliers=(1, 2)), (3, 16, 16),
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"'label' has values outside 0\.\.1"):
+        Trainer(few, data, config)
 
 
 def test_damaged_sets_are_named(packed):
