@@ -1,4 +1,4 @@
-"""The command line: mtdiff train | sample | evaluate, over the same experiments as the notebooks."""
+"""The command line: mtdiff train | sample | evaluate, over the same experiments as the notebooks; and mtdiff data."""
 
 import json
 import os
@@ -13,6 +13,7 @@ import torch
 import tyro
 
 from mtdiff.checkpoint import load
+from mtdiff.datasets.imagenet import ARCHIVES, get, prepare
 from mtdiff.evaluation import mean_and_error
 from mtdiff.experiments import EXPERIMENTS, Experiment, budget, provenance
 from mtdiff.experiments.report import markdown
@@ -225,6 +226,63 @@ class Evaluate:
         print(markdown([result]), end=f"written: {self.out}\n" if self.out else "")
 
 
+@dataclass
+class Get:
+    """Fetch and unpack an archive; a broken transfer goes on, and what is there already is left alone."""
+
+    name: Annotated[Literal[tuple(ARCHIVES)], tyro.conf.Positional]
+    """What to fetch: Tiny-ImageNet (237 MiB), or Imagenette at 160 pixels (94 MiB), 320 (326 MiB) or full size (1.5 GiB)."""
+    out: Path = Path("data/raw")
+    """Folder to unpack it in."""
+
+    def run(self) -> None:
+        """Fetch it and say what to do next."""
+        folder = get(self.name, self.out)
+        pack = f"mtdiff data prepare {folder} --size 64 --out data/prepared/{self.name}64"
+        print(f"the images are in {folder}", f"pack them:  {pack}", sep="\n")
+
+
+@dataclass
+class Prepare:
+    """Pack images at one size for training, from a folder as the archive of Tiny-ImageNet, Imagenette or ILSVRC unpacks."""
+
+    root: Annotated[Path, tyro.conf.Positional]
+    """The folder with train/ and val/."""
+    out: Path
+    """Folder to write."""
+    size: int = 64
+    """Height and width: the centred square of each image, averaged over areas."""
+    classes: tuple[str, ...] = ()
+    """WordNet ids or names to keep, in the order of their labels; default: all."""
+    limit: int | None = None
+    """At most so many images of each class."""
+
+    def run(self) -> None:
+        """Pack both splits and say what is in them."""
+        metas = prepare(self.root, self.out, self.size, self.classes or None, limit=self.limit)
+        for split, meta in metas.items():
+            text = f"{split}: {meta['count']:,} images of {len(meta['names'])} classes, {meta['boxes']:,} with a box"
+            print(f"{text}; sha256 {meta['sha256'][:12]}")
+            for path, why in meta["skipped"][:10]:
+                print(f"  skipped {path}: {why}")
+            if len(meta["skipped"]) > 10:
+                print(f"  and {len(meta['skipped']) - 10} more, see {self.out / split / 'meta.json'}")
+        print(f"the packed images are in {self.out}")
+
+
+@dataclass
+class Data:
+    """Fetch real images and pack them for training."""
+
+    action: tyro.conf.OmitSubcommandPrefixes[
+        Annotated[Get, tyro.conf.subcommand("get")] | Annotated[Prepare, tyro.conf.subcommand("prepare")]
+    ]
+
+    def run(self) -> None:
+        """Do what was asked for."""
+        self.action.run()
+
+
 def _data(experiment: Experiment, name: str | None) -> str:
     """The chosen data of an experiment, its first unless a name is given."""
     name = name or next(iter(experiment.data))
@@ -260,7 +318,7 @@ def _rounded(value):
 
 def main() -> None:
     """Entry point: errors that a user can mend are one line, without a traceback."""
-    commands = {"train": Train, "sample": Sample, "evaluate": Evaluate}
+    commands = {"train": Train, "sample": Sample, "evaluate": Evaluate, "data": Data}
     command = tyro.extras.subcommand_cli_from_dict(
         commands, prog="mtdiff", description="Train, sample and judge multi-modal diffusion models."
     )

@@ -65,8 +65,8 @@ class Trainer:
 
     Args:
         model: the model; trained in place.
-        data: the training set; all of it is checked once, here. A label of -1 is one that is missing (see
-            `multitask_loss`).
+        data: the training set; its `sample` is checked once, here: all of it, or a part of images that are packed in a
+            file. A label of -1 is one that is missing (see `multitask_loss`).
         config: how to train.
         folder: where checkpoints and the history go; None keeps everything in memory.
         loss: (model, batch, generator) -> Loss; None is `multitask_loss` with the config's options.
@@ -94,7 +94,7 @@ class Trainer:
     ):
         self.missing = self._missing(model, data)
         filled = {name: model.modalities[name].filled(data.values[name]) for name in self.missing}
-        model.check({**data.values, **filled}, f"data set {data.name!r}")
+        model.check({**data.sample(), **filled}, f"data set {data.name!r}")
         lacking = [name for name in model.modalities if name not in data.values]
         if lacking:
             raise KeyError(f"data set {data.name!r} lacks {lacking}; it has {list(data.values)}")

@@ -67,15 +67,23 @@ class Dataset:
         Raises:
             ValueError: size is not in 1..N.
         """
+        data = {name: value.to(device) for name, value in self.values.items()}
+        for rows in self.orders(size, seed, start, device):
+            yield {name: value[rows] for name, value in data.items()}
+
+    def orders(self, size: int, seed: int, start: int = 0, device: str | torch.device = "cpu") -> Iterator[Tensor]:
+        """The rows of every batch, (size,); see `batches`."""
         if not 1 <= size <= len(self):
             raise ValueError(f"batch size must be in 1..{len(self)} (the examples of {self.name!r}), got {size}")
-        data = {name: value.to(device) for name, value in self.values.items()}
         per_epoch = len(self) // size
         epoch, k = divmod(start, per_epoch)
         while True:
             order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed + 1_000_003 * epoch))
             order = order.to(device)
             for k in range(k, per_epoch):  # noqa: B020  (the first epoch begins where `start` says)
-                rows = order[k * size : (k + 1) * size]
-                yield {name: value[rows] for name, value in data.items()}
+                yield order[k * size : (k + 1) * size]
             epoch, k = epoch + 1, 0
+
+    def sample(self) -> dict[str, Tensor]:
+        """What is looked at to see whether a model fits: everything."""
+        return dict(self.values)

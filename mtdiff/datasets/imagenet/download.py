@@ -1,0 +1,151 @@
+"""Fetch the archives of Tiny-ImageNet and Imagenette: resumed, checked, and unpacked safely."""
+
+import hashlib
+import shutil
+import tarfile
+import urllib.error
+import urllib.request
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from tqdm import tqdm
+
+BLOCK = 2**20
+
+
+@dataclass(frozen=True)
+class Archive:
+    """An archive on the web.
+
+    Attributes:
+        url: its official address.
+        md5: checksum of the file.
+        folder: what it unpacks to.
+        mebibytes: size of the file, for people.
+    """
+
+    url: str
+    md5: str
+    folder: str
+    mebibytes: int
+
+
+_FASTAI = "https://s3.amazonaws.com/fast-ai-imageclas"
+ARCHIVES = {
+    "tiny-imagenet": Archive(
+        "http://cs231n.stanford.edu/tiny-imagenet-200.zip", "90528d7ca1a48142e341f4ef8d21d0de", "tiny-imagenet-200", 237
+    ),
+    "imagenette": Archive(f"{_FASTAI}/imagenette2-160.tgz", "e793b78cc4c9e9a4ccc0c1155377a412", "imagenette2-160", 94),
+    "imagenette-320": Archive(f"{_FASTAI}/imagenette2-320.tgz", "3df6f0d01a2c9592104656642f5e78a3", "imagenette2-320", 326),
+    "imagenette-full": Archive(f"{_FASTAI}/imagenette2.tgz", "fe2fc210e6bb7c5664d602c3cd71e612", "imagenette2", 1488),
+}
+"""What can be fetched. Checksums: as in torchvision's `Imagenette`, and as published with loaders of Tiny-ImageNet."""
+
+
+def get(name: str, folder: str | Path, archive: Archive | None = None, progress: bool = True) -> Path:
+    """Fetch and unpack an archive; what is there already is not fetched again, and a broken transfer goes on.
+
+    Args:
+        name: one of `ARCHIVES`.
+        folder: where to unpack it; the archive lies there, too, until it is unpacked.
+        archive: another one than `ARCHIVES` says.
+        progress: show a progress bar.
+
+    Returns:
+        The folder of images, for `prepare`.
+
+    Raises:
+        ValueError: an unknown name, a checksum that does not fit (the file is deleted), or an archive that would write
+            outside the folder.
+        ConnectionError: the address cannot be reached; what came so far is kept, and the same call goes on from there.
+    """
+    if archive is None and name not in ARCHIVES:
+        raise ValueError(f"unknown data {name!r}; there are {', '.join(ARCHIVES)}")
+    archive, folder = archive or ARCHIVES[name], Path(folder)
+    target = folder / archive.folder
+    if target.is_dir():
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / PurePosixPath(archive.url).name
+    if not file.is_file():
+        _fetch(archive.url, file, progress)
+    found = _md5(file)
+    if found != archive.md5:
+        file.unlink()
+        raise ValueError(f"{archive.url} has checksum {found}, expected {archive.md5}: it is damaged or another; deleted")
+    _unpack(file, target)
+    file.unlink()
+    return target
+
+
+def _fetch(url: str, file: Path, progress: bool) -> None:
+    """A file of the web, by way of FILE.part, from where an earlier transfer broke off."""
+    part = file.with_name(file.name + ".part")
+    have = part.stat().st_size if part.is_file() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            resumed = answer.status == 206
+            length = int(answer.headers.get("Content-Length", 0))
+            have = have if resumed else 0
+            bar = tqdm(
+                total=have + length or None, initial=have, disable=not progress, unit="B", unit_scale=True, desc=file.name
+            )
+            with bar, part.open("ab" if resumed else "wb") as out:
+                while block := answer.read(BLOCK):
+                    out.write(block)
+                    bar.update(len(block))
+            if length and part.stat().st_size != have + length:
+                raise ConnectionError(f"the transfer broke off after {part.stat().st_size:,} bytes")
+    except urllib.error.HTTPError as error:
+        if error.code != 416:  # nothing is left to fetch: the checksum decides
+            raise ConnectionError(f"{url}: {error}") from None
+    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        kept = f"; {part} is kept, and the same command goes on from there" if part.is_file() else ""
+        raise ConnectionError(f"{url} cannot be fetched ({error}){kept}") from None
+    part.rename(file)
+
+
+def _md5(file: Path) -> str:
+    digest = hashlib.md5(usedforsecurity=False)
+    with file.open("rb") as stream:
+        while block := stream.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _unpack(file: Path, target: Path) -> None:
+    """The archive's own folder, in full or not at all; no entry may lead out of it."""
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                _inside(archive.namelist(), file)
+                archive.extractall(partial)
+        else:
+            with tarfile.open(file) as archive:
+                members = archive.getmembers()
+                _inside([member.name for member in members], file)
+                odd = [member.name for member in members if not (member.isreg() or member.isdir())]
+                if odd:
+                    raise ValueError(f"{file} holds a link or device, {odd[0]!r}: not unpacked")
+                archive.extractall(partial, members)
+        inner = partial / target.name
+        if not inner.is_dir():
+            found = sorted(path.name for path in partial.iterdir())
+            raise ValueError(f"{file} was expected to hold the folder {target.name}, it holds {found[:5]}")
+        inner.rename(target)
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
+        raise ValueError(f"{file} cannot be unpacked ({error}): delete it and fetch it again") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _inside(names: list[str], file: Path) -> None:
+    """Refuse names that are absolute or climb upwards."""
+    for name in names:
+        path = PurePosixPath(name.replace("\\", "/"))
+        if path.is_absolute() or ".." in path.parts or ":" in "".join(path.parts[:1]):
+            raise ValueError(f"{file} holds {name!r}, which would be written outside its folder: not unpacked")

@@ -1,0 +1,196 @@
+"""Packed images as a data set: bytes in memory or mapped from a file, decoded a batch at a time where they are used."""
+
+import queue
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mtdiff.datasets.base import Dataset
+from mtdiff.datasets.imagenet.packing import BOXES, IMAGES, LABELS, read_meta
+
+MODALITIES = ("image", "label", "box")
+ROOM = 0.5
+"""Share of a GPU's free memory that a data set may fill."""
+AHEAD = 3
+"""Batches that a loader prepares while the GPU computes."""
+
+
+def prepared(
+    folder: str | Path, split: str = "train", modalities: Sequence[str] = ("image", "label"), flip: bool | None = None
+) -> "Prepared":
+    """A split that `mtdiff data prepare` wrote; its pixels stay in the file until they are used.
+
+    Args:
+        folder: the folder that was written.
+        split: "train" or "val"; "test" is another word for "val".
+        modalities: names out of `MODALITIES`.
+        flip: mirror a random half of every batch; None: in "train" only.
+
+    Returns:
+        The data set; its names are those of the classes.
+
+    Raises:
+        FileNotFoundError: no such set, or a file of it is missing.
+        ValueError: an unknown split or modality, files that do not fit their description, or boxes that the set lacks.
+    """
+    split = {"test": "val"}.get(split, split)
+    unknown = [name for name in modalities if name not in MODALITIES]
+    if unknown or not modalities or split not in ("train", "val"):
+        raise ValueError(f'expected "train" or "val" and some of {MODALITIES}, got {split!r} and {tuple(modalities)}')
+    path = Path(folder) / split
+    meta = read_meta(path)
+    n, size = meta["count"], meta["size"]
+    lacking = [name for name in (IMAGES, LABELS, BOXES) if not (path / name).is_file()]
+    if lacking:
+        raise FileNotFoundError(f"{path} lacks {', '.join(lacking)}: delete the folder and prepare it again")
+    found, expected = (path / IMAGES).stat().st_size, 3 * size * size * n
+    if found != expected:
+        raise ValueError(f"{path / IMAGES} has {found:,} bytes, expected {expected:,}: it is truncated; prepare it again")
+    values = {
+        "image": torch.from_numpy(np.memmap(path / IMAGES, np.uint8, "c", shape=(n, 3, size, size))),
+        "label": torch.from_numpy(np.load(path / LABELS)),
+        "box": torch.from_numpy(np.load(path / BOXES)),
+    }
+    without = int(values["box"].isnan().any(1).sum())
+    if "box" in modalities and without:
+        raise ValueError(f"{without:,} of {n:,} images in {path} have no box: leave out the modality 'box'")
+    used = {name: values[name] for name in modalities}
+    return Prepared(
+        f"{Path(folder).name}/{split}",
+        used,
+        tuple(meta["names"]),
+        size=size,
+        sha256=meta["sha256"],
+        flip=split == "train" if flip is None else flip,
+    )
+
+
+@dataclass(frozen=True)
+class Prepared(Dataset):
+    """Images (N, 3, s, s) as uint8, labels, and boxes (N, 4) in `values`; batches hold what models take.
+
+    A batch has "image" (B, 3, s, s) in [-1, 1], "label" (B,) and "box" (B, 1, s, s), the mask of one object. Where a GPU
+    has room, all bytes are moved there once; otherwise a thread prepares pinned batches ahead.
+
+    Attributes:
+        size: height and width.
+        sha256: of the files, as `prepare` found it.
+        flip: whether a random half of every batch is mirrored.
+    """
+
+    size: int = 0
+    sha256: str = ""
+    flip: bool = False
+
+    def hash(self) -> str:
+        """SHA-256 over the prepared files, which `prepare` computed while it wrote them."""
+        return self.sha256
+
+    def __getitem__(self, rows) -> dict[str, Tensor]:
+        """The examples at an index tensor or a slice, as models take them."""
+        return self._decoded(super().__getitem__(rows))
+
+    def sample(self) -> dict[str, Tensor]:
+        """Up to 256 examples from all over the set, which is in the order of its classes."""
+        return self[torch.linspace(0, len(self) - 1, min(len(self), 256)).round().long()]
+
+    def batches(self, size: int, seed: int, start: int = 0, device: str | torch.device = "cpu") -> Iterator[dict]:
+        """As `Dataset.batches`: batch k depends on seed and k alone, whatever the device and however the bytes come."""
+        device = torch.device(device)
+        plan = self._plan(size, seed, start)
+        if device.type == "cuda" and not self._fits(device):
+            yield from self._ahead(plan, device)
+        data = {name: value.to(device) for name, value in self.values.items()}
+        for rows, mirrored in plan:
+            rows = rows.to(device, non_blocking=True)
+            yield self._decoded({name: value[rows] for name, value in data.items()}, mirrored)
+
+    def _fits(self, device: torch.device) -> bool:
+        """Whether all bytes may lie on the GPU."""
+        return sum(value.nbytes for value in self.values.values()) <= ROOM * torch.cuda.mem_get_info(device)[0]
+
+    def _plan(self, size: int, seed: int, start: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """The rows of each batch, and which of them are mirrored."""
+        for k, rows in enumerate(self.orders(size, seed, start), start):
+            generator = torch.Generator().manual_seed(2_000_003 * (seed + 1) + k)
+            yield rows, torch.rand(size, generator=generator) < 0.5 if self.flip else None
+
+    def _ahead(self, plan: Iterator[tuple[Tensor, Tensor | None]], device: torch.device) -> Iterator[dict]:
+        """Batches of a set that stays in host memory: a thread gathers the next few and starts their way to the device."""
+        ready: queue.Queue = queue.Queue(AHEAD)
+        over = threading.Event()
+
+        def gather() -> None:
+            try:
+                for rows, mirrored in plan:
+                    stored = {name: value[rows] for name, value in self.values.items()}
+                    if device.type == "cuda":
+                        stored = {name: value.pin_memory() for name, value in stored.items()}
+                    if not _put(ready, (stored, mirrored), over):
+                        return
+            except Exception as error:  # handed to whoever waits for a batch
+                _put(ready, error, over)
+
+        thread = threading.Thread(target=gather, daemon=True, name="mtdiff-batches")
+        thread.start()
+        try:
+            while True:
+                item = ready.get()
+                if isinstance(item, Exception):
+                    raise item
+                stored, mirrored = item
+                yield self._decoded({name: v.to(device, non_blocking=True) for name, v in stored.items()}, mirrored)
+        finally:
+            over.set()
+            thread.join()
+
+    def _decoded(self, stored: Mapping[str, Tensor], mirrored: Tensor | None = None) -> dict[str, Tensor]:
+        """Stored bytes, labels and boxes as models take them; some of the examples mirrored."""
+        out = dict(stored)
+        if "image" in stored:
+            out["image"] = stored["image"].float() / 127.5 - 1
+        if "box" in stored:
+            out["box"] = box_masks(stored["box"], self.size)
+        if mirrored is not None:
+            for name in ("image", "box"):
+                if name in out:
+                    turned = mirrored.to(out[name].device, non_blocking=True).view(-1, 1, 1, 1)
+                    out[name] = torch.where(turned, out[name].flip(3), out[name])
+        return out
+
+
+def _put(ready: queue.Queue, item, over: threading.Event) -> bool:
+    """Put an item into a queue that is full at times; False when nobody wants it any more."""
+    while not over.is_set():
+        try:
+            ready.put(item, timeout=0.1)
+        except queue.Full:
+            continue
+        return True
+    return False
+
+
+def box_masks(boxes: Tensor, size: int) -> Tensor:
+    """Masks of boxes: 1 where a pixel's centre is inside, and at least one pixel.
+
+    Args:
+        boxes: (N, 4) left, top, right, bottom in [0, 1].
+        size: s, height and width.
+
+    Returns:
+        (N, 1, s, s) float32 of zeros and ones.
+    """
+    centre = (torch.arange(size, device=boxes.device) + 0.5) / size
+    left, top, right, bottom = boxes.float().unbind(-1)
+
+    def inside(low: Tensor, high: Tensor) -> Tensor:
+        within = (centre >= low[:, None]) & (centre < high[:, None])
+        nearest = (centre - (low + high)[:, None] / 2).abs().argmin(1, keepdim=True)
+        return within.scatter(1, nearest, True)
+
+    return (inside(top, bottom)[:, None, :, None] & inside(left, right)[:, None, None, :]).float()
