@@ -1,9 +1,11 @@
 """The command line: mtdiff train | sample | evaluate, over the same experiments as the notebooks; and mtdiff data."""
 
 import json
+import math
 import os
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,6 +14,7 @@ import PIL.Image
 import torch
 import tyro
 
+from mtdiff import distributed
 from mtdiff.checkpoint import load
 from mtdiff.datasets.imagenet import ARCHIVES, get, prepare
 from mtdiff.evaluation import mean_and_error
@@ -19,8 +22,9 @@ from mtdiff.experiments import EXPERIMENTS, Experiment, budget, provenance
 from mtdiff.experiments.report import markdown
 from mtdiff.files import CARD, write_atomic
 from mtdiff.modalities import Image, Label, Mask
+from mtdiff.model import MTDiffusion
 from mtdiff.sampling import RULES, SAMPLERS, sample
-from mtdiff.training import Interrupted
+from mtdiff.stopping import Interrupted, OutOfTime
 
 Name = Annotated[Literal["image-label", "image-representation", "image-transition", "masked-image"], tyro.conf.Positional]
 
@@ -48,46 +52,74 @@ class Train:
     """Examples per step, instead of the budget's."""
     lr: float | None = None
     """Peak learning rate, instead of the budget's."""
+    accumulate: int | None = None
+    """Parts in which a batch is computed, one after the other, where memory is short: the same steps."""
+    precision: Literal["fp32", "bf16"] | None = None
+    """Of the network's products; bf16 is faster on a GPU."""
     seed: int = 0
     """Seed of the initial weights, batches and noise."""
     out: Path | None = None
     """Folder of the run; default runs/EXPERIMENT/DATA/VARIANT-SEED."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    """Where to train: cpu, cuda or cuda:1 ..."""
+    """Where to train: cpu, cuda or cuda:1 ... (under torchrun cuda is each process's own GPU)."""
+    compile: bool = False
+    """Let torch.compile make one program of the network: faster on a GPU, after a minute."""
+    max_minutes: float = math.inf
+    """Stop after so long, saved; the same command goes on."""
+    look_every: int | None = None
+    """Steps between two grids of samples, in the run's samples/, and two rows of the experiment's probe."""
+    save_every: int | None = None
+    """Steps between two checkpoints."""
+    keep: int = 1
+    """How many checkpoints stay."""
 
     def run(self) -> None:
         """Train, save the averaged model with its card, and say where."""
+        self.device = str(distributed.join(_device(self.device)))
+        try:
+            self._train(print if distributed.rank() == 0 else lambda *_: None)
+        finally:
+            distributed.leave()
+
+    def _train(self, say: Callable[[str], None]) -> None:
+        """Train as one of several processes, or alone; the first one saves and says something."""
         experiment = EXPERIMENTS[self.experiment]
         variant, data = self.variant or next(iter(experiment.variants)), _data(experiment, self.data)
         out = self.out or Path("runs") / self.experiment / data / f"{variant}-{self.seed}"
         config = experiment.config(data, variant, self.budget or budget())
         config.seed = self.seed
-        for name in ("steps", "batch_size", "lr"):
-            if getattr(self, name) is not None:
-                setattr(config, name, getattr(self, name))
-        config.__post_init__()
-        trainer = experiment.trainer(data, variant, config, out, _device(self.device))
+        names = ("steps", "batch_size", "lr", "accumulate", "precision", "save_every")
+        chosen = {name: getattr(self, name) for name in names} | {"probe_every": self.look_every}
+        config = replace(config, **{name: value for name, value in chosen.items() if value is not None})
+        options = {"compile": self.compile, "keep": self.keep, "draw": _grid if self.look_every else None}
+        trainer = experiment.trainer(data, variant, config, out, self.device, **options)
         resumed = trainer.resume()
         saved = (out / CARD).is_file()
         if saved and not resumed:
             raise ValueError(f"{out} holds a model that was not trained there: use another folder")
         if saved and trainer.step == config.steps:
-            print(f"{out} is already trained: step {trainer.step} of {config.steps}")
+            say(f"{out} is already trained: step {trainer.step} of {config.steps}")
             return
         if resumed:
-            print(f"going on at step {trainer.step} of {config.steps} ({out})")
-        model = trainer.run()
+            say(f"going on at step {trainer.step} of {config.steps} ({out})")
+        try:
+            model = trainer.run(max_minutes=self.max_minutes)
+        except OutOfTime as stopped:
+            say(str(stopped))
+            return
+        if distributed.rank():
+            return
         card = {
             "experiment": self.experiment,
             "data": {"name": trainer.data.name, "sha256": trainer.data.hash(), "examples": len(trainer.data)},
             "variant": variant,
-            "training": {**vars(config), "wall_seconds": round(trainer.seconds, 1)},
+            "training": {**vars(config), "processes": distributed.world(), "wall_seconds": round(trainer.seconds, 1)},
             **({"probes": trainer.probes} if trainer.probes else {}),
             "provenance": provenance(self.device),
         }
         model.save(out, card)
-        print(f"trained {config.steps} steps in {trainer.seconds:.0f} s; the model is in {out}")
-        print(f"look at it:  mtdiff sample {out}      judge it:  mtdiff evaluate {self.experiment} --models {out}")
+        say(f"trained {config.steps} steps in {trainer.seconds:.0f} s; the model is in {out}")
+        say(f"look at it:  mtdiff sample {out}      judge it:  mtdiff evaluate {self.experiment} --models {out}")
 
 
 @dataclass
@@ -120,10 +152,6 @@ class Sample:
 
     def run(self) -> None:
         """Draw, write the picture, and say what is in it."""
-        try:
-            from mtdiff.plots import save_grid
-        except ImportError as error:
-            raise ImportError(f"drawing needs {error.name}: pip install 'mtdiff[notebooks]'") from None
         model = load(self.model, _device(self.device))
         given = dict(self._parse(model, text) for text in self.given)
         generator = torch.Generator(self.device).manual_seed(self.seed)
@@ -131,8 +159,7 @@ class Sample:
             model, self.n, given=given, rule=self.rule, sampler=self.sampler, steps=self.steps, repeats=self.repeats,
             guidance=self.guidance, generator=generator,
         )  # fmt: skip
-        labels = {name: m.names for name, m in model.modalities.items() if isinstance(m, Label)}
-        save_grid(drawn, labels, self.out)
+        labels = _save_grid(model, drawn, self.out)
         print(*[f"{name}s: {drawn[name].tolist()}" for name in labels], f"picture: {self.out}", sep="\n")
 
     def _parse(self, model, text: str):
@@ -283,12 +310,34 @@ class Data:
         self.action.run()
 
 
+def _save_grid(model: MTDiffusion, drawn: Mapping[str, torch.Tensor], path: Path) -> list[str]:
+    """Write a picture of what was drawn; returns the names of the labels in it."""
+    try:
+        from mtdiff.plots import save_grid
+    except ImportError as error:
+        raise ImportError(f"drawing needs {error.name}: pip install 'mtdiff[notebooks]'") from None
+    labels = {name: m.names for name, m in model.modalities.items() if isinstance(m, Label)}
+    save_grid(drawn, labels, path)
+    return list(labels)
+
+
+def _grid(model: MTDiffusion, path: Path) -> None:
+    """Sixteen examples of a model in training, from the same noise every time."""
+    drawn = sample(model, 16, steps=25, generator=torch.Generator(model.device).manual_seed(0))
+    _save_grid(model, {name: value.cpu() for name, value in drawn.items()}, path)
+
+
 def _data(experiment: Experiment, name: str | None) -> str:
     """The chosen data of an experiment, its first unless a name is given."""
     name = name or next(iter(experiment.data))
     if name not in experiment.data:
         raise ValueError(f"{experiment.name} has no data {name!r}; it has {list(experiment.data)}")
     return name
+
+
+def _out_of_memory(message: str) -> str:
+    """What to do, unless the message says it."""
+    return message if "accumulate" in message else f"out of memory; try a smaller --n ({message})"
 
 
 def _device(name: str) -> str:
@@ -334,6 +383,6 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit("\nmtdiff: stopped")
     except torch.OutOfMemoryError as error:
-        sys.exit(f"mtdiff: error: out of memory; try a smaller --batch-size or --n ({str(error).splitlines()[0]})")
+        sys.exit(f"mtdiff: error: {_out_of_memory(str(error).splitlines()[0])}")
     except (ValueError, KeyError, OSError, ImportError, FloatingPointError) as error:
         sys.exit(f"mtdiff: error: {error.args[0] if isinstance(error, KeyError) else error}")

@@ -44,7 +44,7 @@ def test_train_writes_model_card_and_history(trained):
     assert len(card["data"]["sha256"]) == 64
     assert card["training"]["steps"] == 2
     assert card["provenance"]["command"].startswith("mtdiff train image-label")
-    assert json.loads((trained / "history.json").read_text())[-1]["step"] == 2
+    assert json.loads((trained / "history.jsonl").read_text().splitlines()[-1])["step"] == 2
     assert isinstance(mt.load(trained), mt.MTDiffusion)
 
 

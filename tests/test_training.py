@@ -39,6 +39,11 @@ def history(run):
     return [{name: value for name, value in row.items() if name != "seconds"} for row in run.history]
 
 
+def rows(path):
+    """The lines of a file of JSON lines."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def assert_same(a, b):
     for module_a, module_b in ((a.model, b.model), (a.ema, b.ema)):
         for (name, x), y in zip(module_a.state_dict().items(), module_b.state_dict().values(), strict=True):
@@ -159,7 +164,7 @@ def test_resuming_is_exact(tmp_path):
 def test_the_history_is_written_with_the_checkpoint(tmp_path):
     run = trainer(tmp_path)
     run.run(progress=False)
-    assert json.loads((tmp_path / "history.json").read_text()) == run.history
+    assert rows(tmp_path / "history.jsonl") == run.history
     assert set(run.history[0]) == {"step", "seconds", "total", "denoise", "x", "label", "gradient"}
 
 
@@ -401,10 +406,10 @@ def test_a_write_makes_its_folder_and_replaces_the_file(tmp_path):
 
 def test_a_folder_with_another_training_is_not_wiped(tmp_path):
     trainer(tmp_path).run(progress=False)
-    before = (tmp_path / "history.json").read_bytes()
+    before = (tmp_path / "history.jsonl").read_bytes()
     with pytest.raises(ValueError, match="holds a training already"):
         trainer(tmp_path).run(progress=False)
-    assert (tmp_path / "history.json").read_bytes() == before
+    assert (tmp_path / "history.jsonl").read_bytes() == before
 
 
 def test_a_training_goes_on_only_on_its_kind_of_device(tmp_path):
@@ -507,13 +512,13 @@ def test_resuming_keeps_the_rows_of_the_probe_and_is_exact(tmp_path):
     assert_same(whole, second)
     sizes = [[(row["step"], row["size"]) for row in run.probes] for run in (whole, second)]
     assert sizes[0] == sizes[1]
-    written = json.loads((tmp_path / "parts" / "probes.json").read_text())
+    written = rows(tmp_path / "parts" / "probes.jsonl")
     assert [(row["step"], row["size"]) for row in written] == sizes[0]
 
 
 def test_a_training_without_a_probe_writes_no_rows(tmp_path):
     trainer(tmp_path).run(progress=False)
-    assert not (tmp_path / "probes.json").exists()
+    assert not (tmp_path / "probes.jsonl").exists()
 
 
 def test_a_negative_interval_is_refused():

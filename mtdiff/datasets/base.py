@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+ALL = slice(None)
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -50,7 +52,9 @@ class Dataset:
             digest.update(value.cpu().numpy().tobytes())
         return digest.hexdigest()
 
-    def batches(self, size: int, seed: int, start: int = 0, device: str | torch.device = "cpu") -> Iterator[dict]:
+    def batches(
+        self, size: int, seed: int, start: int = 0, device: str | torch.device = "cpu", part: slice = ALL
+    ) -> Iterator[dict]:
         """An endless stream of batches: a new random order every epoch, the last incomplete batch left out.
 
         Batch k depends on seed and k alone, so a stream that starts at k continues one that was interrupted there.
@@ -60,16 +64,17 @@ class Dataset:
             seed: seed of the orders.
             start: number of batches to skip.
             device: where batches are wanted; the data are moved there once.
+            part: the rows of every batch that are wanted, for processes that share one.
 
         Yields:
-            {modality: (size, ...)}.
+            {modality: (size, ...)}, or its part.
 
         Raises:
             ValueError: size is not in 1..N.
         """
         data = {name: value.to(device) for name, value in self.values.items()}
         for rows in self.orders(size, seed, start, device):
-            yield {name: value[rows] for name, value in data.items()}
+            yield {name: value[rows[part]] for name, value in data.items()}
 
     def orders(self, size: int, seed: int, start: int = 0, device: str | torch.device = "cpu") -> Iterator[Tensor]:
         """The rows of every batch, (size,); see `batches`."""

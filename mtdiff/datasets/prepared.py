@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtdiff.datasets.base import Dataset
+from mtdiff.datasets.base import ALL, Dataset
 from mtdiff.datasets.imagenet.packing import BOXES, IMAGES, LABELS, read_meta
 
 MODALITIES = ("image", "label", "box")
@@ -99,10 +99,12 @@ class Prepared(Dataset):
         """Up to 256 examples from all over the set, which is in the order of its classes."""
         return self[torch.linspace(0, len(self) - 1, min(len(self), 256)).round().long()]
 
-    def batches(self, size: int, seed: int, start: int = 0, device: str | torch.device = "cpu") -> Iterator[dict]:
+    def batches(
+        self, size: int, seed: int, start: int = 0, device: str | torch.device = "cpu", part: slice = ALL
+    ) -> Iterator[dict]:
         """As `Dataset.batches`: batch k depends on seed and k alone, whatever the device and however the bytes come."""
         device = torch.device(device)
-        plan = self._plan(size, seed, start)
+        plan = self._plan(size, seed, start, part)
         if device.type == "cuda" and not self._fits(device):
             yield from self._ahead(plan, device)
         data = {name: value.to(device) for name, value in self.values.items()}
@@ -114,11 +116,11 @@ class Prepared(Dataset):
         """Whether all bytes may lie on the GPU."""
         return sum(value.nbytes for value in self.values.values()) <= ROOM * torch.cuda.mem_get_info(device)[0]
 
-    def _plan(self, size: int, seed: int, start: int) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """The rows of each batch, and which of them are mirrored."""
+    def _plan(self, size: int, seed: int, start: int, part: slice = ALL) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """The rows of each batch, or of a part of it, and which of them are mirrored."""
         for k, rows in enumerate(self.orders(size, seed, start), start):
             generator = torch.Generator().manual_seed(2_000_003 * (seed + 1) + k)
-            yield rows, torch.rand(size, generator=generator) < 0.5 if self.flip else None
+            yield rows[part], torch.rand(size, generator=generator)[part] < 0.5 if self.flip else None
 
     def _ahead(self, plan: Iterator[tuple[Tensor, Tensor | None]], device: torch.device) -> Iterator[dict]:
         """Batches of a set that stays in host memory: a thread gathers the next few and starts their way to the device."""

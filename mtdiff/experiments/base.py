@@ -43,7 +43,7 @@ class Experiment:
     examples: Callable[[Dataset, str, int], Dataset] | None = None
 
     def trainer(
-        self, data: str, variant: str, config: TrainConfig, folder: str | Path | None, device: str = "cpu"
+        self, data: str, variant: str, config: TrainConfig, folder: str | Path | None, device: str = "cpu", **options
     ) -> Trainer:
         """A trainer of one variant; the model's initial weights follow the config's seed.
 
@@ -53,6 +53,7 @@ class Experiment:
             config: how to train.
             folder: where checkpoints go, or None.
             device: where to train.
+            **options: other arguments of `Trainer`.
 
         Returns:
             The trainer, at step 0.
@@ -67,7 +68,9 @@ class Experiment:
         examples = examples if self.examples is None else self.examples(examples, variant, config.seed)
         used = {name: value for name, value in examples.values.items() if name in model.modalities}
         look = self.probe(data, variant) if self.probe and config.probe_every else None
-        return Trainer(model, replace(examples, values=used), config, folder, self.loss(variant, config), device, look)
+        return Trainer(
+            model, replace(examples, values=used), config, folder, self.loss(variant, config), device, look, **options
+        )
 
 
 def budget() -> str:

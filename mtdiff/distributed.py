@@ -1,0 +1,81 @@
+"""Several processes of one training, as torchrun starts them; alone, every function here is the obvious one."""
+
+import os
+from collections.abc import Mapping
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+PATIENCE = timedelta(minutes=30)
+"""How long processes wait for each other: the first looks at the model while the others do nothing."""
+
+
+def join(device: str | torch.device) -> torch.device:
+    """Join the other processes of `torchrun`, once; alone without it.
+
+    Args:
+        device: "cpu", or "cuda": then each process of a node takes the GPU of its number.
+
+    Returns:
+        The device of this process.
+
+    Raises:
+        ValueError: more processes on this node than GPUs.
+    """
+    device = torch.device(device)
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return device
+    if device.type == "cuda":
+        here, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if here >= gpus:
+            raise ValueError(f"process {here} of this node has no GPU, there are {gpus}: torchrun --nproc-per-node {gpus}")
+        device = torch.device("cuda", here)
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    return device
+
+
+def leave() -> None:
+    """Say good-bye to the other processes, where there are any."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """The number of this process, 0 for the one that writes."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def agreed(wish: bool, device: torch.device) -> bool:
+    """Whether any process has the wish; all of them get the same answer."""
+    if world() == 1:
+        return wish
+    flag = torch.tensor(float(wish), device=device)
+    dist.all_reduce(flag, dist.ReduceOp.MAX)
+    return bool(flag)
+
+
+def mean(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The mean over processes of scalars that all of them have, {name: scalar}."""
+    if world() == 1 or not values:
+        return dict(values)
+    stacked = torch.stack([value.double() for value in values.values()])
+    dist.all_reduce(stacked)
+    return dict(zip(values, stacked / world(), strict=True))
+
+
+def gathered(value):
+    """What every process has, as a list in their order."""
+    if world() == 1:
+        return [value]
+    out = [None] * world()
+    dist.all_gather_object(out, value)
+    return out

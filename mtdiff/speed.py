@@ -1,0 +1,59 @@
+"""How much of the hardware a training uses: floating point operations of a step, over what a matrix product reaches."""
+
+import copy
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def training_flops(model: nn.Module, loss: Callable, batch: Mapping[str, Tensor]) -> float:
+    """Floating point operations of a forward and a backward pass for one example.
+
+    Matrix products, convolutions and attention are counted, a multiplication and an addition as two, by the shapes
+    alone: on a copy of the model without data, so that nothing is computed and nothing changed.
+
+    Args:
+        model: the model.
+        loss: (model, batch, generator) -> Loss.
+        batch: some examples, {name: (B, ...)}.
+
+    Returns:
+        Operations per example.
+    """
+    size = len(next(iter(batch.values())))
+    twin = copy.deepcopy(model).to("meta")
+    with FlopCounterMode(display=False) as counter:
+        loss(twin, {name: value.to("meta") for name, value in batch.items()}, None).total.backward()
+    return counter.get_total_flops() / size
+
+
+def matmul_peak(device: str | torch.device, dtype: torch.dtype, size: int = 8192, repeats: int = 20) -> float:
+    """Operations per second of a square matrix product, the best of three timings: what shares are measured against.
+
+    Args:
+        device: where.
+        dtype: of the matrices.
+        size: their height and width.
+        repeats: products per timing.
+
+    Returns:
+        Floating point operations per second.
+    """
+    device = torch.device(device)
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+
+    def timed() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        began = time.perf_counter()
+        for _ in range(repeats):
+            a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - began
+
+    timed()
+    return 2 * size**3 * repeats / min(timed() for _ in range(3))
