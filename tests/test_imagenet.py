@@ -301,7 +301,9 @@ def test_half_of_a_batch_is_mirrored_with_its_boxes(packed):
     data = prepared(packed, "train", ("image", "box"))
     plain = dataclasses.replace(data, flip=False)
     seen = []
-    for (_, mirrored), a, b, _ in zip(data._plan(9, 3, 0), data.batches(9, 3), plain.batches(9, 3), range(4), strict=False):
+    for (_, mirrored, _), a, b, _ in zip(
+        data._plan(9, 3, 0), data.batches(9, 3), plain.batches(9, 3), range(4), strict=False
+    ):
         for name in ("image", "box"):
             expected = torch.where(mirrored.view(-1, 1, 1, 1), b[name].flip(3), b[name])
             assert torch.equal(a[name], expected)
@@ -327,12 +329,42 @@ def test_the_loader_that_works_ahead_gives_the_same_batches(packed):
     assert not [t for t in threading.enumerate() if t.name == "mtdiff-batches"]
 
 
+def test_masks_are_drawn_anew_for_every_batch_and_fixed_for_every_index(packed):
+    data = prepared(packed, modalities=("image", "masked", "mask"))
+    batches = [batch for batch, _ in zip(data.batches(9, 1), range(3), strict=False)]
+    for batch in [*batches, data[:5]]:
+        assert set(batch["mask"].unique().tolist()) == {0.0, 1.0}
+        assert torch.equal(batch["masked"], batch["image"] * batch["mask"])
+    assert not torch.equal(batches[0]["mask"], batches[1]["mask"])
+    assert torch.equal(data[:5]["mask"], data.pool[:5].float())
+    again = next(data.batches(9, 1))
+    assert torch.equal(again["mask"], batches[0]["mask"])
+    ahead = data._ahead(data._plan(9, 1, 1), torch.device("cpu"))
+    assert torch.equal(next(ahead)["masked"], batches[1]["masked"])
+    ahead.close()
+    assert not torch.equal(prepared(packed, "val", ("image", "masked", "mask"))[:5]["mask"], data[:5]["mask"])
+    assert data.sample().keys() == {"image", "masked", "mask"}
+
+
+def test_processes_share_a_batch(packed):
+    data = prepared(packed, modalities=("image", "label", "masked", "mask"))
+    whole = next(data.batches(8, 1, start=2))
+    halves = [next(data.batches(8, 1, start=2, part=slice(a, a + 4))) for a in (0, 4)]
+    for name, value in whole.items():
+        assert torch.equal(value, torch.cat([half[name] for half in halves]))
+
+
+def test_a_masked_image_needs_an_image(packed):
+    with pytest.raises(ValueError, match="'masked' is made of 'image'"):
+        prepared(packed, modalities=("masked", "mask"))
+
+
 def test_an_error_in_the_loader_reaches_the_training(packed):
     data = prepared(packed)
 
     def plan():
-        yield torch.tensor([0, 1]), None
-        yield torch.tensor([0, 99]), None
+        yield torch.tensor([0, 1]), None, {}
+        yield torch.tensor([0, 99]), None, {}
 
     ahead = data._ahead(plan(), torch.device("cpu"))
     next(ahead)

@@ -12,8 +12,11 @@ from torch import Tensor
 
 from mtdiff.datasets.base import ALL, Dataset
 from mtdiff.datasets.imagenet.packing import BOXES, IMAGES, LABELS, read_meta
+from mtdiff.datasets.masks import masks
 
-MODALITIES = ("image", "label", "box")
+MODALITIES = ("image", "label", "box", "masked", "mask")
+POOL = 4096
+"""Masks that are drawn once; every example of every batch takes one of them at random."""
 ROOM = 0.5
 """Share of a GPU's free memory that a data set may fill."""
 AHEAD = 3
@@ -28,7 +31,8 @@ def prepared(
     Args:
         folder: the folder that was written.
         split: "train" or "val"; "test" is another word for "val".
-        modalities: names out of `MODALITIES`.
+        modalities: names out of `MODALITIES`. "masked" is the image where the "mask" is 1 and grey where it hides; masks
+            are of all kinds and hide 10 to 90% (`mtdiff.datasets.masks`).
         flip: mirror a random half of every batch; None: in "train" only.
 
     Returns:
@@ -55,11 +59,16 @@ def prepared(
         "image": torch.from_numpy(np.memmap(path / IMAGES, np.uint8, "c", shape=(n, 3, size, size))),
         "label": torch.from_numpy(np.load(path / LABELS)),
         "box": torch.from_numpy(np.load(path / BOXES)),
+        "mask": torch.arange(n) % POOL,
     }
+    values["masked"] = values["mask"]
     without = int(values["box"].isnan().any(1).sum())
     if "box" in modalities and without:
         raise ValueError(f"{without:,} of {n:,} images in {path} have no box: leave out the modality 'box'")
+    if "masked" in modalities and "image" not in modalities:
+        raise ValueError("the modality 'masked' is made of 'image': ask for both")
     used = {name: values[name] for name in modalities}
+    masked = {"mask", "masked"} & set(modalities)
     return Prepared(
         f"{Path(folder).name}/{split}",
         used,
@@ -67,25 +76,30 @@ def prepared(
         size=size,
         sha256=meta["sha256"],
         flip=split == "train" if flip is None else flip,
+        pool=masks(min(n, POOL), size, seed=0 if split == "train" else 1).bool() if masked else None,
     )
 
 
 @dataclass(frozen=True)
 class Prepared(Dataset):
-    """Images (N, 3, s, s) as uint8, labels, and boxes (N, 4) in `values`; batches hold what models take.
+    """Images (N, 3, s, s) as uint8, labels, boxes (N, 4) and numbers of masks in `values`; batches hold what models take.
 
-    A batch has "image" (B, 3, s, s) in [-1, 1], "label" (B,) and "box" (B, 1, s, s), the mask of one object. Where a GPU
-    has room, all bytes are moved there once; otherwise a thread prepares pinned batches ahead.
+    A batch has "image" (B, 3, s, s) in [-1, 1], "label" (B,), "box" (B, 1, s, s), a mask of one object, "mask" likewise,
+    1 where a pixel is known, and "masked" (B, 3, s, s), the image there. Examples that are picked by their index have the
+    mask of that index; those of `batches` one drawn at random. Where a GPU has room, all bytes are moved there once;
+    otherwise a thread prepares pinned batches ahead.
 
     Attributes:
         size: height and width.
         sha256: of the files, as `prepare` found it.
         flip: whether a random half of every batch is mirrored.
+        pool: (M, 1, s, s) bool, the masks.
     """
 
     size: int = 0
     sha256: str = ""
     flip: bool = False
+    pool: Tensor | None = None
 
     def hash(self) -> str:
         """SHA-256 over the prepared files, which `prepare` computed while it wrote them."""
@@ -108,29 +122,36 @@ class Prepared(Dataset):
         if device.type == "cuda" and not self._fits(device):
             yield from self._ahead(plan, device)
         data = {name: value.to(device) for name, value in self.values.items()}
-        for rows, mirrored in plan:
-            rows = rows.to(device, non_blocking=True)
-            yield self._decoded({name: value[rows] for name, value in data.items()}, mirrored)
+        pool = None if self.pool is None else self.pool.to(device)
+        for rows, mirrored, picked in plan:
+            rows = _moved(rows, device)
+            yield self._decoded({name: value[rows] for name, value in data.items()} | picked, mirrored, pool)
 
     def _fits(self, device: torch.device) -> bool:
         """Whether all bytes may lie on the GPU."""
         return sum(value.nbytes for value in self.values.values()) <= ROOM * torch.cuda.mem_get_info(device)[0]
 
-    def _plan(self, size: int, seed: int, start: int, part: slice = ALL) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """The rows of each batch, or of a part of it, and which of them are mirrored."""
+    def _plan(self, size: int, seed: int, start: int, part: slice = ALL) -> Iterator[tuple[Tensor, Tensor | None, dict]]:
+        """The rows of each batch, or of a part of it, which of them are mirrored, and the numbers of their masks."""
         for k, rows in enumerate(self.orders(size, seed, start), start):
             generator = torch.Generator().manual_seed(2_000_003 * (seed + 1) + k)
-            yield rows[part], torch.rand(size, generator=generator)[part] < 0.5 if self.flip else None
+            mirrored = torch.rand(size, generator=generator)[part] < 0.5 if self.flip else None
+            picked = {}
+            if self.pool is not None:
+                number = torch.randint(len(self.pool), (size,), generator=generator)[part]
+                picked = {name: number for name in ("mask", "masked") if name in self.values}
+            yield rows[part], mirrored, picked
 
-    def _ahead(self, plan: Iterator[tuple[Tensor, Tensor | None]], device: torch.device) -> Iterator[dict]:
+    def _ahead(self, plan: Iterator[tuple[Tensor, Tensor | None, dict]], device: torch.device) -> Iterator[dict]:
         """Batches of a set that stays in host memory: a thread gathers the next few and starts their way to the device."""
         ready: queue.Queue = queue.Queue(AHEAD)
+        pool = None if self.pool is None else self.pool.to(device)
         over = threading.Event()
 
         def gather() -> None:
             try:
-                for rows, mirrored in plan:
-                    stored = {name: value[rows] for name, value in self.values.items()}
+                for rows, mirrored, picked in plan:
+                    stored = {name: value[rows] for name, value in self.values.items()} | picked
                     if device.type == "cuda":
                         stored = {name: value.pin_memory() for name, value in stored.items()}
                     if not _put(ready, (stored, mirrored), over):
@@ -146,14 +167,17 @@ class Prepared(Dataset):
                 if isinstance(item, Exception):
                     raise item
                 stored, mirrored = item
-                yield self._decoded({name: v.to(device, non_blocking=True) for name, v in stored.items()}, mirrored)
+                moved = {name: v.to(device, non_blocking=True) for name, v in stored.items()}
+                yield self._decoded(moved, mirrored, pool)
         finally:
             over.set()
             thread.join()
 
-    def _decoded(self, stored: Mapping[str, Tensor], mirrored: Tensor | None = None) -> dict[str, Tensor]:
-        """Stored bytes, labels and boxes as models take them; some of the examples mirrored."""
-        out = dict(stored)
+    def _decoded(
+        self, stored: Mapping[str, Tensor], mirrored: Tensor | None = None, pool: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Stored bytes, labels, boxes and numbers of masks as models take them; some of the examples mirrored."""
+        out, pool = dict(stored), self.pool if pool is None else pool
         if "image" in stored:
             out["image"] = stored["image"].float() / 127.5 - 1
         if "box" in stored:
@@ -161,9 +185,20 @@ class Prepared(Dataset):
         if mirrored is not None:
             for name in ("image", "box"):
                 if name in out:
-                    turned = mirrored.to(out[name].device, non_blocking=True).view(-1, 1, 1, 1)
+                    turned = _moved(mirrored, out[name].device).view(-1, 1, 1, 1)
                     out[name] = torch.where(turned, out[name].flip(3), out[name])
+        for name in ("mask", "masked"):
+            if name in stored:
+                known = pool[_moved(stored[name], pool.device)].float()
+                out[name] = known if name == "mask" else out["image"] * known
         return out
+
+
+def _moved(value: Tensor, device: torch.device) -> Tensor:
+    """A small tensor on a device, without waiting for it."""
+    if device.type == "cuda" and value.device.type == "cpu":
+        return value.pin_memory().to(device, non_blocking=True)
+    return value.to(device)
 
 
 def _put(ready: queue.Queue, item, over: threading.Event) -> bool:
