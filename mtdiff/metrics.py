@@ -7,13 +7,55 @@ import torch
 from torch import Tensor
 
 
-def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """Frechet distance of two Gaussians fitted to features: |mu_a - mu_b|^2 + tr(A + B - 2 (A B)^{1/2}).
-
-    On flattened pixels it is a distance in pixel space, not an FID.
+class Moments:
+    """Mean and covariance of features that come in batches, without keeping them.
 
     Args:
-        a: (N, d) features, N > d for a covariance of full rank.
+        width: d, the number of features.
+
+    Attributes:
+        n: how many examples came.
+    """
+
+    def __init__(self, width: int):
+        self.n, self.width = 0, width
+        self._sum = torch.zeros(width, dtype=torch.float64)
+        self._square = torch.zeros(width, width, dtype=torch.float64)
+        self._shift: Tensor | None = None  # of the first batch: sums of squares around it lose no digits
+
+    def update(self, features: Tensor) -> None:
+        """Add a batch (B, d).
+
+        Raises:
+            ValueError: another number of features.
+        """
+        if features.ndim != 2 or features.shape[1] != self.width:
+            raise ValueError(f"expected features (B, {self.width}), got {tuple(features.shape)}")
+        rows = features.detach().cpu().double()
+        self._shift = rows.mean(0) if self._shift is None else self._shift
+        rows = rows - self._shift
+        self.n += len(rows)
+        self._sum += rows.sum(0)
+        self._square += rows.T @ rows
+
+    @property
+    def mean(self) -> Tensor:
+        """(d,) float64."""
+        return self._shift + self._sum / self.n
+
+    @property
+    def covariance(self) -> Tensor:
+        """(d, d) float64, with n - 1."""
+        return (self._square - torch.outer(self._sum, self._sum) / self.n) / (self.n - 1)
+
+
+def frechet_distance(a: Tensor | Moments, b: Tensor | Moments) -> float:
+    """Frechet distance of two Gaussians fitted to features: |mu_a - mu_b|^2 + tr(A + B - 2 (A B)^{1/2}).
+
+    On flattened pixels it is a distance in pixel space, and on any network's features but Inception's it is not an FID.
+
+    Args:
+        a: (N, d) features, N > d for a covariance of full rank; or both as `Moments`.
         b: (M, d) features.
 
     Returns:
@@ -24,6 +66,12 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 
     Source: Dowson and Landau 1982; Heusel et al. 2017.
     """
+    if isinstance(a, Moments) and isinstance(b, Moments):
+        if a.width != b.width or min(a.n, b.n) < 2:
+            raise ValueError(f"expected two sets (N >= 2, d) of equal d, got {(a.n, a.width)} and {(b.n, b.width)}")
+        means, cov_a, cov_b = (a.mean - b.mean).square().sum(), a.covariance, b.covariance
+        root = torch.linalg.eigvals(cov_a @ cov_b).real.clamp(min=0).sqrt().sum()
+        return max(0.0, float(means + cov_a.trace() + cov_b.trace() - 2 * root))
     a, b = a.flatten(1).double(), b.flatten(1).double()
     if a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
         raise ValueError(f"expected two sets (N >= 2, d) of equal d, got {tuple(a.shape)} and {tuple(b.shape)}")
@@ -36,6 +84,43 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
         a, b = ((x - x.mean(0)) / (len(x) - 1) ** 0.5 for x in (a, b))
         root, traces = torch.linalg.svdvals(a @ b.T).sum(), a.square().sum() + b.square().sum()
     return max(0.0, float(means + traces - 2 * root))
+
+
+def kernel_distance(a: Tensor, b: Tensor, subsets: int = 50, size: int = 1000, seed: int = 0) -> dict[str, float]:
+    """Kernel distance of two sets of features: unbiased squared MMD with the kernel (x y / d + 1)^3, the mean over subsets.
+
+    On Inception's features it is the KID. It may be slightly negative.
+
+    Args:
+        a: (N, d) features.
+        b: (M, d) features.
+        subsets: how many random subsets of both are compared.
+        size: examples in each; fewer where there are fewer.
+        seed: of the choice.
+
+    Returns:
+        "mean" over subsets, and "stderr", its standard error over subsets (of the choice; the data are the same).
+
+    Raises:
+        ValueError: different numbers of features, or fewer than two examples.
+
+    Source: Binkowski et al. 2018.
+    """
+    a, b = a.flatten(1).double(), b.flatten(1).double()
+    if a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
+        raise ValueError(f"expected two sets (N >= 2, d) of equal d, got {tuple(a.shape)} and {tuple(b.shape)}")
+    generator, m = torch.Generator().manual_seed(seed), min(size, len(a), len(b))
+
+    def kernel(x: Tensor, y: Tensor) -> Tensor:
+        return (x @ y.T / x.shape[1] + 1) ** 3
+
+    found = []
+    for _ in range(subsets):
+        x, y = (s[torch.randperm(len(s), generator=generator)[:m].to(s.device)] for s in (a, b))
+        own = sum(k.sum() - k.trace() for k in (kernel(x, x), kernel(y, y))) / (m * (m - 1))
+        found.append(float(own - 2 * kernel(x, y).mean()))
+    values = torch.tensor(found, dtype=torch.float64)
+    return {"mean": float(values.mean()), "stderr": float(values.std() / subsets**0.5) if subsets > 1 else math.nan}
 
 
 def energy_distance(a: Tensor, b: Tensor) -> float:

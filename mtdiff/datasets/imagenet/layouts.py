@@ -216,8 +216,10 @@ def _solution(path: Path) -> dict[str, tuple]:
 
 def _devkit(truth: Path, count: int) -> list[str]:
     """ILSVRC's development kit: the WordNet id of each validation image, in the order of their names."""
-    from scipy.io import loadmat
-
+    try:
+        from scipy.io import loadmat
+    except ImportError:
+        raise ImportError("ILSVRC's development kit is read by scipy: pip install 'mtdiff[notebooks]'") from None
     meta = truth.parent / "meta.mat"
     if not meta.is_file():
         raise ValueError(f"{truth} numbers the classes as meta.mat does, which is not beside it")

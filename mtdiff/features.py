@@ -1,0 +1,149 @@
+"""Networks in whose features images are compared, behind one interface and each under its own name."""
+
+import importlib
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mtdiff.metrics import Moments, frechet_distance, kernel_distance, precision_recall
+from mtdiff.representations import PRETRAINED, pretrained
+
+INCEPTION = "inception"
+"""The network of FID and KID, through torch-fidelity."""
+
+
+@dataclass(frozen=True)
+class FeatureNetwork:
+    """What sees images as numbers.
+
+    Attributes:
+        name: under which its figures are reported. Only "inception" makes a Frechet distance an FID.
+        network: images (B, 3, H, W) in [-1, 1] -> features (B, d).
+        classify: images -> class ids (B,) of the data at hand, where it can.
+    """
+
+    name: str
+    network: Callable[[Tensor], Tensor]
+    classify: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def frechet(self) -> str:
+        """What the Frechet distance of these features is called."""
+        return "FID" if self.name == INCEPTION else f"Frechet distance ({self.name})"
+
+    @property
+    def kernel(self) -> str:
+        """What the kernel distance of these features is called."""
+        return "KID" if self.name == INCEPTION else f"kernel distance ({self.name})"
+
+
+def feature_network(name: str) -> FeatureNetwork:
+    """A feature network by its name.
+
+    Args:
+        name: "inception", one of `mtdiff.representations.PRETRAINED`, or "MODULE:FUNCTION", a function of your own that
+            returns a network, images (B, 3, H, W) in [-1, 1] -> (B, d), with a method `classify` if it can.
+
+    Returns:
+        The network.
+
+    Raises:
+        ImportError: the library or module is not installed.
+        ValueError: an unknown name.
+    """
+    if name == INCEPTION:
+        return FeatureNetwork(name, _inception())
+    if name in PRETRAINED:
+        return FeatureNetwork(name, pretrained(name))
+    module, _, function = name.partition(":")
+    if not function:
+        raise ValueError(f"features must be {INCEPTION!r}, one of {list(PRETRAINED)} or MODULE:FUNCTION, got {name!r}")
+    try:
+        made = getattr(importlib.import_module(module), function)()
+    except ModuleNotFoundError as error:
+        raise ImportError(f"features {name!r}: there is no module {error.name!r} on the path") from None
+    except AttributeError:
+        raise ValueError(f"features {name!r}: {module} has no function {function!r}") from None
+    return FeatureNetwork(name, made, getattr(made, "classify", None))
+
+
+def _inception() -> Callable[[Tensor], Tensor]:
+    """The Inception network of the original FID, of images in [-1, 1]; downloads its weights the first time."""
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    except ImportError as error:
+        raise ImportError(f"FID and KID need {error.name}: pip install 'mtdiff[metrics]'") from None
+    network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"]).eval()
+
+    def features(image: Tensor) -> Tensor:
+        return network.to(image.device)(((image.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8))[0]
+
+    return features
+
+
+@dataclass
+class Seen:
+    """A set of images, as a feature network sees it.
+
+    Attributes:
+        moments: mean and covariance of the features of all.
+        some: (K, d) features of the first K.
+    """
+
+    moments: Moments
+    some: Tensor
+
+
+@torch.no_grad()
+def seen(images: Iterable[Tensor], network: FeatureNetwork, keep: int = 10_000) -> Seen:
+    """Look at images batch by batch.
+
+    Args:
+        images: batches (B, 3, H, W) in [-1, 1].
+        network: who looks.
+        keep: features that are kept, for distances that need them one by one.
+
+    Returns:
+        What was seen.
+
+    Raises:
+        ValueError: there are no images.
+    """
+    moments, some = None, []
+    for batch in images:
+        features = network.network(batch).flatten(1).cpu()
+        moments = moments or Moments(features.shape[1])
+        moments.update(features)
+        if (room := keep - sum(map(len, some))) > 0:
+            some.append(features[:room].float())
+    if moments is None:
+        raise ValueError("there are no images to look at")
+    return Seen(moments, torch.cat(some))
+
+
+def compared(real: Seen, drawn: Seen, seed: int = 0) -> dict[str, float]:
+    """How far drawn images are from real ones.
+
+    Args:
+        real: real images.
+        drawn: drawn ones.
+        seed: of random subsets.
+
+    Returns:
+        "frechet" (not a number with fewer images than features: a covariance of lower rank says little), "kernel" with
+        "kernel_stderr", "precision" and "recall", of as many of either.
+    """
+    k = min(len(real.some), len(drawn.some))
+    generator = torch.Generator().manual_seed(seed)
+    a, b = (s.some[torch.randperm(len(s.some), generator=generator)[:k]] for s in (real, drawn))
+    enough = min(real.moments.n, drawn.moments.n) > real.moments.width
+    kernel = kernel_distance(real.some, drawn.some, seed=seed)
+    return {
+        "frechet": frechet_distance(real.moments, drawn.moments) if enough else math.nan,
+        "kernel": kernel["mean"],
+        "kernel_stderr": kernel["stderr"],
+        **precision_recall(a, b),
+    }
