@@ -26,7 +26,9 @@ from mtdiff.model import MTDiffusion
 from mtdiff.sampling import RULES, SAMPLERS, sample
 from mtdiff.stopping import Interrupted, OutOfTime
 
-Name = Annotated[Literal["image-label", "image-representation", "image-transition", "masked-image"], tyro.conf.Positional]
+Name = Annotated[
+    Literal["image-label", "image-representation", "image-transition", "masked-image", "imagenet"], tyro.conf.Positional
+]
 
 
 @dataclass
@@ -36,14 +38,14 @@ class Train:
     experiment: Name
     """What to train."""
     data: str | None = None
-    """What to train on. image-label: digits (default), shapes16, shapes32, planted60, planted80 or planted95; the others:
-    shapes16 (default) or shapes32."""
+    """What to train on. image-label: digits (default), shapes16, shapes32, planted60, planted80 or planted95; imagenet:
+    imagenette32 (default), imagenette64, tiny-imagenet32 or tiny-imagenet64; the others: shapes16 (default) or shapes32."""
     variant: str | None = None
     """image-label: fade-in (default), from-zero, constant, own-channels, image-only, unshared, conditional, classifier,
     noisy-classifier, learned, generator, token, light, heavy, labels-10, labels-1, classifier-10 or classifier-1;
     image-representation: lifted (default), own-channels, image-only, predicted or told; image-transition: transition
     (default), conditional or sdedit; masked-image: masked (default), plain, augment,
-    own-channels or unshared."""
+    own-channels or unshared; imagenet: masked (default), plain, label, box or classifier."""
     budget: Literal["quick", "full"] | None = None
     """How long: quick (600 steps) or full (5000 to 8000 steps); default: the variable MTDIFF_BUDGET, or quick."""
     steps: int | None = None
@@ -218,6 +220,11 @@ class Evaluate:
     """What to judge on; default: the experiment's first, as in train."""
     n: int = 2000
     """Samples for each figure."""
+    features: str | None = None
+    """imagenet: who compares images. inception (FID and KID), dinov2-small, dinov2-base, clip-b32, clip-b16, a trained model
+    of images and labels, or MODULE:FUNCTION; default: pixels at 8x8."""
+    device: str = "cpu"
+    """Where to evaluate: cpu or cuda."""
     seed: int = 0
     """Seed of the first model's noise; the others follow."""
     out: Path | None = None
@@ -229,15 +236,18 @@ class Evaluate:
         """Evaluate every model, average by variant, print and write."""
         experiment = EXPERIMENTS[self.experiment]
         data = _data(experiment, self.data)
-        models = [(name, load(name)) for name in self.models or (f"{self.experiment}/{data}",)]
+        if self.features and self.experiment != "imagenet":
+            raise ValueError(f"--features is for imagenet, {self.experiment} has judges of its own")
+        options, device = ({"features": self.features} if self.features else {}), _device(self.device)
+        models = [(name, load(name, device)) for name in self.models or (f"{self.experiment}/{data}",)]
         for name, model in models:
             if model.card.get("experiment", self.experiment) != self.experiment:
                 raise ValueError(f"{name} was trained for {model.card['experiment']}, not for {self.experiment}")
         rows = []
         for k, (name, model) in enumerate(models):
             if k == 0 and self.publish:
-                model = load(model.save(self.publish, half=True))  # judged as it is published: rounded
-            metrics = experiment.evaluate(model, data, self.seed + k, self.n)
+                model = load(model.save(self.publish, half=True), device)  # judged as it is published: rounded
+            metrics = experiment.evaluate(model, data, self.seed + k, self.n, **options)
             variant = model.card.get("variant", name)
             rows.append({"model": name, "variant": variant, "card": model.card, "metrics": metrics})
             print(f"{name}: {json.dumps(_rounded(metrics))}")
@@ -246,7 +256,7 @@ class Evaluate:
         variants = {}
         for variant in dict.fromkeys(row["variant"] for row in rows):
             variants[variant] = _average([row["metrics"] for row in rows if row["variant"] == variant])
-        result = {"experiment": self.experiment, "data": data, "n": self.n, "provenance": provenance(),
+        result = {"experiment": self.experiment, "data": data, "n": self.n, "provenance": provenance(device),
                   "variants": variants, "runs": _rounded(rows)}  # fmt: skip
         if self.out:
             write_atomic(self.out, (json.dumps(result, indent=1) + "\n").encode())

@@ -12,8 +12,8 @@ from mtdiff.sampling import sample
 
 __all__ = [
     "LABEL_RULES", "Judge", "bound_draws", "energy_distance", "evaluate_image_label", "frechet_distance", "head_accuracy",
-    "head_logits",    "image_label_bounds", "image_label_metrics", "image_metrics", "mean_and_error", "psnr", "sample_many",
-    "ssim", "svm_judge",
+    "head_logits",    "image_label_bounds", "image_label_metrics", "image_metrics", "mean_and_error", "pooled", "psnr",
+    "sample_many", "ssim", "svm_judge",
 ]  # fmt: skip
 
 Judge = Callable[[Tensor], Tensor]
@@ -114,7 +114,12 @@ def head_accuracy(model, data: Dataset, name: str = "label", generator: torch.Ge
 
 @torch.no_grad()
 def head_logits(
-    model, data: Dataset, name: str = "label", t: int | None = None, generator: torch.Generator | None = None
+    model,
+    data: Dataset,
+    name: str = "label",
+    t: int | None = None,
+    generator: torch.Generator | None = None,
+    batch: int = 2500,
 ) -> Tensor:
     """What the head of a label says of held-out examples, with all the other modalities in the state and not the label.
 
@@ -124,15 +129,45 @@ def head_logits(
         name: the modality that is read.
         t: the step of the state; None: the first, as good as clean.
         generator: source of the noise.
+        batch: how many at a time.
 
     Returns:
         (N, K) logits.
     """
-    t, n = model.process.first if t is None else t, len(data)
-    values = {k: v.to(model.device) for k, v in data.values.items() if k in model.modalities and k != name}
-    present = {k: torch.full((n,), k != name, device=model.device) for k in model.modalities}
-    z, _ = model.process.diffuse(model.encode(values), t, present=present, generator=generator)
-    return model.predict(z, t, present=present).params[name]
+    t, logits = model.process.first if t is None else t, []
+    values = {k: v for k, v in data.values.items() if k in model.modalities and k != name}
+    for rows in torch.arange(len(data)).split(batch):
+        part = {k: v[rows].to(model.device) for k, v in values.items()}
+        present = {k: torch.full((len(rows),), k != name, device=model.device) for k in model.modalities}
+        z, _ = model.process.diffuse(model.encode(part), t, present=present, generator=generator)
+        logits.append(model.predict(z, t, present=present).params[name])
+    return torch.cat(logits)
+
+
+@torch.no_grad()
+def pooled(model, image: Tensor, t: int, generator: torch.Generator | None = None, batch: int = 500) -> Tensor:
+    """The backbone's pooled vector of noisy images, as the heads see it with S = {image}.
+
+    Args:
+        model: a model with a modality "image".
+        image: (N, C, H, W).
+        t: the step.
+        generator: source of the noise.
+        batch: how many at a time.
+
+    Returns:
+        (N, P), on the CPU.
+    """
+    found = []
+    hook = model.backbone.register_forward_hook(lambda module, inputs, output: found.append(output[1].cpu()))
+    try:
+        for part in image.to(model.device).split(batch):
+            present = {i: torch.full((len(part),), i == "image", device=model.device) for i in model.modalities}
+            z, _ = model.process.diffuse(model.encode({"image": part}), t, present=present, generator=generator)
+            model.predict(z, t, present=present)
+    finally:
+        hook.remove()
+    return torch.cat(found)
 
 
 def evaluate_image_label(

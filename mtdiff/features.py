@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mtdiff.checkpoint import load
+from mtdiff.datasets.base import Dataset
+from mtdiff.evaluation import head_logits, pooled
 from mtdiff.metrics import Moments, frechet_distance, kernel_distance, precision_recall
 from mtdiff.representations import PRETRAINED, pretrained
 
@@ -44,8 +47,9 @@ def feature_network(name: str) -> FeatureNetwork:
     """A feature network by its name.
 
     Args:
-        name: "inception", one of `mtdiff.representations.PRETRAINED`, or "MODULE:FUNCTION", a function of your own that
-            returns a network, images (B, 3, H, W) in [-1, 1] -> (B, d), with a method `classify` if it can.
+        name: "inception"; one of `mtdiff.representations.PRETRAINED`; a folder or shipped model of images and labels (the
+            pooled vector of its backbone, and its label head); or "MODULE:FUNCTION", a function of your own that returns a
+            network, images (B, 3, H, W) in [-1, 1] -> (B, d), with a method `classify` if it can.
 
     Returns:
         The network.
@@ -60,7 +64,7 @@ def feature_network(name: str) -> FeatureNetwork:
         return FeatureNetwork(name, pretrained(name))
     module, _, function = name.partition(":")
     if not function:
-        raise ValueError(f"features must be {INCEPTION!r}, one of {list(PRETRAINED)} or MODULE:FUNCTION, got {name!r}")
+        return _of_model(name)
     try:
         made = getattr(importlib.import_module(module), function)()
     except ModuleNotFoundError as error:
@@ -68,6 +72,29 @@ def feature_network(name: str) -> FeatureNetwork:
     except AttributeError:
         raise ValueError(f"features {name!r}: {module} has no function {function!r}") from None
     return FeatureNetwork(name, made, getattr(made, "classify", None))
+
+
+def _of_model(name: str) -> FeatureNetwork:
+    """A trained model that names images: what its label head looks at."""
+    try:
+        model = load(name)
+    except FileNotFoundError as error:
+        others = f"{INCEPTION!r}, one of {list(PRETRAINED)}, a model or MODULE:FUNCTION"
+        raise ValueError(f"features must be {others}, got {name!r} ({error})") from None
+    if not {"image", "label"} <= set(model.modalities):
+        raise ValueError(f"features {name!r}: a model of images and labels is needed, this one has {list(model.modalities)}")
+
+    def still() -> torch.Generator:
+        return torch.Generator(model.device).manual_seed(0)
+
+    def features(image: Tensor) -> Tensor:
+        return pooled(model.to(image.device), image, model.process.first, still())
+
+    def classify(image: Tensor) -> Tensor:
+        values = {"image": image, "label": torch.zeros(len(image)).long()}
+        return head_logits(model.to(image.device), Dataset(name, values), generator=still()).argmax(1)
+
+    return FeatureNetwork(name, features, classify)
 
 
 def _inception() -> Callable[[Tensor], Tensor]:

@@ -23,7 +23,7 @@ def markdown(results: Iterable[Mapping]) -> str:
         raise ValueError(f"one table holds the results of one experiment, got {sorted(kinds)}")
     planted = all(result.get("data", "").startswith("planted") for result in results)
     tables = {"image-label": colours if planted else labels, "image-representation": representations}
-    tables |= {"image-transition": transitions, "masked-image": inpaintings}
+    tables |= {"image-transition": transitions, "masked-image": inpaintings, "imagenet": photographs}
     return tables[kinds.pop()](results)
 
 
@@ -141,6 +141,30 @@ def representations(results: Iterable[Mapping]) -> str:
         given, read = m.get("given", {}), m.get("read", {})
         cells += [_number(given.get("features"), 1), _number(given.get("retrieval")), _number(read.get("0"))]
         rows.append([variant, *cells, _number(m.get("drawn", {}).get("label"))])
+    return _table(rows)
+
+
+def photographs(results: Iterable[Mapping]) -> str:
+    """The table of imagenet: Frechet and kernel distance of drawn images, the label head, holes of half the pixels, boxes.
+
+    Columns: both distances of images drawn alone, and jointly; the share of images of a given class that the network calls
+    so; the label head's accuracy; PSNR and SSIM of told and repeated filling; overlap of boxes.
+    """
+    rows = [["data", "variant", "looked at by", "alone", "joint", "class given", "label head", "told", "repeated", "box"]]
+    rows.append(["---"] * len(rows[0]))
+    for data, variant, m in ((r["data"], variant, m) for r in results for variant, m in r["variants"].items()):
+        kinds = [m.get(kind, {}) for kind in ("alone", "joint")]
+        names = [name for kind in kinds for name in kind if name != "classes"]
+        cells = [names[0] if names else "-"]
+        for kind in kinds:
+            entry = kind.get(cells[0])
+            cells.append(f"{_number(entry['frechet'], 1)} / {_number(entry['kernel'])}" if entry else "-")
+        cells.append(_number(m.get("guidance 1.0", {}).get("classes")))
+        cells.append(_number(m.get("head", {}).get("accuracy")))
+        for way in ("told", "repeated"):
+            half = m.get(way, {}).get("0.5")
+            cells.append(f"{_number(half['psnr'], 1)} / {_number(half['ssim'])}" if half else "-")
+        rows.append([data, variant, *cells, _number(m.get("box", {}).get("overlap"))])
     return _table(rows)
 
 

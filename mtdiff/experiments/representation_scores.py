@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mtdiff.datasets import Dataset
-from mtdiff.evaluation import sample_many
+from mtdiff.evaluation import pooled, sample_many
 from mtdiff.judges import label_judge, scene_judge
 from mtdiff.metrics import frechet_distance, precision_recall
 from mtdiff.model import MTDiffusion, Prediction
@@ -186,21 +186,7 @@ def trunk_scores(model: MTDiffusion, data: str, generator) -> dict[str, float]:
     """
     out, sets = {}, [represented(data, split)[:PROBED] for split in ("train", "test")]
     for t in torch.linspace(model.process.first, model.process.steps, LEVELS).round().long().tolist():
-        pooled = [_pooled(model, values["image"], t, generator) for values in sets]
+        pooled = [pooled(model, values["image"], t, generator) for values in sets]
         guess = linear_probe(pooled[0], sets[0]["label"], pooled[1])
         out[str(t)] = float((guess == sets[1]["label"]).double().mean())
     return out
-
-
-def _pooled(model: MTDiffusion, image: Tensor, t: int, generator, batch: int = 500) -> Tensor:
-    """The backbone's pooled vector of noisy images, as the heads see it with S = {image}, on the CPU."""
-    seen = []
-    hook = model.backbone.register_forward_hook(lambda module, inputs, output: seen.append(output[1].cpu()))
-    try:
-        for part in image.to(model.device).split(batch):
-            present = {i: torch.full((len(part),), i == "image", device=model.device) for i in model.modalities}
-            z, _ = model.process.diffuse(model.encode({"image": part}), t, present=present, generator=generator)
-            model.predict(z, t, present=present)
-    finally:
-        hook.remove()
-    return torch.cat(seen)

@@ -1,0 +1,186 @@
+"""Real photographs, packed by `mtdiff data prepare`: plain diffusion, + masked image, + label, + box, at equal compute."""
+
+import functools
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from mtdiff.backbones import UNet
+from mtdiff.datasets import Dataset
+from mtdiff.datasets.imagenet import ARCHIVES
+from mtdiff.datasets.prepared import Prepared, prepared
+from mtdiff.experiments.base import Experiment
+from mtdiff.experiments.image_label import naming
+from mtdiff.experiments.imagenet_scores import evaluate as scores
+from mtdiff.modalities import Image, Label, Mask
+from mtdiff.model import MTDiffusion
+from mtdiff.process import ForwardProcess
+from mtdiff.schedules import NoiseSchedule, constant, fade_in
+from mtdiff.training import TrainConfig
+
+VARIANTS = {
+    "masked": "image, masked image and mask superposed and injected: the paper's masked-image setting, our form",
+    "plain": "the image alone: the same images, as many steps",
+    "label": "image and label superposed, the code injected: the paper's image-label setting",
+    "box": "image, label and the mask of a box around the object, all three in one space",
+    "classifier": "the same backbone and as many steps for the label alone, of clean images",
+}
+MODALITIES = {
+    "masked": ("image", "masked", "mask"),
+    "plain": ("image",),
+    "label": ("image", "label"),
+    "box": ("image", "label", "box"),
+    "classifier": ("image", "label"),
+}
+"""What each variant is shown."""
+SETS = ("imagenette32", "imagenette64", "tiny-imagenet32", "tiny-imagenet64")
+"""Packed sets: the name of a set that `mtdiff data get` fetches, and the height and width of its images."""
+BACKBONES: Mapping[int, dict] = {
+    32: {"base": 16, "multipliers": (1, 2, 2, 2), "attention": (8,)},
+    64: {"base": 32, "multipliers": (1, 2, 2, 3), "blocks": 2, "attention": (8,)},
+}
+"""U-Nets by the size of the images: 0.8M parameters for a CPU, 3.4M for a GPU."""
+FOLDER = "MTDIFF_DATA"
+"""The variable that names the folder of packed sets, instead of data/prepared."""
+
+
+def packed(data: str, split: str, variant: str = "label") -> Prepared:
+    """A packed set, with what a variant is shown.
+
+    Args:
+        data: one of `SETS`.
+        split: "train" or "test".
+        variant: one of `VARIANTS`.
+
+    Returns:
+        The data set.
+
+    Raises:
+        FileNotFoundError: it has not been packed; the message says by which commands it is.
+    """
+    return prepared(packed_folder(data), split, MODALITIES[variant])
+
+
+def packed_folder(data: str) -> Path:
+    """The folder of a packed set.
+
+    Raises:
+        FileNotFoundError: as in `packed`.
+    """
+    folder = Path(os.environ.get(FOLDER, "data/prepared")) / data
+    if not folder.is_dir():
+        name = data.rstrip("0123456789")
+        source, size = f"data/raw/{ARCHIVES[name].folder}", data[len(name) :]
+        commands = f"mtdiff data get {name} && mtdiff data prepare {source} --size {size} --out {folder}"
+        raise FileNotFoundError(f"{data} is not in {folder.parent} ({FOLDER} names another folder). To make it: {commands}")
+    return folder
+
+
+def build(data: str, variant: str, seed: int = 0) -> MTDiffusion:
+    """An untrained model of one variant; sizes as in `BACKBONES`.
+
+    Args:
+        data: name of the data.
+        variant: one of `VARIANTS`.
+        seed: seed of the initial weights.
+
+    Returns:
+        The model.
+    """
+    names = packed(data, "test").names
+    return assemble(int(data.lstrip("abcdefghijklmnopqrstuvwxyz-")), variant, names, seed)
+
+
+def assemble(size: int, variant: str, names: tuple[str, ...], seed: int = 0) -> MTDiffusion:
+    """The model of a variant for images of a size and classes of these names; see `build`.
+
+    Args:
+        size: height and width, one of `BACKBONES`.
+        variant: one of `VARIANTS`.
+        names: of the classes.
+        seed: seed of the initial weights.
+
+    Returns:
+        The model.
+    """
+    shape, masked = (3, size, size), variant == "masked"
+    modalities = {
+        "image": Image(shape, levels=256, start="rest", revealed_by=("masked", "mask") if masked else ()),
+        "masked": Image(shape, start="nothing", tell=True),
+        "mask": Mask((size, size), tell=True),
+        "label": Label(len(names), names=names),
+        "box": Mask((size, size), tell=True),
+    }
+    curves = {
+        "image": 1.0,
+        "masked": fade_in(0.3, start=0.1),
+        "mask": fade_in(0.3, start=0.1),
+        "label": constant(0.0) if variant == "classifier" else fade_in(1.0, start=0.1),
+        "box": fade_in(0.3, start=0.1),
+    }
+    used = MODALITIES[variant]
+    process = ForwardProcess(NoiseSchedule.log_snr(500, high=8.0, low=-8.0), {name: curves[name] for name in used})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        backbone = UNet(shape, **BACKBONES[size])
+        rule = {name: "readout" if name == "image" else "conditioned" for name in used}
+        if variant == "classifier":
+            del rule["label"]  # it never learned to draw
+        options = {
+            "prediction": "heads",
+            "rule": rule,
+            "sampler": "ddpm",
+            "remove_told": variant not in ("plain", "classifier"),
+        }
+        return MTDiffusion(process, {name: modalities[name] for name in used}, backbone, shape, **options)
+
+
+def config(data: str, variant: str, budget: str) -> TrainConfig:
+    """Full: at 64x64 for minutes of a GPU (with --precision bf16 --compile), at 32x32 for an hour or two of a CPU."""
+    large = data.endswith("64")
+    options: dict = {"weights": {"image": 0.1 if variant in ("masked", "label", "box") else 0.0}}
+    if variant == "masked":
+        options["weights"] |= {"masked": 0.02, "mask": 0.02}
+        options |= {"drop": {"masked": 0.8, "mask": "masked"}, "give": {"masked": 0.5, "mask": "masked"}}
+    elif variant in ("label", "box"):
+        options["weights"] |= {"label": 0.1, **({"box": 0.02} if variant == "box" else {})}
+        options["drop"] = dict.fromkeys(MODALITIES[variant][1:], 0.5)
+        options["give"] = dict.fromkeys(MODALITIES[variant][1:], 0.3)
+    elif variant == "classifier":
+        options = {"weights": {"denoise": 0.0, "image": 0.0}, "drop": {"label": 1.0}}
+    full = {"steps": 12000, "batch_size": 256, "lr": 1e-3} if large else {"steps": 12000, "batch_size": 32, "lr": 1e-3}
+    if budget == "quick":
+        full["steps"] = 300
+    return TrainConfig(**full, ema=0.999, save_every=500, log_every=50, **options)
+
+
+def loss(variant: str, c: TrainConfig):
+    """The loss of the classifier; the others use the multi-task loss."""
+    return naming if variant == "classifier" else None
+
+
+def examples(data: Dataset, variant: str, seed: int) -> Dataset:
+    """What a variant is shown of a packed set."""
+    folder, split = data.name.split("/")
+    return packed(folder, split, variant)
+
+
+def evaluate(model: MTDiffusion, data: str, seed: int = 0, n: int = 2000, features: str | None = None) -> dict:
+    """What a variant can do on the held-out part of a packed set; see `mtdiff.experiments.imagenet_scores.evaluate`."""
+    shown = tuple(name for name in model.modalities if name not in ("masked", "mask"))
+    return scores(model, prepared(packed_folder(data), "test", shown), seed, n, features)
+
+
+EXPERIMENT = Experiment(
+    "imagenet",
+    {name: functools.partial(packed, name) for name in SETS},
+    VARIANTS,
+    build,
+    config,
+    loss,
+    evaluate,
+    None,
+    examples,
+)

@@ -1,0 +1,152 @@
+"""How models of photographs are judged: drawn images in the features of a network, the label head, filled holes, boxes."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mtdiff.datasets import Dataset, masks
+from mtdiff.evaluation import sample_many
+from mtdiff.experiments.label_scores import head_scores
+from mtdiff.experiments.masked_image import HIDDEN, inpaint
+from mtdiff.features import FeatureNetwork, Seen, compared, feature_network, seen
+from mtdiff.metrics import psnr, ssim
+from mtdiff.model import MTDiffusion
+
+STEPS = 24
+"""Network evaluations of every sample that is judged, the final reading not counted."""
+GUIDANCE = (1.0, 2.0, 4.0)
+"""Scales of classifier-free guidance at which images of given classes are judged."""
+BATCH = 250
+PIXELS = FeatureNetwork("pixels at 8x8", lambda image: F.adaptive_avg_pool2d(image, 8).flatten(1))
+"""What looks at images where no network is named: colours and their rough places, no more."""
+
+
+def evaluate(
+    model: MTDiffusion, test: Dataset, seed: int = 0, n: int = 2000, features: str | FeatureNetwork | None = None
+) -> dict:
+    """All that a variant can do, on held-out photographs.
+
+    Args:
+        model: the trained model.
+        test: held-out images, and labels and boxes where the model has them.
+        seed: seed of all noise.
+        n: images that are drawn for a distance, and at most so many real ones; a tenth as many are filled at each share.
+        features: who looks at images, by name (see `feature_network`); None: `PIXELS`.
+
+    Returns:
+        "alone", "joint" and "guidance S": {name of the network: `compared`, "classes": share whose label it confirms};
+        of a label "head" and "levels" (`head_scores`); with masks "told" and "repeated": {share: `filling_scores`}; with
+        boxes "box": mean overlap (intersection over union) of the box that is read off an image with the true one.
+    """
+    network = PIXELS if features is None else feature_network(features) if isinstance(features, str) else features
+    real = Dataset(test.name, test[_mixed(len(test), n)], test.names)
+    shown = seen((part.to(model.device) for part in real.values["image"].split(BATCH)), network)
+    generator = torch.Generator(model.device).manual_seed(seed)
+
+    def judged(label: Tensor | None = None, **options) -> dict:
+        def draw(rows: Tensor) -> dict[str, Tensor]:
+            given = None if label is None else {"label": label[rows]}
+            return sample_many(model, len(rows), given=given, steps=STEPS, generator=generator, **options)
+
+        return drawn_scores(draw, n, shown, network)
+
+    out: dict = {}
+    draws = "label" not in model.modalities or "label" in model.rule
+    if draws:
+        out["alone"] = judged(present={"image"})
+    if draws and len(model.modalities) > 1:
+        out["joint"] = judged()
+    if "label" in model.modalities:
+        out |= head_scores(model, real, seed)
+    if "label" in model.rule:
+        label = torch.arange(n, device=model.device) % model.modalities["label"].classes
+        for scale in GUIDANCE:
+            out[f"guidance {scale}"] = judged(label, rule="conditioned", guidance=scale)
+    if "mask" in model.modalities:
+        out |= fillings(model, real.values["image"][: max(4, n // 10)], network, generator)
+    if "box" in model.modalities:
+        out["box"] = box_overlap(model, real, generator)
+    return out
+
+
+def drawn_scores(draw: Callable[[Tensor], dict], n: int, real: Seen, network: FeatureNetwork) -> dict:
+    """What n drawn images are worth beside real ones.
+
+    Args:
+        draw: numbers (k,) of examples -> {"image": (k, 3, s, s), ...}.
+        n: how many in all.
+        real: real images.
+        network: who looks.
+
+    Returns:
+        {name of the network: `compared`}, and where there are labels and the network names classes, "classes": the share of
+        images that it calls by their label.
+    """
+    right = []
+
+    def images():
+        for rows in torch.arange(n).split(BATCH):
+            drawn = draw(rows)
+            if network.classify is not None and "label" in drawn:
+                right.append((network.classify(drawn["image"]).cpu() == drawn["label"].cpu()).double())
+            yield drawn["image"]
+
+    out: dict = {network.name: compared(real, seen(images(), network))}
+    return {**out, "classes": float(torch.cat(right).mean())} if right else out
+
+
+def fillings(model: MTDiffusion, image: Tensor, network: FeatureNetwork, generator: torch.Generator) -> dict:
+    """Holes filled by told masks, with and without repeated steps, at every share of `HIDDEN`.
+
+    Args:
+        model: a model of "image", "masked" and "mask".
+        image: (N, 3, s, s) held-out images.
+        network: who looks.
+        generator: source of all noise.
+
+    Returns:
+        {"told", "repeated": {share: "psnr" of hidden pixels (at most 60 dB), "ssim", and where the network names classes
+        "class": share of images that it calls as it calls the truth}}.
+    """
+    out: dict = {"told": {}, "repeated": {}}
+    for way, lines in out.items():
+        for share in HIDDEN:
+            mask = masks(len(image), image.shape[-1], hidden=share, seed=2)
+            drawn = inpaint(model, image, mask, way, steps=STEPS, generator=generator)
+            hidden = float(psnr(drawn, image, ~mask.bool()).clamp(max=60).mean())
+            lines[str(share)] = {"psnr": hidden, "ssim": float(ssim(drawn, image).mean())}
+            if network.classify is not None:
+                same = network.classify(drawn.to(model.device)) == network.classify(image.to(model.device))
+                lines[str(share)]["class"] = float(same.double().mean())
+    return out
+
+
+def box_overlap(model: MTDiffusion, real: Dataset, generator: torch.Generator) -> dict[str, float]:
+    """How well a box is read off an image, one evaluation at the first step.
+
+    Args:
+        model: a model of "image" and "box".
+        real: held-out images with masks of their boxes.
+        generator: source of the little noise that is left there.
+
+    Returns:
+        "overlap": mean intersection over union with the true box; "everything": the same for a box that is the whole image.
+    """
+    found, whole = [], []
+    t = model.process.first
+    for rows in torch.arange(len(real)).split(BATCH):
+        truth, image = real.values["box"][rows].bool(), real.values["image"][rows].to(model.device)
+        present = {name: torch.full((len(rows),), name == "image", device=model.device) for name in model.modalities}
+        z, _ = model.process.diffuse(model.encode({"image": image}), t, present=present, generator=generator)
+        with torch.no_grad():
+            read = model.read(z, t, present=present, generator=generator)["box"].bool().cpu()
+        for boxes, said in ((found, read), (whole, torch.ones_like(read))):
+            boxes.append((truth & said).flatten(1).sum(1) / (truth | said).flatten(1).sum(1))
+    return {"overlap": float(torch.cat(found).double().mean()), "everything": float(torch.cat(whole).double().mean())}
+
+
+def _mixed(size: int, n: int) -> Tensor:
+    """At most n rows of a set that is in the order of its classes."""
+    return torch.randperm(size, generator=torch.Generator().manual_seed(0))[:n].sort().values

@@ -1,0 +1,155 @@
+"""The experiment on packed photographs: what variants are, training and judging by the commands."""
+
+import json
+
+import pytest
+import torch
+from helpers import generator
+from test_imagenet import class_folders, tiny
+
+import mtdiff as mt
+from mtdiff import cli
+from mtdiff.datasets import Dataset
+from mtdiff.datasets.imagenet import prepare
+from mtdiff.experiments import EXPERIMENTS, imagenet, imagenet_scores, report
+from mtdiff.features import FeatureNetwork, feature_network
+
+E = EXPERIMENTS["imagenet"]
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    """A folder with two packed sets, one with boxes, of three classes and 12 images each."""
+    root = tmp_path_factory.mktemp("sets")
+    prepare(tiny(root / "a", each=4), root / "tiny-imagenet32", 32, progress=False)
+    prepare(class_folders(root / "b", each=4), root / "imagenette32", 32, progress=False)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def where(sets, monkeypatch):
+    monkeypatch.setenv(imagenet.FOLDER, str(sets))
+
+
+def run(monkeypatch, *words):
+    monkeypatch.setattr("sys.argv", ["mtdiff", *map(str, words)])
+    cli.main()
+
+
+def test_variants_have_the_same_backbone_and_differ_in_what_they_see():
+    models = {variant: E.build("tiny-imagenet32", variant, 0) for variant in E.variants}
+    assert {name: tuple(model.modalities) for name, model in models.items()} == imagenet.MODALITIES
+    backbones = [model.backbone.state_dict() for model in models.values()]
+    for other in backbones[1:]:
+        assert all(torch.equal(other[name], tensor) for name, tensor in backbones[0].items())
+    sizes = {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()}
+    assert max(sizes.values()) < 1.02 * min(sizes.values())
+    large = sum(p.numel() for p in imagenet.assemble(64, "masked", ("a", "b")).parameters())
+    assert 3.3e6 < large < 3.7e6
+    steps = {(c.steps, c.batch_size, c.lr) for c in (E.config("imagenette64", v, "full") for v in E.variants)}
+    assert len(steps) == 1
+
+
+@pytest.mark.parametrize("variant", E.variants)
+def test_every_variant_trains_and_is_judged(variant, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "run"
+    words = ("imagenet", "--data", "tiny-imagenet32")
+    run(monkeypatch, "train", *words, "--variant", variant, "--steps", 2, "--batch-size", 4, "--device", "cpu", "--out", out)
+    monkeypatch.setattr(imagenet_scores, "STEPS", 8)
+    run(monkeypatch, "evaluate", *words, "--models", out, "--n", 4, "--out", tmp_path / "r.json")
+    m = json.loads((tmp_path / "r.json").read_text())["variants"][variant]
+    drawn = {"plain": {"alone"}, "classifier": set()}.get(variant, {"alone", "joint"})
+    extra = {"masked": {"told", "repeated"}, "label": {"head", "levels"}, "classifier": {"head", "levels"}}
+    extra |= {"plain": set(), "box": {"head", "levels", "box"}}
+    scales = {f"guidance {s}" for s in imagenet_scores.GUIDANCE} if variant in ("label", "box") else set()
+    assert m.keys() == drawn | extra[variant] | scales
+    assert f"| tiny-imagenet32 | {variant} |" in capsys.readouterr().out
+    for kind in drawn:
+        assert m[kind]["pixels at 8x8"]["precision"]["mean"] >= 0
+
+
+def test_a_set_that_is_not_packed_says_how_to_make_it(monkeypatch, tmp_path):
+    monkeypatch.setenv(imagenet.FOLDER, str(tmp_path))
+    message = "mtdiff data get imagenette && mtdiff data prepare data/raw/imagenette2-160 --size 64 --out .*imagenette64"
+    with pytest.raises(FileNotFoundError, match=message):
+        E.data["imagenette64"]("train")
+
+
+def test_a_set_without_boxes_has_no_box_variant():
+    config = E.config("imagenette32", "box", "quick")
+    with pytest.raises(ValueError, match="have no box: leave out the modality 'box'"):
+        E.trainer("imagenette32", "box", config, None)
+
+
+def test_a_trained_model_can_look_at_images(tmp_path):
+    model = E.build("tiny-imagenet32", "classifier", 0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator(1)))
+    model.save(tmp_path / "judge")
+    network = feature_network(str(tmp_path / "judge"))
+    image = torch.rand(5, 3, 32, 32, generator=generator(2)) * 2 - 1
+    a, b = network.network(image), network.network(image)
+    assert a.shape == (5, model.backbone.pooled)
+    assert torch.equal(a, b)
+    assert not torch.allclose(a[0], a[1])
+    z, t = model.process.level(0, image)[0] * image, 0
+    present = {"image": torch.ones(5).bool(), "label": torch.zeros(5).bool()}
+    clean = model.predict(z, t, present=present).params["label"]
+    assert torch.equal(network.classify(image), clean.argmax(1))
+    plain = E.build("tiny-imagenet32", "plain", 0).save(tmp_path / "plain")
+    with pytest.raises(ValueError, match=r"a model of images and labels is needed, this one has \['image'\]"):
+        feature_network(str(plain))
+
+
+def test_boxes_are_scored_by_their_overlap():
+    """A model that reads what it is shown: its box is the left half; the truth covers a quarter, half of it inside."""
+
+    class Half(torch.nn.Module):
+        modalities, device = {"image": 0, "box": 0}, "cpu"
+        process = mt.ForwardProcess(mt.NoiseSchedule.log_snr(10), {"image": 1.0, "box": 0.0})
+
+        def encode(self, values):
+            return values
+
+        def read(self, z, t, present, generator):
+            box = torch.zeros(len(z), 1, 8, 8)
+            box[..., :4] = 1
+            return {"box": box}
+
+    truth = torch.zeros(6, 1, 8, 8)
+    truth[..., :4, 2:6] = 1  # 16 pixels, 8 of them in the left half
+    real = Dataset("boxes", {"image": torch.zeros(6, 3, 8, 8), "box": truth})
+    found = imagenet_scores.box_overlap(Half(), real, generator(0))
+    assert found == pytest.approx({"overlap": 8 / 40, "everything": 16 / 64})
+
+
+def test_classes_of_drawn_images_are_confirmed_or_not():
+    network = FeatureNetwork("mean", lambda image: image.flatten(1)[:, :2], lambda image: (image.mean((1, 2, 3)) > 0).long())
+
+    def draw(rows):
+        sign = torch.where(rows % 2 == 0, 1.0, -1.0)
+        noise = torch.rand(len(rows), 3, 4, 4, generator=generator(int(rows[0])))
+        return {"image": sign.view(-1, 1, 1, 1) * noise, "label": torch.ones(len(rows)).long()}
+
+    real = imagenet_scores.seen([torch.randn(600, 3, 4, 4, generator=generator(5))], network)
+    out = imagenet_scores.drawn_scores(draw, 600, real, network)
+    assert out["classes"] == 0.5
+    assert out["mean"]["frechet"] > 0
+
+
+def test_the_table_has_a_row_for_each_result():
+    entry = {"mean": 1.0, "stderr": None, "n": 1}
+    look = {"frechet": entry, "kernel": entry}
+    result = {
+        "experiment": "imagenet", "data": "imagenette64",
+        "variants": {"plain": {"alone": {"FID": look}}, "classifier": {"head": {"accuracy": entry}}},
+    }  # fmt: skip
+    table = report.markdown([result]).splitlines()
+    assert table[2] == "| imagenette64 | plain | FID | 1.0 / 1.000 | - | - | - | - | - | - |"
+    assert table[3] == "| imagenette64 | classifier | - | - | - | - | 1.000 | - | - | - |"
+
+
+def test_features_are_for_this_experiment_only(monkeypatch):
+    with pytest.raises(SystemExit, match="--features is for imagenet, image-label has judges of its own"):
+        run(monkeypatch, "evaluate", "image-label", "--features", "inception")
