@@ -1,14 +1,14 @@
 # mtdiff: `make course` sets up and runs the quickstart, `make test` sets up and passes the tests. `make help` lists the rest.
 
 .DEFAULT_GOAL := help
-.PHONY: help course test lab notebooks lint table benchmark clean
+.PHONY: help course test lab notebooks lint table benchmark benchmark-gpu clean
 VENV := .venv
 PY := $(VENV)/bin/python
 PAGE := build/00_quickstart.html
 export JUPYTER_PLATFORM_DIRS := 1
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # The first Python on the path that is new enough and can make virtual environments, or a word on what is missing.
 $(PY):
@@ -76,8 +76,12 @@ $(foreach v,$(MASKED),$(eval $(call RULES,masked-image,shapes16,$(v:masked-image
 
 table: $(RESULTS:%=data/results/%.json)  ## train every variant with three seeds and judge them (make -j2 table: hours on two cores)
 
-benchmark: $(VENV)/.test  ## time our U-Net against diffusers'
+benchmark: $(VENV)/.test  ## time our U-Net against diffusers', and count evaluations of each solver
 	$(PY) tests/benchmarks/unet.py --out data/results/benchmark-unet-cpu.json
+	$(PY) tests/benchmarks/samplers.py --out data/results/benchmark-samplers.json
+
+benchmark-gpu: $(VENV)/.test  ## images per second of a training step on a GPU, against diffusers'
+	$(PY) tests/benchmarks/throughput.py --device cuda --profile --out data/results/benchmark-train-gpu.json
 
 clean:  ## remove the virtual environment and all that was built
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
