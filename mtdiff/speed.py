@@ -57,3 +57,36 @@ def matmul_peak(device: str | torch.device, dtype: torch.dtype, size: int = 8192
 
     timed()
     return 2 * size**3 * repeats / min(timed() for _ in range(3))
+
+
+def training_memory(model: nn.Module, loss: Callable, batch: Mapping[str, Tensor]) -> tuple[int, float]:
+    """Memory of a training in bytes: what it takes whatever the batch, and what every example adds.
+
+    The first is weights, gradients, two moments of AdamW and the average: five numbers a parameter. The second is what the
+    forward pass keeps for the backward pass, counted by the shapes alone. What a device needs besides (buffers of a
+    product, fragments) is not in it.
+
+    Args:
+        model: the model.
+        loss: (model, batch, generator) -> Loss.
+        batch: some examples, {name: (B, ...)}.
+
+    Returns:
+        Bytes of the state, and bytes per example.
+    """
+    twin = copy.deepcopy(model).to("meta")
+    mine = {tensor.untyped_storage()._cdata for tensor in (*twin.parameters(), *twin.buffers())}
+    kept: dict[int, torch.UntypedStorage] = {}  # held, so that no address is used twice
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in mine:
+            kept[storage._cdata] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        total = loss(twin, {name: value.to("meta") for name, value in batch.items()}, None).total
+    state = 5 * sum(p.numel() * p.element_size() for p in model.parameters())
+    each = sum(storage.nbytes() for storage in kept.values()) / len(next(iter(batch.values())))
+    del total
+    return state, each

@@ -392,3 +392,32 @@ def test_every_control_of_the_representations_redraws_without_an_error():
     for name, value in {"first": 1, "second": 2, "guidance": 0.0, "seed": 5}.items():
         board.controls[name].value = value
         assert not [o for o in output.outputs if o.get("output_type") == "error"]
+
+
+# ---- planning ----
+
+
+def test_a_plan_is_arithmetic_on_counted_costs():
+    """Shares and rings by hand; counted costs against a network that exists."""
+    net = mt.UNet((3, 64, 64), 16, (1, 2, 2, 3), blocks=2, attention=(8,))
+    one, many = widgets.plan(16), widgets.plan(16, devices=4, accumulate=2, bf16=True)
+    size = sum(p.numel() for p in [*net.parameters(), *net.readout((3, 64, 64)).parameters()])
+    assert one.parameters == many.parameters == size
+    assert sum(list(one.memory.values())[:4]) == 5 * 4 * size
+    assert many.memory["activations"] == pytest.approx(one.memory["activations"] / 16)
+    assert one.exchange == 0
+    assert many.exchange == pytest.approx(2 * 3 / 4 * 4 * size / 50e9)
+    assert one.seconds == pytest.approx(1e6 * one.flops / (0.3 * 400e12))
+    assert many.seconds == pytest.approx(one.seconds / 4)
+    assert one.step == pytest.approx(256e-6 * one.seconds)
+
+
+def test_the_plan_board_draws_what_its_sliders_say():
+    figure = widgets.draw_plan(16, batch=64, devices=2)
+    title = figure.axes[0].get_title()
+    assert f"{widgets.plan(16).parameters / 1e6:.1f}M parameters" in title
+    assert "gradients travel" in title
+    assert "gradients travel" not in widgets.draw_plan(16).axes[0].get_title()
+    box = widgets.plan_board()
+    assert set(box.controls) == {"base", "size", "batch", "devices", "accumulate", "bf16"}
+    plt.close("all")

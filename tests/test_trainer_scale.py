@@ -20,7 +20,7 @@ from mtdiff import cli
 from mtdiff.datasets import Dataset, toy
 from mtdiff.experiments import EXPERIMENTS
 from mtdiff.losses import Loss
-from mtdiff.speed import matmul_peak, training_flops
+from mtdiff.speed import matmul_peak, training_flops, training_memory
 from mtdiff.stopping import Interrupted, OutOfTime
 from mtdiff.training import Objective, TrainConfig, Trainer
 
@@ -244,6 +244,30 @@ def test_flops_of_a_model_do_not_depend_on_the_batch_and_change_nothing():
     assert few == many > 0
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert model.device.type == "cpu"
+
+
+def test_memory_is_that_of_the_state_and_of_what_is_kept():
+    """Two linear layers keep their inputs for the weights' gradients, and the square keeps its own."""
+    net = torch.nn.Sequential(torch.nn.Linear(30, 50, bias=False), torch.nn.Linear(50, 20, bias=False))
+
+    def loss(model, batch, generator):
+        return Loss(model(batch["x"]).square().sum(), {})
+
+    state, each = training_memory(net, loss, {"x": torch.zeros(7, 30)})
+    assert state == 5 * 4 * (30 * 50 + 50 * 20)
+    assert each == 4 * (30 + 50 + 20)
+    assert net[0].weight.grad is None
+
+
+def test_memory_grows_with_the_batch_alone():
+    model = point_model(width=16)
+
+    def loss(model, batch, generator):
+        return mt.multitask_loss(model, batch, generator=generator)
+
+    (state, few), (again, many) = (training_memory(model, loss, DATA[:n]) for n in (50, 100))
+    assert state == again == 5 * 4 * sum(p.numel() for p in model.parameters())
+    assert few == pytest.approx(many, rel=0.05)
 
 
 def test_the_peak_is_a_speed():

@@ -13,6 +13,7 @@ from mtdiff.widgets.experiments import (
     representation_board,
     transition_board,
 )
+from mtdiff.widgets.scaling import draw_plan, plan, plan_board
 from mtdiff.widgets.theory import (
     bound_board,
     cloud_slider,
@@ -44,11 +45,14 @@ __all__ = [
     "draw_gap",
     "draw_inpainting",
     "draw_noised_density",
+    "draw_plan",
     "draw_rules",
     "draw_transition",
     "gap_board",
     "inpainting_board",
     "noised_density_slider",
+    "plan",
+    "plan_board",
     "representation_board",
     "rule_board",
     "transition_board",
