@@ -10,8 +10,9 @@ from mtdiff.datasets.planted import OWN
 from mtdiff.datasets.shapes import COLOURS
 from mtdiff.evaluation import head_accuracy, head_logits
 from mtdiff.experiments import EXPERIMENTS, image_label
-from mtdiff.experiments.label_scores import colour_scores, head_scores, referee, shape_and_colour
+from mtdiff.experiments.label_scores import code_scores, colour_scores, head_scores, referee, shape_and_colour
 from mtdiff.modalities import MISSING
+from mtdiff.modalities.label import simplex_codes
 from mtdiff.training import TrainConfig, Trainer
 
 E = EXPERIMENTS["image-label"]
@@ -129,6 +130,15 @@ def test_a_label_can_be_told_as_a_token():
 
 
 # ---- planted correlations ----
+
+
+def test_codes_of_a_simplex_are_as_far_apart_as_can_be_and_two_groups_use_one_direction():
+    simplex = simplex_codes(10, (1, 8, 8))
+    found = code_scores(simplex)
+    assert found == pytest.approx({"nearest": 1.0, "directions": 9.0}, rel=1e-4)
+    assert code_scores(3 * simplex) == pytest.approx(found, rel=1e-4)
+    sign = torch.tensor([1.0, -1.0] * 5)[:, None]
+    assert code_scores(sign * torch.ones(10, 64)) == pytest.approx({"nearest": 0.0, "directions": 1.0}, abs=1e-6)
 
 
 def test_planted_scenes_are_one_shape_in_its_own_colour_as_often_as_asked():

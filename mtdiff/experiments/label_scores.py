@@ -80,7 +80,7 @@ def evaluate(model: MTDiffusion, data: str, seed: int = 0, n: int = 2000, rules:
         rules: rules for a given label; one that has no code in the chain can only be told.
 
     Returns:
-        The metrics of `evaluate_image_label`, of `head_scores`, and of `guidance_scores`, as far as the model has them: for
+        The metrics of `evaluate_image_label`, `head_scores`, `guidance_scores` and `code_scores`, as far as the model has them: for
         "unshared" its own way of conditioning stands as "conditioned", and it has no bound; for "image-only" those of
         its images. For planted scenes `amplification`.
     """
@@ -109,6 +109,8 @@ def evaluate(model: MTDiffusion, data: str, seed: int = 0, n: int = 2000, rules:
         out |= head_scores(model, r.test, seed)
     if "label" in model.rule:
         out["guidance"] = guidance_scores(model, r, n, seed)
+    if "label" in model.process.entering:
+        out["codes"] = code_scores(model.modalities["label"].table())
     return {**out, **known}
 
 
@@ -139,6 +141,23 @@ def head_scores(model: MTDiffusion, test: Dataset, seed: int = 0) -> dict:
     for t in torch.linspace(first, last, LEVELS).round().long().tolist():
         levels[str(t)] = _naming(head_logits(model, test, t=t, generator=generator).cpu(), label)
     return {"head": head, "levels": levels}
+
+
+def code_scores(codes: Tensor) -> dict[str, float]:
+    """How far apart the codes of classes are.
+
+    Args:
+        codes: (K, *slice).
+
+    Returns:
+        "nearest": the least distance of two codes over the largest that it can be at their RMS, which is that of a simplex;
+        "directions": how many the codes use, (sum l)^2 / sum l^2 of the eigenvalues l of their covariance, at most K - 1.
+    """
+    codes = codes.detach().flatten(1).double().cpu()
+    k, n = codes.shape
+    bound = (2 * n * float(codes.square().mean()) * k / (k - 1)) ** 0.5
+    power = torch.linalg.svdvals(codes - codes.mean(0)).square()
+    return {"nearest": float(torch.pdist(codes).min()) / bound, "directions": float(power.sum() ** 2 / power.square().sum())}
 
 
 def _naming(logits: Tensor, label: Tensor) -> dict[str, float]:
