@@ -80,9 +80,9 @@ def evaluate(model: MTDiffusion, data: str, seed: int = 0, n: int = 2000, rules:
         rules: rules for a given label; one that has no code in the chain can only be told.
 
     Returns:
-        The metrics of `evaluate_image_label`, `head_scores`, `guidance_scores` and `code_scores`, as far as the model has them: for
-        "unshared" its own way of conditioning stands as "conditioned", and it has no bound; for "image-only" those of
-        its images. For planted scenes `amplification`.
+        The metrics of `evaluate_image_label`, `head_scores`, `guidance_scores` and `code_scores`, as far as the model has
+        them: for "unshared" its own way of conditioning stands as "conditioned", and it has no bound; for "image-only"
+        those of its images. For planted scenes `amplification`.
     """
     if data.startswith("planted"):
         return amplification(model, int(data[7:]) / 100, seed, n)
