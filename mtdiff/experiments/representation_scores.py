@@ -186,7 +186,7 @@ def trunk_scores(model: MTDiffusion, data: str, generator) -> dict[str, float]:
     """
     out, sets = {}, [represented(data, split)[:PROBED] for split in ("train", "test")]
     for t in torch.linspace(model.process.first, model.process.steps, LEVELS).round().long().tolist():
-        pooled = [pooled(model, values["image"], t, generator) for values in sets]
-        guess = linear_probe(pooled[0], sets[0]["label"], pooled[1])
+        known = [pooled(model, values["image"], t, generator) for values in sets]
+        guess = linear_probe(known[0], sets[0]["label"], known[1])
         out[str(t)] = float((guess == sets[1]["label"]).double().mean())
     return out

@@ -54,8 +54,9 @@ class CodeTable(nn.Module):
     """A learned code for each class, (classes, *shape); for sequences one for each position and class.
 
     At every use it is centred over the classes and divided by its RMS, so that W alone carries the scale: whatever
-    training would like, codes cannot shrink, blow up or all be the same (theory 5). A value is one-hot in the table, so the
-    code is linear in it and the expected code is exact.
+    training would like, codes cannot shrink, blow up or all be the same (theory 5). Some classes can come to share a code,
+    though, and those of a generator do (notebook 08, section 6). A value is one-hot in the table, so the code is linear in
+    it and the expected code is exact.
 
     Args:
         kind: one of `KINDS`.
