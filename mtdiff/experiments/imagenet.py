@@ -41,7 +41,7 @@ BACKBONES: Mapping[int, dict] = {
     32: {"base": 16, "multipliers": (1, 2, 2, 2), "attention": (8,)},
     64: {"base": 32, "multipliers": (1, 2, 2, 3), "blocks": 2, "attention": (8,)},
 }
-"""U-Nets by the size of the images: 0.8M parameters for a CPU, 3.4M for a GPU."""
+"""U-Nets by the size of the images: 0.4M parameters for a CPU, 3.4M for a GPU."""
 FOLDER = "MTDIFF_DATA"
 """The variable that names the folder of packed sets, instead of data/prepared."""
 
@@ -150,7 +150,7 @@ def config(data: str, variant: str, budget: str) -> TrainConfig:
         options["give"] = dict.fromkeys(MODALITIES[variant][1:], 0.3)
     elif variant == "classifier":
         options = {"weights": {"denoise": 0.0, "image": 0.0}, "drop": {"label": 1.0}}
-    full = {"steps": 12000, "batch_size": 256, "lr": 1e-3} if large else {"steps": 12000, "batch_size": 32, "lr": 1e-3}
+    full = {"steps": 12000, "batch_size": 256, "lr": 1e-3} if large else {"steps": 6000, "batch_size": 32, "lr": 1e-3}
     if budget == "quick":
         full["steps"] = 300
     return TrainConfig(**full, ema=0.999, save_every=500, log_every=50, **options)
