@@ -121,7 +121,7 @@ def head_logits(
     generator: torch.Generator | None = None,
     batch: int = 2500,
 ) -> Tensor:
-    """What the head of a label says of held-out examples, with all the other modalities in the state and not the label.
+    """What the head of a label says of held-out examples, with the set's other modalities in the state and not the label.
 
     Args:
         model: a model with a discrete modality `name`.
@@ -138,7 +138,7 @@ def head_logits(
     values = {k: v for k, v in data.values.items() if k in model.modalities and k != name}
     for rows in torch.arange(len(data)).split(batch):
         part = {k: v[rows].to(model.device) for k, v in values.items()}
-        present = {k: torch.full((len(rows),), k != name, device=model.device) for k in model.modalities}
+        present = {k: torch.full((len(rows),), k in part, device=model.device) for k in model.modalities}
         z, _ = model.process.diffuse(model.encode(part), t, present=present, generator=generator)
         logits.append(model.predict(z, t, present=present).params[name])
     return torch.cat(logits)

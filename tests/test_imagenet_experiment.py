@@ -1,6 +1,8 @@
 """The experiment on packed photographs: what variants are, training and judging by the commands."""
 
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -153,3 +155,36 @@ def test_the_table_has_a_row_for_each_result():
 def test_features_are_for_this_experiment_only(monkeypatch):
     with pytest.raises(SystemExit, match="--features is for imagenet, image-label has judges of its own"):
         run(monkeypatch, "evaluate", "image-label", "--features", "inception")
+
+
+def test_progress_is_an_error_a_distance_and_an_accuracy(monkeypatch):
+    """A stand-in is half a unit off and names every second image; what it draws are the real images, or white ones."""
+    image, label = torch.rand(40, 3, 32, 32, generator=generator(3)) * 2 - 1, torch.arange(40) % 2
+    order = imagenet_scores._mixed(40, 40)
+
+    class Off(torch.nn.Module):
+        modalities, rule, device = {"image": 0, "label": 0}, {"label": "conditioned"}, "cpu"
+        process = mt.ForwardProcess(mt.NoiseSchedule.log_snr(10), {"image": 1.0, "label": 0.0})
+
+        def encode(self, values):
+            return {"image": values["image"], "label": torch.zeros_like(values["image"])}
+
+        def predict(self, z, t, present):
+            logits = torch.tensor([[1.0, 0.0]]).expand(len(z), 2)
+            return SimpleNamespace(estimate={"image": image[order] + 0.5}, params={"label": logits})
+
+    test = Dataset("photographs", {"image": image, "label": label})
+    found = {}
+    for name, drawn in (("real", image), ("white", torch.ones_like(image))):
+        monkeypatch.setattr(imagenet_scores, "sample_many", lambda *a, drawn=drawn, **o: {"image": drawn})
+        found[name] = imagenet_scores.progress(Off(), test)
+        assert found[name]["error"] == pytest.approx(0.25)
+        assert found[name]["head"] == 0.5
+    assert abs(found["real"]["kernel"]) < 0.1 * found["white"]["kernel"]
+
+
+def test_a_training_notes_its_progress():
+    config = replace(E.config("tiny-imagenet32", "label", "full"), steps=2, batch_size=4, probe_every=2)
+    trainer = E.trainer("tiny-imagenet32", "label", config, None)
+    trainer.run(progress=False)
+    assert trainer.probes[-1].keys() == {"step", "seconds", "error", "kernel", "head"}

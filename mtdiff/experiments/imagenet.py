@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from mtdiff.datasets.prepared import Prepared, prepared
 from mtdiff.experiments.base import Experiment
 from mtdiff.experiments.image_label import naming
 from mtdiff.experiments.imagenet_scores import evaluate as scores
+from mtdiff.experiments.imagenet_scores import progress
 from mtdiff.modalities import Image, Label, Mask
 from mtdiff.model import MTDiffusion
 from mtdiff.process import ForwardProcess
@@ -153,7 +154,8 @@ def config(data: str, variant: str, budget: str) -> TrainConfig:
     full = {"steps": 12000, "batch_size": 256, "lr": 1e-3} if large else {"steps": 6000, "batch_size": 32, "lr": 1e-3}
     if budget == "quick":
         full["steps"] = 300
-    return TrainConfig(**full, ema=0.999, save_every=500, log_every=50, **options)
+    looks = full["steps"] // 6 if budget == "full" else 0
+    return TrainConfig(**full, ema=0.999, save_every=500, log_every=50, probe_every=looks, **options)
 
 
 def loss(variant: str, c: TrainConfig):
@@ -165,6 +167,11 @@ def examples(data: Dataset, variant: str, seed: int) -> Dataset:
     """What a variant is shown of a packed set."""
     folder, split = data.name.split("/")
     return packed(folder, split, variant)
+
+
+def probe(data: str, variant: str) -> Callable[[MTDiffusion], dict[str, float]]:
+    """What is noted along the training: see `mtdiff.experiments.imagenet_scores.progress`."""
+    return functools.partial(progress, test=packed(data, "test", variant))
 
 
 def evaluate(model: MTDiffusion, data: str, seed: int = 0, n: int = 2000, features: str | None = None) -> dict:
@@ -181,6 +188,6 @@ EXPERIMENT = Experiment(
     config,
     loss,
     evaluate,
-    None,
+    probe,
     examples,
 )

@@ -7,17 +7,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mtdiff.datasets import Dataset, masks
-from mtdiff.evaluation import sample_many
+from mtdiff.evaluation import head_logits, sample_many
 from mtdiff.experiments.label_scores import head_scores
 from mtdiff.experiments.masked_image import HIDDEN, inpaint
 from mtdiff.features import FeatureNetwork, Seen, compared, feature_network, seen
-from mtdiff.metrics import psnr, ssim
+from mtdiff.metrics import kernel_distance, psnr, ssim
 from mtdiff.model import MTDiffusion
 
 STEPS = 24
 """Network evaluations of every sample that is judged, the final reading not counted."""
 GUIDANCE = (1.0, 2.0, 4.0)
 """Scales of classifier-free guidance at which images of given classes are judged."""
+LEVELS = 7
+PROBED = 500
+"""Held-out images that are looked at along a training, and drawn ones."""
 BATCH = 250
 PIXELS = FeatureNetwork("pixels at 8x8", lambda image: F.adaptive_avg_pool2d(image, 8).flatten(1))
 """What looks at images where no network is named: colours and their rough places, no more."""
@@ -59,7 +62,7 @@ def evaluate(
     if draws and len(model.modalities) > 1:
         out["joint"] = judged()
     if "label" in model.modalities:
-        out |= head_scores(model, real, seed)
+        out |= head_scores(model, _images(real), seed)
     if "label" in model.rule:
         label = torch.arange(n, device=model.device) % model.modalities["label"].classes
         for scale in GUIDANCE:
@@ -145,6 +148,42 @@ def box_overlap(model: MTDiffusion, real: Dataset, generator: torch.Generator) -
         for boxes, said in ((found, read), (whole, torch.ones_like(read))):
             boxes.append((truth & said).flatten(1).sum(1) / (truth | said).flatten(1).sum(1))
     return {"overlap": float(torch.cat(found).double().mean()), "everything": float(torch.cat(whole).double().mean())}
+
+
+@torch.no_grad()
+def progress(model: MTDiffusion, test: Dataset) -> dict[str, float]:
+    """What is noted along a training, with the same noise every time.
+
+    Args:
+        model: the averaged model as it is.
+        test: held-out images, and labels where the model has them.
+
+    Returns:
+        Of a model that draws, "error": mean square error of the image's estimate from the image alone in z, in units of the
+        image, mean over `LEVELS` noise levels; and "kernel": kernel distance (`PIXELS`) of `PROBED` images, drawn alone by
+        `STEPS` DDIM steps, to real ones. Of one with labels, "head": accuracy of the label head.
+    """
+    real = test[_mixed(len(test), PROBED)]
+    image, out = real["image"].to(model.device), {}
+    generator = torch.Generator(model.device).manual_seed(0)
+    if "label" not in model.modalities or "label" in model.rule:
+        present = {name: torch.full((len(image),), name == "image", device=model.device) for name in model.modalities}
+        errors = []
+        for t in torch.linspace(model.process.first, model.process.steps, LEVELS).round().long().tolist():
+            z, _ = model.process.diffuse(model.encode({"image": image}), t, present=present, generator=generator)
+            errors.append((model.predict(z, t, present=present).estimate["image"] - image).square().mean())
+        drawn = sample_many(model, PROBED, present={"image"}, steps=STEPS, sampler="ddim", generator=generator)["image"]
+        distance = kernel_distance(PIXELS.network(image), PIXELS.network(drawn.to(model.device)))["mean"]
+        out = {"error": float(torch.stack(errors).mean()), "kernel": distance}
+    if "label" in model.modalities:
+        logits = head_logits(model, _images(Dataset(test.name, real)), generator=generator)
+        out["head"] = float((logits.argmax(1).cpu() == real["label"]).double().mean())
+    return out
+
+
+def _images(data: Dataset) -> Dataset:
+    """Images and labels of a set, and nothing else that would help to name them."""
+    return Dataset(data.name, {name: data.values[name] for name in ("image", "label")}, data.names)
 
 
 def _mixed(size: int, n: int) -> Tensor:
