@@ -109,7 +109,8 @@ for t in (70, 100, 140):
     entropy, gap = -(exact.exp() * exact).sum(1), (exact.exp() * (exact - head)).sum(1)
     difference = pays - entropy - gap
     error = float(difference.std()) / n**0.5
-    print(f"t = {t:3d}: pays {pays.mean():.4f} = {entropy.mean():.4f} + {gap.mean():.4f} nats, up to {error:.4f}")
+    parts = f"{entropy.mean():.4f} + {gap.mean():.4f} nats"
+    print(f"t = {t:3d}: pays {pays.mean():.4f}, parts {parts}, difference {difference.mean():+.4f} ± {error:.4f}")
     assert abs(float(difference.mean())) < 4 * error
 
 # %% [markdown]
@@ -154,9 +155,10 @@ axes[1].set_title("The classifier of clean images is lost in noise", fontsize=9)
 plots.show(figure, "Accuracy and cross-entropy of three label heads over the noise level, with error bars over three seeds.")
 
 # %% [markdown]
-# All three networks have the same backbone and saw as many batches. The joint model's head was scored on images alone
-# in a fifth of its examples only (in the rest the label's own code was in the sum, or it was told), and its trunk also
-# had to learn to draw.
+# All three networks have the same backbone and saw as many batches. The joint model saw the plain image, without the
+# label's code and untold, in only a fifth of its examples, and its trunk also had to learn to draw. At log-SNR 0 it is
+# behind by a little more than two standard errors, on nearly clean images ahead by less than that: neither is clear.
+# (How far below their ceiling all three are, nobody knows: for digits $q(y \mid z_t)$ cannot be computed.)
 #
 # ### Step 2: is 90% sure right in 90%?
 #
@@ -193,21 +195,22 @@ print(f"a calibrated head of these confidences: ECE {floor.mean():.4f}, in 90% o
 print(f"ours: {by_hand:.4f}, {'above' if by_hand > high else 'within'} that range")
 
 # %% [markdown]
-# A **temperature** $T$, one number that divides all logits, cannot change which class is the likeliest, only how sure
-# the head is. It is fitted by cross-entropy, which is convex in $\beta = 1/T$ with the slope
-# $\mathbb E\big[\sum_k p_k \ell_k - \ell_y\big]$. Check the slope by differences, and the minimum by the library:
+# A **temperature**, one number that divides all logits $\ell_k$, cannot change which class is the likeliest, only how
+# sure the head is. It is fitted by cross-entropy, which is convex in $b$, one over the temperature, with the slope
+# $\mathbb E\big[\sum_k p_k \ell_k - \ell_y\big]$, $p = \operatorname{softmax}(b\,\ell)$. Check the slope by
+# differences, and the minimum by the library:
 
 # %%
 by_library = temperature(logits, truth)
 
 
-def nats(beta):
-    return F.cross_entropy(beta * logits.double(), truth)
+def nats(b):
+    return F.cross_entropy(b * logits.double(), truth)
 
 
-beta, step = 0.7, 1e-4
-slope = ((beta * logits.double()).softmax(1) * logits).sum(1).mean() - logits.gather(1, truth[:, None]).mean()
-assert abs(float(slope) - float(nats(beta + step) - nats(beta - step)) / (2 * step)) < 1e-4
+b, step = 0.7, 1e-4
+slope = ((b * logits.double()).softmax(1) * logits).sum(1).mean() - logits.gather(1, truth[:, None]).mean()
+assert abs(float(slope) - float(nats(b + step) - nats(b - step)) / (2 * step)) < 1e-4
 around = torch.linspace(0.8, 1.25, 46, dtype=torch.float64) / by_library
 best = min(around.tolist(), key=lambda b: float(nats(b)))
 print(f"temperature {by_library:.3f}; on a grid {1 / best:.3f}; nats {nats(1.0):.4f} -> {nats(1 / by_library):.4f}")
@@ -247,7 +250,8 @@ assert gap.abs().max() < 1e-10
 # **What law does guidance draw from?** Telling, $g = 1$, draws the class. For $g > 1$ one reads that it draws
 # $q(x)\,q(y \mid x)^g$, normalised: points of which the label is surer. That would be so if $\nabla \log q(z_t)\,q(y
 # \mid z_t)^g$ were the score of the noising of that law. It is not: noising and raising to a power do not commute. On
-# clean data the shape is all but certain, so the tilted law would leave the colours as they are, 80% up. Now draw:
+# clean data the shape is all but certain, so for $g \ge 1$ the tilted law would leave the colours as they are, 79% in
+# the upper half ($x_2 > 0$; clusters overlap the middle a little). Now draw:
 
 
 # %%
@@ -274,23 +278,25 @@ assert max(abs(share - 0.8) for share in tilted[1:]) < 0.03
 
 # %%
 figure, axes = plt.subplots(1, 4, figsize=(10, 2.8), layout="constrained")
-axes[0].scatter(*points["x"][:, :2].T, s=3, alpha=0.4, c=[plots.CLASSES[int(k > 1)] for k in points["label"]])
+for k, marker in ((0, "<"), (1, ">")):
+    axes[0].scatter(*points["x"][points["label"] // 2 == k].T, s=5, alpha=0.4, color="0.35", marker=marker, linewidth=0)
 axes[0].set_title("data: 80% in their own colour", fontsize=9)
 for axis, g in zip(axes[1:], (1.0, 2.0, 4.0), strict=True):
     x = mt.exact.sample_group(toy, [0, 1], 1500, g, generator=rng(9))
-    axis.scatter(*x.T, s=3, alpha=0.4, color=plots.CLASSES[0])
+    axis.scatter(*x.T, s=5, alpha=0.4, color="0.35", marker="<", linewidth=0)
     axis.set_title(f"left, g = {g:g}: {float((x[:, 1] > 0).double().mean()):.0%} up", fontsize=9)
 for axis in axes:
-    axis.set(xlim=(-3.5, 3), ylim=(-3, 3.5), xlabel="shape", ylabel="colour")
+    axis.set(xlim=(-3.5, 3), ylim=(-3, 3.5), xlabel="$x_1$ (shape)", ylabel="$x_2$ (colour)")
 plots.show(
     figure, "Four clusters, and guided draws of the left shape: with more guidance fewer of them are in the lower cluster."
 )
 
 # %% [markdown]
 # No network is involved: every estimate is exact. Guidance **amplifies** the correlation, although the label it is
-# guided by says nothing about colour. The reason stands in the noise: at large $t$ the shape cannot be seen, and then
-# *up* is evidence for *left*; $\nabla \log q(\text{left} \mid z_t)$ points up as well as left. The push is given $g$
-# times when the colour is being decided. (For $g < 1$ the opposite: at $g = 0$ all four clusters are drawn.)
+# guided by says nothing about colour. The reason stands in the noise: as long as $z_t$ has not settled the shape, *up*
+# is evidence for *left* (4 to 1), and $\nabla \log q(\text{left} \mid z_t)$ points up as well as left. Guidance gives
+# both parts of the push $g$ times, and the colour is being decided at the same time. (For $g < 1$ the opposite: at $g =
+# 0$ all four clusters are drawn.)
 #
 # ### Step 4: how a label gets in
 #
@@ -299,7 +305,7 @@ plots.show(
 # | encoder | in the sum? | what is learned | variant below |
 # |---|---|---|---|
 # | fixed codes $c_y$, corners of a simplex | yes | nothing | `fade-in` |
-# | learned codes, RMS held at 1: a table, or a small network of an embedding | yes | $c_y$ | `learned`, `generator` |
+# | learned codes, centred, RMS held at 1: a table, or a network of an embedding | yes | $c_y$ | `learned`, `generator` |
 # | a token that the backbone attends to | no | the embedding | `token` |
 #
 # The RMS has to be *held*: a code twice as long is a label with four times the SNR, so a free code would change the
@@ -338,8 +344,9 @@ print(f"t = {t}, W = {weight:.2f}, SNR = {snr:.4f}: confused in {wrong:.4f}, for
 assert abs(wrong - expected) < 4 * (expected / n) ** 0.5
 
 # %% [markdown]
-# Would *learned* codes find such a place? Nothing in the loss asks them to be far apart. It asks for an aggregate that is
-# easy to guess, and the fewer different codes there are, the easier that is. Ten classes that share **two** codes, $+u$
+# Would *learned* codes end up as far apart? Nothing in the loss asks them to. It asks for an aggregate that is easy to
+# guess, and the fewer different codes there are, the easier that is. **One** code for all ten classes would be the
+# easiest; the library rules it out by centring codes over the classes. But ten classes that share **two** codes, $+u$
 # and $-u$, are centred and have RMS 1, too. What the best guess of the code, alone in noise, leaves open:
 
 
@@ -361,15 +368,16 @@ for t in (300, 350, 400, 450):
     assert pair < simplex + 0.01
 
 # %% [markdown]
-# So a loss that may choose its codes is *rewarded* for making classes alike. A fixed RMS does not forbid it. Whether
-# training goes there, section 6 measures.
+# So a loss that may choose its codes is *rewarded* for making classes alike. Centring and a fixed RMS do not forbid it.
+# Whether training goes there, section 6 measures.
 #
 # ### Step 5: a label that is missing
 #
-# If the label of an example is missing (`mtdiff.MISSING`), its present set is $S = \{x\}$ whatever the coin says, and its
-# label term is left out of the sum. If labels are missing *at random*, the mean over those that are there estimates the
-# mean over all, without bias: it is the same expectation over fewer examples. Check: over many random subsets, the
-# label's loss averages to that of the full batch (the noise is the same each time):
+# If the label of an example is missing (`mtdiff.MISSING`), its present set is $S = \{x\}$ whether or not training would
+# have dropped the label, and its label term is left out of the sum. If labels are missing *completely at random*,
+# whatever image and label are, the mean over those that are there estimates the mean over all, without bias: the same
+# expectation over fewer examples. Check: over many random subsets, the label's loss averages to that of the full batch
+# (the noise is the same each time):
 
 # %%
 batch = {name: value[:64] for name, value in test.values.items()}
@@ -438,13 +446,26 @@ for across in (0.5, 3.0):
 # ## 5 · Digits, measured
 #
 # Three seeds each; the judge is a support-vector machine that never saw a generator. *joint* is the share of drawn
-# pairs whose image the judge calls by the drawn label, *conditioned* the same for given labels, *label head* the accuracy
-# on held-out images; "/ FD" is a Frechet distance of pixels. *conditional* was told labels in nine of ten examples and
-# has no other task; the *classifiers* have the same backbone and budget.
+# pairs whose image the judge calls by the drawn label, *conditioned* the same for given labels, *label head* the
+# accuracy on held-out images; "/ FD" is a Frechet distance of pixels. *conditional* was told labels in nine of ten
+# examples and has no other task; the *classifiers* have the same backbone and budget. Rules and samplers are notebook
+# 05's; two halves of the real digits are at FD 0.31.
+#
+# | variant | the label in the sum |
+# |---|---|
+# | `fade-in` | superposed, $W$ from 0.1 to 1: the joint model above |
+# | `from-zero`, `constant` | superposed, $W$ from 0; $W = 1$ throughout |
+# | `own-channels` | in a channel beside the image's |
+# | `unshared` | not at all: a diffusion for each, one trunk |
 
 # %%
 shown = ("fade-in", "from-zero", "constant", "own-channels", "unshared", "conditional", "classifier", "noisy-classifier")
 Markdown(report.markdown([results[name] for name in shown]))
+
+# %% [markdown]
+# Told labels are obeyed in every variant, and the joint models' heads are as good as each other. They differ in their
+# images: a constant weight costs most, and `conditional` shows what is there to be had. Now the head against a
+# dedicated classifier:
 
 # %%
 joint, dedicated = lines["fade-in"]["head"], lines["classifier"]["head"]
@@ -464,6 +485,11 @@ for what in ("accuracy", "nats", "calibration_error", "calibration_error_scaled"
 Markdown(report.heads([results[name] for name in ("fade-in", "noisy-classifier", "classifier")]))
 
 # %% [markdown]
+# The joint model names as well as the classifier (the first table says 0.986, by other noise) and is the better
+# calibrated of the two as it is: its temperature is near 1, and scaling makes it a little worse. The classifier of
+# clean images is far too sure of itself (temperature 3). *Scaled* figures are fair: each fifth of the images by a
+# temperature of the others.
+#
 # ### Guidance: faithful or varied
 #
 # The same given labels at four scales, for the joint model and for `conditional`, which was told labels in nine of ten
@@ -479,6 +505,7 @@ for name, marker in (("fade-in", "o"), ("conditional", "s")):
         mean, error = ([cell[what][key] for cell in sweep.values()] for key in ("mean", "stderr"))
         axis.errorbar(scales, mean, error, marker=marker, capsize=2, label=name)
         axis.set(xlabel="guidance", ylabel=what)
+axes[0].yaxis.set_major_formatter(lambda value, place: f"{value:.1%}")
 axes[0].legend(frameon=False)
 agree, recall = (
     lines["fade-in"]["guidance"]["4.0"][w]["mean"] - lines["fade-in"]["guidance"]["1.0"][w]["mean"]
@@ -488,16 +515,20 @@ figure.suptitle(f"Joint model, guidance 1 to 4: agreement {agree:+.3f}, recall {
 plots.show(figure, "Agreement, precision and recall over the guidance scale, for the joint and the conditional model.")
 
 # %% [markdown]
-# Guidance buys the last percent of agreement and pays with variety. And mark what the joint model pays for its other
-# tasks: at $g = 1$ the specialist is more precise and no less varied, at equal size and budget. (Its distance to the data
-# is half of the joint model's: 0.25 against 0.50 in the table above.)
+# For the specialist guidance buys the last percent of agreement, and pays with variety. For the joint model it buys
+# nothing that three seeds resolve, costs recall, and at 4 precision as well. And mark what the joint model pays for its
+# other tasks: at $g = 1$ the specialist is more precise and no less varied, at equal size and budget. Its distance to
+# the data is 0.25, the joint model's 0.50; two halves of the data are 0.31 apart, so the specialist's images are, by
+# this measure, as good as real.
 
 # %% [markdown] tags=["slide"]
 # ## 6 · Three choices, measured
 #
 # ### How the label gets in
 #
-# Same budget, same backbone (with an attention layer for the token: 3% more parameters):
+# Same steps, same backbone (with an attention layer for the token: 3% more parameters). The token's recipe differs in
+# more than the way in: it is told in half of the examples instead of a fifth, and there is nothing to drop from the
+# sum.
 
 # %%
 Markdown(report.markdown([results[name] for name in ("fade-in", "learned", "generator", "token")]))
@@ -525,13 +556,16 @@ def against(names, other="fade-in"):
 against(ENCODERS)
 
 # %% [markdown]
-# The token is the opposite of the paper's form: nothing of the label is in the sum. Its images are as good as those of
-# a model of images alone (0.29), its head is the best, and it draws least often what it is told. So what superposing
-# costs is image quality, and what it buys is agreement.
+# The token is the opposite of the paper's form: nothing of the label is in the sum. Its images are as close to the data
+# as those of a model of images alone (0.29 ± 0.02) and as two halves of the data are to each other (0.31; of other
+# sizes, so only a guide to what is as good as real). It draws least often what it is told. So image quality goes with
+# what is *not* in the sum, and agreement with what is; but `conditional`, which has nothing in the sum either and is
+# told in nine of ten examples, has the best of both. How often a label is told counts at least as much as the way in.
 #
 # Learned codes: no difference that is clear. Generated codes: *better* images, and a label that can hardly be put into
 # the sum (substitution: 0.42). Look at the codes. *Nearest*: least distance of two classes over that of a simplex;
-# *directions*: how many the codes use, of 9:
+# *directions*: how many the codes use, of the 9 that ten
+# centred codes can (the effective rank: $(\sum \lambda)^2 / \sum \lambda^2$ of their covariance's eigenvalues):
 
 # %%
 for name in ("learned", "generator"):
@@ -543,9 +577,9 @@ for name in ("learned", "generator"):
 # The generated codes **collapsed**, as step 4 said that the loss would like: classes share a code or two, the label is
 # hardly in the sum any more, and the image is as good as without it. (The table of free numbers has the same reward,
 # but each class has numbers of its own that move little; a generator moves all of them at once.) That the label is
-# named and obeyed as well as before is the head's and the told embedding's doing, not the code's. The paper's form
-# leaves this open, and a reader who builds a generator should hold its codes apart (whitened over the classes they are
-# a simplex again, in a learned place). We keep the simplex.
+# still named as well, and obeyed only 2 points less often, is the head's and the told embedding's doing, not the
+# code's. The paper's form leaves this open, and a reader who builds a generator should hold its codes apart (made
+# orthogonal after centring, with equal lengths, they are a simplex again, in a learned place). We keep the simplex.
 #
 # ### What the label's loss weighs
 #
@@ -554,24 +588,31 @@ for name in ("learned", "generator"):
 
 # %%
 against(("light", "heavy"))
+print("a hundredfold:")
+against(("heavy",), "light")
 
 # %% [markdown]
-# A hundredfold in the weight moves no figure by three standard errors. As far as there is a direction, it is what one
-# would expect: the less the label's loss weighs, the better the image and the worse the head. Agreement does not care.
+# Tenfold in either direction moves no figure clearly. A hundredfold does: it costs the image (FD 0.41 to 0.50) and buys
+# the head 1.7 points. Agreement does not care.
 #
 # ### The price, in nats
 #
 # Agreement and distance are about samples. The bound says what the second modality costs in image likelihood, at equal
-# steps and size (*sum*: the bound on the pair with the image alone in $z$):
+# steps and size (*sum*: the bound on the pair with the image alone in $z$; *joint*: with both in it):
 
 # %%
 Markdown(report.bounds([results[name] for name in ("fade-in", "constant", "own-channels", "image-only")]))
 
+# %% [markdown]
+# `fade-in` pays 8.6 nats of image likelihood, `own-channels` 12.6, `constant` 34; a label without an image is worth
+# 2.3. For `constant` the joint bound is another 28 nats below the sum, presumably because the label's code lies over
+# the image down to $t = 0$, where the image has to be read from under it.
+
 # %% [markdown] tags=["slide"]
 # ### What it buys: few labels
 #
-# The image term needs no labels. Of 1,437 training digits only a tenth (144) or a hundredth (14) keep theirs; the joint
-# model sees all images, the classifier sees those with a label, both for as many batches.
+# An image without a label still trains the image term. Of 1,437 training digits only a tenth (144) or a hundredth (14)
+# keep theirs; the joint model sees all images, the classifier sees those with a label, both for as many batches.
 
 # %%
 shares = {1: ("labels-1", "classifier-1"), 10: ("labels-10", "classifier-10"), 100: ("fade-in", "classifier")}
@@ -583,24 +624,28 @@ gains = {share: compare(lines[a]["head"]["accuracy"], lines[b]["head"]["accuracy
 text = ", ".join(f"{100 * d:+.1f} ± {100 * e:.1f}" for d, e, *_ in gains.values())
 axis.set(xscale="log", xlabel="labelled images (%)", ylabel="accuracy on held-out images")
 axis.set_xticks(list(shares), [str(share) for share in shares])
-axis.set_title(f"Joint less classifier at 1, 10, 100%: {text} points", fontsize=9)
+axis.axhline(0.1, color="black", linewidth=0.8, linestyle="--")
+axis.set(title=f"Joint less classifier: {text} points", ylim=(0, 1.03))
+axis.title.set_fontsize(9)
 axis.legend(frameon=False)
 plots.show(figure, "Accuracy of the joint model's head and of a classifier over the share of labelled images.")
 
 # %%
-for name in ("labels-1", "labels-10", "fade-in"):
-    told, head = lines[name]["guidance"]["1.0"]["agreement"], lines[name]["head"]
-    print(
-        f"{name:10s} draws what it is told in {told['mean']:.3f} ± {told['stderr']:.3f}; "
-        f"head: calibration error {head['calibration_error']['mean']:.3f}, temperature {head['temperature']['mean']:.2f}"
-    )
+few = [results[name] for name in ("labels-10", "classifier-10", "labels-1", "classifier-1")]
+Markdown(report.heads(few))
+
+# %%
+Markdown(report.markdown([results[name] for name in ("fade-in", "labels-10", "labels-1")]))
 
 # %% [markdown]
-# At a hundredth the joint model is ahead by little more than its error, at a tenth not at all. And with few labels the
-# told ones are not obeyed (at a tenth the embedding is told in one example of fifty), while jointly drawn pairs still
-# fit in four of five, and the other rules, which go through the head, do better than telling. The head is less sure of
-# its errors than the classifier. We had hoped for more: the image term teaches the trunk to draw, and that alone does
-# not name classes.
+# At a hundredth the joint model is ahead by 9.6 ± 8.0 points, which is no clear difference; at a tenth it is level. So
+# the images without labels bought no accuracy: the image term teaches the trunk to draw, and that alone does not name
+# classes. We had hoped for more. What they do buy is a head that is less sure of its errors at a hundredth (calibration
+# error 0.22 against 0.64), and not clearly at a tenth.
+#
+# And there is a price: with few labels the label is obeyed badly (at a tenth it is told in one example of fifty), and
+# the *images* are worse, too (joint FD 0.46 with all labels, 1.05 with a tenth). Jointly drawn pairs still fit in four
+# of five cases at a tenth; at a hundredth, hardly more often than by chance, and no rule helps.
 
 # %% [markdown] tags=["slide"]
 # ## 7 · What models amplify
@@ -625,24 +670,23 @@ Markdown(report.markdown(amplified.values()))
 
 # %%
 figure, axis = plt.subplots(figsize=(6, 3.2), layout="constrained")
+left = []
 for k, (share, result) in enumerate(amplified.items()):
-    kinds = result["variants"]["fade-in"]
+    kinds, rare = result["variants"]["fade-in"], 1 - share / 100
     names = ["joint", *(kind for kind in kinds if kind != "joint")]
-    mean, error = ([100 * kinds[kind]["amplified"][key] for kind in names] for key in ("mean", "stderr"))
+    mean, error = ([kinds[kind]["own"][key] / rare for kind in names] for key in ("mean", "stderr"))
+    mean = [1 / rare - value for value in mean]
     places = [j + 0.12 * (k - 1) for j in range(len(names))]
     axis.errorbar(places, mean, error, fmt="o", capsize=3, color=f"C{k}", label=f"planted in {share}%")
-axis.axhline(0, color="black", linewidth=0.8)
+    left.append(mean[0])
+axis.axhline(1, color="black", linewidth=0.8)
 axis.set_xticks(range(len(names)), [name.replace(" ", "\n") for name in names])
-axis.set(ylabel="own colour, points above the data")
+axis.set(ylabel="other colours: drawn over true share", ylim=(-0.05, 1.05))
 axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-grows = all(
-    r["variants"]["fade-in"]["guidance 4.0"]["own"]["mean"] > r["variants"]["fade-in"]["guidance 1.0"]["own"]["mean"]
-    for r in amplified.values()
+axis.set_title(f"Drawn jointly, {min(left):.0%} to {max(left):.0%} of the minority are left", fontsize=10)
+plots.show(
+    figure, "Share of other colours over the true one, for joint samples and for given shapes at four scales of guidance."
 )
-joint = [result["variants"]["fade-in"]["joint"]["amplified"]["mean"] for result in amplified.values()]
-more = "guidance adds to it at every share" if grows else "guidance adds little"
-axis.set_title(f"Jointly drawn: {100 * min(joint):.0f} to {100 * max(joint):.0f} points too many; {more}", fontsize=10)
-plots.show(figure, "Points above the planted share, for joint samples and for given shapes at four scales of guidance.")
 
 # %%
 for share, result in amplified.items():
@@ -668,23 +712,24 @@ for k, (share, result) in enumerate(amplified.items()):
         axis.errorbar(steps, values.mean(0), error, capsize=2, color=f"C{k}", label=f"planted in {share}%")
         axis.axhline(share, color=f"C{k}", linewidth=0.8, linestyle="--")
         axis.set(xlabel="training steps", title="drawn jointly" if kind == "joint" else "shape given, no guidance")
-axes[0].set_ylabel("own colour (%)")
+axes[0].set(ylabel="own colour (%); dashed: in the data", ylim=(55, 102))
 axes[0].legend(frameon=False, fontsize=8)
 plots.show(figure, "Share of own colours over training steps, joint and told, with dashed lines at the planted shares.")
 
 # %% [markdown]
-# **The networks amplify before anybody guides them.** At 60 and 80% the own colour comes in 15 to 20 points more often
+# **The networks amplify before anybody guides them.** At 60 and 80% the own colour comes in 12 to 19 points more often
 # than in the data, jointly drawn or told, and guidance adds little to that; at 95% the minority is gone. Section 2's
-# exact model has no such error: it reproduces 80% at $g = 1$. So this is not what the method does but what an
-# *unfinished* network does: in the curves above the majority's colour comes first and nearly alone, and the minority's
-# is learned later, the rarer the later. A third of the excess goes with the sampler: DDIM with the same weights is 5
-# to 6 points lower (table above). Why ancestral steps amplify, we have not found out.
+# exact model has no such error: it reproduces 80% at $g = 1$. Two things go with the excess. *Training*: at 60 and 80%
+# the majority's colour comes first and nearly alone, and the curves above still fall at the end; whether they would
+# reach the data, nobody has waited to see. At 95% they have not begun to fall in 8,000 steps. *Sampling*: these are 25
+# ancestral steps, and DDIM with the same weights is 5 to 6 points lower at 60 and 80%, a third of the excess. Why
+# ancestral steps amplify, we have not found out.
 #
 # Two different mechanisms, then, and the usual warning about bias made concrete: **guidance** exaggerates what goes
-# along with the label in the noise, even with exact estimates; and **training that stops early** draws the majority
-# first. In neither case is the minority drawn worse; it is drawn *less often*, which a look at single pictures does not
-# show. Which attribute it is depends on what the data let one guess; nobody has to intend it. One kind of scenes, three
-# seeds, one budget: nothing here says how large models of photographs behave.
+# along with the label in the noise, even with exact estimates; and **a network of finite training** draws the majority
+# first. The minority is drawn *less often*, which a look at single pictures does not show. Which attribute it is depends
+# on what the data let one guess; nobody has to intend it. One kind of scenes, three seeds, one budget: nothing here says
+# how large models of photographs behave.
 #
 # ## 8 · Exercises
 #
@@ -700,13 +745,13 @@ def selective(logits, label, c):
 
 # %% tags=["check"]
 def check_1(function):
-    for c in (0.0, 0.6, 0.99):
-        found = function(logits, truth, c)
+    for c, label in ((0.0, truth), (0.6, truth.flip(0)), (0.99, truth)):
+        found = function(logits, label, c)
         if found is None:
             return widgets.Verdict(False, "the function returns nothing yet")
         keep = confidence >= c
-        expected = float(right[keep].mean()), float(keep.double().mean())
-        if max(abs(float(a) - b) for a, b in zip(found, expected, strict=True)) > 1e-6:
+        expected = float((guess == label)[keep].double().mean()), float(keep.double().mean())
+        if len(found) != 2 or max(abs(float(a) - b) for a, b in zip(found, expected, strict=True)) > 1e-6:
             return widgets.Verdict(False, f"c = {c}: expected {expected[0]:.4f} of {expected[1]:.4f}, got {found}")
     return widgets.Verdict(
         True, f"of the {expected[1]:.0%} of images it is 99% sure of, the head names {expected[0]:.1%} right"
@@ -728,9 +773,9 @@ assert solved, solved.message
 solved
 
 # %% [markdown]
-# **Exercise 2 (break it). Guide it the wrong way.** Find a scale with which at most a fifth of the *left* shapes is
-# drawn at all left (across below 0) by `mt.exact.sample_group(toy, [0, 1], 1000, g, generator=rng(12))`. What does a
-# negative scale mean?
+# **Exercise 2 (break it). Guide it the wrong way.** Ask for the left shape, and find a scale $g$ at which at most a
+# fifth of the 1,000 points of `mt.exact.sample_group(toy, [0, 1], 1000, g, generator=rng(12))` are left ($x_1 < 0$).
+# What does a negative scale mean?
 
 
 # %% tags=["exercise"]
@@ -745,6 +790,8 @@ def check_2(function):
     if g is None:
         return widgets.Verdict(False, "the function returns nothing yet")
     x = mt.exact.sample_group(toy, [0, 1], 1000, g, generator=rng(12))
+    if not bool(x.isfinite().all()):
+        return widgets.Verdict(False, f"with g = {g:g} the chain leaves the real numbers")
     share = float((x[:, 0] < 0).double().mean())
     return widgets.Verdict(share <= 0.2, f"with g = {g:g}, {share:.0%} are left")
 
@@ -754,7 +801,7 @@ check_2(wrong_scale)
 
 # %% tags=["solution"]
 def wrong_scale_solution():
-    return -1.0  # away from the class: what tells against it, told twice
+    return -2.0  # away from the class: at -1 as far as telling "right" where both are as likely, less where left is likelier
 
 
 honest, solved = check_2(lambda: 1.0), check_2(wrong_scale_solution)
@@ -763,10 +810,11 @@ assert solved, solved.message
 solved
 
 # %% [markdown]
-# **Exercise 3 (a small research question). Guide only where it does not amplify.** Published recipes guide in an interval
-# of noise levels only. Write the chain of section 3 with a scale that depends on the step: $g$ where `low <= t < high`,
-# and 1 elsewhere. Then find an interval that amplifies at most half as much as $g = 3$ everywhere, and still draws the
-# shape at least as clearly: a mean of $x_1$ at most that of $g = 1$.
+# **Exercise 3 (a small research question). Guide only where it does not amplify.** Kynkäänniemi et al. (2024) guide in
+# an interval of noise levels only. Write the chain of section 3 with a scale that depends on the step: $g$ where `low
+# <= t < high`, and 1 elsewhere (steps run from 400 to 0; $t = 200$ is log-SNR 0). Then find an interval that amplifies
+# at most half as much as $g = 3$ everywhere, and still makes the shape clearer: a mean of $x_1$ that is at least 0.05
+# below that of $g = 1$. Is yours early or late? Both can be found: why?
 
 
 # %% tags=["exercise"]
@@ -793,7 +841,7 @@ def check_3(function, chosen):
     across = [float(x[:, 0].mean()) for x in (plain, mine)]
     text = f"own colour {shares[0]:.3f} plain, {shares[1]:.3f} guided, {shares[2]:.3f} in your interval; "
     text += f"across {across[0]:.2f} plain, {across[1]:.2f} yours"
-    good = shares[2] - shares[0] <= 0.5 * (shares[1] - shares[0]) and across[1] <= across[0]
+    good = shares[2] - shares[0] <= 0.5 * (shares[1] - shares[0]) and across[1] <= across[0] - 0.05
     return widgets.Verdict(good, text)
 
 
@@ -830,7 +878,7 @@ solved
 # - Guidance multiplies what telling adds. It does not draw from $q(x)\,q(y \mid x)^g$, and it amplifies whatever goes
 #   along with the label in the noise, with exact estimates.
 # - A loss rewards codes that are alike: a generator of codes takes the reward.
-# - Our networks draw the majority too often without any guidance, the more so the shorter they were trained.
+# - Our networks draw the majority too often without any guidance, and the rarer a colour is, the later it is learned.
 #
 # | notebook | question |
 # |---|---|
