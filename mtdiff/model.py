@@ -171,7 +171,7 @@ class MTDiffusion(nn.Module):
         rest = z_t - signal * known
         state = self._seen(telling, rest) if self.remove_told else z_t
         u = torch.as_tensor(t, device=z_t.device).expand(len(z_t)).to(self.dtype) / self.process.steps
-        inputs = telling.inputs(self.backbone.embedding, self.absent, self.dtype, self.remove_told)
+        inputs = telling.inputs(rest, self.backbone.embedding, self.absent, self.dtype, self.remove_told)
         features, pooled = self.backbone(state.to(self.dtype), u, **inputs)
         output, aggregate, removed = None, None, known if given and self.remove_told else None
         if self.denoise is not None:

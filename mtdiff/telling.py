@@ -38,11 +38,12 @@ class Telling:
         return self.told[name].to(self.z_t.device)
 
     def inputs(
-        self, embedding: int, absent: Mapping[str, Tensor], dtype: torch.dtype, removed: bool = False
+        self, rest: Tensor, embedding: int, absent: Mapping[str, Tensor], dtype: torch.dtype, removed: bool = False
     ) -> dict[str, Tensor]:
         """Arguments of the backbone: the sum of all vectors, the sum of all maps, and all tokens.
 
         Args:
+            rest: (B, *Z) what is left of z_t without the codes that are told: what can be sensed there.
             embedding: width of the vector.
             absent: {name: (embedding,)} what is added to the vector where a modality is absent.
             dtype: in which the network computes.
@@ -64,6 +65,10 @@ class Telling:
                 out[slot] = out.get(slot, 0) + embedded * _as(heard, embedded)
         if tokens:
             out |= {"tokens": torch.cat(tokens, 1), "keep": torch.cat(keep, 1)}
+        for name, modality in self.modalities.items():
+            if modality.sense:
+                seen = modality.sensed(rest, *self.process.wiener(name, self.t, rest, self.present))
+                out["condition"] = out["condition"] + seen * (~self.heard(name))[:, None]
         for name, mask in self.present.items():
             here = mask.to(self.z_t.device) | self.heard(name) if removed else mask.to(self.z_t.device)
             out["condition"] = out["condition"] + absent[name] * (~here)[:, None]

@@ -133,9 +133,15 @@ def test_a_generator_of_images_keeps_their_size():
 # ---- lifts and generators ----
 
 
-@pytest.mark.parametrize(("shape", "space"), [((5,), (8,)), ((5,), (2, 4, 4)), ((1, 4, 4), (3, 4, 4))])
-def test_a_lift_is_an_isometry_up_to_scale(shape, space):
-    lift = attached(mt.Encoded(shape, "lift"), space)
+@pytest.mark.parametrize(
+    ("encoder", "shape", "space"),
+    [
+        *(("lift", (5,), (8,)), ("lift", (5,), (2, 4, 4)), ("lift", (1, 4, 4), (3, 4, 4))),
+        *(("tiles", (5,), (2, 4, 4)), ("tiles", (16,), (3, 16, 16)), ("tiles", (3,), (1, 10, 6))),
+    ],
+)
+def test_a_lift_is_an_isometry_up_to_scale(encoder, shape, space):
+    lift = attached(mt.Encoded(shape, encoder), space)
     x = randn(4, *shape)
     code = lift.encode(x)
     assert torch.allclose(code.flatten(1).square().mean(1), x.flatten(1).square().mean(1))
@@ -143,6 +149,15 @@ def test_a_lift_is_an_isometry_up_to_scale(shape, space):
     assert torch.allclose(torch.cdist(code.flatten(1), code.flatten(1)), ratio * torch.cdist(x.flatten(1), x.flatten(1)))
     params = randn(3, *shape, seed=1)
     assert torch.equal(lift.estimate(params), lift.encode(params))
+
+
+def test_a_tile_is_a_chess_board_times_its_number():
+    """Nine numbers in a 6x6 image of two channels: each in a 2x2 block of its own, as + - over - +, with s = 1."""
+    x = randn(2, 9).float()
+    code = attached(mt.Encoded((9,), "tiles"), (2, 6, 6)).encode(x)
+    board = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).repeat(3, 3)
+    expected = x.view(2, 1, 3, 3).repeat_interleave(2, 2).repeat_interleave(2, 3) * board
+    assert torch.allclose(code, expected.expand(2, 2, 6, 6), atol=1e-6)
 
 
 def test_an_untrained_lift_is_the_posterior_of_a_normal():
@@ -160,6 +175,26 @@ def test_an_untrained_lift_is_the_posterior_of_a_normal():
         assert torch.allclose(model.predict(z, t).params["rep"], mean, atol=1e-5)
         expected = torch.distributions.MultivariateNormal(mean, covariance).log_prob(x)
         assert torch.allclose(model.log_prob("rep", x, z, t), expected, rtol=1e-4)
+
+
+def test_what_is_sensed_is_the_posterior_mean_where_it_is_present_and_not_told():
+    """One model senses the code in the state, one does not; the difference of what their backbones are shown, by hand."""
+    process, shown = mt.ForwardProcess(mt.NoiseSchedule.log_snr(20), {"image": 1.0, "rep": 0.7}), []
+    modalities = {"image": mt.Image((1, 8, 8)), "rep": mt.Encoded((4,), "tiles", tell=True, sense=True)}
+    model = mt.MTDiffusion(process, modalities, mt.UNet((1, 8, 8), base=8, multipliers=(1, 1)), (1, 8, 8)).eval()
+    rep, z, x = model.modalities["rep"], randn(3, 1, 8, 8).float(), randn(3, 4, seed=1).float()
+    model.backbone.register_forward_pre_hook(
+        lambda module, args, kwargs: shown.append(kwargs["condition"]), with_kwargs=True
+    )
+    here = torch.tensor([True, True, False])
+    told = {"told": {"rep": torch.tensor([True, False, False])}}
+    with torch.no_grad():
+        model(z, 9, {"rep": x}, {"rep": here}, **told)
+        abar, noise = float(process.schedule.abar[9]), 1 - float(process.schedule.abar[9])
+        b = math.sqrt(abar) * 0.7 * rep.scale * rep.frame
+        mean = z.flatten(1) @ b @ torch.linalg.inv(torch.eye(4) + b.T @ b / noise) / noise
+        expected = [rep.condition(x[:1]), rep.notice(mean[1:2]), rep.notice.bias[None] + model.absent["rep"]]
+    torch.testing.assert_close(shown[0], torch.cat(expected), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("shape", "space"), [((5,), (8,)), ((5,), (2, 4, 4)), ((1, 4, 4), (3, 4, 4))])
@@ -238,10 +273,16 @@ def test_the_expected_code_of_a_linear_generator_is_learned():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: mt.Encoded((5,), "pca"), r"encoder must be one of \('lift', 'generator'\), got 'pca'"),
+        (lambda: mt.Encoded((5,), "pca"), r"encoder must be one of \('lift', 'tiles', 'generator'\), got 'pca'"),
         (lambda: mt.Encoded((5, 5)), r"shape must be \(d,\) or \(C, H, W\), got \(5, 5\)"),
         (lambda: mt.Encoded((5,), spread=0.0), "spread must be positive"),
+        (lambda: mt.Encoded((5,), sense=True), r"only a vector that is lifted can be sensed .* got 'generator' of \(5,\)"),
         (lambda: attached(mt.Encoded((9,), "lift"), (8,)), "cannot be lifted into a smaller space"),
+        (
+            lambda: attached(mt.Encoded((5,), "tiles"), (8,)),
+            "5 tiles need an image of at least 3 pixels a side",
+        ),
+        (lambda: attached(mt.Encoded((5,), "tiles"), (3, 2, 4)), r"at least 3 pixels a side, got \(3, 2, 4\)"),
         (lambda: attached(mt.Encoded((1, 8, 8)), (2, 4, 4)), "the same height and width"),
         (lambda: attached(mt.Encoded((1, 2, 2), "lift"), (2, 4, 4)), "needs the height and width of the space"),
         (lambda: mt.Label(3, codes="onehot"), "codes must be one of"),

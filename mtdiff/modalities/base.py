@@ -48,6 +48,7 @@ class Modality(nn.Module):
         start: what a head's linear guess starts from: the "state" z_t, or its "rest", z_t less the other codes in it.
         revealed_by: (picture, mask), the modalities that tell its pixels where the mask is 1; () is none.
         has_code: False for what never enters z_t: its weight has to be 0, and given values can only be told.
+        sense: True for what the backbone is shown a linear reading of, beside the state; see `sensed`.
     """
 
     kinds: ClassVar[dict[str, type["Modality"]]] = {}
@@ -55,6 +56,7 @@ class Modality(nn.Module):
     start: str = "state"
     revealed_by: tuple[str, ...] = ()
     has_code: bool = True
+    sense: bool = False
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -130,6 +132,10 @@ class Modality(nn.Module):
         A vector is (B, backbone.embedding), a map the output of `backbone.entrance`, tokens are (B, L, backbone.embedding).
         """
         raise ValueError(f"{self.name!r} cannot condition the backbone: it was made without tell=True")
+
+    def sensed(self, z: Tensor, gain: Tensor, variance: Tensor) -> Tensor:
+        """What the backbone is shown of the modality in a state (B, *Z), gain and variance as in `View`: (B, embedding)."""
+        raise NotImplementedError
 
     def head(self, view: View) -> Tensor:
         """Parameters of p(x_i | z_t)."""

@@ -1,5 +1,6 @@
 """Real-valued data that enter the diffusion space by an encoder: an isometry, or a learned generator."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -9,14 +10,16 @@ from mtdiff.modalities.base import View
 from mtdiff.modalities.continuous import Continuous
 from mtdiff.modalities.generators import generator
 
-ENCODERS = ("lift", "generator")
+ENCODERS = ("lift", "tiles", "generator")
 
 
 class Encoded(Continuous):
     """Data of another shape than their part of the space: a representation (d,), a depth map (1, H, W). E(x) = g(x).
 
     "lift" is fixed and linear, E(x) = s A x with A^T A = I and s^2 = dim Z / dim x, so that codes have the RMS of the data.
-    For x ~ N(0, I) the head starts from its posterior mean; the expected code is E of the mean.
+    For x ~ N(0, I) the head starts from its posterior mean; the expected code is E of the mean. The columns of A are random
+    directions, which no convolution can tell apart; of "tiles", which else is the same, each is a block of the image in the
+    pattern of a chess board: a convolution sees which number it belongs to, and images have little of that pattern.
 
     "generator" is learned, and its output is standardised, each coordinate over the batch (by running statistics in
     evaluation). The code of the mean is not the mean of the code (theory 5), so the head has two outputs: the mean of x with
@@ -28,16 +31,19 @@ class Encoded(Continuous):
 
     Args:
         shape: (d,), or (C, H, W) with the height and width of the space.
-        encoder: "lift" or "generator".
+        encoder: "lift", "tiles" or "generator".
         channels: slice of the space that the code is written to; None is all of it.
         start: as in `Continuous`.
         tell: True lets the backbone be told the value: vectors by a linear embedding, images by an `entrance`.
+        sense: True lets the backbone notice a lifted vector in the state: it is shown the posterior mean that the head
+            starts from, by a linear embedding. A convolution alone has to find the d numbers under the noise of dim Z.
         width: width of the generator.
         spread: standard deviation in the data that the code is not asked to tell, for "generator".
         seed: seed of the lift.
 
     Raises:
-        ValueError: an unknown encoder, a shape that is neither, or a spread that is not positive.
+        ValueError: an unknown encoder, a shape that is neither, a spread that is not positive, or a sense for what is not a
+            lifted vector.
 
     Source: encoders that map into the diffusion space: Chen et al. 2024; both forms are ours (theory 1, 5).
     """
@@ -52,6 +58,7 @@ class Encoded(Continuous):
         width: int = 32,
         spread: float = 0.1,
         seed: int = 0,
+        sense: bool = False,
     ):
         if encoder not in ENCODERS:
             raise ValueError(f"encoder must be one of {ENCODERS}, got {encoder!r}")
@@ -59,23 +66,25 @@ class Encoded(Continuous):
             raise ValueError(f"shape must be (d,) or (C, H, W), got {tuple(shape)}")
         if not spread > 0:
             raise ValueError(f"spread must be positive, got {spread}")
+        if sense and (encoder == "generator" or len(shape) != 1):
+            raise ValueError(f"only a vector that is lifted can be sensed in the state, got {encoder!r} of {tuple(shape)}")
         super().__init__(shape, channels, True, start, tell)
         del self.config["head"]
-        self.config |= {"encoder": encoder, "width": width, "spread": spread, "seed": seed}
-        self.encoder, self.width, self.spread, self.seed = encoder, width, spread, seed
+        self.config |= {"encoder": encoder, "width": width, "spread": spread, "seed": seed, "sense": sense}
+        self.encoder, self.width, self.spread, self.seed, self.sense = encoder, width, spread, seed, sense
         self.told_as = "vector" if len(self.shape) == 1 else "map"
-        self.size = torch.Size(self.shape).numel()
+        self.size, self.linear = torch.Size(self.shape).numel(), encoder != "generator"
 
     def build(self, backbone: nn.Module) -> None:
         """Create encoder, heads and embedding; see `Modality.build`."""
         code_size = torch.Size(self.slice_shape).numel()
-        if self.encoder == "lift":
+        if self.linear:
             if code_size < self.size:
                 raise ValueError(f"{self.name!r} of {self.shape} cannot be lifted into a smaller space {self.slice_shape}")
-            numbers = torch.randn(
-                code_size, self.size, dtype=torch.float64, generator=torch.Generator().manual_seed(self.seed)
+            frame = (
+                _tiles(self.size, self.slice_shape) if self.encoder == "tiles" else _random(self.size, code_size, self.seed)
             )
-            self.register_buffer("frame", torch.linalg.qr(numbers).Q.float())  # (n, d) orthonormal columns
+            self.register_buffer("frame", frame.float())  # (n, d) orthonormal columns
             self.scale = (code_size / self.size) ** 0.5
         else:
             self.network = generator(self.shape, self.slice_shape, self.width)
@@ -89,10 +98,12 @@ class Encoded(Continuous):
         self.embed = None
         if self.tell:
             self.embed = backbone.entrance(self.shape) if self.told_as == "map" else nn.Linear(self.size, backbone.embedding)
+        if self.sense:
+            self.notice = nn.Linear(self.size, backbone.embedding)
 
     def code(self, value: Tensor) -> Tensor:
         """E(x), (B, *slice)."""
-        if self.encoder == "lift":
+        if self.linear:
             flat = self.scale * value.flatten(1) @ self.frame.to(value.dtype).T
         else:
             raw = self.network(value.to(next(self.network.parameters()).dtype)).flatten(1)
@@ -102,17 +113,21 @@ class Encoded(Continuous):
     def head(self, view: View) -> Tensor:
         """The mean of x, (B, *shape); for a generator (B, dim x + dim code): the mean and the expected code, flattened."""
         free = self.out(view.features if self.from_map else view.pooled)  # (B, *shape) or (B, d)
-        z, gain, variance = self.take(view.z).flatten(1), view.gain.flatten(1), view.variance.flatten(1)
-        if self.encoder == "lift":  # A^T z / s sees x through s^2 times the SNR
-            left = self._lifted(variance)
-            start = gain * self.scale * left / variance * (z @ self.frame.to(z.dtype))
-            return (start + left.sqrt() * free.flatten(1)).unflatten(1, self.shape)
-        code = gain * z + variance.sqrt() * self.code_out(view.features).flatten(1)
+        z, gain, variance = self.take(view.z), view.gain.flatten(1), view.variance.flatten(1)
+        if self.linear:
+            learned = self._lifted(variance).sqrt() * free.flatten(1)
+            return (self._posterior(z, gain, variance) + learned).unflatten(1, self.shape)
+        code = gain * z.flatten(1) + variance.sqrt() * self.code_out(view.features).flatten(1)
         return torch.cat([free.flatten(1).to(code.dtype), code], 1)
+
+    def sensed(self, z: Tensor, gain: Tensor, variance: Tensor) -> Tensor:
+        """What the backbone notices of the value in a state: its posterior mean, embedded."""
+        mean = self._posterior(self.take(z), gain.flatten(1), variance.flatten(1))
+        return self.notice(mean.to(self.notice.weight.dtype))
 
     def split(self, params: Tensor) -> tuple[Tensor, Tensor]:
         """The two outputs of the head: the mean of x (B, *shape) and the expected code (B, *slice)."""
-        if self.encoder == "lift":
+        if self.linear:
             return params, self.code(params)
         mean, code = params.split([self.size, params.shape[1] - self.size], 1)
         return mean.unflatten(1, self.shape), code.unflatten(1, self.slice_shape)
@@ -125,7 +140,7 @@ class Encoded(Continuous):
         """Weighted mean squares of the mean's error and, for a generator, of the expected code's, (B,)."""
         mean, code = self.split(params)
         loss = super().loss(value, mean, self._open(variance))
-        if self.encoder == "lift":
+        if self.linear:
             return loss
         error = (self.code(value).detach() - code).flatten(1)
         return loss + (error**2 / variance.flatten(1)).mean(1)
@@ -138,14 +153,36 @@ class Encoded(Continuous):
         """The mean of x."""
         return self.split(params)[0]
 
+    def _posterior(self, z: Tensor, gain: Tensor, variance: Tensor) -> Tensor:
+        """E[x | z] for x ~ N(0, I) alone in the slice z, (B, d): A^T z / s sees x through s^2 times the SNR."""
+        return gain * self.scale * self._lifted(variance) / variance * (z.flatten(1) @ self.frame.to(z.dtype))
+
     def _lifted(self, variance: Tensor) -> Tensor:
         """1 / (1 + s^2 SNR) from 1 / (1 + SNR): the lift repeats each number s^2 times."""
         return variance / (variance + self.scale**2 * (1 - variance))
 
     def _open(self, variance: Tensor) -> Tensor:
         """Variance of p(x | z_t) at each coordinate, (B, 1, ...) with the dimensions of x."""
-        left = self._lifted(variance) if self.encoder == "lift" else variance + self.spread**2
+        left = self._lifted(variance) if self.linear else variance + self.spread**2
         return left.reshape(-1, *[1] * len(self.shape))
+
+
+def _random(size: int, code_size: int, seed: int) -> Tensor:
+    """Orthonormal random directions as columns, (code_size, size)."""
+    numbers = torch.randn(code_size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return torch.linalg.qr(numbers).Q
+
+
+def _tiles(size: int, shape: Sequence[int]) -> Tensor:
+    """Columns that are blocks of an image (C, H, W), each a chess board of -1 and 1 over its norm: (C H W, size)."""
+    if len(shape) != 3 or min(shape[1:]) < (side := math.ceil(size**0.5)):
+        raise ValueError(f"{size} tiles need an image of at least {math.ceil(size**0.5)} pixels a side, got {tuple(shape)}")
+    height, width = (torch.arange(pixels) for pixels in shape[1:])
+    block = (height * side // shape[1])[:, None] * side + (width * side // shape[2])[None]
+    board = 1.0 - 2.0 * ((height[:, None] + width[None]) % 2)
+    tiles = (block[..., None] == torch.arange(size)) * board[..., None].double()
+    tiles = tiles.expand(shape[0], *tiles.shape).flatten(0, 2)
+    return tiles / tiles.norm(dim=0)
 
 
 def _vector_head(pooled: int, size: int) -> nn.Sequential:
