@@ -54,7 +54,7 @@ LABEL := $(addprefix image-label-digits-,fade-in from-zero constant own-channels
   conditional classifier noisy-classifier learned generator token light heavy labels-10 labels-1 classifier-10 classifier-1)
 SCENES := $(addprefix image-label-shapes16-,fade-in conditional classifier image-only)
 PLANTED := 60 80 95
-REPRESENTED := $(addprefix image-representation-shapes16-,lifted own-channels image-only predicted told)
+REPRESENTED := $(addprefix image-representation-shapes16-,lifted own-channels image-only predicted told random)
 TRANSITION := $(addprefix image-transition-shapes16-,transition conditional sdedit)
 MASKED := $(addprefix masked-image-shapes16-,masked plain augment own-channels unshared)
 RESULTS := $(LABEL) $(SCENES) $(PLANTED:%=image-label-planted%-fade-in) $(REPRESENTED) $(TRANSITION) $(MASKED)

@@ -43,7 +43,7 @@ class Train:
     variant: str | None = None
     """image-label: fade-in (default), from-zero, constant, own-channels, image-only, unshared, conditional, classifier,
     noisy-classifier, learned, generator, token, light, heavy, labels-10, labels-1, classifier-10 or classifier-1;
-    image-representation: lifted (default), own-channels, image-only, predicted or told; image-transition: transition
+    image-representation: lifted (default), own-channels, image-only, predicted, told or random; image-transition: transition
     (default), conditional or sdedit; masked-image: masked (default), plain, augment,
     own-channels or unshared; imagenet: masked (default), plain, label, box or classifier."""
     budget: Literal["quick", "full"] | None = None

@@ -13,7 +13,6 @@ from mtdiff.experiments.representation_scores import RepresentationGuided, drawn
 from mtdiff.representations import represented
 
 DATA = "shapes16"
-JOINT = ("lifted", "own-channels")
 
 
 @pytest.fixture
@@ -42,9 +41,9 @@ def test_representations_are_those_of_the_images():
 def test_what_is_in_the_sum_and_what_is_trained():
     for variant in experiment.VARIANTS:
         model, config = experiment.build(DATA, variant), experiment.config(DATA, variant, "full")
-        assert ("representation" in model.process.entering) == (variant in JOINT)
+        assert ("representation" in model.process.entering) == (variant in experiment.JOINT)
         assert ("representation" in model.modalities) == (variant != "image-only")
-        assert (config.weights.get("representation", 0) > 0) == (variant in (*JOINT, "predicted")), variant
+        assert (config.weights.get("representation", 0) > 0) == (variant in (*experiment.JOINT, "predicted")), variant
         assert config.steps * config.batch_size == 128000
     parameters = {v: sum(p.numel() for p in experiment.build(DATA, v).parameters()) for v in experiment.VARIANTS}
     assert max(parameters.values()) < 1.02 * min(parameters.values())
@@ -60,7 +59,7 @@ def test_predicted_and_told_draw_the_same_images_as_the_image_alone_would():
         assert torch.equal(both["image"], only["image"])
 
 
-@pytest.mark.parametrize("variant", JOINT)
+@pytest.mark.parametrize("variant", experiment.JOINT)
 def test_guidance_pushes_from_without_to_with(variant):
     model, z = random_model(variant), torch.randn(4, 3 + (variant == "own-channels"), 16, 16, generator=generator())
     t, name = 200, "representation"
@@ -119,9 +118,9 @@ def test_every_variant_is_trained_and_judged(variant, few):
     model.card = {"variant": variant}
     result = e.evaluate(model, DATA, 0, 12)
     assert set(result["alone"]) == {"features", "precision", "recall"}
-    assert ("guidance" in result) == (variant in JOINT)
+    assert ("guidance" in result) == (variant in experiment.JOINT)
     assert ("given" in result) == (variant != "image-only")
-    assert ("read" in result) == (variant in (*JOINT, "predicted"))
+    assert ("read" in result) == (variant in (*experiment.JOINT, "predicted"))
     assert list(result["trunk"]) == ["0", "500"]
 
 

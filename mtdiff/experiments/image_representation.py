@@ -18,12 +18,15 @@ from mtdiff.schedules import NoiseSchedule, constant, fade_in
 from mtdiff.training import TrainConfig
 
 VARIANTS = {
-    "lifted": "the paper's form: the representation, spread over the image by an isometry and injected, W from 0.1 to 0.5",
-    "own-channels": "the representation in a channel of its own (concatenation), constant weight",
+    "lifted": "the paper's form: the representation, tiled over the image (an isometry), W from 0.1 to 1; sensed",
+    "own-channels": "the representation in a channel of its own (concatenation), constant weight; sensed",
     "image-only": "the image alone: the same images, as many steps",
     "predicted": "never in the sum, but a head has to predict it: a multi-task loss without the shared space",
     "told": "told as often as in the joint models, never in the sum, and never predicted: augmentation",
+    "random": "a first attempt: superposed along random directions, W from 0.1 to 0.5, and not sensed",
 }
+JOINT = ("lifted", "own-channels", "random")
+"""The variants with the representation in the sum."""
 DRAWS = 500
 """Images that are drawn for each note along the training."""
 COMPONENTS = 16
@@ -43,15 +46,15 @@ def build(data: str, variant: str, seed: int = 0) -> MTDiffusion:
     """
     size, apart = int(data[6:]), variant == "own-channels"
     shape, space = (3, size, size), (3 + apart, size, size)
-    joint = variant in ("lifted", "own-channels")
+    joint, sense = variant in JOINT, variant in ("lifted", "own-channels")
     mine, others = (slice(0, 3), slice(3, 4)) if apart else (None, None)
     modalities = {
-        "image": Image(shape, channels=mine, levels=256, head=variant == "lifted", start="rest"),
-        "representation": Encoded((COMPONENTS,), "lift", channels=others, tell=True),
+        "image": Image(shape, channels=mine, levels=256, head=joint and not apart, start="rest"),
+        "representation": Encoded((COMPONENTS,), "tiles" if sense else "lift", channels=others, tell=True, sense=sense),
     }
     curves = {"image": 1.0, "representation": constant(0.0)}
     if joint:
-        curves["representation"] = constant(1.0) if apart else fade_in(0.5, start=0.1)
+        curves["representation"] = constant(1.0) if apart else fade_in(1.0 if sense else 0.5, start=0.1)
     if variant == "image-only":
         del curves["representation"], modalities["representation"]
     process = ForwardProcess(NoiseSchedule.log_snr(500, high=8.0, low=-8.0), curves)
@@ -63,11 +66,11 @@ def build(data: str, variant: str, seed: int = 0) -> MTDiffusion:
 
 def config(data: str, variant: str, budget: str) -> TrainConfig:
     """Full is what ships: minutes at 16x16, half an hour at 32x32, on one CPU thread."""
-    options: dict = {"weights": {"image": 0.5 if variant == "lifted" else 0.0}}
+    options: dict = {"weights": {"image": 0.5 if variant in ("lifted", "random") else 0.0}}
     if variant != "image-only":
         weight = 0.0 if variant == "told" else 0.1
         options = {"weights": {**options["weights"], "representation": weight}, "give": {"representation": 0.2}}
-    if variant in ("lifted", "own-channels"):
+    if variant in JOINT:
         options["drop"] = {"representation": 0.3}
     return TrainConfig(
         steps=600 if budget == "quick" else 8000,
