@@ -101,6 +101,13 @@ def test_drawn_scores_of_real_pairs_are_perfect_and_of_shuffled_ones_are_not(few
     assert scores["shuffled"] < 0.5
 
 
+def test_by_default_a_representation_is_told_and_an_image_is_read():
+    model, values = random_model("lifted"), represented(DATA, "test")[:3]
+    for name in ("image", "representation"):
+        drawn = mt.sample(model, 3, given={name: values[name]}, steps=2, generator=generator())
+        assert torch.equal(drawn[name], values[name])
+
+
 def test_read_scores_are_the_share_of_variance_explained(few):
     """A head that knows nothing yet says the mean, which explains nothing."""
     model, test = experiment.build(DATA, "predicted").eval(), represented(DATA, "test")[:100]

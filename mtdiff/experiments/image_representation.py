@@ -61,7 +61,8 @@ def build(data: str, variant: str, seed: int = 0) -> MTDiffusion:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone = UNet(space, base=16, multipliers=(1, 2, 2) if size == 16 else (1, 2, 2, 2))
-        return MTDiffusion(process, modalities, backbone, space, rule="conditioned", sampler="ddpm")
+        rule = {name: "readout" if name == "image" else "conditioned" for name in modalities}
+        return MTDiffusion(process, modalities, backbone, space, rule=rule, sampler="ddpm")
 
 
 def config(data: str, variant: str, budget: str) -> TrainConfig:
