@@ -169,9 +169,10 @@ class MTDiffusion(nn.Module):
         signal = self.process.level(t, z_t)[0]
         known = telling.known() if given and self._looks_at_told else torch.zeros_like(z_t)
         rest = z_t - signal * known
-        state = self._seen(telling, rest) if self.remove_told else z_t
+        sensed, codes = telling.sensing(rest, self.backbone.embedding, self.dtype)
+        state = self._seen(telling, rest - signal * codes) if self.remove_told else z_t - signal * codes
         u = torch.as_tensor(t, device=z_t.device).expand(len(z_t)).to(self.dtype) / self.process.steps
-        inputs = telling.inputs(rest, self.backbone.embedding, self.absent, self.dtype, self.remove_told)
+        inputs = telling.inputs(sensed, self.absent, self.dtype, self.remove_told)
         features, pooled = self.backbone(state.to(self.dtype), u, **inputs)
         output, aggregate, removed = None, None, known if given and self.remove_told else None
         if self.denoise is not None:

@@ -38,13 +38,12 @@ class Telling:
         return self.told[name].to(self.z_t.device)
 
     def inputs(
-        self, rest: Tensor, embedding: int, absent: Mapping[str, Tensor], dtype: torch.dtype, removed: bool = False
+        self, sensed: Tensor, absent: Mapping[str, Tensor], dtype: torch.dtype, removed: bool = False
     ) -> dict[str, Tensor]:
         """Arguments of the backbone: the sum of all vectors, the sum of all maps, and all tokens.
 
         Args:
-            rest: (B, *Z) what is left of z_t without the codes that are told: what can be sensed there.
-            embedding: width of the vector.
+            sensed: (B, embedding) what the state shows of modalities that are sensed; see `sensing`.
             absent: {name: (embedding,)} what is added to the vector where a modality is absent.
             dtype: in which the network computes.
             removed: whether what is told is taken out of the state: then it is all the same whether it was in the sum.
@@ -52,7 +51,7 @@ class Telling:
         Returns:
             "condition" and, where there are any, "context", "tokens" and "keep" (see `mtdiff.backbones`).
         """
-        out = {"condition": self.z_t.new_zeros(len(self.z_t), embedding, dtype=dtype)}
+        out = {"condition": sensed}
         tokens, keep = [], []
         for name, value in self.given.items():
             modality, heard = self.modalities[name], self.heard(name)
@@ -65,14 +64,37 @@ class Telling:
                 out[slot] = out.get(slot, 0) + embedded * _as(heard, embedded)
         if tokens:
             out |= {"tokens": torch.cat(tokens, 1), "keep": torch.cat(keep, 1)}
-        for name, modality in self.modalities.items():
-            if modality.sense:
-                seen = modality.sensed(rest, *self.process.wiener(name, self.t, rest, self.present))
-                out["condition"] = out["condition"] + seen * (~self.heard(name))[:, None]
         for name, mask in self.present.items():
             here = mask.to(self.z_t.device) | self.heard(name) if removed else mask.to(self.z_t.device)
             out["condition"] = out["condition"] + absent[name] * (~here)[:, None]
         return out
+
+    def sensing(self, rest: Tensor, embedding: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """What a state shows of the modalities that the backbone senses, each as if all else in its channels were noise.
+
+        Args:
+            rest: (B, *Z) what is left of z_t without the codes that are told.
+            embedding: width of the backbone's vector.
+            dtype: in which the network computes.
+
+        Returns:
+            The sum of what they are told as (B, embedding), and of W_t times their expected codes (B, *Z).
+        """
+        told, codes = rest.new_zeros(len(rest), embedding, dtype=dtype), torch.zeros_like(rest)
+        signal, noise = self.process.level(self.t, rest)
+        for name, modality in self.modalities.items():
+            if not modality.sense:
+                continue
+            mine, power = signal * self._weight(name), noise**2
+            for other in self.process.entering:
+                if other != name and set(self.modalities[other].span) & set(modality.span):
+                    power = power + (signal * self._weight(other) * _as(~self.heard(other), rest)) ** 2
+            total = mine**2 + power
+            vector, code = modality.sensed(rest, mine / total, power / total)
+            silent = _as(~self.heard(name), rest)
+            told = told + vector * silent.flatten(1)
+            codes = codes + self._weight(name) * silent * code
+        return told, codes
 
     def shown(self, picture: str, mask: str) -> Tensor:
         """(B, 1, H, W) bool, or all sizes 1: the pixels of `picture` that are told, as both are and `mask` is 1 there."""
@@ -115,6 +137,8 @@ class Telling:
         power = (noise**2).expand_as(self.z_t)
         for name in self.process.entering:
             modality = self.modalities[name]
+            if modality.sense:  # taken out, too, as far as it stands out
+                continue
             mine = (signal * self._weight(name) * _as(~self.heard(name), self.z_t)) ** 2
             power = power + modality.place(mine.expand(-1, *modality.slice_shape))
         return power.sqrt()

@@ -177,24 +177,55 @@ def test_an_untrained_lift_is_the_posterior_of_a_normal():
         assert torch.allclose(model.log_prob("rep", x, z, t), expected, rtol=1e-4)
 
 
-def test_what_is_sensed_is_the_posterior_mean_where_it_is_present_and_not_told():
-    """One model senses the code in the state, one does not; the difference of what their backbones are shown, by hand."""
-    process, shown = mt.ForwardProcess(mt.NoiseSchedule.log_snr(20), {"image": 1.0, "rep": 0.7}), []
-    modalities = {"image": mt.Image((1, 8, 8)), "rep": mt.Encoded((4,), "tiles", tell=True, sense=True)}
+@pytest.mark.parametrize("kind", ["tiles", "label"])
+def test_what_is_sensed_is_the_posterior_where_it_is_present_and_not_told(kind):
+    """What the backbone is told and shown of three examples, one told, one to be sensed, one absent; Bayes' rule by hand.
+
+    All but the code counts as noise: of variance 1 - abar, and of abar for an image of unit variance in the sum.
+    """
+    code = mt.Encoded((4,), "tiles", tell=True, sense=True) if kind == "tiles" else mt.Label(4, sense=True)
+    process, shown = mt.ForwardProcess(mt.NoiseSchedule.log_snr(20), {"image": 1.0, "it": 0.7}), []
+    modalities = {"image": mt.Image((1, 8, 8)), "it": code}
     model = mt.MTDiffusion(process, modalities, mt.UNet((1, 8, 8), base=8, multipliers=(1, 1)), (1, 8, 8)).eval()
-    rep, z, x = model.modalities["rep"], randn(3, 1, 8, 8).float(), randn(3, 4, seed=1).float()
-    model.backbone.register_forward_pre_hook(
-        lambda module, args, kwargs: shown.append(kwargs["condition"]), with_kwargs=True
-    )
-    here = torch.tensor([True, True, False])
-    told = {"told": {"rep": torch.tensor([True, False, False])}}
+    it, z = model.modalities["it"], 3 * randn(3, 1, 8, 8).float()
+    x = randn(3, 4, seed=1).float() if kind == "tiles" else torch.tensor([1, 2, 3])
+    model.backbone.register_forward_pre_hook(lambda net, args, options: shown.append((*args, options)), with_kwargs=True)
+    here, told = torch.tensor([True, True, False]), torch.tensor([True, False, False])
     with torch.no_grad():
-        model(z, 9, {"rep": x}, {"rep": here}, **told)
-        abar, noise = float(process.schedule.abar[9]), 1 - float(process.schedule.abar[9])
-        b = math.sqrt(abar) * 0.7 * rep.scale * rep.frame
-        mean = z.flatten(1) @ b @ torch.linalg.inv(torch.eye(4) + b.T @ b / noise) / noise
-        expected = [rep.condition(x[:1]), rep.notice(mean[1:2]), rep.notice.bias[None] + model.absent["rep"]]
-    torch.testing.assert_close(shown[0], torch.cat(expected), atol=1e-5, rtol=1e-4)
+        model(z, 9, {"it": x}, {"it": here}, {"it": told})
+        abar = float(process.schedule.abar[9])
+        a, noise = math.sqrt(abar) * 0.7, 1 - abar + abar
+        if kind == "tiles":
+            b = a * it.scale * it.frame
+            guess = z.flatten(1) @ b @ torch.linalg.inv(torch.eye(4) + b.T @ b / noise) / noise
+            nothing, expected = torch.zeros(1, 4), it.encode(guess)
+        else:
+            squares = (z.flatten(1)[:, None] - a * it.codes.flatten(1)).square().sum(2)
+            guess = (-0.5 * squares / noise).softmax(1)
+            nothing, expected = torch.full((1, 4), 0.25), (guess @ it.codes.flatten(1)).unflatten(1, (1, 8, 8))
+        vectors = [it.condition(x[:1]), it.notice(guess[1:2]), it.notice(nothing) + model.absent["it"]]
+    state, _, options = shown[0]
+    torch.testing.assert_close(options["condition"], torch.cat(vectors), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(state[0], z[0])
+    torch.testing.assert_close(state[1], z[1] - a * expected[1], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(state[2], z[2], atol=1e-5, rtol=1e-4)
+
+
+def test_what_is_sensed_in_channels_of_its_own_has_only_the_noise_around_it():
+    process, shown = mt.ForwardProcess(mt.NoiseSchedule.log_snr(20), {"image": 1.0, "it": 1.0}), []
+    modalities = {
+        "image": mt.Image((1, 8, 8), channels=slice(0, 1), head=False),
+        "it": mt.Encoded((4,), "tiles", channels=slice(1, 2), sense=True),
+    }
+    model = mt.MTDiffusion(process, modalities, mt.UNet((2, 8, 8), base=8, multipliers=(1, 1)), (2, 8, 8)).eval()
+    it, z = model.modalities["it"], randn(3, 2, 8, 8).float()
+    model.backbone.register_forward_pre_hook(lambda net, args, options: shown.append((*args, options)), with_kwargs=True)
+    with torch.no_grad():
+        start = model.predict(z, 9).params["it"]  # an untrained head says the posterior mean, with nothing else there
+        expected = it.notice(start)
+    torch.testing.assert_close(shown[0][2]["condition"], expected, atol=1e-5, rtol=1e-4)
+    signal = float(process.schedule.abar[9]) ** 0.5
+    torch.testing.assert_close(shown[0][0], z - signal * it.encode(start), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("shape", "space"), [((5,), (8,)), ((5,), (2, 4, 4)), ((1, 4, 4), (3, 4, 4))])

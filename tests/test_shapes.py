@@ -18,6 +18,7 @@ from mtdiff.datasets.shapes import (
     Scene,
     layout,
     night,
+    numbers,
     palette,
     parse,
     render,
@@ -51,6 +52,17 @@ def test_a_scene_is_the_same_in_any_batch(data):
     for rows in ([0], [N - 1], [7, 3, 250]):
         for name, value in render(rows, size).items():
             assert torch.equal(value, data.values[name][rows]), name
+
+
+@pytest.mark.parametrize("objects", [1, 2, 3])
+def test_scenes_can_be_had_by_the_number_of_their_objects(objects):
+    index = numbers("test", 50, objects=objects)
+    assert bool((layout(index).count == objects).all())
+    skipped = sorted(set(range(index[0], index[-1])) - set(index.tolist()))
+    assert not bool((layout(skipped).count == objects).any())
+    some = shapes("test", 16, 50, modalities=("image", "caption"), objects=objects)
+    assert torch.equal(some.values["image"], render(index, 16)["image"])
+    assert all(len(scene.objects) == objects for scene in parse(some.values["caption"]))
 
 
 def test_more_scenes_begin_with_the_same_ones():
@@ -350,6 +362,8 @@ def test_fields_of_a_scene_do_not_hang_together():
         ({"size": 20}, "size must be a multiple of 8, at least 16, got 20"),
         ({"size": 8}, "at least 16, got 8"),
         ({"n": 0}, r"n must be in 1\.\.1000000000, got 0"),
+        ({"objects": 4}, "objects must be 1, 2 or 3, got 4"),
+        ({"n": 10**8, "objects": 1}, r"n must be in 1\.\.10000000, got 100000000"),
         ({"modalities": ["image", "sound"]}, r"modalities must be some of \('image', .* got \['image', 'sound'\]"),
         ({"modalities": []}, "modalities must be some of"),
         ({"modalities": "image"}, "modalities must be some of .* got 'image'"),

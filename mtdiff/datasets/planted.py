@@ -2,11 +2,10 @@
 
 import dataclasses
 
-import numpy as np
 import torch
 
 from mtdiff.datasets.base import Dataset
-from mtdiff.datasets.shapes import BACKGROUNDS, COLOURS, SHAPES, SPLITS, hashed, layout, paint
+from mtdiff.datasets.shapes import BACKGROUNDS, COLOURS, SHAPES, hashed, layout, numbers, paint
 
 OWN = (0, 1, 2)
 """The colour of its own that each shape has, an index into `COLOURS`: circles red, squares green, triangles blue."""
@@ -35,13 +34,8 @@ def planted(share: float, split: str = "train", size: int = 16, n: int | None = 
     """
     if not 0 <= share <= 1:
         raise ValueError(f"share must be in [0, 1], got {share}")
-    if split not in SPLITS:
-        raise ValueError(f'split must be "train" or "test", got {split!r}')
     n = (10_000 if split == "train" else 2_000) if n is None else n
-    if not 1 <= n <= 10**7:
-        raise ValueError(f"n must be in 1..{10**7}, got {n}")
-    index = np.arange(SPLITS[split], SPLITS[split] + 4 * n + 100)  # a third of all scenes has one object
-    index = index[hashed(index, seed, 1)[:, 0].numpy() < 1 / 3][:n]
+    index = numbers(split, n, seed, objects=1)
     scenes, (luck, other) = layout(index, seed), hashed(index, seed + 2**32, 2).T
     own = torch.tensor(OWN)[scenes.shape[:, 0]]
     colour = torch.where(luck < share, own, (own + 1 + (5 * other).long()) % len(COLOURS))

@@ -73,7 +73,12 @@ class Layout:
 
 
 def shapes(
-    split: str = "train", size: int = 16, n: int | None = None, seed: int = 0, modalities: Sequence[str] | None = None
+    split: str = "train",
+    size: int = 16,
+    n: int | None = None,
+    seed: int = 0,
+    modalities: Sequence[str] | None = None,
+    objects: int | None = None,
 ) -> Dataset:
     """Scenes of 1 to 3 shapes on a plain background; scene i is the same whatever n, and the same scene at any size.
 
@@ -94,20 +99,46 @@ def shapes(
         n: number of scenes; 10,000 to train on and 2,000 to test on unless given.
         seed: another seed is another world of scenes.
         modalities: names of those wanted; None is all of them.
+        objects: how many objects each scene has, 1 to 3; None takes scenes as they come, a third of each.
 
     Returns:
         The data set.
 
     Raises:
-        ValueError: an unknown split or modality, a size or an n out of range.
+        ValueError: an unknown split or modality, a size, an n or a number of objects out of range.
+    """
+    n = (10_000 if split == "train" else 2_000) if n is None else n
+    values = render(numbers(split, n, seed, objects), size, seed, modalities)
+    name = f"shapes{size}/{split}" if objects is None else f"shapes{size}/{split}, objects: {objects}"
+    return Dataset(name, values, tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS))
+
+
+def numbers(split: str, n: int, seed: int = 0, objects: int | None = None) -> np.ndarray:
+    """Indices (n,) of the first scenes of a split, of those that have so many objects.
+
+    Args:
+        split: as in `shapes`.
+        n: how many.
+        seed: as in `shapes`.
+        objects: as in `shapes`.
+
+    Returns:
+        The indices, ascending.
+
+    Raises:
+        ValueError: as in `shapes`.
     """
     if split not in SPLITS:
         raise ValueError(f'split must be "train" or "test", got {split!r}')
-    n = (10_000 if split == "train" else 2_000) if n is None else n
-    if not 1 <= n <= SPLITS["test"]:
-        raise ValueError(f"n must be in 1..{SPLITS['test']}, got {n}")
-    values = render(range(SPLITS[split], SPLITS[split] + n), size, seed, modalities)
-    return Dataset(f"shapes{size}/{split}", values, tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS))
+    if objects not in (None, 1, 2, 3):
+        raise ValueError(f"objects must be 1, 2 or 3, got {objects}")
+    most = SPLITS["test"] if objects is None else 10**7
+    if not 1 <= n <= most:
+        raise ValueError(f"n must be in 1..{most}, got {n}")
+    if objects is None:
+        return np.arange(SPLITS[split], SPLITS[split] + n)
+    index = np.arange(SPLITS[split], SPLITS[split] + 4 * n + 100)
+    return index[(1 + 3 * hashed(index, seed, 1)[:, 0]).long().numpy() == objects][:n]
 
 
 def render(

@@ -53,7 +53,7 @@ DRAWS = 300
 
 @functools.lru_cache(4)
 def scenes(data: str, split: str) -> Dataset:
-    """Images (N, 3, s, s) and labels (N,) of the nearest object, 18 classes of shape and colour.
+    """Images (N, 3, s, s) of one object each and labels (N,), 18 classes of shape and colour.
 
     Args:
         data: "shapes16" or "shapes32".
@@ -62,7 +62,8 @@ def scenes(data: str, split: str) -> Dataset:
     Returns:
         The data set.
     """
-    return shapes(split, size=int(data[6:]), n=SCENES if split == "train" else None, modalities=("image", "label"))
+    n, wanted = SCENES if split == "train" else None, ("image", "label")
+    return shapes(split, size=int(data[6:]), n=n, modalities=wanted, objects=1)
 
 
 def build(data: str, variant: str, seed: int = 0, base: int | None = None) -> MTDiffusion:

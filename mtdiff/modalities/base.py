@@ -48,7 +48,7 @@ class Modality(nn.Module):
         start: what a head's linear guess starts from: the "state" z_t, or its "rest", z_t less the other codes in it.
         revealed_by: (picture, mask), the modalities that tell its pixels where the mask is 1; () is none.
         has_code: False for what never enters z_t: its weight has to be 0, and given values can only be told.
-        sense: True for what the backbone is shown a linear reading of, beside the state; see `sensed`.
+        sense: True for what the backbone is told as far as the state shows it to a linear guess; see `sensed`.
     """
 
     kinds: ClassVar[dict[str, type["Modality"]]] = {}
@@ -133,8 +133,17 @@ class Modality(nn.Module):
         """
         raise ValueError(f"{self.name!r} cannot condition the backbone: it was made without tell=True")
 
-    def sensed(self, z: Tensor, gain: Tensor, variance: Tensor) -> Tensor:
-        """What the backbone is shown of the modality in a state (B, *Z), gain and variance as in `View`: (B, embedding)."""
+    def sensed(self, z: Tensor, gain: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+        """What a state shows of the modality, as if all else in it were noise.
+
+        Args:
+            z: (B, *Z).
+            gain: (B, 1, ...), as in `View`, of all that is not this modality's code.
+            variance: (B, 1, ...) likewise.
+
+        Returns:
+            The guess as the backbone is told it (B, embedding), and its expected code (B, *Z), to be taken out of the state.
+        """
         raise NotImplementedError
 
     def head(self, view: View) -> Tensor:

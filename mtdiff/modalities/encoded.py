@@ -35,8 +35,8 @@ class Encoded(Continuous):
         channels: slice of the space that the code is written to; None is all of it.
         start: as in `Continuous`.
         tell: True lets the backbone be told the value: vectors by a linear embedding, images by an `entrance`.
-        sense: True lets the backbone notice a lifted vector in the state: it is shown the posterior mean that the head
-            starts from, by a linear embedding. A convolution alone has to find the d numbers under the noise of dim Z.
+        sense: True tells the backbone the posterior mean of a lifted vector in the state, by a linear embedding, and takes
+            its code out: a convolution can neither form the d sums over dim Z numbers, nor look past their pattern.
         width: width of the generator.
         spread: standard deviation in the data that the code is not asked to tell, for "generator".
         seed: seed of the lift.
@@ -120,10 +120,10 @@ class Encoded(Continuous):
         code = gain * z.flatten(1) + variance.sqrt() * self.code_out(view.features).flatten(1)
         return torch.cat([free.flatten(1).to(code.dtype), code], 1)
 
-    def sensed(self, z: Tensor, gain: Tensor, variance: Tensor) -> Tensor:
-        """What the backbone notices of the value in a state: its posterior mean, embedded."""
+    def sensed(self, z: Tensor, gain: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+        """The posterior mean, embedded and encoded; see `Modality.sensed`."""
         mean = self._posterior(self.take(z), gain.flatten(1), variance.flatten(1))
-        return self.notice(mean.to(self.notice.weight.dtype))
+        return self.notice(mean.to(self.notice.weight.dtype)), self.encode(mean)
 
     def split(self, params: Tensor) -> tuple[Tensor, Tensor]:
         """The two outputs of the head: the mean of x (B, *shape) and the expected code (B, *slice)."""

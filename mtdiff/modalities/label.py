@@ -24,6 +24,8 @@ class Label(Modality):
         seed: seed of the simplex.
         tell: how the backbone is told a label: "vector" adds an embedding to that of the noise level, "token" lets the
             backbone attend to it (the paper's third kind of encoder).
+        sense: True tells the backbone the posterior of the classes in the state, and takes the expected code out: a
+            convolution can neither tell codes apart that fill the whole image, nor look past them.
 
     Raises:
         ValueError: fewer than two classes, the number of names is not K, or an unknown way to tell.
@@ -39,6 +41,7 @@ class Label(Modality):
         channels: slice | None = None,
         seed: int = 0,
         tell: str = "vector",
+        sense: bool = False,
     ):
         if tell not in ("vector", "token"):
             raise ValueError(f'tell must be "vector" or "token", got {tell!r}')
@@ -50,9 +53,9 @@ class Label(Modality):
         if isinstance(codes, str) and codes not in ("simplex", *KINDS):
             raise ValueError(f"codes must be one of {('simplex', *KINDS)} or numbers (K, ...), got {codes!r}")
         plain = codes if isinstance(codes, str) else torch.as_tensor(codes).tolist()
-        super().__init__(channels, classes=classes, names=names, codes=plain, seed=seed, tell=tell)
+        super().__init__(channels, classes=classes, names=names, codes=plain, seed=seed, tell=tell, sense=sense)
         self.told_as = "tokens" if tell == "token" else "vector"
-        self.classes, self.names, self._codes, self._seed = classes, names, codes, seed
+        self.classes, self.names, self.sense, self._codes, self._seed = classes, names, sense, codes, seed
 
     def build(self, backbone: nn.Module) -> None:
         """Create codes, embedding and head; see `Modality.build`."""
@@ -76,6 +79,8 @@ class Label(Modality):
         nn.init.zeros_(self.out[2].weight)
         nn.init.zeros_(self.out[2].bias)
         self.learned = CodeTable(self._codes, shape[:1], self.slice_shape) if learned else None
+        if self.sense:
+            self.notice = nn.Linear(self.classes, backbone.embedding)
 
     def check(self, value: Tensor) -> None:
         """Raise ValueError unless value is an integer (B,) tensor of class ids."""
@@ -102,6 +107,12 @@ class Label(Modality):
         """A learned embedding of each label, (B, embedding), or (B, 1, embedding) as a token."""
         embedded = self.embed(value.long())
         return embedded[:, None] if self.told_as == "tokens" else embedded
+
+    def sensed(self, z: Tensor, gain: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+        """The posterior p_k ~ exp(k_t / variance_t <z, c_k>) of equally likely classes, embedded, and its expected code."""
+        codes = self.table().to(z.dtype).flatten(1)
+        logits = (gain / variance).flatten(1) * (self.take(z).flatten(1) @ codes.T)
+        return self.notice(logits.softmax(1).to(self.notice.weight.dtype)), self.estimate(logits)
 
     def head(self, view: View) -> Tensor:
         """Logits (B, K)."""
