@@ -78,7 +78,6 @@ def shapes(
     n: int | None = None,
     seed: int = 0,
     modalities: Sequence[str] | None = None,
-    objects: int | None = None,
 ) -> Dataset:
     """Scenes of 1 to 3 shapes on a plain background; scene i is the same whatever n, and the same scene at any size.
 
@@ -99,34 +98,32 @@ def shapes(
         n: number of scenes; 10,000 to train on and 2,000 to test on unless given.
         seed: another seed is another world of scenes.
         modalities: names of those wanted; None is all of them.
-        objects: how many objects each scene has, 1 to 3; None takes scenes as they come, a third of each.
 
     Returns:
         The data set.
 
     Raises:
-        ValueError: an unknown split or modality, a size, an n or a number of objects out of range.
+        ValueError: an unknown split or modality, a size or an n out of range.
     """
     n = (10_000 if split == "train" else 2_000) if n is None else n
-    values = render(numbers(split, n, seed, objects), size, seed, modalities)
-    name = f"shapes{size}/{split}" if objects is None else f"shapes{size}/{split}, objects: {objects}"
-    return Dataset(name, values, tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS))
+    values = render(numbers(split, n, seed), size, seed, modalities)
+    return Dataset(f"shapes{size}/{split}", values, tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS))
 
 
 def numbers(split: str, n: int, seed: int = 0, objects: int | None = None) -> np.ndarray:
-    """Indices (n,) of the first scenes of a split, of those that have so many objects.
+    """Indices (n,) of the first scenes of a split.
 
     Args:
         split: as in `shapes`.
         n: how many.
         seed: as in `shapes`.
-        objects: as in `shapes`.
+        objects: how many objects each scene has, 1 to 3; None takes scenes as they come, a third of each.
 
     Returns:
         The indices, ascending.
 
     Raises:
-        ValueError: as in `shapes`.
+        ValueError: an unknown split, an n or a number of objects out of range.
     """
     if split not in SPLITS:
         raise ValueError(f'split must be "train" or "test", got {split!r}')

@@ -6,9 +6,9 @@ from collections.abc import Callable
 import torch
 
 from mtdiff.backbones import UNet
-from mtdiff.datasets import Dataset, digits, planted, shapes
+from mtdiff.datasets import Dataset, digits, planted
 from mtdiff.experiments.base import Experiment
-from mtdiff.experiments.label_scores import amplification, evaluate
+from mtdiff.experiments.label_scores import amplification, evaluate, named_shapes
 from mtdiff.experiments.unshared import Unshared
 from mtdiff.losses import Loss
 from mtdiff.modalities import MISSING, Image, Label
@@ -43,27 +43,10 @@ DEFAULT_SAMPLER = "ddpm"
 """The rule and sampler whose samples the judge agreed with most (data/results/image-label-digits-fade-in.json)."""
 LABEL_WEIGHT = {"light": 0.05, "heavy": 5.0}
 """Weight of the label's loss; 0.5 for all that are not named."""
-SCENES = 30000
-"""Training scenes of the shapes world."""
 SHARES = (60, 80, 95)
 """Percent of shapes in a colour of their own, where it is planted."""
 DRAWS = 300
 """Planted scenes of each kind that are drawn for each note along the training."""
-
-
-@functools.lru_cache(4)
-def scenes(data: str, split: str) -> Dataset:
-    """Images (N, 3, s, s) of one object each and labels (N,), 18 classes of shape and colour.
-
-    Args:
-        data: "shapes16" or "shapes32".
-        split: "train" or "test".
-
-    Returns:
-        The data set.
-    """
-    n, wanted = SCENES if split == "train" else None, ("image", "label")
-    return shapes(split, size=int(data[6:]), n=n, modalities=wanted, objects=1)
 
 
 def build(data: str, variant: str, seed: int = 0, base: int | None = None) -> MTDiffusion:
@@ -83,6 +66,7 @@ def build(data: str, variant: str, seed: int = 0, base: int | None = None) -> MT
     names = EXPERIMENT.data[data]("test").names
     apart = variant in ("own-channels", "unshared")
     never = variant in ("conditional", "token") or "classifier" in variant  # the label is never in the sum
+    sense = data != "digits" and not (apart or never or variant == "image-only")
     curves = {"image": 1.0, "label": fade_in(1.0, start=0.1)}
     if apart or variant == "constant":
         curves["label"] = constant(1.0)
@@ -94,7 +78,7 @@ def build(data: str, variant: str, seed: int = 0, base: int | None = None) -> MT
     codes, tell = variant if variant in KINDS else "simplex", "token" if variant == "token" else "vector"
     modalities = {
         "image": Image(shape, channels=mine, head=not alone, levels=levels, start=start),
-        "label": Label(len(names), names=names, channels=others, codes=codes, tell=tell),
+        "label": Label(len(names), names=names, channels=others, codes=codes, tell=tell, sense=sense),
     }
     if variant == "image-only":
         del curves["label"], modalities["label"]
@@ -114,8 +98,10 @@ def build(data: str, variant: str, seed: int = 0, base: int | None = None) -> MT
             multipliers=multipliers,
             cross=(8,) if variant == "token" else (),
         )
-        kind = Unshared if variant == "unshared" else MTDiffusion
-        return kind(process, modalities, backbone, space, rule=rule, sampler=DEFAULT_SAMPLER)
+        options = {"rule": rule, "sampler": DEFAULT_SAMPLER}
+        if variant == "unshared":
+            return Unshared(process, modalities, backbone, space, **options)
+        return MTDiffusion(process, modalities, backbone, space, "heads" if sense else "v", remove_told=sense, **options)
 
 
 def config(data: str, variant: str, budget: str) -> TrainConfig:
@@ -129,7 +115,9 @@ def config(data: str, variant: str, budget: str) -> TrainConfig:
         options = {"weights": {"denoise": 0.0, "image": 0.0}, "drop": {"label": 1.0}}
     elif variant == "token":
         options |= {"weights": {"label": 0.5, "image": 0.0}, "drop": {}, "give": {"label": 0.5}}
-    full = {"steps": 5000, "batch_size": 64} if data == "digits" else {"steps": 8000, "batch_size": 16}
+    elif data != "digits":
+        options = {"weights": {**options["weights"], "image": 0.1}, "drop": {"label": 0.5}, "give": {"label": 0.3}}
+    full = {"steps": {"digits": 5000, "shapes32": 4000}.get(data, 2500), "batch_size": 32 if data == "shapes32" else 64}
     if budget == "quick":
         full["steps"] = 600
     if data.startswith("planted"):
@@ -205,7 +193,7 @@ EXPERIMENT = Experiment(
     "image-label",
     {
         "digits": digits,
-        **{name: functools.partial(scenes, name) for name in ("shapes16", "shapes32")},
+        **{name: functools.partial(named_shapes, name) for name in ("shapes16", "shapes32")},
         **{f"planted{share}": functools.partial(planted, share / 100) for share in SHARES},
     },
     VARIANTS,

@@ -74,12 +74,12 @@ def config(data: str, variant: str, budget: str) -> TrainConfig:
     if variant in JOINT:
         options["drop"] = {"representation": 0.3}
     return TrainConfig(
-        steps=600 if budget == "quick" else 8000,
+        steps=600 if budget == "quick" else 5000,
         batch_size=16,
         lr=2e-3,
         ema=0.998,
         save_every=500,
-        probe_every=200 if budget == "quick" else 1600,
+        probe_every=200 if budget == "quick" else 1000,
         **options,
     )
 
