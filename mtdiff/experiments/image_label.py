@@ -117,9 +117,8 @@ def config(data: str, variant: str, budget: str) -> TrainConfig:
         options |= {"weights": {"label": 0.5, "image": 0.0}, "drop": {}, "give": {"label": 0.5}}
     elif data != "digits":
         options = {"weights": {**options["weights"], "image": 0.1}, "drop": {"label": 0.5}, "give": {"label": 0.3}}
-    full = {"steps": {"digits": 5000, "shapes32": 4000}.get(data, 2500), "batch_size": 32 if data == "shapes32" else 64}
-    if budget == "quick":
-        full["steps"] = 600
+    steps = {"digits": 5000, "shapes16": 2500, "shapes32": 4000}.get(data, 1500)
+    full = {"steps": steps if budget == "full" else 600, "batch_size": 32 if data == "shapes32" else 64}
     if data.startswith("planted"):
         options["probe_every"] = full["steps"] // 5
     return TrainConfig(**full, lr=2e-3, ema=0.998, save_every=600, **options)
