@@ -52,7 +52,7 @@ notebooks: $(VENV)/.course  ## execute the notebooks whose source or checkpoint 
 SEEDS := 0 1 2
 LABEL := $(addprefix image-label-digits-,fade-in from-zero constant own-channels image-only unshared \
   conditional classifier noisy-classifier learned generator token light heavy labels-10 labels-1 classifier-10 classifier-1)
-SCENES := $(addprefix image-label-shapes16-,fade-in conditional classifier image-only)
+SCENES := $(addprefix image-label-shapes16-,fade-in classifier)
 PLANTED := 60 80 95
 REPRESENTED := $(addprefix image-representation-shapes16-,lifted own-channels image-only predicted told random)
 TRANSITION := $(addprefix image-transition-shapes16-,transition conditional sdedit)
@@ -70,7 +70,7 @@ endef
 $(foreach v,$(LABEL),$(eval $(call RULES,image-label,digits,$(v:image-label-digits-%=%),1000)))
 $(foreach v,$(SCENES),$(eval $(call RULES,image-label,shapes16,$(v:image-label-shapes16-%=%),1000)))
 $(foreach s,$(PLANTED),$(eval $(call RULES,image-label,planted$(s),fade-in,1000)))
-$(foreach v,$(REPRESENTED),$(eval $(call RULES,image-representation,shapes16,$(v:image-representation-shapes16-%=%),1000)))
+$(foreach v,$(REPRESENTED),$(eval $(call RULES,image-representation,shapes16,$(v:image-representation-shapes16-%=%),500)))
 $(foreach v,$(TRANSITION),$(eval $(call RULES,image-transition,shapes16,$(v:image-transition-shapes16-%=%),200)))
 $(foreach v,$(MASKED),$(eval $(call RULES,masked-image,shapes16,$(v:masked-image-shapes16-%=%),1000)))
 

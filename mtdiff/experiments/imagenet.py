@@ -111,7 +111,7 @@ def assemble(size: int, variant: str, names: tuple[str, ...], seed: int = 0) -> 
         "image": Image(shape, levels=256, start="rest", revealed_by=("masked", "mask") if masked else ()),
         "masked": Image(shape, start="nothing", tell=True),
         "mask": Mask((size, size), tell=True),
-        "label": Label(len(names), names=names),
+        "label": Label(len(names), names=names, sense=variant != "classifier"),
         "box": Mask((size, size), tell=True),
     }
     curves = {
@@ -146,7 +146,7 @@ def config(data: str, variant: str, budget: str) -> TrainConfig:
         options["weights"] |= {"masked": 0.02, "mask": 0.02}
         options |= {"drop": {"masked": 0.8, "mask": "masked"}, "give": {"masked": 0.5, "mask": "masked"}}
     elif variant in ("label", "box"):
-        options["weights"] |= {"label": 0.1, **({"box": 0.02} if variant == "box" else {})}
+        options["weights"] |= {"label": 0.5, **({"box": 0.02} if variant == "box" else {})}
         options["drop"] = dict.fromkeys(MODALITIES[variant][1:], 0.5)
         options["give"] = dict.fromkeys(MODALITIES[variant][1:], 0.3)
     elif variant == "classifier":
