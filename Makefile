@@ -68,7 +68,7 @@ data/results/$(1)-$(2)-$(3).json: $(foreach s,$(SEEDS),runs/$(1)/$(2)/$(3)-$(s)/
 	$(MTDIFF) evaluate $(1) --data $(2) --models $$(^D) --n $(4) --out $$@
 endef
 $(foreach v,$(LABEL),$(eval $(call RULES,image-label,digits,$(v:image-label-digits-%=%),1000)))
-$(foreach v,$(SCENES),$(eval $(call RULES,image-label,shapes16,$(v:image-label-shapes16-%=%),1000)))
+$(foreach v,$(SCENES),$(eval $(call RULES,image-label,shapes16,$(v:image-label-shapes16-%=%),500)))
 $(foreach s,$(PLANTED),$(eval $(call RULES,image-label,planted$(s),fade-in,1000)))
 $(foreach v,$(REPRESENTED),$(eval $(call RULES,image-representation,shapes16,$(v:image-representation-shapes16-%=%),500)))
 $(foreach v,$(TRANSITION),$(eval $(call RULES,image-transition,shapes16,$(v:image-transition-shapes16-%=%),200)))

@@ -522,6 +522,45 @@ plots.show(figure, "Agreement, precision and recall over the guidance scale, for
 # this measure, as good as real.
 
 # %% [markdown] tags=["slide"]
+# ### Scenes: eighteen classes, in colour
+#
+# One large shape on grey; the label says shape and colour. 16×16 with three seeds, 32×32 with one, 25 evaluations a
+# sample. The form is the digits' with two additions. A simplex code is a picture without any structure, and on larger
+# images a convolution cannot find it in the state (notebook 09 shows why). So the library tells the network how
+# likely each class is, as if all else in the state were noise, and takes the code out (`Label(sense=True)`); and the
+# aggregate is made of the heads' estimates (`prediction="heads"`).
+
+# %%
+scenes = mt.load("image-label/shapes16")
+names = scenes.modalities["label"].names
+drawn = mt.sample(scenes, 18, given={"label": torch.arange(18)}, steps=25, generator=rng(19))["image"]
+rows = {names[6 * k].split()[1]: drawn[6 * k : 6 * k + 6] for k in range(3)}
+plots.show(
+    plots.picture_rows(rows, [name.split()[0] for name in names[:6]], "Drawn for each of the eighteen classes"),
+    "Circles, squares and triangles in six colours, one drawn for each class.",
+)
+
+# %%
+coloured = [json.loads((folder / f"image-label-shapes16-{name}.json").read_text()) for name in ("fade-in", "classifier")]
+Markdown(report.markdown(coloured))
+
+# %%
+Markdown(report.heads(coloured))
+
+# %%
+Markdown(report.markdown([json.loads((folder / "image-label-shapes32-fade-in.json").read_text())]))
+
+# %% [markdown]
+# Told labels are obeyed (0.992), the head names 99.8 ± 0.2% right where the classifier names all, and pairs that are
+# drawn together fit in 92 of a hundred (97 at 32×32, one seed). Unlike on digits the head is too *unsure* (temperature
+# 0.1; calibration error 0.050, scaled 0.001). And its gradient is of little use: `bayes` obeys a third of the labels.
+#
+# This is not what we tried first. With several objects in a scene and the label of the nearest one, without sensing,
+# 8,000 steps of 16 named 25% of the images right where a classifier of the same budget named 94%, and of the told
+# labels 13% were obeyed (one seed). We changed the data, the code's way in, and the batch, and do not know which part
+# of the gain belongs to which.
+
+# %% [markdown] tags=["slide"]
 # ## 6 · Three choices, measured
 #
 # ### How the label gets in
@@ -717,13 +756,13 @@ axes[0].legend(frameon=False, fontsize=8)
 plots.show(figure, "Share of own colours over training steps, joint and told, with dashed lines at the planted shares.")
 
 # %% [markdown]
-# **The networks amplify before anybody guides them.** At 60 and 80% the own colour comes in 12 to 19 points more often
-# than in the data, jointly drawn or told, and guidance adds little to that; at 95% the minority is gone. Section 2's
-# exact model has no such error: it reproduces 80% at $g = 1$. Two things go with the excess. *Training*: at 60 and 80%
-# the majority's colour comes first and nearly alone, and the curves above still fall at the end; whether they would
-# reach the data, nobody has waited to see. At 95% they have not begun to fall in 8,000 steps. *Sampling*: these are 25
-# ancestral steps, and DDIM with the same weights is 5 to 6 points lower at 60 and 80%, a third of the excess. Why
-# ancestral steps amplify, we have not found out.
+# **The networks amplify before anybody guides them.** At 60 and 80% the own colour comes 6 to 10 points more often than
+# in the data, jointly drawn or told; at 95% the minority is all but gone. Guidance adds to it, as section 2 says: 10 ± 4
+# points from scale 1 to 4 at 60%, 2 ± 2 at 80%, where less is left to take. Section 2's exact model has no error at
+# $g = 1$. Two things go with ours. *Training*: the majority's colour comes first and nearly alone, and the curves
+# above still fall at the end; whether they would reach the data, nobody has waited to see. At 95% they have not begun
+# to fall. *Sampling*: these are 25 ancestral steps, and DDIM with the same weights is 4 points lower at 60 and 80%; at
+# 60% it is then as in the data (61.8 ± 1.9). Why ancestral steps amplify, we have not found out.
 #
 # Two different mechanisms, then, and the usual warning about bias made concrete: **guidance** exaggerates what goes
 # along with the label in the noise, even with exact estimates; and **a network of finite training** draws the majority

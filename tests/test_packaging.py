@@ -123,12 +123,17 @@ def test_the_tables_are_the_measured_ones():
     assert heads(measured("image-label-digits", "labels-10", "classifier-10", "labels-1", "classifier-1")) in MEASURED
     for setting, *variants in (
         ("image-label-digits", "fade-in", "learned", "generator", "token", "light", "heavy", "labels-10", "labels-1"),
+        ("image-label-shapes16", "fade-in", "classifier"),
+        ("image-label-shapes32", "fade-in"),
+        ("image-representation-shapes16", "lifted", "own-channels", "image-only", "predicted", "told", "random"),
+        ("image-representation-shapes32", "lifted", "image-only"),
         ("image-transition-shapes16", "transition", "conditional", "sdedit"),
         ("image-transition-shapes32", "transition"),
         ("masked-image-shapes16", "masked", "plain", "augment", "own-channels", "unshared"),
         ("masked-image-shapes32", "masked"),
     ):
         assert markdown(measured(setting, *variants)) in MEASURED, setting
+    assert heads(measured("image-label-shapes16", "fade-in", "classifier")) in MEASURED
     planted = [result for share in (60, 80, 95) for result in measured(f"image-label-planted{share}", "fade-in")]
     assert markdown(planted) in MEASURED
 

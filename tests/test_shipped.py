@@ -8,6 +8,8 @@ from mtdiff.checkpoint import shipped
 from mtdiff.datasets import digits, masks
 from mtdiff.evaluation import head_accuracy, image_label_metrics, psnr, ssim, svm_judge
 from mtdiff.experiments import EXPERIMENTS, image_label, image_transition, masked_image
+from mtdiff.judges import label_judge
+from mtdiff.representations import representation, represented
 
 
 @pytest.fixture(scope="module")
@@ -83,3 +85,24 @@ def test_the_masked_image_model_is_as_good_as_its_card_within_four_standard_erro
     each = psnr(drawn, image, ~mask.bool()).clamp(max=60)
     claim, scenes = model.card["metrics"]["told"]["0.5"]["psnr"], model.card["metrics"]["n"] // 4
     assert abs(float(each.mean()) - claim) < 4 * float(each.std()) * (1 / n + 1 / scenes) ** 0.5
+
+
+def test_the_labelled_scenes_are_as_good_as_the_card_within_four_standard_errors():
+    model, n = mt.load("image-label/shapes16"), 90
+    data, card = EXPERIMENTS["image-label"].data["shapes16"], model.card["metrics"]
+    assert model.card["data"]["sha256"] == data("train").hash()
+    label, noise = torch.arange(n) % 18, torch.Generator().manual_seed(5)
+    drawn = mt.sample(model, n, given={"label": label}, steps=25, generator=noise)["image"]
+    right, p = float((label_judge("shapes16").read(drawn) == label).double().mean()), card["conditioned"]["agreement"]
+    assert abs(right - p) < 4 * (p * (1 - p) * (1 / n + 1 / card["n"])) ** 0.5 + 2 / n
+    assert head_accuracy(model, data("test"), generator=noise) >= 0.99
+
+
+def test_scenes_for_a_representation_are_as_good_as_the_card_within_four_standard_errors():
+    model, n = mt.load("image-representation/shapes16"), 60
+    assert model.card["data"]["name"] == represented("shapes16", "train").name
+    given, card = represented("shapes16", "test").values["representation"][-n:], model.card["metrics"]
+    options = {"given": {"representation": given}, "rule": "conditioned", "present": {"image"}, "steps": 25}
+    drawn = mt.sample(model, n, generator=torch.Generator().manual_seed(5), **options)["image"]
+    each = torch.nn.functional.cosine_similarity(representation("shapes16")(drawn), given)
+    assert abs(float(each.mean()) - card["given"]["cosine"]) < 4 * float(each.std()) * (1 / n + 1 / card["n"]) ** 0.5
