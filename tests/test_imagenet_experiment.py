@@ -1,6 +1,7 @@
 """The experiment on packed photographs: what variants are, training and judging by the commands."""
 
 import json
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -142,14 +143,17 @@ def test_classes_of_drawn_images_are_confirmed_or_not():
 
 def test_the_table_has_a_row_for_each_result():
     entry = {"mean": 1.0, "stderr": None, "n": 1}
-    look = {"frechet": entry, "kernel": entry}
+    look = {"frechet": entry, "kernel": entry, "precision": entry, "recall": entry}
+    few = {**look, "frechet": {**entry, "mean": math.nan}}
     result = {
         "experiment": "imagenet", "data": "imagenette64",
-        "variants": {"plain": {"alone": {"FID": look}}, "classifier": {"head": {"accuracy": entry}}},
+        "variants": {"plain": {"alone": {"FID": look}}, "label": {"joint": {"FID": few}},
+                     "classifier": {"head": {"accuracy": entry}}},
     }  # fmt: skip
     table = report.markdown([result]).splitlines()
-    assert table[2] == "| imagenette64 | plain | FID | 1.0 / 1.000 | - | - | - | - | - | - |"
-    assert table[3] == "| imagenette64 | classifier | - | - | - | - | 1.000 | - | - | - |"
+    assert table[2] == "| imagenette64 | plain | FID | 1.0 / 1.000 | 1.00 / 1.00 | - | - | - | - | - | - |"
+    assert table[3] == "| imagenette64 | label | FID | - | - | 1.000 | - | - | - | - | - |", "too few images for the first"
+    assert table[4] == "| imagenette64 | classifier | - | - | - | - | - | 1.000 | - | - | - |"
 
 
 def test_features_are_for_this_experiment_only(monkeypatch):

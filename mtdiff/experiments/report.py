@@ -1,5 +1,6 @@
 """Result files as tables that people read."""
 
+import math
 from collections.abc import Iterable, Mapping
 
 from mtdiff.evaluation import LABEL_RULES
@@ -147,18 +148,20 @@ def representations(results: Iterable[Mapping]) -> str:
 def photographs(results: Iterable[Mapping]) -> str:
     """The table of imagenet: Frechet and kernel distance of drawn images, the label head, holes of half the pixels, boxes.
 
-    Columns: both distances of images drawn alone, and jointly; the share of images of a given class that the network calls
+    Columns: the distances of images drawn alone (the Frechet one where there were more images than features), their
+    precision and recall; the distances of those drawn jointly; the share of images of a given class that the network calls
     so; the label head's accuracy; PSNR and SSIM of told and repeated filling; overlap of boxes.
     """
-    rows = [["data", "variant", "looked at by", "alone", "joint", "class given", "label head", "told", "repeated", "box"]]
+    head = ["data", "variant", "looked at by", "alone", "precision / recall", "joint", "class given", "label head"]
+    rows = [[*head, "told", "repeated", "box"]]
     rows.append(["---"] * len(rows[0]))
     for data, variant, m in ((r["data"], variant, m) for r in results for variant, m in r["variants"].items()):
         kinds = [m.get(kind, {}) for kind in ("alone", "joint")]
         names = [name for kind in kinds for name in kind if name != "classes"]
         cells = [names[0] if names else "-"]
-        for kind in kinds:
-            entry = kind.get(cells[0])
-            cells.append(f"{_number(entry['frechet'], 1)} / {_number(entry['kernel'])}" if entry else "-")
+        alone, joint = (kind.get(cells[0]) for kind in kinds)
+        both = f"{_number(alone['precision'], 2)} / {_number(alone['recall'], 2)}" if alone else "-"
+        cells += [_distances(alone), both, _distances(joint)]
         cells.append(_number(m.get("guidance 1.0", {}).get("classes")))
         cells.append(_number(m.get("head", {}).get("accuracy")))
         for way in ("told", "repeated"):
@@ -166,6 +169,14 @@ def photographs(results: Iterable[Mapping]) -> str:
             cells.append(f"{_number(half['psnr'], 1)} / {_number(half['ssim'])}" if half else "-")
         rows.append([data, variant, *cells, _number(m.get("box", {}).get("overlap"))])
     return _table(rows)
+
+
+def _distances(entry: Mapping | None) -> str:
+    """Frechet and kernel distance, the latter alone where there were too few images for the former."""
+    if entry is None:
+        return "-"
+    few = math.isnan(entry["frechet"]["mean"])
+    return _number(entry["kernel"]) if few else f"{_number(entry['frechet'], 1)} / {_number(entry['kernel'])}"
 
 
 def bounds(results: Iterable[Mapping]) -> str:
