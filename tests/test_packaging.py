@@ -138,6 +138,14 @@ def test_the_tables_are_the_measured_ones():
     assert markdown(planted) in MEASURED
 
 
+def test_the_table_of_solvers_is_the_measured_one():
+    result = json.loads((ROOT / "data" / "results" / "benchmark-samplers.json").read_text())
+    for name, row in result["samplers"].items():
+        found = [row[count]["frechet_pixels"] if count in row else None for count in ("5", "10", "20", "50", "100", "250")]
+        cells = [f"{entry['mean']:.3f} ± {entry['stderr']:.3f}" if entry else "-" for entry in found]
+        assert f"| {name} | {' | '.join(cells)} |" in MEASURED
+
+
 def test_the_readme_quotes_the_mutants_as_measured():
     result = json.loads((ROOT / "data" / "results" / "mutants.json").read_text())
     assert f"{result['mutants']:,} times" in README
