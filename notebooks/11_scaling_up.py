@@ -59,6 +59,7 @@ from mtdiff.stopping import OutOfTime
 from mtdiff.training import TrainConfig, Trainer
 from mtdiff.widgets.scaling import plan
 
+# %%
 torch.set_num_threads(1)
 plots.style()
 
