@@ -105,6 +105,14 @@ def test_a_trained_model_can_look_at_images(tmp_path):
         feature_network(str(plain))
 
 
+def test_the_judge_is_judged_on_real_images():
+    model, test = E.build("tiny-imagenet32", "classifier", 0), imagenet.packed("tiny-imagenet32", "test", "classifier")
+    network = FeatureNetwork("constant", imagenet_scores.PIXELS.network, lambda image: torch.full((len(image),), 2))
+    found = imagenet_scores.evaluate(model, test, n=12, features=network)
+    assert found["real"] == {"classes": pytest.approx(1 / 3)}
+    assert "real" not in imagenet_scores.evaluate(model, test, n=12)
+
+
 def test_boxes_are_scored_by_their_overlap():
     """A model that reads what it is shown: its box is the left half; the truth covers a quarter, half of it inside."""
 

@@ -40,6 +40,7 @@ def evaluate(
 
     Returns:
         "alone", "joint" and "guidance S": {name of the network: `compared`, "classes": share whose label it confirms};
+        "real": the same share of real images, where there are labels;
         of a label "head" and "levels" (`head_scores`); with masks "told" and "repeated": {share: `filling_scores`}; with
         boxes "box": mean overlap (intersection over union) of the box that is read off an image with the true one.
     """
@@ -56,6 +57,9 @@ def evaluate(
         return drawn_scores(draw, n, shown, network)
 
     out: dict = {}
+    if network.classify is not None and "label" in real.values:
+        named = torch.cat([network.classify(part.to(model.device)).cpu() for part in real.values["image"].split(BATCH)])
+        out["real"] = {"classes": float((named == real.values["label"]).double().mean())}
     draws = "label" not in model.modalities or "label" in model.rule
     if draws:
         out["alone"] = judged(present={"image"})
