@@ -62,10 +62,11 @@ def test_every_variant_trains_and_is_judged(variant, tmp_path, monkeypatch, caps
     run(monkeypatch, "evaluate", *words, "--models", out, "--n", 4, "--out", tmp_path / "r.json")
     m = json.loads((tmp_path / "r.json").read_text())["variants"][variant]
     drawn = {"plain": {"alone"}, "classifier": set()}.get(variant, {"alone", "joint"})
+    bound = {"bound"} if drawn else set()
     extra = {"masked": {"told", "repeated"}, "label": {"head", "levels"}, "classifier": {"head", "levels"}}
     extra |= {"plain": set(), "box": {"head", "levels", "box"}}
     scales = {f"guidance {s}" for s in imagenet_scores.GUIDANCE} if variant in ("label", "box") else set()
-    assert m.keys() == drawn | extra[variant] | scales
+    assert m.keys() == drawn | bound | extra[variant] | scales
     assert f"| tiny-imagenet32 | {variant} |" in capsys.readouterr().out
     for kind in drawn:
         assert m[kind]["pixels at 8x8"]["precision"]["mean"] >= 0
@@ -103,6 +104,18 @@ def test_a_trained_model_can_look_at_images(tmp_path):
     plain = E.build("tiny-imagenet32", "plain", 0).save(tmp_path / "plain")
     with pytest.raises(ValueError, match=r"a model of images and labels is needed, this one has \['image'\]"):
         feature_network(str(plain))
+
+
+def test_bits_per_dimension_are_those_of_the_bound(monkeypatch):
+    """In batches as at once: the same mean, and the same error, within what draws differ."""
+    model, image = E.build("tiny-imagenet32", "plain", 0), imagenet.packed("tiny-imagenet32", "test", "plain")[:12]["image"]
+    whole = mt.elbo(model, {"image": image}, 60, generator=generator(1))
+    monkeypatch.setattr(imagenet_scores, "BATCH", 5)
+    monkeypatch.setattr(imagenet_scores, "DRAWS", 60)
+    found = imagenet_scores.image_bound(model, image, generator(2))
+    scale = 3 * 32 * 32 * math.log(2)
+    assert abs(found["bits_per_dim"] - whole.bits_per_dim("image")) < 4 * math.hypot(found["stderr"], whole.stderr / scale)
+    assert found["stderr"] == pytest.approx(whole.stderr / scale, rel=0.5)
 
 
 def test_the_judge_is_judged_on_real_images():
@@ -155,13 +168,15 @@ def test_the_table_has_a_row_for_each_result():
     few = {**look, "frechet": {**entry, "mean": math.nan}}
     result = {
         "experiment": "imagenet", "data": "imagenette64",
-        "variants": {"plain": {"alone": {"FID": look}}, "label": {"joint": {"FID": few}},
+        "variants": {"plain": {"alone": {"FID": look}, "bound": {"bits_per_dim": entry}}, "label": {"joint": {"FID": few}},
                      "classifier": {"head": {"accuracy": entry}}},
     }  # fmt: skip
     table = report.markdown([result]).splitlines()
-    assert table[2] == "| imagenette64 | plain | FID | 1.0 / 1.000 | 1.00 / 1.00 | - | - | - | - | - | - |"
-    assert table[3] == "| imagenette64 | label | FID | - | - | 1.000 | - | - | - | - | - |", "too few images for the first"
-    assert table[4] == "| imagenette64 | classifier | - | - | - | - | - | 1.000 | - | - | - |"
+    assert table[2] == "| imagenette64 | plain | FID | 1.0 / 1.000 | 1.00 / 1.00 | - | - | 1.000 | - | - | - | - |"
+    assert table[3] == "| imagenette64 | label | FID | - | - | 1.000 | - | - | - | - | - | - |", (
+        "too few images for the first"
+    )
+    assert table[4] == "| imagenette64 | classifier | - | - | - | - | - | - | 1.000 | - | - | - |"
 
 
 def test_features_are_for_this_experiment_only(monkeypatch):

@@ -1,5 +1,6 @@
 """How models of photographs are judged: drawn images in the features of a network, the label head, filled holes, boxes."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -7,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mtdiff.datasets import Dataset, masks
+from mtdiff.elbo import elbo
 from mtdiff.evaluation import head_logits, sample_many
 from mtdiff.experiments.label_scores import head_scores
 from mtdiff.experiments.masked_image import HIDDEN, inpaint
@@ -22,6 +24,8 @@ LEVELS = 7
 PROBED = 500
 """Held-out images that are looked at along a training, and drawn ones."""
 BATCH = 250
+DRAWS = 8
+"""Draws of each image for the bound on its likelihood."""
 PIXELS = FeatureNetwork("pixels at 8x8", lambda image: F.adaptive_avg_pool2d(image, 8).flatten(1))
 """What looks at images where no network is named: colours and their rough places, no more."""
 
@@ -40,9 +44,9 @@ def evaluate(
 
     Returns:
         "alone", "joint" and "guidance S": {name of the network: `compared`, "classes": share whose label it confirms};
-        "real": the same share of real images, where there are labels;
-        of a label "head" and "levels" (`head_scores`); with masks "told" and "repeated": {share: `filling_scores`}; with
-        boxes "box": mean overlap (intersection over union) of the box that is read off an image with the true one.
+        "real": the same share of real images, where there are labels; of what draws "bound" (`image_bound`); of a label
+        "head" and "levels" (`head_scores`); with masks "told" and "repeated": `fillings`; with boxes "box":
+        mean overlap (intersection over union) of the box that is read off an image with the true one.
     """
     network = PIXELS if features is None else feature_network(features) if isinstance(features, str) else features
     real = Dataset(test.name, test[_mixed(len(test), n)], test.names)
@@ -63,6 +67,7 @@ def evaluate(
     draws = "label" not in model.modalities or "label" in model.rule
     if draws:
         out["alone"] = judged(present={"image"})
+        out["bound"] = image_bound(model, real.values["image"], generator)
     if draws and len(model.modalities) > 1:
         out["joint"] = judged()
     if "label" in model.modalities:
@@ -102,6 +107,26 @@ def drawn_scores(draw: Callable[[Tensor], dict], n: int, real: Seen, network: Fe
 
     out: dict = {network.name: compared(real, seen(images(), network))}
     return {**out, "classes": float(torch.cat(right).mean())} if right else out
+
+
+@torch.no_grad()
+def image_bound(model: MTDiffusion, image: Tensor, generator: torch.Generator) -> dict[str, float]:
+    """What the image alone is worth to a model, by `mtdiff.elbo`: on these bytes, at this size and made smaller this way.
+
+    Args:
+        model: a model of "image".
+        image: (N, 3, s, s) held-out images, N at least 2.
+        generator: source of all draws.
+
+    Returns:
+        "bits_per_dim": an upper bound on the mean of -log2 p(image) / (3 s^2), `DRAWS` draws for each image, and "stderr".
+    """
+    parts = image.chunk(-(-len(image) // BATCH))
+    found = [elbo(model, {"image": part.to(model.device)}, DRAWS, present={"image"}, generator=generator) for part in parts]
+    weight = torch.tensor([len(part) / len(image) for part in parts], dtype=torch.float64)
+    bits = torch.tensor([bound.bits_per_dim("image") for bound in found], dtype=torch.float64)
+    errors = torch.tensor([bound.stderr for bound in found], dtype=torch.float64) / (image[0].numel() * math.log(2))
+    return {"bits_per_dim": float(weight @ bits), "stderr": float((weight * errors).square().sum().sqrt())}
 
 
 def fillings(model: MTDiffusion, image: Tensor, network: FeatureNetwork, generator: torch.Generator) -> dict:

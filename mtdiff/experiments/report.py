@@ -150,9 +150,20 @@ def photographs(results: Iterable[Mapping]) -> str:
 
     Columns: the distances of images drawn alone (the Frechet one where there were more images than features), their
     precision and recall; the distances of those drawn jointly; the share of images of a given class that the network calls
-    so; the label head's accuracy; PSNR and SSIM of told and repeated filling; overlap of boxes.
+    so; the bound on the image's likelihood in bits per dimension; the label head's accuracy; PSNR and SSIM of told and
+    repeated filling; overlap of boxes.
     """
-    head = ["data", "variant", "looked at by", "alone", "precision / recall", "joint", "class given", "label head"]
+    head = [
+        "data",
+        "variant",
+        "looked at by",
+        "alone",
+        "precision / recall",
+        "joint",
+        "class given",
+        "bits/dim",
+        "label head",
+    ]
     rows = [[*head, "told", "repeated", "box"]]
     rows.append(["---"] * len(rows[0]))
     for data, variant, m in ((r["data"], variant, m) for r in results for variant, m in r["variants"].items()):
@@ -163,7 +174,7 @@ def photographs(results: Iterable[Mapping]) -> str:
         both = f"{_number(alone['precision'], 2)} / {_number(alone['recall'], 2)}" if alone else "-"
         cells += [_distances(alone), both, _distances(joint)]
         cells.append(_number(m.get("guidance 1.0", {}).get("classes")))
-        cells.append(_number(m.get("head", {}).get("accuracy")))
+        cells += [_number(m.get("bound", {}).get("bits_per_dim")), _number(m.get("head", {}).get("accuracy"))]
         for way in ("told", "repeated"):
             half = m.get(way, {}).get("0.5")
             cells.append(f"{_number(half['psnr'], 1)} / {_number(half['ssim'])}" if half else "-")
