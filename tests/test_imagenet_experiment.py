@@ -127,7 +127,7 @@ def test_the_judge_is_judged_on_real_images():
 
 
 def test_boxes_are_scored_by_their_overlap():
-    """A model that reads what it is shown: its box is the left half; the truth covers a quarter, half of it inside."""
+    """The left half is probable, everything is drawn; the truth covers a quarter, half of it on the left."""
 
     class Half(torch.nn.Module):
         modalities, device = {"image": 0, "box": 0}, "cpu"
@@ -136,16 +136,19 @@ def test_boxes_are_scored_by_their_overlap():
         def encode(self, values):
             return values
 
-        def read(self, z, t, present, generator):
-            box = torch.zeros(len(z), 1, 8, 8)
-            box[..., :4] = 1
-            return {"box": box}
+        def predict(self, z, t, present):
+            logits = torch.zeros(len(z), 2, 8, 8)
+            logits[:, 1] = torch.where(torch.arange(8) < 4, 0.1, -0.1)
+            return SimpleNamespace(params={"box": logits})
+
+        def read(self, z, t, generator, prediction):
+            return {"box": torch.ones(len(z), 1, 8, 8)}
 
     truth = torch.zeros(6, 1, 8, 8)
     truth[..., :4, 2:6] = 1  # 16 pixels, 8 of them in the left half
     real = Dataset("boxes", {"image": torch.zeros(6, 3, 8, 8), "box": truth})
     found = imagenet_scores.box_overlap(Half(), real, generator(0))
-    assert found == pytest.approx({"overlap": 8 / 40, "everything": 16 / 64})
+    assert found == pytest.approx({"overlap": 8 / 40, "drawn": 16 / 64, "everything": 16 / 64})
 
 
 def test_classes_of_drawn_images_are_confirmed_or_not():
