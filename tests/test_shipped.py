@@ -1,13 +1,15 @@
 """The models that ship do what their cards say."""
 
+import os
+
 import pytest
 import torch
 
 import mtdiff as mt
 from mtdiff.checkpoint import shipped
-from mtdiff.datasets import digits, masks
-from mtdiff.evaluation import head_accuracy, image_label_metrics, psnr, ssim, svm_judge
-from mtdiff.experiments import EXPERIMENTS, image_label, image_transition, masked_image
+from mtdiff.datasets import Dataset, digits, masks
+from mtdiff.evaluation import head_accuracy, head_logits, image_label_metrics, psnr, ssim, svm_judge
+from mtdiff.experiments import EXPERIMENTS, image_label, image_transition, imagenet, masked_image
 from mtdiff.judges import label_judge
 from mtdiff.representations import representation, represented
 
@@ -106,3 +108,31 @@ def test_scenes_for_a_representation_are_as_good_as_the_card_within_four_standar
     drawn = mt.sample(model, n, generator=torch.Generator().manual_seed(5), **options)["image"]
     each = torch.nn.functional.cosine_similarity(representation("shapes16")(drawn), given)
     assert abs(float(each.mean()) - card["given"]["cosine"]) < 4 * float(each.std()) * (1 / n + 1 / card["n"]) ** 0.5
+
+
+def test_photographs_of_a_class_are_called_so_by_a_classifier_that_was_trained_apart():
+    model, critic = (mt.load(f"imagenet/imagenette32-{variant}") for variant in ("label", "classifier"))
+    label, noise = torch.arange(60) % 10, torch.Generator().manual_seed(5)
+    options = {"given": {"label": label}, "rule": "conditioned", "guidance": 3.0, "steps": 12}
+    drawn = mt.sample(model, 60, generator=noise, **options)
+    called = head_logits(critic, Dataset("drawn", drawn), generator=noise).argmax(1)
+    assert float((called == label).double().mean()) > 0.1 + 4 * (0.1 * 0.9 / 60) ** 0.5, "four standard errors above chance"
+
+
+def test_holes_in_photographs_are_filled_better_than_by_grey():
+    image = mt.sample(mt.load("imagenet/imagenette32-plain"), 20, steps=12, generator=torch.Generator().manual_seed(5))[
+        "image"
+    ]
+    mask = masks(20, 32, "blobs", 0.3, seed=9)
+    filled = masked_image.inpaint(mt.load("imagenet/imagenette32"), image, mask, "mean")
+    gain = psnr(filled, image, ~mask.bool()) - psnr(image * mask, image, ~mask.bool())
+    assert float(gain.mean()) > 4 * float(gain.std()) / 20**0.5
+
+
+@pytest.mark.skipif(imagenet.FOLDER not in os.environ, reason="needs the packed photographs")
+@pytest.mark.parametrize("variant", ["label", "classifier"])
+def test_photographs_are_named_as_well_as_the_card_says(variant):
+    model, test = mt.load(f"imagenet/imagenette32-{variant}"), imagenet.packed("imagenette32", "test")
+    p, n = model.card["metrics"]["head"]["accuracy"], model.card["metrics"]["n"]
+    found = head_accuracy(model, Dataset(test.name, test[torch.arange(0, len(test), 4)]))
+    assert abs(found - p) < 4 * (p * (1 - p) * (1 / n + 4 / len(test))) ** 0.5
