@@ -44,11 +44,12 @@ import mtdiff as mt
 from mtdiff import plots, widgets
 from mtdiff.datasets import masks
 from mtdiff.datasets.base import Dataset
-from mtdiff.evaluation import head_logits
+from mtdiff.evaluation import head_accuracy, head_logits
 from mtdiff.experiments import imagenet, report
 from mtdiff.experiments.masked_image import HIDDEN, inpaint
 from mtdiff.metrics import mean_and_error, psnr
 from mtdiff.speed import training_flops
+from mtdiff.training import Trainer
 
 torch.set_num_threads(1)
 plots.style()
@@ -123,16 +124,14 @@ print(text)
 # What does a training step cost? Counted as in notebook 11:
 
 # %%
-shapes = {"image": (2, 3, 32, 32), "masked": (2, 3, 32, 32), "mask": (2, 1, 32, 32), "box": (2, 1, 32, 32)}
+shapes = {"image": (32, 3, 32, 32), "masked": (32, 3, 32, 32), "mask": (32, 1, 32, 32), "box": (32, 1, 32, 32)}
 flops, sizes = {}, {}
 for variant, used in imagenet.MODALITIES.items():
     net = imagenet.assemble(32, variant, names)
     config = imagenet.config("imagenette32", variant, "full")
-    batch = {name: torch.zeros(shapes[name]) if name in shapes else torch.zeros(2).long() for name in used}
-    loss = imagenet.loss(variant, config) or (
-        lambda net, batch, generator, c=config: mt.multitask_loss(net, batch, weights=c.weights, drop=c.drop, give=c.give)
-    )
-    flops[variant], sizes[variant] = training_flops(net, loss, batch), sum(p.numel() for p in net.parameters())
+    batch = {name: torch.zeros(shapes[name]) if name in shapes else torch.zeros(32).long() for name in used}
+    trainer = Trainer(net, Dataset("zeros", batch), config, loss=imagenet.loss(variant, config))
+    flops[variant], sizes[variant] = training_flops(net, trainer.loss, batch), sum(p.numel() for p in net.parameters())
 for variant, cost in flops.items():
     more = cost / flops["plain"] - 1
     print(f"{variant:10s} {sizes[variant]:,} parameters, {cost / 1e6:.0f} MFLOP an image, {more:+.1%}")
@@ -187,21 +186,23 @@ assert abs(shown(0.1, 0.6) - 0.1) < 1e-9
 # photographs. Kernel distances and shares are MobileNetV2's: 1,280 features, so 500 images say nothing about a Fréchet
 # distance (notebook 11), and none of this can be compared with published FID.
 
+
 # %%
-folder = Path("../data/results")
-results = {}
-for variant in ("plain", "label", "masked", "classifier"):
-    results[variant] = json.loads((folder / f"imagenet-imagenette32-{variant}.json").read_text())
-boxes = json.loads((folder / "imagenet-tiny-imagenet32-box.json").read_text())
-lines = {name: result["variants"][name] for name, result in results.items()}
+def result(name):
+    """What was measured: a file of data/results, with the card of every run."""
+    return json.loads(Path(f"../data/results/imagenet-{name}.json").read_text())
+
+
+results = {variant: result(f"imagenette32-{variant}") for variant in ("plain", "label", "masked", "classifier")}
+boxes = result("tiny-imagenet32-box")
+lines = {name: found["variants"][name] for name, found in results.items()}
 Markdown(report.markdown([*results.values(), boxes]))
 
 # %% [markdown]
 # The same of the two longer trainings, whose models are shipped (20,000 steps, one seed):
 
 # %%
-longer = {name: json.loads((folder / f"imagenet-imagenette32-{name}-long.json").read_text()) for name in ("label", "masked")}
-longest = {name: result["variants"][name] for name, result in longer.items()}
+longer = {variant: result(f"imagenette32-{variant}-long") for variant in ("label", "masked")}
 Markdown(report.markdown(longer.values()))
 
 # %% [markdown] tags=["slide"]
@@ -248,15 +249,21 @@ print(", ".join(f"{name}: {1000 * total / 20000:.0f} ms a step" for name, total 
 #
 # ### Drawing a class, and guidance
 
+
 # %%
+def bars(axis, x, cells, **look):
+    """Means over seeds with their standard errors; a single seed has none."""
+    mean, error = ([cell[key] or 0.0 for cell in cells] for key in ("mean", "stderr"))
+    axis.errorbar(x, mean, error, marker="o", markersize=4, capsize=2, **look)
+
+
 judge = lines["label"]["real"]["classes"]["mean"]
 scales = {key.split()[1]: entry for key, entry in lines["label"].items() if key.startswith("guidance")}
 figure, axes = plt.subplots(1, 3, figsize=(10, 2.9), layout="constrained")
 (name,) = (key for key in lines["label"]["alone"] if key != "classes")
 for axis, what in zip(axes, ("kernel", "precision", "recall"), strict=True):
-    mean, error = ([entry[name][what][key] or 0.0 for entry in scales.values()] for key in ("mean", "stderr"))
-    look = {"color": "C1", "marker": "o", "capsize": 2, "label": "label, class given"}
-    axis.errorbar([float(scale) for scale in scales], mean, error, **look)
+    cells = [entry[name][what] for entry in scales.values()]
+    bars(axis, [float(scale) for scale in scales], cells, color="C1", label="label, class given")
     for k, variant in enumerate(("plain", "label", "masked")):
         entry = lines[variant]["alone"][name][what]
         axis.axhline(entry["mean"], color=f"C{k}", linewidth=1, linestyle="--", label=f"{variant}, image alone")
@@ -289,19 +296,18 @@ print(f"the judge names {judge:.0%} of 500 real photographs at this size; in bra
 
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3), layout="constrained")
-lists = {"label": results["label"], "classifier": results["classifier"], "label, longer": longer["label"]}
-for (name, result), color in zip(lists.items(), ("C1", "C3", "C4"), strict=True):
-    for j, run in enumerate(result["runs"]):
-        probes = run["card"]["probes"]
-        look = {"color": color, "marker": "o", "markersize": 3, "label": name if j == 0 else None}
-        left.plot([row["step"] for row in probes], [row["head"] for row in probes], **look)
-left.set(xlabel="steps", ylabel="accuracy on clean photographs")
 abar = model.process.schedule.abar
-curves = {"label": lines["label"], "classifier": lines["classifier"], "label, longer": longest["label"]}
-for (name, line), color in zip(curves.items(), ("C1", "C3", "C4"), strict=True):
+trained = {"label": results["label"], "classifier": results["classifier"], "label, longer": longer["label"]}
+curves = {}
+for (name, found), color in zip(trained.items(), ("C1", "C3", "C4"), strict=True):
+    (line,) = found["variants"].values()
+    for run in found["runs"]:
+        probes = run["card"]["probes"]
+        left.plot([row["step"] for row in probes], [row["head"] for row in probes], color=color, marker="o", markersize=3)
     place = [float((abar[int(t)] / (1 - abar[int(t)])).log()) for t in line["levels"]]
-    mean, error = ([cell["accuracy"][key] or 0.0 for cell in line["levels"].values()] for key in ("mean", "stderr"))
-    right.errorbar(place, mean, error, marker="o", markersize=4, capsize=2, color=color, label=name)
+    bars(right, place, [cell["accuracy"] for cell in line["levels"].values()], color=color, label=name)
+    curves[name] = line
+left.set(xlabel="steps", ylabel="accuracy on clean photographs")
 right.axhline(0.1, color="black", linewidth=0.8, linestyle="--", label="chance")
 right.set(xlabel="log-SNR (clean on the right)", ylabel="accuracy")
 right.legend(frameon=False, fontsize=8)
@@ -332,8 +338,7 @@ figure, axes = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
 for axis, what in zip(axes, ("psnr", "ssim"), strict=True):
     for way in ("told", "repeated"):
         cells = [lines["masked"][way][str(hidden)][what] for hidden in HIDDEN]
-        mean, error = ([cell[key] or 0.0 for cell in cells] for key in ("mean", "stderr"))
-        axis.errorbar(HIDDEN, mean, error, marker="o", capsize=2, label=way)
+        bars(axis, HIDDEN, cells, label=way)
     axis.set(xlabel="share of hidden pixels", ylabel={"psnr": "PSNR of hidden pixels (dB)", "ssim": "SSIM"}[what])
 axes[0].legend(frameon=False, fontsize=8)
 half = lines["masked"]["told"]["0.5"]["psnr"]["mean"]
@@ -418,12 +423,9 @@ def check_1(function):
         share = function(values)
         if share is None:
             return widgets.Verdict(False, "the function returns nothing yet")
-        pairs = {"image": values["image"], "label": values["label"]}
-        expected = (
-            (head_logits(model, Dataset("drawn", pairs), generator=rng(0)).argmax(1) == values["label"]).double().mean()
-        )
-        if abs(float(share) - float(expected)) > 0.051:  # the little noise at the first step may turn two of forty
-            return widgets.Verdict(False, f"expected {float(expected):.2f}, got {float(share):.2f}")
+        expected = head_accuracy(model, Dataset("drawn", values), generator=rng(0))
+        if abs(float(share) - expected) > 0.051:  # the little noise at the first step may turn two of forty
+            return widgets.Verdict(False, f"expected {expected:.2f}, got {float(share):.2f}")
         found.append(float(share))
     return widgets.Verdict(True, f"guidance 1: {found[0]:.0%}, guidance 3: {found[1]:.0%} of 40")
 
@@ -433,8 +435,7 @@ check_1(own_share)
 
 # %% tags=["solution"]
 def own_share_solution(drawn):
-    values = Dataset("drawn", {"image": drawn["image"], "label": drawn["label"]})
-    return (head_logits(model, values, generator=rng(1)).argmax(1) == drawn["label"]).double().mean()
+    return (head_logits(model, Dataset("drawn", drawn), generator=rng(1)).argmax(1) == drawn["label"]).double().mean()
 
 
 solved = check_1(own_share_solution)
@@ -518,10 +519,8 @@ def check_3(function):
     each = sum(counted) / 60
     if not 44 <= each <= 54:
         return widgets.Verdict(False, f"both together took {each:.0f} evaluations an image, expected about 48")
-    shares = {}
-    for name, image in pair.items():
-        said = head_logits(critic, Dataset(name, {"image": image, "label": asked}), generator=rng(0)).argmax(1)
-        shares[name] = float((said == asked).double().mean())
+    sets = {name: Dataset(name, {"image": image, "label": asked}) for name, image in pair.items()}
+    shares = {name: head_accuracy(critic, data, generator=rng(0)) for name, data in sets.items()}
     text = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
     return widgets.Verdict(True, f"equal prices; called by their class: {text}")
 
