@@ -15,7 +15,7 @@ import tyro
 from torch import Tensor, nn
 
 from mtdiff.checkpoint import shipped
-from mtdiff.datasets.base import Dataset
+from mtdiff.datasets.base import Dataset, digest
 from mtdiff.datasets.shapes import render, shapes
 from mtdiff.files import CARD, load_network, save_network
 
@@ -259,8 +259,10 @@ def represented(data: str, split: str) -> Dataset:
     """
     wanted = ("image", "label", "caption")
     scenes = shapes(split, size=int(data[6:]), n=EXAMPLES if split == "train" else None, modalities=wanted)
-    values = {**scenes.values, "representation": representation(data)(scenes.values["image"])}
-    return replace(scenes, name=f"{data}-represented/{split}", values=values)
+    encoder = representation(data)
+    values = {**scenes.values, "representation": encoder(scenes.values["image"])}
+    source = f"{scenes.source}, represented by {digest(encoder.state_dict())}"
+    return replace(scenes, name=f"{data}-represented/{split}", values=values, source=source)
 
 
 def contrastive_loss(a: Tensor, b: Tensor, temperature: float = 0.2) -> Tensor:

@@ -19,11 +19,13 @@ class Dataset:
         name: what results call it.
         values: {modality: (N, ...)}, equally many of each.
         names: class names, where there is a label.
+        source: the rule that made the values, where they follow from it; "" where they are what they are.
     """
 
     name: str
     values: Mapping[str, Tensor]
     names: tuple[str, ...] = field(default=())
+    source: str = ""
 
     def __post_init__(self):
         sizes = {name: len(value) for name, value in self.values.items()}
@@ -40,17 +42,16 @@ class Dataset:
         return {name: value[rows] for name, value in self.values.items()}
 
     def hash(self) -> str:
-        """SHA-256 over names, shapes and bytes of all tensors: what a result was measured on. Computed once."""
+        """SHA-256 of what a result was measured on: names and shapes, and the source, or without one all bytes.
+
+        Numbers that a rule computes may differ in their last bit from one processor to the next; what they follow from
+        does not.
+        """
         return self._hash
 
     @functools.cached_property
     def _hash(self) -> str:
-        digest = hashlib.sha256()
-        for name in sorted(self.values):
-            value = self.values[name].contiguous()
-            digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
-            digest.update(value.cpu().numpy().tobytes())
-        return digest.hexdigest()
+        return digest(self.values, self.source)
 
     def batches(
         self, size: int, seed: int, start: int = 0, device: str | torch.device = "cpu", part: slice = ALL
@@ -92,3 +93,14 @@ class Dataset:
     def sample(self) -> dict[str, Tensor]:
         """What is looked at to see whether a model fits: everything."""
         return dict(self.values)
+
+
+def digest(values: Mapping[str, Tensor], source: str = "") -> str:
+    """SHA-256 over names and shapes of tensors, and over their source, or without one their bytes."""
+    found = hashlib.sha256(source.encode())
+    for name in sorted(values):
+        value = values[name].contiguous()
+        found.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+        if not source:
+            found.update(value.cpu().numpy().tobytes())
+    return found.hexdigest()

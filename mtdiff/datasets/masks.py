@@ -39,7 +39,8 @@ def masks(n: int, size: int, kind: str = "mixed", hidden: float | tuple[float, f
     for k, name in enumerate(names):
         rows = slice(k, None, len(names))
         fields[rows] = _field(name, len(fields[rows]), size, g)
-    ranks = fields.flatten(1).argsort(1, descending=True).argsort(1)  # 0 is the pixel that is hidden first
+    order = fields.flatten(1).argsort(dim=1, descending=True, stable=True)  # equals, on the edge of a box: in their order
+    ranks = order.argsort(1)  # 0 is the pixel that is hidden first
     known = ranks >= (share * size**2).round()[:, None]
     return known.reshape(n, 1, size, size).float()
 

@@ -5,7 +5,7 @@ import dataclasses
 import torch
 
 from mtdiff.datasets.base import Dataset
-from mtdiff.datasets.shapes import BACKGROUNDS, COLOURS, SHAPES, hashed, layout, numbers, paint
+from mtdiff.datasets.shapes import BACKGROUNDS, COLOURS, RENDERING, SHAPES, hashed, layout, numbers, paint
 
 OWN = (0, 1, 2)
 """The colour of its own that each shape has, an index into `COLOURS`: circles red, squares green, triangles blue."""
@@ -48,6 +48,6 @@ def planted(share: float, split: str = "train", size: int = 16, n: int | None = 
         y=0.5 + 2 * PLACE * (scenes.y - 0.5),
     )
     image = paint(scenes, size, ("image",))["image"]
-    return Dataset(
-        f"planted{round(100 * share)}/{split}", {"image": image, "label": scenes.shape[:, 0], "colour": colour}, SHAPES
-    )
+    values = {"image": image, "label": scenes.shape[:, 0], "colour": colour}
+    source = f"planted {share} {split} {size} seed {seed}, rendering {RENDERING}"
+    return Dataset(f"planted{round(100 * share)}/{split}", values, SHAPES, source)

@@ -20,6 +20,8 @@ VOCABULARY = ("", *BACKGROUNDS, *SIZES, *COLOURS, *SHAPES)
 
 SPLITS = {"train": 0, "test": 10**9}
 """Index of the first scene of each split."""
+RENDERING = 1
+"""Version of what `paint` does; a change that alters a pixel is another one."""
 
 _INK = (
     (0.88, 0.12, 0.14),
@@ -81,6 +83,9 @@ def shapes(
 ) -> Dataset:
     """Scenes of 1 to 3 shapes on a plain background; scene i is the same whatever n, and the same scene at any size.
 
+    It is the same on every processor, too: all but "night" takes nothing but sums, products, quotients and square roots,
+    each of which IEEE arithmetic rounds in one way only.
+
     The modalities of N scenes of s x s pixels:
 
     - "image" (N, 3, s, s) in [-1, 1], of 256 levels; what is far is paler (a little fog).
@@ -107,7 +112,8 @@ def shapes(
     """
     n = (10_000 if split == "train" else 2_000) if n is None else n
     values = render(numbers(split, n, seed), size, seed, modalities)
-    return Dataset(f"shapes{size}/{split}", values, tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS))
+    names = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS)
+    return Dataset(f"shapes{size}/{split}", values, names, f"shapes {split} {size} seed {seed}, rendering {RENDERING}")
 
 
 def numbers(split: str, n: int, seed: int = 0, objects: int | None = None) -> np.ndarray:
@@ -287,7 +293,7 @@ def _distances(scene: Layout, order: Tensor, size: int) -> Tensor:
         x, y, r = (v[i, order[i, j], None, None] for v in (scene.x, scene.y, scene.radius))
         dx, dy = grid - x, grid[:, None] - y  # (M, 1, s) and (M, s, 1)
         if k == 0:
-            out[i, j] = (dx * dx + dy * dy).sqrt_() - r
+            out[i, j] = torch.from_numpy(np.sqrt((dx * dx + dy * dy).numpy())) - r  # torch's root may be off by one bit
         elif k == 1:
             out[i, j] = torch.maximum(dx.abs(), dy.abs()) - _SQUARE * r
         else:  # the base and two sides, at half the circumradius from a centre that is a quarter of it below the middle
@@ -309,8 +315,8 @@ def night(image: Tensor, rounded: bool = True) -> Tensor:
     Returns:
         (N, 3, s, s) in [-1, 1].
     """
-    x, size = (image + 1) / 2, image.shape[-1]
-    grid = (torch.arange(size, device=x.device) + 0.5) / size
+    x, size = (image.double() + 1) / 2, image.shape[-1]  # in float64 no processor's rounding reaches a level
+    grid = (torch.arange(size, device=x.device) + 0.5).double() / size
     light = 0.32 + 0.58 / (1 + ((grid - 0.8) ** 2 + (grid[:, None] - 0.15) ** 2) / 0.45**2)
     red, green, blue = x.unbind(1)
     mixed = (0.50 * red + 0.08 * green + 0.02 * blue, 0.05 * red + 0.55 * green + 0.08 * blue)
@@ -319,9 +325,9 @@ def night(image: Tensor, rounded: bool = True) -> Tensor:
     blur = (-0.5 * ((grid - grid[:, None]) / 0.08) ** 2).exp()
     blur = (blur / blur.sum(1, keepdim=True)).expand(len(x) * 3, -1, -1)
     halo = (blur @ colour.flatten(0, 1) @ blur.mT).view_as(x)
-    floor = torch.tensor([0.02, 0.03, 0.09], device=x.device)[:, None, None]
+    floor = torch.tensor([0.02, 0.03, 0.09], device=x.device, dtype=x.dtype)[:, None, None]
     dark = floor + light * tinted + 0.75 * halo
-    return _levels(dark) if rounded else 2 * dark - 1
+    return (_levels(dark) if rounded else 2 * dark - 1).to(image.dtype)
 
 
 def _levels(x: Tensor) -> Tensor:

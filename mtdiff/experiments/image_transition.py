@@ -55,7 +55,8 @@ def pairs(data: str, split: str, n: int | None = None) -> Dataset:
         The data set; its names are the directions.
     """
     n = n or (EXAMPLES if split == "train" else 1200)
-    scenes = shapes(split, size=int(data[6:]), n=n, modalities=("image", "night", "sketch", "segmentation")).values
+    drawn = shapes(split, size=int(data[6:]), n=n, modalities=("image", "night", "sketch", "segmentation"))
+    scenes = drawn.values
     kinds = {
         "day": scenes["image"],
         "night": scenes["night"],
@@ -67,7 +68,8 @@ def pairs(data: str, split: str, n: int | None = None) -> Dataset:
     for k, words in enumerate(DIRECTIONS):
         a, b = words.split(" to ")
         source[direction == k], target[direction == k] = kinds[a][direction == k], kinds[b][direction == k]
-    return Dataset(f"{data}-pairs/{split}", {"source": source, "target": target, "direction": direction}, DIRECTIONS)
+    values = {"source": source, "target": target, "direction": direction}
+    return Dataset(f"{data}-pairs/{split}", values, DIRECTIONS, f"{drawn.source}, pairs")
 
 
 def falling(u: float) -> float:

@@ -53,7 +53,7 @@ def named_shapes(data: str, split: str) -> Dataset:
     scenes = planted(1 / len(COLOURS), split, int(data[6:]), EXAMPLES if split == "train" else None)
     label = len(COLOURS) * scenes.values["label"] + scenes.values["colour"]
     names = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS)
-    return Dataset(f"{data}/{split}", {"image": scenes.values["image"], "label": label}, names)
+    return Dataset(f"{data}/{split}", {"image": scenes.values["image"], "label": label}, names, f"{scenes.source}, named")
 
 
 @dataclass(frozen=True)

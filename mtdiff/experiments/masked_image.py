@@ -55,9 +55,10 @@ def masked_scenes(data: str, split: str, n: int | None = None) -> Dataset:
         The data set.
     """
     n, size = n or (EXAMPLES if split == "train" else 2000), int(data[6:])
-    image = shapes(split, size=size, n=n, modalities=("image",)).values["image"]
-    mask = masks(n, size, seed=0 if split == "train" else 1)
-    return Dataset(f"{data}-masked/{split}", {"image": image, "masked": image * mask, "mask": mask})
+    scenes, seed = shapes(split, size=size, n=n, modalities=("image",)), 0 if split == "train" else 1
+    image, mask = scenes.values["image"], masks(n, size, seed=seed)
+    values = {"image": image, "masked": image * mask, "mask": mask}
+    return Dataset(f"{data}-masked/{split}", values, source=f"{scenes.source}, masks seed {seed}")
 
 
 def build(data: str, variant: str, seed: int = 0) -> MTDiffusion:
