@@ -1,18 +1,16 @@
 """MT-Diffusion: a forward process, modalities and one shared backbone behind one method, `predict`."""
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from mtdiff.backbones.base import Backbone
-from mtdiff.files import CARD, FORMAT, WEIGHTS, write_atomic
+from mtdiff.files import to_json, write_model
 from mtdiff.modalities.base import Modality, View
 from mtdiff.process import ForwardProcess
 from mtdiff.telling import Telling
@@ -324,13 +322,15 @@ class MTDiffusion(nn.Module):
 
     def fingerprint(self) -> str:
         """SHA-256 of architecture, schedule and curves: equal for models that can share weights and mean the same."""
-        digest = hashlib.sha256(json.dumps(self.config()).encode())
+        digest = hashlib.sha256(to_json(self.config()).encode())
         for table in (self.process.schedule.abar, *map(self.process.cumulative, self.process.names)):
             digest.update(table.numpy().tobytes())
         return digest.hexdigest()
 
     def save(self, path: str | Path, card: Mapping | None = None, half: bool = False) -> Path:
         """Write the model to a folder: model.safetensors and card.json, each replaced whole or not at all.
+
+        The card holds the hash of the weights; `load` refuses the one with another's other.
 
         Args:
             path: the folder; made where it does not exist.
@@ -341,19 +341,15 @@ class MTDiffusion(nn.Module):
             The folder.
 
         Raises:
-            PermissionError: the folder cannot be written.
+            OSError: the folder cannot be written; what was there stays.
         """
-        path = Path(path)
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         if half:
             tensors = {name: t.half() if t.is_floating_point() else t for name, t in tensors.items()}
         tensors |= {f"process.{name}": self.process.cumulative(name) for name in self.process.names}
         tensors["process/abar"] = self.process.schedule.abar
-        entries = {**self.card, **(card or {}), "format": FORMAT, "config": self.config()}
-        text = json.dumps(entries, indent=1) + "\n"
-        write_atomic(path / WEIGHTS, safetensors.torch.save(tensors))
-        write_atomic(path / CARD, text.encode())
-        return path
+        write_model(Path(path), tensors, {**self.card, **(card or {}), "config": self.config()})
+        return Path(path)
 
     def _to_aggregate(self, output: Tensor, z_t: Tensor, t: int | Tensor) -> Tensor:
         """m^_t from v (sqrt(abar) z - sqrt(1 - abar) v), eps ((z - sqrt(1 - abar) eps) / sqrt(abar)) or x."""

@@ -1,7 +1,6 @@
 """The folder of a training: its newest checkpoints, its history as lines of JSON, the best model, pictures."""
 
 import io
-import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from mtdiff.files import write_atomic
+from mtdiff.files import to_json, write_atomic
 
 STATE, HISTORY, PROBES, BEST, SAMPLES = "training.pt", "history.jsonl", "probes.jsonl", "best", "samples"
 
@@ -69,12 +68,12 @@ class RunFolder:
         """Write the rows up to the saved state: those of steps that a crash took back are gone."""
         for name, rows in ((HISTORY, history), (PROBES, probes)):
             if rows or name == HISTORY:
-                write_atomic(self.path / name, "".join(json.dumps(row) + "\n" for row in rows).encode())
+                write_atomic(self.path / name, "".join(to_json(row) + "\n" for row in rows).encode())
 
     def append(self, name: str, row: Mapping) -> None:
         """Add a row to `HISTORY` or `PROBES`."""
         with (self.path / name).open("a") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(to_json(row) + "\n")
 
     def picture(self, step: int) -> Path:
         """Where a picture of this step goes; the folder is there."""
