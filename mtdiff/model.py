@@ -16,6 +16,8 @@ from mtdiff.process import ForwardProcess
 from mtdiff.telling import Telling
 
 PREDICTIONS = ("v", "eps", "x", "heads")
+TAKEN = ("denoise", "total", "gradient", "step", "seconds", "prior", "diffusion")
+"""What a loss, a row of the history and a bound say beside the names of modalities."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class MTDiffusion(nn.Module):
             transition (which need not be named), an instruction.
 
     Raises:
-        ValueError: names, space or prediction do not fit together.
+        ValueError: names, space or prediction do not fit together, or a name that means something else (`TAKEN`).
 
     Source: Chen et al. 2024 for the architecture; v-prediction: Salimans and Ho 2022.
     """
@@ -90,6 +92,9 @@ class MTDiffusion(nn.Module):
             raise ValueError(f"the backbone works on {tuple(backbone.space)}, but the space is {tuple(space)}")
         if prediction not in PREDICTIONS:
             raise ValueError(f"prediction must be one of {PREDICTIONS}, got {prediction!r}")
+        odd = [n for n in modalities if n in TAKEN or not n or "." in n or hasattr(nn.ModuleDict(), n)]
+        if odd:
+            raise ValueError(f"modalities cannot be called {odd}: these names, or signs in them, mean something else")
         self.process, self.space, self.prediction = process, tuple(space), prediction
         self.rule, self.sampler, self.remove_told = rule, sampler, remove_told
         unknown = [name for name in conditions if name not in modalities]
@@ -123,7 +128,7 @@ class MTDiffusion(nn.Module):
 
         Raises:
             KeyError: an unknown modality.
-            ValueError: an invalid value, or different batch sizes.
+            ValueError: an invalid value, different batch sizes, or no examples.
         """
         if not values:
             raise ValueError(f"{what} is empty; this model has {list(self.modalities)}")
@@ -135,8 +140,9 @@ class MTDiffusion(nn.Module):
             except ValueError as error:
                 raise ValueError(f"{what}: {error}") from None
         sizes = {name: len(value) for name, value in values.items()}
-        if len(set(sizes.values())) > 1:
-            raise ValueError(f"{what} has different numbers of examples: {sizes}")
+        different = len(set(sizes.values())) > 1
+        if different or 0 in sizes.values():
+            raise ValueError(f"{what} has {'different numbers of' if different else 'no'} examples: {sizes}")
         return next(iter(sizes.values()))
 
     def encode(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
