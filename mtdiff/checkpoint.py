@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 
 from mtdiff.backbones.base import Backbone
-from mtdiff.files import CARD, FORMAT, WEIGHTS
+from mtdiff.files import CARD, FORMAT, OWN, WEIGHTS, check_weights
 from mtdiff.modalities.base import Modality
 from mtdiff.model import MTDiffusion
 from mtdiff.process import ForwardProcess
@@ -50,6 +50,7 @@ def load(path_or_name: str | Path, device: str | torch.device = "cpu") -> MTDiff
         raise ValueError(f"{folder / CARD} is not a model card: {error}") from None
     if card.get("format") != FORMAT:
         raise ValueError(f"{folder / CARD} has format {card.get('format')}, this version reads {FORMAT}")
+    check_weights(folder, card)
     try:
         tensors = safetensors.torch.load_file(folder / WEIGHTS)
     except FileNotFoundError:
@@ -57,10 +58,11 @@ def load(path_or_name: str | Path, device: str | torch.device = "cpu") -> MTDiff
     except SafetensorError as error:
         raise ValueError(f"{folder / WEIGHTS} is truncated or damaged: {error}") from None
     try:
-        model = build(config, tensors)
+        with torch.random.fork_rng(devices=[]):  # the weights it begins with are replaced
+            model = build(config, tensors)
     except (AttributeError, KeyError, RuntimeError, TypeError) as error:
         raise ValueError(f"{folder / WEIGHTS} does not fit its card: {error}") from None
-    model.card = {key: value for key, value in card.items() if key not in ("format", "config")}
+    model.card = {key: value for key, value in card.items() if key not in OWN}
     return model.to(device).eval()
 
 

@@ -20,7 +20,7 @@ from mtdiff.datasets.imagenet import ARCHIVES, get, prepare
 from mtdiff.evaluation import mean_and_error
 from mtdiff.experiments import EXPERIMENTS, Experiment, budget, provenance
 from mtdiff.experiments.report import markdown
-from mtdiff.files import CARD, write_atomic
+from mtdiff.files import CARD, to_json, write_atomic
 from mtdiff.modalities import Image, Label, Mask
 from mtdiff.model import MTDiffusion
 from mtdiff.sampling import RULES, SAMPLERS, sample
@@ -250,7 +250,7 @@ class Evaluate:
             metrics = experiment.evaluate(model, data, self.seed + k, self.n, **options)
             variant = model.card.get("variant", name)
             rows.append({"model": name, "variant": variant, "card": model.card, "metrics": metrics})
-            print(f"{name}: {json.dumps(_rounded(metrics))}")
+            print(f"{name}: {to_json(_rounded(metrics))}")
             if k == 0 and self.publish:
                 model.save(self.publish, {"metrics": {"n": self.n, "seed": self.seed, **_rounded(metrics)}}, half=True)
         variants = {}
@@ -258,9 +258,10 @@ class Evaluate:
             variants[variant] = _average([row["metrics"] for row in rows if row["variant"] == variant])
         result = {"experiment": self.experiment, "data": data, "n": self.n, "provenance": provenance(device),
                   "variants": variants, "runs": _rounded(rows)}  # fmt: skip
+        text = to_json(result, indent=1)
         if self.out:
-            write_atomic(self.out, (json.dumps(result, indent=1) + "\n").encode())
-        print(markdown([result]), end=f"written: {self.out}\n" if self.out else "")
+            write_atomic(self.out, (text + "\n").encode())
+        print(markdown([json.loads(text)]), end=f"written: {self.out}\n" if self.out else "")
 
 
 @dataclass

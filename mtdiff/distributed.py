@@ -1,7 +1,7 @@
 """Several processes of one training, as torchrun starts them; alone, every function here is the obvious one."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 
 import torch
@@ -54,13 +54,25 @@ def world() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def agreed(wish: bool, device: torch.device) -> bool:
-    """Whether any process has the wish; all of them get the same answer."""
+def largest(values: Sequence[float], device: torch.device) -> list[float]:
+    """The largest that any process has, number by number."""
     if world() == 1:
-        return wish
-    flag = torch.tensor(float(wish), device=device)
-    dist.all_reduce(flag, dist.ReduceOp.MAX)
-    return bool(flag)
+        return list(values)
+    found = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return found.tolist()
+
+
+def first(action: Callable[[], None]) -> None:
+    """Let the first process do something while the others wait; where that fails, all of them fail with its error."""
+    error = None
+    if rank() == 0:
+        try:
+            action()
+        except Exception as failed:
+            error = failed
+    if error := gathered(error)[0]:
+        raise error
 
 
 def mean(values: Mapping[str, Tensor]) -> dict[str, Tensor]:

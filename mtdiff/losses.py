@@ -1,12 +1,43 @@
 """The multi-task training loss (theory 3)."""
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor
 
 from mtdiff.model import MTDiffusion
+
+
+def check_options(
+    weights: Mapping[str, float] | None,
+    drop: Mapping[str, float | str] | None,
+    give: Mapping[str, float | str] | None,
+    known: Collection[str] | None = None,
+) -> None:
+    """Whether options of `multitask_loss` can work: numbers in their range, and names of modalities.
+
+    Args:
+        weights: as there.
+        drop: as there.
+        give: as there.
+        known: the model's modalities; None leaves names unchecked.
+
+    Raises:
+        KeyError: a name is no modality.
+        ValueError: a number out of range, or a name in drop or give that has no number there.
+    """
+    for what, numbers, top in (("weights", weights, math.inf), ("drop", drop, 1.0), ("give", give, 1.0)):
+        for name, number in (numbers or {}).items():
+            if known is not None and name not in known and (what, name) != ("weights", "denoise"):
+                raise KeyError(f"{what} names an unknown modality {name!r}; this model has {list(known)}")
+            if what != "weights" and isinstance(number, str):
+                if not isinstance(numbers.get(number), Real):
+                    raise ValueError(f"{what}[{name!r}] is {number!r}, which has no probability in {what}: {dict(numbers)}")
+            elif not isinstance(number, Real) or not 0 <= number <= top or number == math.inf:
+                raise ValueError(f"{what}[{name!r}] must be in [0, {top}], got {number!r}: expected a finite number")
 
 
 def coins(
@@ -39,10 +70,48 @@ class Loss:
         total: scalar; lambda_denoise denoise + sum_i lambda_i term_i.
         terms: {"denoise": scalar, name: scalar}, unweighted. Denoise and images are mean squares per coordinate in
             units of the target, labels are nats.
+
+    Raises:
+        ValueError: a term is called as something else in a row of the history.
     """
 
     total: Tensor
     terms: dict[str, Tensor]
+
+    def __post_init__(self):
+        taken = {"step", "seconds", "total", "gradient"} & self.terms.keys()
+        if taken:
+            raise ValueError(
+                f"a term of a loss cannot be called {sorted(taken)}: a row of the history says something else there"
+            )
+
+
+def scored(
+    model: MTDiffusion,
+    batch: Mapping[str, Tensor],
+    *,
+    drop: Mapping[str, float | str] | None = None,
+    give: Mapping[str, float | str] | None = None,
+    missing: Collection[str] = (),
+    generator: torch.Generator,
+) -> dict[str, Tensor]:
+    """On how many examples `multitask_loss` is going to score each head that is not scored on all; the generator stays.
+
+    A batch that is computed in parts needs this beforehand: the loss divides by what is scored in all of them.
+
+    Args:
+        model: the model.
+        batch: as in `multitask_loss`.
+        drop: as there.
+        give: as there.
+        missing: as there.
+        generator: the one that the loss is going to draw from.
+
+    Returns:
+        {name: number}.
+    """
+    there = _there(model, batch, missing)
+    return {name: mask.sum() for name, mask in _sets(model, batch, there, drop, give, generator.clone_state())[3].items()}
 
 
 def multitask_loss(
@@ -53,6 +122,7 @@ def multitask_loss(
     drop: Mapping[str, float | str] | None = None,
     give: Mapping[str, float | str] | None = None,
     missing: Collection[str] = (),
+    counts: Mapping[str, Tensor] | None = None,
     generator: torch.Generator | None = None,
 ) -> Loss:
     """E over t, noise and the present set S: || target - output ||^2 + sum_i lambda_i loss_i(x_i, D_i(z_t, t)).
@@ -72,6 +142,8 @@ def multitask_loss(
             always told.
         missing: names of modalities that some examples lack (a label of -1). There they are absent from S, are not
             told, and their head is not scored: the example is one of the others alone.
+        counts: {name: scalar} what sums over scored examples are divided by, for a batch that is a part of a larger one
+            (see `scored`); None or {}: the examples that are scored here.
         generator: source of steps, noise and sets.
 
     Returns:
@@ -86,37 +158,18 @@ def multitask_loss(
     unknown = [name for name in missing if name not in model.modalities]
     if unknown:
         raise KeyError(f"missing names unknown modalities {unknown}; this model has {list(model.modalities)}")
-    there = {name: ~model.modalities[name].missing(batch[name]) for name in missing if name in batch}
+    there = _there(model, batch, missing)
     batch = {name: model.modalities[name].filled(value) if name in there else value for name, value in batch.items()}
-    size = model.check(batch)
+    model.check(batch)
     lacking = [name for name in model.modalities if name not in batch]
     if lacking:
         raise KeyError(f"batch lacks {lacking}; it has {list(batch)}")
-    for what, numbers, top in (("weights", weights, float("inf")), ("drop", drop, 1.0), ("give", give, 1.0)):
-        for name, number in (numbers or {}).items():
-            if name not in model.modalities and (what, name) != ("weights", "denoise"):
-                raise KeyError(f"{what} names an unknown modality {name!r}; this model has {list(model.modalities)}")
-            shared = what != "weights" and isinstance(number, str)
-            if shared and not isinstance(numbers.get(number), (int, float)):
-                raise ValueError(f"{what}[{name!r}] is {number!r}, which has no probability in {what}: {dict(numbers)}")
-            if not shared and not 0 <= number <= top:
-                raise ValueError(f"{what}[{name!r}] must be in [0, {top}], got {number}")
-
-    process, device = model.process, next(iter(batch.values())).device
-    where = (torch.arange(size, device=device) + torch.rand(size, generator=generator, device=device)) / size
-    steps = process.steps - process.first + 1
-    t = process.first + (where * steps).long().clamp(max=steps - 1)
-    present = {name: ~dropped for name, dropped in coins(drop, size, device, generator).items()}
-    told = coins(give, size, device, generator) | {
-        name: torch.ones(size, dtype=torch.bool, device=device) for name in model.conditions
-    }
-    for name, here in there.items():
-        present[name] = present[name] & here if name in present else here
-        if name in told:
-            told[name] = told[name] & here
+    check_options(weights, drop, give, list(model.modalities))
+    process = model.process
+    t, present, told, marked = _sets(model, batch, there, drop, give, generator)
 
     m_t = process.aggregate(model.encode(batch), t, present)
-    eps = torch.randn(m_t.shape, dtype=m_t.dtype, device=device, generator=generator)
+    eps = torch.randn(m_t.shape, dtype=m_t.dtype, device=m_t.device, generator=generator)
     signal, noise = process.level(t, m_t)
     z_t = signal * m_t + noise * eps
     prediction = model(z_t, t, {name: batch[name] for name in told}, present, told)
@@ -132,8 +185,33 @@ def multitask_loss(
     for name, modality in model.modalities.items():
         variance = process.wiener(name, t, z_t, present)[1]
         each = modality.loss(batch[name], prediction.params[name].to(z_t.dtype), variance)
-        scored = ~told[name] if name in told else torch.ones_like(each, dtype=torch.bool)
-        scored = scored & there[name] if name in there else scored
-        terms[name] = torch.where(scored, each, 0.0).sum() / scored.sum().clamp(min=1)
+        mask = marked.get(name, torch.ones_like(each, dtype=torch.bool))
+        count = counts[name] if counts and name in marked else mask.sum()
+        terms[name] = torch.where(mask, each, 0.0).sum() / count.to(each).clamp(min=1e-6)  # 0 where nobody is scored
     weighted = {name: (weights or {}).get(name, 1.0) * term for name, term in terms.items()}
     return Loss(weighted["denoise"] + sum(weighted[name] for name in model.modalities), terms)
+
+
+def _there(model: MTDiffusion, batch: Mapping[str, Tensor], missing: Collection[str]) -> dict[str, Tensor]:
+    """{name: (B,) bool} which examples have a value, of modalities that some lack."""
+    return {name: ~model.modalities[name].missing(batch[name]) for name in missing if name in batch}
+
+
+def _sets(model, batch, there, drop, give, generator) -> tuple[Tensor, dict, dict, dict]:
+    """Steps (B,), and {name: (B,) bool} of who is present, who is told, and who is scored: all of those not named."""
+    value = next(iter(batch.values()))
+    size, device, process = len(value), value.device, model.process
+    where = (torch.arange(size, device=device) + torch.rand(size, generator=generator, device=device)) / size
+    steps = process.steps - process.first + 1
+    t = process.first + (where * steps).long().clamp(max=steps - 1)
+    present = {name: ~dropped for name, dropped in coins(drop, size, device, generator).items()}
+    told = coins(give, size, device, generator) | {
+        name: torch.ones(size, dtype=torch.bool, device=device) for name in model.conditions
+    }
+    for name, here in there.items():
+        present[name] = present[name] & here if name in present else here
+        if name in told:
+            told[name] = told[name] & here
+    marked = {name: ~mask for name, mask in told.items()}
+    marked |= {name: marked[name] & here if name in marked else here for name, here in there.items()}
+    return t, present, told, marked

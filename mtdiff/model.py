@@ -1,23 +1,23 @@
 """MT-Diffusion: a forward process, modalities and one shared backbone behind one method, `predict`."""
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from mtdiff.backbones.base import Backbone
-from mtdiff.files import CARD, FORMAT, WEIGHTS, write_atomic
+from mtdiff.files import to_json, write_model
 from mtdiff.modalities.base import Modality, View
 from mtdiff.process import ForwardProcess
 from mtdiff.telling import Telling
 
 PREDICTIONS = ("v", "eps", "x", "heads")
+TAKEN = ("denoise", "total", "gradient", "step", "seconds", "prior", "diffusion")
+"""What a loss, a row of the history and a bound say beside the names of modalities."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class MTDiffusion(nn.Module):
             transition (which need not be named), an instruction.
 
     Raises:
-        ValueError: names, space or prediction do not fit together.
+        ValueError: names, space or prediction do not fit together, or a name that means something else (`TAKEN`).
 
     Source: Chen et al. 2024 for the architecture; v-prediction: Salimans and Ho 2022.
     """
@@ -92,6 +92,9 @@ class MTDiffusion(nn.Module):
             raise ValueError(f"the backbone works on {tuple(backbone.space)}, but the space is {tuple(space)}")
         if prediction not in PREDICTIONS:
             raise ValueError(f"prediction must be one of {PREDICTIONS}, got {prediction!r}")
+        odd = [n for n in modalities if n in TAKEN or not n or "." in n or hasattr(nn.ModuleDict(), n)]
+        if odd:
+            raise ValueError(f"modalities cannot be called {odd}: these names, or signs in them, mean something else")
         self.process, self.space, self.prediction = process, tuple(space), prediction
         self.rule, self.sampler, self.remove_told = rule, sampler, remove_told
         unknown = [name for name in conditions if name not in modalities]
@@ -125,7 +128,7 @@ class MTDiffusion(nn.Module):
 
         Raises:
             KeyError: an unknown modality.
-            ValueError: an invalid value, or different batch sizes.
+            ValueError: an invalid value, different batch sizes, or no examples.
         """
         if not values:
             raise ValueError(f"{what} is empty; this model has {list(self.modalities)}")
@@ -137,8 +140,9 @@ class MTDiffusion(nn.Module):
             except ValueError as error:
                 raise ValueError(f"{what}: {error}") from None
         sizes = {name: len(value) for name, value in values.items()}
-        if len(set(sizes.values())) > 1:
-            raise ValueError(f"{what} has different numbers of examples: {sizes}")
+        different = len(set(sizes.values())) > 1
+        if different or 0 in sizes.values():
+            raise ValueError(f"{what} has {'different numbers of' if different else 'no'} examples: {sizes}")
         return next(iter(sizes.values()))
 
     def encode(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -324,13 +328,15 @@ class MTDiffusion(nn.Module):
 
     def fingerprint(self) -> str:
         """SHA-256 of architecture, schedule and curves: equal for models that can share weights and mean the same."""
-        digest = hashlib.sha256(json.dumps(self.config()).encode())
+        digest = hashlib.sha256(to_json(self.config()).encode())
         for table in (self.process.schedule.abar, *map(self.process.cumulative, self.process.names)):
             digest.update(table.numpy().tobytes())
         return digest.hexdigest()
 
     def save(self, path: str | Path, card: Mapping | None = None, half: bool = False) -> Path:
         """Write the model to a folder: model.safetensors and card.json, each replaced whole or not at all.
+
+        The card holds the hash of the weights; `load` refuses the one with another's other.
 
         Args:
             path: the folder; made where it does not exist.
@@ -341,19 +347,15 @@ class MTDiffusion(nn.Module):
             The folder.
 
         Raises:
-            PermissionError: the folder cannot be written.
+            OSError: the folder cannot be written; what was there stays.
         """
-        path = Path(path)
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         if half:
             tensors = {name: t.half() if t.is_floating_point() else t for name, t in tensors.items()}
         tensors |= {f"process.{name}": self.process.cumulative(name) for name in self.process.names}
         tensors["process/abar"] = self.process.schedule.abar
-        entries = {**self.card, **(card or {}), "format": FORMAT, "config": self.config()}
-        text = json.dumps(entries, indent=1) + "\n"
-        write_atomic(path / WEIGHTS, safetensors.torch.save(tensors))
-        write_atomic(path / CARD, text.encode())
-        return path
+        write_model(Path(path), tensors, {**self.card, **(card or {}), "config": self.config()})
+        return Path(path)
 
     def _to_aggregate(self, output: Tensor, z_t: Tensor, t: int | Tensor) -> Tensor:
         """m^_t from v (sqrt(abar) z - sqrt(1 - abar) v), eps ((z - sqrt(1 - abar) eps) / sqrt(abar)) or x."""

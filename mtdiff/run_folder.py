@@ -1,17 +1,28 @@
 """The folder of a training: its newest checkpoints, its history as lines of JSON, the best model, pictures."""
 
+import contextlib
 import io
-import json
 import os
-import shutil
-from collections.abc import Mapping, Sequence
+import platform
+import shlex
+import sys
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
-from mtdiff.files import write_atomic
+from mtdiff.files import CARD, WEIGHTS, clear_unfinished, to_json, write_atomic
 
-STATE, HISTORY, PROBES, BEST, SAMPLES = "training.pt", "history.jsonl", "probes.jsonl", "best", "samples"
+try:
+    import fcntl
+except ImportError:  # not on every system
+    fcntl = None
+
+STATE, HISTORY, PROBES, BEST, SAMPLES, LOCK = (
+    "training.pt", "history.jsonl", "probes.jsonl", "best", "samples", ".lock"
+)  # fmt: skip
 
 
 class RunFolder:
@@ -21,18 +32,47 @@ class RunFolder:
         path: the folder; made when something is written.
         keep: how many checkpoints stay: the last, and those before it as `training-STEP.pt`.
 
+    Attributes:
+        step: of the checkpoint that was last written or read here; None: of none.
+
     Raises:
-        ValueError: keep is less than 1.
+        ValueError: keep is no whole number, or less than 1.
     """
 
     def __init__(self, path: str | Path, keep: int = 1):
-        if keep < 1:
-            raise ValueError(f"keep must be at least 1, got {keep}")
+        if not isinstance(keep, int) or keep < 1:
+            raise ValueError(f"keep must be at least 1, got {keep!r}: expected a whole number")
         self.path, self.keep = Path(path), keep
         self.state, self.best = self.path / STATE, self.path / BEST
+        self.step: int | None = None
+        self._known, self._lock, self._users = None, None, 0
 
     def __str__(self) -> str:
         return str(self.path)
+
+    def lock(self) -> None:
+        """Keep every other process out until `unlock`, or until this one ends in whatever way; may be called again.
+
+        Raises:
+            BlockingIOError: another process is at work in the folder; the message says which.
+            OSError: the folder cannot be written.
+        """
+        if not self._users:
+            self._lock = self._locked()
+            clear_unfinished(self.path, STATE, f"{self.state.stem}-*.pt", HISTORY, PROBES, WEIGHTS, CARD)
+            clear_unfinished(self.best, WEIGHTS, CARD)
+            clear_unfinished(self.path / SAMPLES, "*.png")
+        self._users += 1
+
+    def unlock(self) -> None:
+        """Let others in, as soon as it has been called as often as `lock`."""
+        self._users -= 1
+        if not self._users:
+            self._lock.close()
+
+    def is_another(self) -> bool:
+        """Whether the checkpoint is not the one that was last written or read here."""
+        return self.state.is_file() and self._identity() != self._known
 
     def write(self, state: Mapping, history: Sequence[Mapping], probes: Sequence[Mapping]) -> None:
         """Replace the checkpoint by a state with a "step", and the rows by those that lead to it.
@@ -42,10 +82,12 @@ class RunFolder:
         """
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        write_atomic(self.state, buffer.getvalue())
-        if self.keep > 1:
-            self._set_aside(state["step"])
-        self.write_rows(history, probes)
+        with self.writing():
+            write_atomic(self.state, buffer.getvalue())
+            self.step, self._known = state["step"], self._identity()
+            if self.keep > 1:
+                self._set_aside(state["step"])
+            self.write_rows(history, probes)
 
     def read(self, device: torch.device) -> dict | None:
         """The last state, or None where there is none.
@@ -56,6 +98,9 @@ class RunFolder:
         if not self.state.is_file():
             return None
         try:
+            with zipfile.ZipFile(self.state) as file:  # torch does not look at checksums
+                if (damaged := file.testzip()) is not None:
+                    raise ValueError(damaged)
             state = torch.load(self.state, map_location=device, weights_only=True)
             if not isinstance(state["config"], dict):
                 raise TypeError("no config")
@@ -63,24 +108,68 @@ class RunFolder:
             before = [path.name for path in self._older()]
             instead = f"rename {before[-1]}, the one before, to {STATE}" if before else "delete it to start again"
             raise ValueError(f"{self.state} is truncated or damaged ({type(error).__name__}): {instead}") from None
+        self.step, self._known = state["step"], self._identity()
         return state
 
     def write_rows(self, history: Sequence[Mapping], probes: Sequence[Mapping]) -> None:
         """Write the rows up to the saved state: those of steps that a crash took back are gone."""
         for name, rows in ((HISTORY, history), (PROBES, probes)):
             if rows or name == HISTORY:
-                write_atomic(self.path / name, "".join(json.dumps(row) + "\n" for row in rows).encode())
+                write_atomic(self.path / name, "".join(to_json(row) + "\n" for row in rows).encode())
 
     def append(self, name: str, row: Mapping) -> None:
         """Add a row to `HISTORY` or `PROBES`."""
-        with (self.path / name).open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        with self.writing(), (self.path / name).open("a") as file:
+            file.write(to_json(row) + "\n")
 
     def picture(self, step: int) -> Path:
         """Where a picture of this step goes; the folder is there."""
         folder = self.path / SAMPLES
         folder.mkdir(parents=True, exist_ok=True)
         return folder / f"{step:07d}.png"
+
+    def safe(self) -> str:
+        """What a stop at any moment would leave, in words."""
+        return f"nothing is saved in {self} yet" if self.step is None else f"step {self.step} is safe in {self}"
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Where something cannot be written, say what is safe and how to go on."""
+        try:
+            yield
+        except PermissionError:
+            raise
+        except OSError as error:
+            what = f"cannot write to {self} ({error.strerror})" if error.strerror else str(error)
+            raise OSError(f"{what}. {self.safe()}; make room and run the same command again to go on") from None
+
+    def _locked(self):
+        """The lock's open file: the system lets go of it with its process, even a killed one."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = (self.path / LOCK).open("a+")
+        except OSError as error:
+            kind = PermissionError if isinstance(error, PermissionError) else OSError
+            raise kind(f"cannot write to {self} ({error.strerror})") from None
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            who = file.read() or "another process"
+            file.close()
+            raise BlockingIOError(f"{self} is in use by {who}. Wait for it, stop it, or use another folder") from None
+        except OSError as error:
+            warnings.warn(f"{self} cannot be locked ({error.strerror}): start no second training there", stacklevel=4)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}: {shlex.join(sys.argv)}")
+        file.flush()
+        return file
+
+    def _identity(self) -> tuple[int, int, int]:
+        """Of the checkpoint's file: another one after every write."""
+        found = self.state.stat()
+        return found.st_ino, found.st_mtime_ns, found.st_size
 
     def _older(self) -> list[Path]:
         """Checkpoints with a step in their name, the oldest first."""
@@ -93,6 +182,6 @@ class RunFolder:
         try:
             os.link(self.state, mine)
         except OSError:  # a file system without links
-            shutil.copyfile(self.state, mine)
+            write_atomic(mine, self.state.read_bytes())
         for path in self._older()[: -self.keep]:
             path.unlink()

@@ -2,9 +2,10 @@
 
 import contextlib
 import math
+import signal
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,50 +16,15 @@ from tqdm import tqdm
 
 from mtdiff import distributed
 from mtdiff.datasets.base import Dataset
-from mtdiff.losses import Loss, multitask_loss
+from mtdiff.losses import Loss, check_options, multitask_loss, scored
 from mtdiff.model import MTDiffusion
 from mtdiff.run_folder import HISTORY, PROBES, RunFolder
 from mtdiff.speed import matmul_peak, training_flops
-from mtdiff.stopping import Interrupted, OutOfTime, stop_requests
+from mtdiff.stopping import TIME, Agreement, Interrupted, OutOfTime, stop_requests
+from mtdiff.train_config import PRECISIONS, TrainConfig
+from mtdiff.train_state import GlobalGenerators, collected, compare, restore
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-@dataclass
-class TrainConfig:
-    """How to train. The loss's own options (`weights`, `drop`, `give`) are those of `multitask_loss`."""
-
-    steps: int = 2000  # optimiser steps
-    batch_size: int = 64  # examples per step, of all processes together
-    accumulate: int = 1  # parts in which each process computes its share of the batch, one after the other
-    precision: str = "fp32"  # of the network's products: "fp32", or "bf16" by autocast
-    lr: float = 1e-3  # peak learning rate of AdamW; falls along a cosine to 0 at the last step
-    warmup: int = 100  # steps over which the learning rate rises from 0
-    weight_decay: float = 0.01  # of AdamW
-    clip: float = 1.0  # largest norm of the gradient
-    ema: float = 0.999  # decay of the averaged weights at the end of its own warm-up
-    weights: dict[str, float] = field(default_factory=dict)  # lambda of each modality's loss
-    drop: dict[str, float | str] = field(default_factory=dict)  # how often a modality is absent from the aggregate
-    give: dict[str, float | str] = field(default_factory=dict)  # how often the backbone is told a value (rule 3)
-    seed: int = 0  # of batches, steps, noise and sets
-    log_every: int = 50  # steps between two rows of the history
-    save_every: int = 1000  # steps between two checkpoints
-    probe_every: int = 0  # steps between two looks at the averaged model (see `Trainer`); 0: none
-
-    def __post_init__(self):
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision must be one of {tuple(PRECISIONS)}, got {self.precision!r}")
-        for name in ("steps", "batch_size", "accumulate", "log_every", "save_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("lr", "clip"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("warmup", "weight_decay", "probe_every"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"ema must be in [0, 1), got {self.ema}")
+__all__ = ["PRECISIONS", "Interrupted", "Objective", "OutOfTime", "TrainConfig", "Trainer"]
 
 
 class Trainer:
@@ -69,24 +35,28 @@ class Trainer:
     training may go on with another division of as many shards. The first process alone writes, and looks at the model.
 
     Args:
-        model: the model; trained in place.
+        model: the model; trained in place. A card that it has from before is kept as what it is "based on".
         data: the training set; its `sample` is checked once, here: all of it, or a part of images that are packed in a
             file. A label of -1 is one that is missing (see `multitask_loss`).
         config: how to train.
         folder: where checkpoints and the history go; None keeps everything in memory.
-        loss: (model, batch, generator) -> Loss; None is `multitask_loss` with the config's options.
+        loss: (model, batch, generator) -> Loss, whose terms are means over examples; None is `multitask_loss` with the
+            config's options, whose heads are scored by the mean over what is scored in all shards.
         device: where to train.
         probe: averaged model -> {name: number}, called every `config.probe_every` steps and at the last one; the rows are
-            in `.probes`. Its time does not count as training, and it must not draw from torch's global generator.
+            in `.probes`. Its time does not count as training.
         draw: (averaged model, path of a PNG file) -> None, called when the probe is, for files in the folder's `samples/`.
         compile: let torch.compile make one program of the backbone: faster on a GPU, after a minute or so.
         keep: how many checkpoints stay: the last one, and those before it as `training-STEP.pt`.
         best: a figure of the probe; the averaged model with the smallest is kept in the folder's `best/`.
 
+    Attributes:
+        lengthened: [[step, steps]]: where a training that was to have so many steps was made longer.
+
     Raises:
-        ValueError: an example of the data does not fit the model, all values of a modality are missing, or the batch size
-            does not fit the data or the number of shards.
-        KeyError: the data lack a modality of the model, or have one that it does not know.
+        ValueError: an example of the data does not fit the model, all values of a modality are missing, the batch size
+            does not fit the data or the number of shards, or a number of the config is wrong.
+        KeyError: the data lack a modality of the model, or have one that it does not know, or the config names one.
 
     Source: EMA with a warm-up (1 + k) / (10 + k): Polyak averaging as in Ho et al. 2020, warm-up as in TensorFlow's.
     """
@@ -105,6 +75,7 @@ class Trainer:
         keep: int = 1,
         best: str | None = None,
     ):
+        config = replace(config)  # its fields can be set: checked again
         self.rank, self.shards = distributed.rank(), distributed.world() * config.accumulate
         if config.batch_size % self.shards:
             text = f"{distributed.world()} processes with accumulate = {config.accumulate}"
@@ -115,18 +86,26 @@ class Trainer:
         lacking = [name for name in model.modalities if name not in data.values]
         if lacking:
             raise KeyError(f"data set {data.name!r} lacks {lacking}; it has {list(data.values)}")
+        check_options(config.weights, config.drop, config.give, list(model.modalities))
+        if best and not probe:
+            raise ValueError(f"best names a figure of the probe, {best!r}, but there is no probe")
         next(data.batches(config.batch_size, config.seed))
         self.data, self.config = data, config
         self.folder = None if folder is None else RunFolder(folder, keep)
         self.device = torch.device(device)
         self.model = model.to(self.device).train()
+        if model.card:  # what it says of steps, figures and commands is true of the model that this one begins from
+            model.card = {"based on": {k: v for k, v in model.card.items() if k not in ("metrics", "probes")}}
         self.loss, self.probe, self.draw = loss or self._multitask, probe, draw
         self.compile, self.best = compile, best
-        self.step, self.seconds, self.history, self.probes = 0, 0.0, [], []
+        self.step, self.seconds, self.history, self.probes, self.lengthened = 0, 0.0, [], [], []
         self._flops, self._peak = 0.0, math.inf  # of an example, and of the device
-        self._sums: dict[str, Tensor] = {}  # of every term since the last row of the history
+        self.sums: dict[str, Tensor] = {}  # of every term since the last row of the history, times its share of a batch
+        self.shares: dict[str, Tensor | float] = {}  # and of those shares
+        self._shards, self._counts = None, {}  # of the step that is being taken
         mine = range(self.rank * config.accumulate, (self.rank + 1) * config.accumulate)
         self.generators = [torch.Generator(self.device).manual_seed(config.seed + 1_000_003 * k) for k in mine]
+        self.globals = GlobalGenerators(config.seed + 1_000_003 * mine[0], self.device)
         decay, rest = [], []
         for parameter in model.parameters():
             (decay if parameter.ndim > 1 else rest).append(parameter)
@@ -145,42 +124,41 @@ class Trainer:
             The averaged model, in evaluation mode. The history is in `.history`, and in the folder.
 
         Raises:
-            Interrupted: Ctrl-C or SIGTERM; the step was finished and, with a folder, saved. `OutOfTime`: time is over.
+            Interrupted: Ctrl-C, SIGTERM, SIGHUP or SIGUSR1; the step was finished and, with a folder, saved. `OutOfTime`:
+                time is over.
             FloatingPointError: the loss or its gradient became NaN or infinite; the last good checkpoint stays.
-            PermissionError: the folder cannot be written; said before the first step.
+            BlockingIOError: another process is at work in the folder.
+            OSError: the folder cannot be written (said at the start) or the disk is full; the last checkpoint stays.
             ValueError: the folder holds another training, which was not resumed.
             torch.OutOfMemoryError: the device is too small for a shard; the last checkpoint stays.
         """
-        config, entered = self.config, time.perf_counter()
-        began = entered - self.seconds
-        batches = self.data.batches(config.batch_size, config.seed, self.step, self.device, self._part())
-        if self.folder and self.rank == 0:
-            if self.step == 0 and self.folder.state.is_file():
-                raise ValueError(f"{self.folder} holds a training already: call resume(), or use another folder")
-            self.folder.write_rows(self.history, self.probes)
-        objective = self._objective()
-        bar = tqdm(
-            total=config.steps, initial=self.step, disable=not progress or self.rank > 0, unit="step", mininterval=0.5
-        )
-        with bar, stop_requests() as requests:
-            while self.step < config.steps:
-                for name, value in self._one(objective, next(batches)).items():
-                    self._sums[name] = self._sums.get(name, 0.0) + value
-                bar.update()
-                last = self.step == config.steps
-                if self.step % config.log_every == 0 or last:
-                    bar.set_postfix_str(self._log(began))
-                self.seconds = time.perf_counter() - began
-                if config.probe_every and (self.step % config.probe_every == 0 or last):
-                    self._look()
-                    began = time.perf_counter() - self.seconds
-                over = time.perf_counter() - entered > 60 * max_minutes
-                stop = self._stops(bool(requests) or over)
-                if (self.step % config.save_every == 0 or last or stop) and self.folder:
-                    self.save()
-                if stop and not last:
-                    raise (OutOfTime if over else Interrupted)(self._farewell())
+        if not max_minutes >= 0:
+            raise ValueError(f"max_minutes must be a number of minutes, got {max_minutes}")
+        with self.alone():
+            distributed.first(self._begin)
+            with stop_requests() as requests:
+                try:
+                    self._train(requests, progress, 60 * max_minutes)
+                except KeyboardInterrupt as stop:
+                    if isinstance(stop, Interrupted) or not self.folder:
+                        raise
+                    raise KeyboardInterrupt(f"stopped at once; {self.folder.safe()}") from None
         return self.averaged()
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep the folder for this training; `run` and `resume` do so for their own time.
+
+        Raises:
+            BlockingIOError: another process is at work there.
+        """
+        if self.folder:
+            distributed.first(self.folder.lock)
+        try:
+            yield
+        finally:
+            if self.folder and self.rank == 0:
+                self.folder.unlock()
 
     def averaged(self) -> MTDiffusion:
         """The model with averaged weights, in evaluation mode."""
@@ -191,72 +169,75 @@ class Trainer:
 
         Raises:
             FloatingPointError: the loss is not finite; nothing is written.
+            OSError: the folder cannot be written, or the disk is full; the last checkpoint stays.
         """
-        self._sums = distributed.mean(self._sums)
+        self.sums = distributed.mean(self.sums)
         self._check_finite()
-        randomness = (
-            [generator.get_state() for generator in self.generators],
-            torch.get_rng_state(),
-            torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
-        )
-        shards, by_cpu, by_cuda = zip(*distributed.gathered(randomness), strict=True)
-        if self.rank:
-            return
-        state = {
-            "step": self.step,
-            "device": self.device.type,
-            "seconds": self.seconds,
-            "config": asdict(self.config),
-            "data": self.data.hash(),
-            "architecture": self.model.fingerprint(),
-            "model": self.model.state_dict(),
-            "ema": self.ema.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "generators": [one for process in shards for one in process],
-            "torch": list(by_cpu),
-            "cuda": list(by_cuda),
-            "history": self.history,
-            "probes": self.probes,
-            "sums": self._sums,
-        }
-        self.folder.write(state, self.history, self.probes)
+        state = collected(self)
+        distributed.first(lambda: self.folder.write(state, self.history, self.probes))
 
     def resume(self) -> bool:
         """Go on from the folder's checkpoint; False where there is none.
+
+        With more `steps` than there, the training is lengthened: from the checkpoint's step k on, the learning rate is that
+        of step k of the longer cosine. It jumps up, from 0 where the training had ended, so the result is not that of a
+        training that was to have so many steps from the start: `lengthened` says so. Moments and average go on.
 
         Returns:
             Whether there was one.
 
         Raises:
-            ValueError: the checkpoint is damaged, or belongs to another config, model or data set.
+            BlockingIOError: another process is at work in the folder.
+            ValueError: the checkpoint is damaged, belongs to another config, model or data set, was computed in another
+                number of shards, or was to have more steps.
         """
-        state = None if self.folder is None else self.folder.read(self.device)
+        if self.folder is None:
+            return False
+        with self.alone():
+            state = self.folder.read(self.device)
         if state is None:
             return False
-        path, mine = self.folder.state, {**asdict(self.config), "accumulate": self.shards}
-        theirs = {**state["config"], "accumulate": len(state["generators"])}  # however divided among processes
-        different = [f"{k}: {theirs.get(k)} there, {v} here" for k, v in mine.items() if theirs.get(k) != v]
-        if different:
-            raise ValueError(f"{path} was trained with another config ({'; '.join(different)}): use another folder")
-        if state["device"] != self.device.type:
-            raise ValueError(f"{path} was trained on {state['device']}, and can only go on there, not on {self.device.type}")
-        if state["data"] != self.data.hash():
-            raise ValueError(f"{path} was trained on other data than {self.data.name!r}: use another folder")
-        if state["architecture"] != self.model.fingerprint():
-            raise ValueError(f"{path} belongs to another model (process, modalities or backbone): use another folder")
-        self.model.load_state_dict(state["model"])
-        self.ema.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        first = self.rank * self.config.accumulate
-        for k, generator in enumerate(self.generators, first):
-            generator.set_state(state["generators"][k].cpu())
-        mine = self.rank % len(state["torch"])
-        torch.set_rng_state(state["torch"][mine].cpu())
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["cuda"][mine].cpu(), self.device)
-        self.step, self.seconds = state["step"], state["seconds"]
-        self.history, self.probes, self._sums = state["history"], state["probes"], state["sums"]
+        compare(self, state)
+        restore(self, state)
         return True
+
+    def _begin(self) -> None:
+        """Before the first step: whether the folder is this training's and can be written."""
+        if self.folder is None:
+            return
+        if self.folder.is_another():
+            text = "holds a training already, which this one does not go on from"
+            raise ValueError(f"{self.folder} {text}: call resume(), or use another folder")
+        self.folder.write_rows(self.history, self.probes)
+
+    def _train(self, requests: list, progress: bool, seconds: float) -> None:
+        """All steps that are left, until a signal or so many seconds."""
+        config, entered = self.config, time.perf_counter()
+        began = entered - self.seconds
+        batches = self.data.batches(config.batch_size, config.seed, self.step, self.device, self._part())
+        objective, agreed = self._objective(), Agreement(self.step, self.device)
+        bar = tqdm(
+            total=config.steps, initial=self.step, disable=not progress or self.rank > 0, unit="step", mininterval=0.5
+        )
+        with bar:
+            while self.step < config.steps:
+                self._add(*self._one(objective, next(batches)))
+                last = self.step == config.steps
+                line = self._log(began) if self.step % config.log_every == 0 or last else ""
+                if not requests:  # a terminal that closes takes no more
+                    bar.update()
+                    if line:
+                        bar.set_postfix_str(line)
+                self.seconds = time.perf_counter() - began
+                if config.probe_every and (self.step % config.probe_every == 0 or last):
+                    self._look()
+                    began = time.perf_counter() - self.seconds
+                over = time.perf_counter() - entered > seconds
+                reason = agreed(self.step, requests[0] if requests else TIME * over)
+                if self.folder and (self.step % config.save_every == 0 or last or reason):
+                    self.save()
+                if reason and not last:
+                    raise self._farewell(reason)
 
     def _objective(self) -> nn.Module:
         """The loss as a module: compiled, timed and shared among processes as was asked for."""
@@ -275,24 +256,27 @@ class Trainer:
         share = self.config.batch_size // distributed.world()
         return slice(self.rank * share, (self.rank + 1) * share)
 
-    def _one(self, objective: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """One optimiser step; nothing in it waits for the device."""
+    def _one(self, objective: nn.Module, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """One optimiser step: its terms, and the shares of the batch that heads were scored on. No waiting here."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * self._schedule(self.step)
         self.optimizer.zero_grad(set_to_none=True)
         size, parts, terms = self.config.batch_size // self.shards, self.config.accumulate, {}
-        for k, generator in enumerate(self.generators):
-            shard = {name: value[k * size : (k + 1) * size] for name, value in batch.items()}
-            more = k + 1 < parts and isinstance(objective, DistributedDataParallel)
-            with objective.no_sync() if more else contextlib.nullcontext():  # gradients are exchanged once
-                total, each = self._within_memory(objective, shard, generator)
-            for name, value in {"total": total, **each}.items():
-                terms[name] = terms.get(name, 0.0) + value.detach() / parts
+        shards = [{name: value[k * size : (k + 1) * size] for name, value in batch.items()} for k in range(parts)]
+        self._shards, self._counts = shards, {}
+        with self.globals.used():
+            for k, (shard, generator) in enumerate(zip(shards, self.generators, strict=True)):
+                more = k + 1 < parts and isinstance(objective, DistributedDataParallel)
+                with objective.no_sync() if more else contextlib.nullcontext():  # gradients are exchanged once
+                    total, each = self._within_memory(objective, shard, generator)
+                for name, value in {"total": total, **each}.items():
+                    terms[name] = terms.get(name, 0.0) + value.detach() / parts
+        counts, self._shards, self._counts = self._counts, None, {}
         gradient = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         self.optimizer.step()
         self.step += 1
         self.ema.update_parameters(self.model)
-        return {**terms, "gradient": gradient}
+        return {**terms, "gradient": gradient}, {name: count / size for name, count in counts.items()}
 
     def _within_memory(self, objective: nn.Module, shard: Mapping[str, Tensor], generator: torch.Generator):
         """Loss and gradient of one shard; where the memory does not suffice, what would."""
@@ -301,16 +285,10 @@ class Trainer:
             (total / self.config.accumulate).backward()
         except torch.OutOfMemoryError as error:
             text = f"out of memory at {len(next(iter(shard.values())))} examples at a time"
-            kept = f"; the last checkpoint is in {self.folder}" if self.folder and self.folder.state.is_file() else ""
+            kept = f"; the last checkpoint is in {self.folder}: {self.folder.safe()}" if self.folder else ""
             more = f"try accumulate = {2 * self.config.accumulate}, which takes the same steps in smaller parts"
             raise torch.OutOfMemoryError(f"{text}: {more}, or a smaller batch_size{kept}") from error
         return total, terms
-
-    def _stops(self, wish: bool) -> bool:
-        """Whether to stop after this step; several processes ask each other only where they log."""
-        if distributed.world() == 1:
-            return wish
-        return self.step % self.config.log_every == 0 and distributed.agreed(wish, self.device)
 
     @staticmethod
     def _missing(model: MTDiffusion, data: Dataset) -> tuple[str, ...]:
@@ -324,9 +302,15 @@ class Trainer:
         return tuple(found)
 
     def _multitask(self, model: MTDiffusion, batch: Mapping[str, Tensor], generator: torch.Generator) -> Loss:
+        """The loss of a shard, of which the mean over all shards and processes is the loss of the whole batch."""
         c = self.config
-        options = {"weights": c.weights, "drop": c.drop, "give": c.give, "missing": self.missing}
-        return multitask_loss(model, batch, **options, generator=generator)
+        options = {"drop": c.drop, "give": c.give, "missing": self.missing}
+        if self._shards:  # the first of them in this step: none has drawn yet
+            pairs = zip(self._shards, self.generators, strict=True)
+            found = [scored(model, shard, **options, generator=generator) for shard, generator in pairs]
+            counts = {name: sum(one[name] for one in found) / len(found) for name in found[0]}
+            self._shards, self._counts = None, distributed.mean(counts)
+        return multitask_loss(model, batch, **options, weights=c.weights, counts=self._counts, generator=generator)
 
     def _schedule(self, step: int) -> float:
         """Learning rate over its peak: a linear rise, then a cosine to 0."""
@@ -338,15 +322,22 @@ class Trainer:
         decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
         torch._foreach_lerp_(averaged, current, 1 - decay)
 
+    def _add(self, terms: Mapping[str, Tensor], shares: Mapping[str, Tensor]) -> None:
+        """Add a step to the next row of the history: as much of each term as the share of the batch that it speaks of."""
+        for name, value in terms.items():
+            share = shares.get(name, 1.0)
+            self.sums[name] = self.sums.get(name, 0.0) + share * value
+            self.shares[name] = self.shares.get(name, 0.0) + share
+
     def _log(self, began: float) -> str:
         """Average the terms since the last row, over processes too, into a new one; returns it for the progress bar."""
-        self._sums = distributed.mean(self._sums)
+        self.sums = distributed.mean(self.sums)
         self._check_finite()
         self.seconds = time.perf_counter() - began  # the device has caught up
         last = self.history[-1] if self.history else {"step": 0, "seconds": 0.0}
         steps = self.step - last["step"]
-        row = {name: float(value) / steps for name, value in self._sums.items()}
-        self._sums = {}
+        row = {name: float(value) / max(float(self.shares[name]), 1e-9) for name, value in self.sums.items()}
+        self.sums, self.shares = {}, {}
         rate = steps * self.config.batch_size / max(self.seconds - last["seconds"], 1e-9)
         self.history.append({"step": self.step, "seconds": round(self.seconds, 2), **row})
         if self.folder and self.rank == 0:
@@ -361,25 +352,35 @@ class Trainer:
             return
         model = self.averaged()
         if self.probe:
-            row = {"step": self.step, "seconds": round(self.seconds, 2), **self.probe(model)}
-            record = min((old[self.best] for old in self.probes), default=math.inf) if self.best else -math.inf
-            self.probes.append(row)
+            found = dict(self.probe(model))
+            if {"step", "seconds"} & found.keys() or (self.best and self.best not in found):
+                raise ValueError(
+                    f"a probe gives figures of other names than step and seconds, {self.best!r} too: {list(found)}"
+                )
+            before = [row[self.best] for row in self.probes if not math.isnan(row[self.best])] if self.best else []
+            self.probes.append({"step": self.step, "seconds": round(self.seconds, 2), **found})
             if self.folder:
-                self.folder.append(PROBES, row)
-            if self.folder and self.best and row[self.best] < record:
-                model.save(self.folder.best, {"step": self.step, self.best: row[self.best]})
+                self.folder.append(PROBES, self.probes[-1])
+            figure = found.get(self.best, math.nan)
+            if self.folder and not math.isnan(figure) and all(figure < old for old in before):  # NaN is worse than anything
+                with self.folder.writing():
+                    model.save(self.folder.best, {"step": self.step, self.best: figure})
         if self.draw and self.folder:
-            self.draw(model, self.folder.picture(self.step))
+            with self.folder.writing():
+                self.draw(model, self.folder.picture(self.step))
 
     def _check_finite(self) -> None:
-        sums = {name: float(value) for name, value in self._sums.items()}
+        sums = {name: float(value) for name, value in self.sums.items()}
         if not all(map(math.isfinite, sums.values())):
             kept = f"; the last checkpoint in {self.folder} is from before" if self.folder else ""
             raise FloatingPointError(f"the loss is not finite by step {self.step}: {sums}{kept}. Try a lower lr")
 
-    def _farewell(self) -> str:
+    def _farewell(self, reason: float) -> Interrupted:
+        """What to raise for a stop after this step, and why."""
         kept = f"saved in {self.folder}: run the same command again to go on" if self.folder else "nothing was saved"
-        return f"stopped at step {self.step} of {self.config.steps}; {kept}"
+        why = "time is over" if reason == TIME else signal.Signals(int(reason)).name
+        text = f"{why}: stopped at step {self.step} of {self.config.steps}; {kept}"
+        return OutOfTime(text) if reason == TIME else Interrupted(text, int(reason))
 
 
 class Objective(nn.Module):

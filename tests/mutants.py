@@ -503,7 +503,7 @@ def main():
         from mtdiff.experiments import provenance  # only now: the forks must import mtdiff themselves
 
         result = {"provenance": {**provenance(), "command": " ".join(["python tests/mutants.py", *sys.argv[1:]])}, **result}
-        arguments.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+        arguments.out.write_text(json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     if wrong:
         raise SystemExit("caught, although REASONS says they cannot be:\n  " + "\n  ".join(wrong))
     raise SystemExit(result["rate"] < GOAL)

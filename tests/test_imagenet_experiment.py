@@ -165,10 +165,11 @@ def test_classes_of_drawn_images_are_confirmed_or_not():
     assert out["mean"]["frechet"] > 0
 
 
-def test_the_table_has_a_row_for_each_result():
+@pytest.mark.parametrize("nothing", [None, math.nan], ids=["null", "of before"])
+def test_the_table_has_a_row_for_each_result(nothing):
     entry = {"mean": 1.0, "stderr": None, "n": 1}
     look = {"frechet": entry, "kernel": entry, "precision": entry, "recall": entry}
-    few = {**look, "frechet": {**entry, "mean": math.nan}}
+    few = {**look, "frechet": {**entry, "mean": nothing}}
     result = {
         "experiment": "imagenet", "data": "imagenette64",
         "variants": {"plain": {"alone": {"FID": look}, "bound": {"bits_per_dim": entry}}, "label": {"joint": {"FID": few}},

@@ -482,8 +482,7 @@ def test_processes_that_are_stopped_save_and_one_goes_on(tmp_path, monkeypatch):
     code, text = finish(process)
     assert code != 0
     step = torch.load(out / "training.pt", weights_only=True)["step"]
-    assert f"stopped at step {step} of 100000; saved in" in text
-    assert step % 50 == 0
+    assert f"SIGTERM: stopped at step {step} of 100000; saved in" in text
     with monkeypatch.context() as patch:
         patch.setattr("mtdiff.training.time.perf_counter", iter(range(0, 10**9, 1000)).__next__)
         alone(patch, out, "--steps", "100000", "--max-minutes", "1")

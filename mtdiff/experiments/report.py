@@ -186,8 +186,8 @@ def _distances(entry: Mapping | None) -> str:
     """Frechet and kernel distance, the latter alone where there were too few images for the former."""
     if entry is None:
         return "-"
-    few = math.isnan(entry["frechet"]["mean"])
-    return _number(entry["kernel"]) if few else f"{_number(entry['frechet'], 1)} / {_number(entry['kernel'])}"
+    frechet, kernel = _number(entry["frechet"], 1), _number(entry["kernel"])
+    return kernel if frechet == "-" else f"{frechet} / {kernel}"
 
 
 def bounds(results: Iterable[Mapping]) -> str:
@@ -215,8 +215,8 @@ def _table(rows: list[list[str]]) -> str:
 
 
 def _number(entry: Mapping | None, digits: int = 3) -> str:
-    """Mean and standard error, as far as there is one; a dash for what was not measured."""
-    if entry is None:
+    """Mean and standard error, as far as there is one; a dash for what was not measured, or is no number."""
+    if entry is None or entry["mean"] is None or math.isnan(entry["mean"]):
         return "-"
     error = entry["stderr"]
     return f"{entry['mean']:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")

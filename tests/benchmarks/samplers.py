@@ -9,7 +9,6 @@ ancestral steps, in FD.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
@@ -18,6 +17,7 @@ import mtdiff as mt
 from mtdiff.datasets import digits
 from mtdiff.evaluation import mean_and_error, sample_many, svm_judge
 from mtdiff.experiments import provenance
+from mtdiff.files import to_json
 from mtdiff.metrics import frechet_distance
 from mtdiff.sampling import SAMPLERS
 
@@ -63,7 +63,7 @@ def main():
         "samplers": table,
     }
     if arguments.out:
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+        arguments.out.write_text(to_json(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ figures are medians over rounds. With `--profile` the compiled bf16 step of ours
 
 import argparse
 import copy
-import json
 import statistics
 import time
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch import nn
 
 import mtdiff as mt
 from mtdiff.experiments import provenance
+from mtdiff.files import to_json
 from mtdiff.losses import Loss
 from mtdiff.speed import matmul_peak, training_flops
 
@@ -188,9 +188,9 @@ def main():
     }
     if arguments.profile:
         result["profile"] = profiled(nets["ours"], loss, batch, arguments)
-    print(json.dumps(result, indent=1))
+    print(to_json(result, indent=1))
     if arguments.out:
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+        arguments.out.write_text(to_json(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ the whole MT-Diffusion model (encoders, conditioning, image and label heads) wit
 """
 
 import argparse
-import json
 import statistics
 import time
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import nn
 
 import mtdiff as mt
 from mtdiff.experiments import provenance
+from mtdiff.files import to_json
 
 SHAPE, BATCH = (3, 32, 32), 64
 
@@ -174,9 +174,9 @@ def main():
             predict, sampling_step(lambda z, u: bare(full, z, u), z, process), **timing
         ),
     }
-    print(json.dumps(result, indent=1))
+    print(to_json(result, indent=1))
     if arguments.out:
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+        arguments.out.write_text(to_json(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import PIL.Image
 from tqdm import tqdm
 
 from mtdiff.datasets.imagenet.layouts import SPLITS, Listing, find
-from mtdiff.files import write_atomic
+from mtdiff.files import to_json, write_atomic
 
 IMAGES, LABELS, BOXES, META = "images.bin", "labels.npy", "boxes.npy", "meta.json"
 FORMAT = 1
@@ -88,7 +88,7 @@ def _pack(listing: Listing, folder: Path, root: Path, size: int, limit: int | No
     try:
         partial.mkdir(parents=True)
         meta = {"format": FORMAT, **asked, **_write(listing, partial, root, size, progress)}
-        write_atomic(partial / META, (json.dumps(meta, indent=1) + "\n").encode())
+        write_atomic(partial / META, (to_json(meta, indent=1) + "\n").encode())
         partial.rename(folder)
     except OSError as error:
         if error.errno != errno.ENOSPC:
