@@ -40,10 +40,10 @@ def naming(path: str | Path, what: str = "is damaged") -> Iterator[None]:
     except Exception as error:
         if isinstance(error, ValueError) and str(path) in str(error):
             raise
-        raise ValueError(f"{path} {what}: {_said(error)}") from error
+        raise ValueError(f"{path} {what}: {said(error)}") from error
 
 
-def _said(error: Exception) -> str:
+def said(error: Exception) -> str:
     """What an error says, in one line."""
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
     if isinstance(error, KeyError) and " " not in text:

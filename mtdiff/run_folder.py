@@ -4,14 +4,20 @@ import io
 import json
 import os
 import shutil
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from mtdiff.files import write_atomic
+from mtdiff.reading import check_types, said
 
 STATE, HISTORY, PROBES, BEST, SAMPLES = "training.pt", "history.jsonl", "probes.jsonl", "best", "samples"
+TYPES = {"step": int, "seconds": float, "history": list[dict], "probes": list[dict], "generators": list, "torch": list}
+TYPES |= dict.fromkeys(("config", "model", "ema", "optimizer", "sums"), dict[str, object])
+TYPES |= dict.fromkeys(("device", "data", "architecture"), str)
+"""What a state holds."""
 
 
 class RunFolder:
@@ -56,13 +62,18 @@ class RunFolder:
         if not self.state.is_file():
             return None
         try:
+            with zipfile.ZipFile(self.state) as parts:  # torch packs nothing, and checks no sums
+                if any(part.compress_type or part.external_attr for part in parts.infolist()) or parts.testzip():
+                    raise zipfile.BadZipFile("a part of it has changed")
             state = torch.load(self.state, map_location=device, weights_only=True)
-            if not isinstance(state["config"], dict):
-                raise TypeError("no config")
+            check_types({"state": state}, {"state": dict[str, object]}, "the file")
+            check_types({name: state.get(name) for name in TYPES}, TYPES, "the state")
+            if not 0 <= state["step"] <= state["config"]["steps"]:
+                raise ValueError(f"step {state['step']} of {state['config']['steps']}")
         except Exception as error:  # torch raises many kinds for a damaged file
             before = [path.name for path in self._older()]
             instead = f"rename {before[-1]}, the one before, to {STATE}" if before else "delete it to start again"
-            raise ValueError(f"{self.state} is truncated or damaged ({type(error).__name__}): {instead}") from None
+            raise ValueError(f"{self.state} is truncated or damaged ({said(error)}): {instead}") from None
         return state
 
     def write_rows(self, history: Sequence[Mapping], probes: Sequence[Mapping]) -> None:

@@ -17,6 +17,7 @@ from mtdiff import distributed
 from mtdiff.datasets.base import Dataset
 from mtdiff.losses import Loss, multitask_loss
 from mtdiff.model import MTDiffusion
+from mtdiff.reading import naming
 from mtdiff.run_folder import HISTORY, PROBES, RunFolder
 from mtdiff.speed import matmul_peak, training_flops
 from mtdiff.stopping import Interrupted, OutOfTime, stop_requests
@@ -233,6 +234,12 @@ class Trainer:
         state = None if self.folder is None else self.folder.read(self.device)
         if state is None:
             return False
+        with naming(self.folder.state, "does not fit this training"):
+            self._restore(state)
+        return True
+
+    def _restore(self, state: Mapping) -> None:
+        """Take up a state, if it is one of this training."""
         path, mine = self.folder.state, {**asdict(self.config), "accumulate": self.shards}
         theirs = {**state["config"], "accumulate": len(state["generators"])}  # however divided among processes
         different = [f"{k}: {theirs.get(k)} there, {v} here" for k, v in mine.items() if theirs.get(k) != v]
@@ -256,7 +263,6 @@ class Trainer:
             torch.cuda.set_rng_state(state["cuda"][mine].cpu(), self.device)
         self.step, self.seconds = state["step"], state["seconds"]
         self.history, self.probes, self._sums = state["history"], state["probes"], state["sums"]
-        return True
 
     def _objective(self) -> nn.Module:
         """The loss as a module: compiled, timed and shared among processes as was asked for."""
