@@ -1,19 +1,20 @@
 """Loading models that `MTDiffusion.save` wrote: weights from safetensors, everything else from a JSON card."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 
 from mtdiff.backbones.base import Backbone
 from mtdiff.files import CARD, FORMAT, OWN, WEIGHTS, check_weights
 from mtdiff.modalities.base import Modality
 from mtdiff.model import MTDiffusion
 from mtdiff.process import ForwardProcess
+from mtdiff.reading import Allowance, check_types, hints, naming, read_json, read_weights
+from mtdiff.sampling import RULES, SAMPLERS
 from mtdiff.schedules import NoiseSchedule
+
+DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
 def shipped() -> Path:
@@ -43,27 +44,17 @@ def load(path_or_name: str | Path, device: str | torch.device = "cpu") -> MTDiff
         names = sorted(str(p.parent.relative_to(shipped())) for p in shipped().rglob(CARD))
         names = [name for name in names if not name.startswith("judge")]
         raise FileNotFoundError(f"no model at {str(path_or_name)!r}, and no shipped model of that name: {names}")
-    try:
-        card = json.loads((folder / CARD).read_text())
-        config = card["config"]
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{folder / CARD} is not a model card: {error}") from None
-    if card.get("format") != FORMAT:
-        raise ValueError(f"{folder / CARD} has format {card.get('format')}, this version reads {FORMAT}")
+    card = read_json(folder / CARD, "a model card")
+    if "config" not in card:
+        raise ValueError(f"{folder / CARD} is not a model card: it lacks 'config'")
+    if type(card.get("format")) is not int or card["format"] != FORMAT:
+        raise ValueError(f"{folder / CARD} has format {card.get('format')!r}, this version reads {FORMAT}")
     check_weights(folder, card)
-    try:
-        tensors = safetensors.torch.load_file(folder / WEIGHTS)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{folder} has a card but no {WEIGHTS}") from None
-    except SafetensorError as error:
-        raise ValueError(f"{folder / WEIGHTS} is truncated or damaged: {error}") from None
-    try:
-        with torch.random.fork_rng(devices=[]):  # the weights it begins with are replaced
-            model = build(config, tensors)
-    except (AttributeError, KeyError, RuntimeError, TypeError) as error:
-        raise ValueError(f"{folder / WEIGHTS} does not fit its card: {error}") from None
+    tensors = read_weights(folder / WEIGHTS)
+    with naming(folder / WEIGHTS, "does not fit its card"), torch.random.fork_rng(devices=[]):  # first weights are replaced
+        model = build(card["config"], tensors)
     model.card = {key: value for key, value in card.items() if key not in OWN}
-    return model.to(device).eval()
+    return (model if torch.device(device) == model.device else model.to(device)).eval()
 
 
 def build(config: Mapping, tensors: dict[str, torch.Tensor]) -> MTDiffusion:
@@ -72,15 +63,30 @@ def build(config: Mapping, tensors: dict[str, torch.Tensor]) -> MTDiffusion:
     Raises:
         KeyError: config or tensors lack an entry.
         RuntimeError: weights of other names or shapes.
-        ValueError: an unknown kind of modality or backbone.
+        ValueError: an entry of another type than it should be, or an unknown kind, rule, sampler or dtype.
     """
+    check_types({"config": config}, {"config": dict[str, object]}, "the card")
+    own = {"kind": str, "dtype": str, "prior": str | None, "modalities": dict[str, dict]}
+    check_types(config, {**hints(MTDiffusion), **own}, "the card's config")
+    kinds = {"MTDiffusion": MTDiffusion, **MTDiffusion.kinds}
+    rules = config["rule"].values() if isinstance(config["rule"], dict) else [config["rule"]]
+    for name, values, known in (
+        ("kind", [config["kind"]], kinds),
+        ("dtype", [config["dtype"]], DTYPES),
+        ("sampler", [config["sampler"]], SAMPLERS),
+        ("rule", rules, (None, *RULES)),
+    ):
+        if not set(values) <= set(known):
+            raise ValueError(f"{name} must be one of {list(known)}, got {config[name]!r}")
     tables = {name: tensors.pop(f"process.{name}") for name in config["modalities"]}
     process = ForwardProcess(NoiseSchedule(tensors.pop("process/abar")), tables, config["prior"])
-    modalities = {name: Modality.from_config(entry) for name, entry in config["modalities"].items()}
-    backbone = Backbone.from_config(config["backbone"])
-    kind = {"MTDiffusion": MTDiffusion, **MTDiffusion.kinds}[config["kind"]]
     chosen = {key: config[key] for key in ("prediction", "rule", "sampler")}
     chosen |= {key: config[key] for key in ("remove_told", "conditions") if config.get(key)}  # not in every card
-    model = kind(process, modalities, backbone, tuple(config["space"]), **chosen)
-    model.to(getattr(torch, config["dtype"])).load_state_dict(tensors)
+    with Allowance(tensors):
+        modalities = {name: Modality.from_config(entry) for name, entry in config["modalities"].items()}
+        backbone = Backbone.from_config(config["backbone"])
+        model = kinds[config["kind"]](process, modalities, backbone, tuple(config["space"]), **chosen)
+    if model.dtype != (dtype := getattr(torch, config["dtype"])):
+        model.to(dtype)
+    model.load_state_dict(tensors)
     return model

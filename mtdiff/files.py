@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import reprlib
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import TypeVar
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import nn
+
+from mtdiff.reading import Allowance, check_types, hints, naming, read_json, read_weights
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -129,25 +131,18 @@ def load_network(folder: Path, kind: type[Network], what: str) -> tuple[Network,
         FileNotFoundError: there is a card but no weights.
         ValueError: the files are damaged, of another format or kind, or do not fit each other.
     """
-    try:
-        card = json.loads((folder / CARD).read_text())
-        config, version = dict(card["config"]), card["format"]
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{folder / CARD} is not {what}'s card: {error}") from None
-    if version != FORMAT or config.pop("kind", None) != kind.__name__:
+    card = read_json(folder / CARD, f"{what}'s card")
+    config = card.get("config")
+    if not isinstance(config, dict) or card.get("format") != FORMAT or config.get("kind") != kind.__name__:
         wanted = f"{what}'s card of format {FORMAT} and kind {kind.__name__}"
-        raise ValueError(f"{folder / CARD} is not {wanted}: format {version}, {card['config']}")
+        raise ValueError(f"{folder / CARD} is not {wanted}: format {card.get('format')!r}, config {reprlib.repr(config)}")
+    config = {name: value for name, value in config.items() if name != "kind"}
     check_weights(folder, card)
-    try:
-        tensors = safetensors.torch.load_file(folder / WEIGHTS)
-        with torch.random.fork_rng(devices=[]):  # the weights it begins with are replaced
+    tensors = read_weights(folder / WEIGHTS)
+    with naming(folder / WEIGHTS, "does not fit its card"):
+        check_types(config, hints(kind), f"{what}'s card")
+        with Allowance(tensors), torch.random.fork_rng(devices=[]):  # the weights it begins with are replaced
             network = kind(**config)
         network.load_state_dict({name: t.float() if t.dtype == torch.float16 else t for name, t in tensors.items()})
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{folder} has a card but no {WEIGHTS}") from None
-    except SafetensorError as error:
-        raise ValueError(f"{folder / WEIGHTS} is truncated or damaged: {error}") from None
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"{folder / WEIGHTS} does not fit its card: {error}") from None
     card = {key: value for key, value in card.items() if key not in OWN}
     return network.eval().requires_grad_(False), card

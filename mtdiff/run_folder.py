@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from mtdiff.files import CARD, WEIGHTS, clear_unfinished, to_json, write_atomic
+from mtdiff.reading import check_types, said
 
 try:
     import fcntl
@@ -23,6 +24,10 @@ except ImportError:  # not on every system
 STATE, HISTORY, PROBES, BEST, SAMPLES, LOCK = (
     "training.pt", "history.jsonl", "probes.jsonl", "best", "samples", ".lock"
 )  # fmt: skip
+TYPES = {"step": int, "seconds": float, "history": list[dict], "probes": list[dict], "generators": list, "torch": list}
+TYPES |= dict.fromkeys(("config", "model", "ema", "optimizer", "sums"), dict[str, object])
+TYPES |= dict.fromkeys(("device", "data", "architecture"), str)
+"""What a state holds."""
 
 
 class RunFolder:
@@ -98,16 +103,18 @@ class RunFolder:
         if not self.state.is_file():
             return None
         try:
-            with zipfile.ZipFile(self.state) as file:  # torch does not look at checksums
-                if (damaged := file.testzip()) is not None:
-                    raise ValueError(damaged)
+            with zipfile.ZipFile(self.state) as parts:  # torch packs nothing, and checks no sums
+                if any(part.compress_type or part.external_attr for part in parts.infolist()) or parts.testzip():
+                    raise zipfile.BadZipFile("a part of it has changed")
             state = torch.load(self.state, map_location=device, weights_only=True)
-            if not isinstance(state["config"], dict):
-                raise TypeError("no config")
+            check_types({"state": state}, {"state": dict[str, object]}, "the file")
+            check_types({name: state.get(name) for name in TYPES}, TYPES, "the state")
+            if not 0 <= state["step"] <= state["config"]["steps"]:
+                raise ValueError(f"step {state['step']} of {state['config']['steps']}")
         except Exception as error:  # torch raises many kinds for a damaged file
             before = [path.name for path in self._older()]
             instead = f"rename {before[-1]}, the one before, to {STATE}" if before else "delete it to start again"
-            raise ValueError(f"{self.state} is truncated or damaged ({type(error).__name__}): {instead}") from None
+            raise ValueError(f"{self.state} is truncated or damaged ({said(error)}): {instead}") from None
         self.step, self._known = state["step"], self._identity()
         return state
 

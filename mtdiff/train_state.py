@@ -88,7 +88,7 @@ def compare(trainer, state: Mapping) -> None:
         raise ValueError(f"{text} (steps: {theirs['steps']} there, {mine['steps']} here): use another folder")
     if state["device"] != trainer.device.type:
         raise ValueError(f"{path} was trained on {state['device']}, and can only go on there, not on {trainer.device.type}")
-    if state["data"] != trainer.data.hash():
+    if not trainer.data.has_hash(state["data"]):
         raise ValueError(f"{path} was trained on other data than {trainer.data.name!r}: use another folder")
     if state["architecture"] != trainer.model.fingerprint():
         raise ValueError(f"{path} belongs to another model (process, modalities or backbone): use another folder")

@@ -18,6 +18,7 @@ from mtdiff import distributed
 from mtdiff.datasets.base import Dataset
 from mtdiff.losses import Loss, check_options, multitask_loss, scored
 from mtdiff.model import MTDiffusion
+from mtdiff.reading import naming
 from mtdiff.run_folder import HISTORY, PROBES, RunFolder
 from mtdiff.speed import matmul_peak, training_flops
 from mtdiff.stopping import TIME, Agreement, Interrupted, OutOfTime, stop_requests
@@ -197,8 +198,9 @@ class Trainer:
             state = self.folder.read(self.device)
         if state is None:
             return False
-        compare(self, state)
-        restore(self, state)
+        with naming(self.folder.state, "does not fit this training"):
+            compare(self, state)
+            restore(self, state)
         return True
 
     def _begin(self) -> None:

@@ -168,3 +168,13 @@ def test_the_hash_of_representations_is_of_scenes_and_encoder(monkeypatch):
     assert represented.__wrapped__("shapes16", "test").hash() == expected.hash()
     off[1] = 1e-3
     assert represented.__wrapped__("shapes16", "test").hash() != expected.hash()
+
+
+def test_a_training_of_data_hashed_by_their_bytes_goes_on():
+    """Checkpoints of before hold such hashes."""
+    data, bare = shapes("train", 16, 5), Dataset("bare", shapes("train", 16, 5).values)
+    assert data.hash() != bare.hash()
+    assert data.has_hash(data.hash())
+    assert data.has_hash(bare.hash())
+    assert not data.has_hash(shapes("train", 16, 6).hash())
+    assert not bare.has_hash(data.hash())

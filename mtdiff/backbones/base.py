@@ -1,10 +1,13 @@
 """What every backbone offers to the model and to the heads."""
 
 import math
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+
+from mtdiff.reading import rebuild
 
 
 class Backbone(nn.Module):
@@ -37,13 +40,9 @@ class Backbone(nn.Module):
         """Rebuild a backbone from its card entry.
 
         Raises:
-            ValueError: the kind is unknown: the class that defines it has not been imported.
+            ValueError: see `rebuild`.
         """
-        config = dict(config)
-        kind = config.pop("kind")
-        if kind not in Backbone.kinds:
-            raise ValueError(f"unknown backbone kind {kind!r}; known: {sorted(Backbone.kinds)}. Import the class first")
-        return Backbone.kinds[kind](**config)
+        return rebuild(config, Backbone.kinds, "backbone")
 
     def forward(
         self,
@@ -103,3 +102,15 @@ def zero(layer: nn.Module) -> nn.Module:
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
+
+
+def check_sizes(**sizes: int | Sequence[int]) -> None:
+    """Refuse, by its name, what is not a whole number from 1 on, or a sequence of such.
+
+    Raises:
+        ValueError: one of them is not.
+    """
+    for name, size in sizes.items():
+        each = tuple(size) if isinstance(size, Sequence) else (size,)
+        if not each or any(type(number) is not int or number < 1 for number in each):
+            raise ValueError(f"{name} must be whole numbers from 1 on, got {size!r}")

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mtdiff.backbones.base import Backbone, NoiseLevel, zero
+from mtdiff.backbones.base import Backbone, NoiseLevel, check_sizes, zero
 
 
 class MLP(Backbone):
@@ -18,11 +18,15 @@ class MLP(Backbone):
         blocks: number of residual blocks.
         dropout: dropout rate inside the blocks.
 
+    Raises:
+        ValueError: a size is no whole number from 1 on.
+
     Source: the residual block with scale and shift: Perez et al. 2018 (FiLM), as in Dhariwal and Nichol 2021.
     """
 
     def __init__(self, space: Sequence[int], width: int = 128, blocks: int = 3, dropout: float = 0.0):
         super().__init__()
+        check_sizes(space=tuple(space), width=width, blocks=blocks)
         self.config = {"kind": "MLP", "space": list(space), "width": width, "blocks": blocks, "dropout": dropout}
         self.space, self.embedding, self.pooled = tuple(space), width, width
         self.level = NoiseLevel(width)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mtdiff.backbones.base import Backbone, NoiseLevel, zero
+from mtdiff.backbones.base import Backbone, NoiseLevel, check_sizes, zero
 
 
 class UNet(Backbone):
@@ -26,8 +26,8 @@ class UNet(Backbone):
         cross: heights at which the network attends to tokens that it is told, after each residual block.
 
     Raises:
-        ValueError: the space is not (C, H, W), cannot be halved as often as multipliers ask, or attention or cross
-            names a height that no level has.
+        ValueError: a size is no whole number from 1 on, the space is not (C, H, W) or cannot be halved as often as
+            multipliers ask, or attention or cross names a height that no level has.
 
     Source: Ho et al. 2020; Dhariwal and Nichol 2021, section 3 (scale and shift from the embedding).
     """
@@ -45,6 +45,7 @@ class UNet(Backbone):
     ):
         super().__init__()
         space = tuple(space)
+        check_sizes(space=space, base=base, multipliers=multipliers, blocks=blocks, head_channels=head_channels)
         halvings = 2 ** (len(multipliers) - 1)
         if len(space) != 3 or space[1] % halvings or space[2] % halvings:
             raise ValueError(f"space must be (C, H, W) with H and W divisible by {halvings}, got {space}")

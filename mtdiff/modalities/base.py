@@ -8,6 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from mtdiff.reading import rebuild
+
 
 @dataclass(frozen=True)
 class View:
@@ -76,14 +78,9 @@ class Modality(nn.Module):
         """Rebuild a modality from its card entry.
 
         Raises:
-            ValueError: the kind is unknown: the class that defines it has not been imported.
+            ValueError: see `rebuild`.
         """
-        config = dict(config)
-        kind = config.pop("kind")
-        if kind not in Modality.kinds:
-            raise ValueError(f"unknown modality kind {kind!r}; known: {sorted(Modality.kinds)}. Import the class first")
-        span = config.pop("channels", None)
-        return Modality.kinds[kind](channels=None if span is None else slice(*span), **config)
+        return rebuild(config, Modality.kinds, "modality")
 
     def attach(self, name: str, space: Sequence[int], backbone: nn.Module) -> None:
         """Bind to a space and a backbone; creates the parameters of encoder and head. The model calls it once.

@@ -178,9 +178,10 @@ def _tiles(size: int, shape: Sequence[int]) -> Tensor:
     if len(shape) != 3 or min(shape[1:]) < (side := math.ceil(size**0.5)):
         raise ValueError(f"{size} tiles need an image of at least {math.ceil(size**0.5)} pixels a side, got {tuple(shape)}")
     height, width = (torch.arange(pixels) for pixels in shape[1:])
+    tiles = torch.zeros(*shape[1:], side**2, dtype=torch.float64)
     block = (height * side // shape[1])[:, None] * side + (width * side // shape[2])[None]
     board = 1.0 - 2.0 * ((height[:, None] + width[None]) % 2)
-    tiles = (block[..., None] == torch.arange(size)) * board[..., None].double()
+    tiles = tiles.scatter(2, block[..., None], board[..., None].double())[..., :size]
     tiles = tiles.expand(shape[0], *tiles.shape).flatten(0, 2)
     return tiles / tiles.norm(dim=0)
 

@@ -45,11 +45,7 @@ class Label(Modality):
     ):
         if tell not in ("vector", "token"):
             raise ValueError(f'tell must be "vector" or "token", got {tell!r}')
-        if classes < 2:
-            raise ValueError(f"classes must be at least 2, got {classes}")
-        names = [str(k) for k in range(classes)] if names is None else [str(name) for name in names]
-        if len(names) != classes:
-            raise ValueError(f"names has {len(names)} entries for {classes} classes")
+        names = class_names(classes, names)
         if isinstance(codes, str) and codes not in ("simplex", *KINDS):
             raise ValueError(f"codes must be one of {('simplex', *KINDS)} or numbers (K, ...), got {codes!r}")
         plain = codes if isinstance(codes, str) else torch.as_tensor(codes).tolist()
@@ -133,6 +129,20 @@ class Label(Modality):
     def draw(self, params: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """A class drawn from the softmax, (B,) int64."""
         return torch.multinomial(params.float().softmax(1), 1, generator=generator).squeeze(1)
+
+
+def class_names(classes: int, names: Sequence[str] | None) -> list[str]:
+    """The names of K classes, counted where there are none.
+
+    Raises:
+        ValueError: fewer than two classes or more than a million, or the number of names is not K.
+    """
+    if not 2 <= classes <= 1_000_000:
+        raise ValueError(f"classes must be {'at least 2' if classes < 2 else 'at most a million'}, got {classes}")
+    names = [str(k) for k in range(classes)] if names is None else [str(name) for name in names]
+    if len(names) != classes:
+        raise ValueError(f"names has {len(names)} entries for {classes} classes")
+    return names
 
 
 def simplex_codes(classes: int, shape: Sequence[int], seed: int = 0) -> Tensor:

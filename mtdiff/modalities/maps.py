@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtdiff.modalities.base import Modality, View
-from mtdiff.modalities.label import simplex_codes
+from mtdiff.modalities.label import class_names, simplex_codes
 
 
 class DenseMap(Modality):
@@ -112,11 +112,7 @@ class LabelMap(DenseMap):
         tell: bool = False,
         seed: int = 0,
     ):
-        if classes < 2:
-            raise ValueError(f"classes must be at least 2, got {classes}")
-        names = [str(k) for k in range(classes)] if names is None else [str(name) for name in names]
-        if len(names) != classes:
-            raise ValueError(f"names has {len(names)} entries for {classes} classes")
+        names = class_names(classes, names)
         super().__init__(size, channels, tell, classes=classes, names=names, seed=seed)
         self.classes, self.names, self._seed = classes, names, seed
 
