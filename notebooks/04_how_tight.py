@@ -1003,11 +1003,11 @@ print(f"the digits' own: one bound of an image has an error of {error:.1f} nats 
 # The answer is not flattering. The label follows from the image, so its log 10 nats could be saved. But every joint
 # model is a worse model of the *image* than the image-only one, by more than that: some 9 nats with fade-in, 13 with
 # channels of its own, 34 with a constant superposed weight (all three clear; between the first two the difference is
-# not). So sharing the space is not the whole reason, as own channels lose as well. None of it is the price of *moving*,
-# which is 0.02 nats at most: it is the network that denoises less precisely. Other things differ, too: the joint models see the image alone in only a
-# fifth of their training examples, and their settings were chosen by the quality of samples, not by nats. What causes
-# how much we have not separated. The last line of `constant` is a case of its own: with both in $z$, its heads have to
-# take the label's pattern off the image to a precision of 0.02.
+# not). So sharing the space is not the whole reason, as own channels lose as well. None of it is the price of
+# *moving*, which is 0.02 nats at most: it is the network that denoises less precisely. Other things differ, too: the
+# joint models see the image alone in only a fifth of their training examples, and their settings were chosen by the
+# quality of samples, not by nats. What causes how much we have not separated. The last line of `constant` is a case of
+# its own: with both in $z$, its heads have to take the label's pattern off the image to a precision of 0.02.
 #
 # ## 9 · Play
 #

@@ -916,8 +916,8 @@ files = (
 results = [json.loads((Path("../data/results") / file).read_text()) for file in files]
 found = []
 for result in results:
-    by_bayes, by_swap, by_telling = (by_seed(result, "metrics", r, "agreement") for r in ("bayes", "substitute", "conditioned"))
-    pair = paired(by_swap, by_bayes), paired(by_telling, by_swap)
+    obeyed = {rule: by_seed(result, "metrics", rule, "agreement") for rule in RULES}
+    pair = paired(obeyed["substitute"], obeyed["bayes"]), paired(obeyed["conditioned"], obeyed["substitute"])
     print(f"{next(iter(result['variants'])):12s} substitution less Bayes {pair[0]}, telling less substitution {pair[1]}")
     assert pair[0].clear
     assert pair[0].mean > 0

@@ -764,11 +764,11 @@ plots.show(
 )
 
 # %%
-looked = [("conditional", key, *rest) for key, *rest in (("ssim", transition.DETERMINED), ("scene", OPEN), ("features", OPEN))]
-looked += [("conditional", "bound", transition.DIRECTIONS), ("sdedit", "ssim", transition.DETERMINED), ("sdedit", "scene", OPEN)]
+DIRECTIONS = {"ssim": transition.DETERMINED, "scene": OPEN, "features": OPEN, "bound": transition.DIRECTIONS}
+looked = [("conditional", key) for key in DIRECTIONS] + [("sdedit", "ssim"), ("sdedit", "scene")]
 lines, counted = ["The transition is", ""], []
-for other, key, directions in looked:
-    found = differences(directions, key, other)
+for other, key in looked:
+    found = differences(DIRECTIONS[key], key, other)
     lines.append(f"- against **{other}**, by {key}: {summary(found)};")
     counted += found.values()
 lines += ["", f"{tally(counted)}. (By `scene`, SDEdit's copied segments count as right.)"]
@@ -783,10 +783,10 @@ Markdown("\n".join(lines))
 #
 # Whatever the counts above say, section 5 tells how to read them. Between transition and conditional, differences can
 # only come from schedule, step and parametrisation, not from what is known. And the schedules do differ: with these
-# curves the target's log-SNR is below -6 in 21% of the transition's steps, in 13% of the other's. Whoever reports that starting at the
-# source *itself* helps has to show that it is not the schedule. SDEdit is another matter: its model has never
-# seen a pair, and the source reaches it through noise alone. Like the
-# untold chain of section 4 it sees the source in its start only; the strength is the knob.
+# curves the target's log-SNR is below -6 in 21% of the transition's steps, in 13% of the other's. Whoever reports that
+# starting at the source *itself* helps has to show that it is not the schedule. SDEdit is another matter: its model
+# has never seen a pair, and the source reaches it through noise alone. Like the untold chain of section 4 it sees the
+# source in its start only; the strength is the knob.
 
 # %% [markdown]
 # ## 9 · Exercises

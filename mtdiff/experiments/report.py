@@ -60,10 +60,10 @@ def heads(results: Iterable[Mapping]) -> str:
     head = ["variant", "accuracy", "nats", "calibration error", "temperature", "nats, scaled", "calibration error, scaled"]
     rows = [head, ["---"] * len(head)]
     keys = ("accuracy", "nats", "calibration_error", "temperature", "nats_scaled", "calibration_error_scaled")
-    for result, variant, m in ((result, variant, m) for result in results for variant, m in result["variants"].items()):
+    for found, variant, m in ((result, variant, m) for result in results for variant, m in result["variants"].items()):
         if "head" in m:
             cells = [_number(m["head"][key]) for key in keys]
-            runs = [run["metrics"]["head"] for run in result.get("runs", ()) if run["variant"] == variant]
+            runs = [run["metrics"]["head"] for run in found.get("runs", ()) if run["variant"] == variant]
             each = [_limited(run["temperature"]) for run in runs]
             if any(not text[0].isdigit() for text in each):
                 cells[keys.index("temperature")] = ", ".join(each)
