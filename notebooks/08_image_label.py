@@ -709,8 +709,9 @@ Markdown(report.markdown([results[name] for name in ("fade-in", "labels-10", "la
 #
 # And there is a price: with few labels the label is obeyed badly (at a tenth it is told in one example of fifty), and
 # images that are drawn *with* a label are worse (joint FD 0.46 with all labels, 1.05 with a tenth). The image alone is
-# not: its bound is *better* by 6 to 8 nats, for an example without a label is one of the image alone. Jointly drawn pairs still fit
-# in four of five cases at a tenth; at a hundredth, hardly more often than by chance, and no rule helps.
+# not: its bound is *better* by 6 to 8 nats, for an example without a label is one of the image alone. Jointly drawn
+# pairs still fit in four of five cases at a tenth; at a hundredth, hardly more often than by chance, and no rule
+# helps.
 
 # %% [markdown] tags=["slide"]
 # ## 7 · What models amplify
