@@ -503,12 +503,12 @@ minutes = {name: [run["card"]["training"]["wall_seconds"] / 60 for run in result
 print("minutes of training:", ", ".join(f"{name} {min(m):.1f} to {max(m):.1f}" for name, m in minutes.items()))
 
 # %% [markdown]
-# **No, not at 16×16.** Nothing in the table is better than the image alone, and nothing learns faster: no curve
-# crosses that of `image-only`. All sixteen differences have the wrong sign, and four are clear (the stars above; section 8
-# of notebook 04): drawn together with a representation, images of `lifted` are farther from the data by 24 ± 3, with
-# guidance 2 by 6 ± 1. For `own-channels` (9 ± 10), and by DDIM at the end of the training (13 ± 4 and 8 ± 4), it is not
-# clear. Seeds differ much from each other, `image-only` between 28 and 46: only seed by seed can this be seen. We had
-# hoped for the opposite.
+# **No, not at 16×16.** Nothing is better than the image alone (`random` cannot be compared, see below), and nothing
+# learns faster: no curve crosses that of `image-only`. All sixteen differences have the wrong sign, and four are clear
+# (the stars above; section 8 of notebook 04): drawn together with a representation, images of `lifted` are farther
+# from the data by 24 ± 3, with guidance 2 by 6 ± 1. For `own-channels` (9 ± 10), and by DDIM at the end of the
+# training (13 ± 4 and 8 ± 4), it is not clear. Seeds differ much from each other, `image-only` between 28 and 46: only
+# seed by seed can this be seen. We had hoped for the opposite.
 #
 # *What costs?* `predicted` and `told` have nothing in the sum and are about 8 behind, `predicted` clearly (7.7 ± 1.0):
 # what it does besides drawing takes a share of the training, and brings no gain that would show. (With DDIM it is 3.0
@@ -594,11 +594,10 @@ print(tally(counted))
 # %% [markdown]
 # With a representation in the sum, the trunk names *fewer* objects than that of the image alone (clear for `lifted` on
 # clean and nearly clean images), told of it, as many. Asked to predict it in every example it seems to name more
-# (`predicted`, 3.5 ± 1.7 points on clean images), but that is clear at one of nine levels only. The head says more: 54% of
-# the variance is read off a clean image where the representation is never in
-# the sum (a linear map of the pixels reads 34%), 18 to 21% where it is, and that difference is clear. Presumably because
-# there it can be copied: only
-# three of ten examples ask the network to look at the image instead. As a **target** a representation is learned;
+# (`predicted`, 3.5 ± 1.7 points on clean images), but that is clear at one of nine levels only. The head says more:
+# 54% of the variance is read off a clean image where the representation is never in the sum (a linear map of the
+# pixels reads 34%), 18 to 21% where it is, and that difference is clear. Presumably because there it can be copied:
+# only three of ten examples ask the network to look at the image instead. As a **target** a representation is learned;
 # as a **companion** it spares the trunk the work. Better images did not follow from either.
 #
 # ### 32×32

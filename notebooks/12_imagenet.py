@@ -247,12 +247,12 @@ seconds = {name: run["runs"][0]["card"]["training"]["wall_seconds"] for name, ru
 print(", ".join(f"{name}: {1000 * total / 20000:.0f} ms a step" for name, total in seconds.items()))
 
 # %% [markdown]
-# Step by step, plain diffusion is ahead: its error ends at 0.0969, with a label in the sum at 0.0981 (+1.3%, clear), with
-# a masked image at 0.0986 (+1.7%, which two seeds leave unclear). Bits per dimension say the same (4.65, 4.71, 4.73), and
-# so do operations, since no modality costs more than 2% of a step. Where the deficit comes from was
-# not tested; the backbone has more to estimate with the same 0.4M numbers, and in a share of the steps it is told what
-# is not told in this probe. It is not final: after 20,000 steps the error is 0.0966 with a label and 0.0965 with a
-# masked image.
+# Step by step, plain diffusion is ahead: its error ends at 0.0969, with a label in the sum at 0.0981 (+1.3%, clear),
+# with a masked image at 0.0986 (+1.7%, which two seeds leave unclear). Bits per dimension say the same (4.65, 4.71,
+# 4.73), and so do operations, since no modality costs more than 2% of a step. Where the deficit comes from was not
+# tested; the backbone has more to estimate with the same 0.4M numbers, and in a share of the steps it is told what is
+# not told in this probe. It is not final: after 20,000 steps the error is 0.0966 with a label and 0.0965 with a masked
+# image.
 #
 # Minutes are to be read with care. These trainings shared two cores with other work; two of them took forty minutes
 # for what took the others twenty-five. The two longer ones ran side by side, so the line printed above compares
@@ -313,9 +313,8 @@ for name, (s, a, count) in found.items():
 
 # %% [markdown]
 # - Without guidance MobileNetV2 calls 18% of the images by the class they were drawn for. Chance is 10%, photographs
-#   reach 64%. So the class *is* in the image, weakly. Guidance hardly makes it
-#   plainer: 22 and 20% at guidance 2 and 4, no clear difference; in the longer training 22, 18 and 24% at 1, 2 and 4 (each
-#   ± 2).
+#   reach 64%. So the class *is* in the image, weakly. Guidance hardly makes it plainer: 22 and 20% at guidance 2 and
+#   4, no clear difference; in the longer training 22, 18 and 24% at 1, 2 and 4 (each ± 2).
 # - **The correction fails its own check.** One model cannot show the class in three of ten images and in well over half
 #   of them. So at least one judge errs on drawings in another way than on photographs, and what it does with photographs
 #   corrects nothing. The second judge saw the very photographs that the generator learned from, and has its backbone:
@@ -432,9 +431,10 @@ print(f"Tiny-ImageNet, 200 classes: box overlap {box['box']['overlap']['mean']:.
 print(f"would have {box['box']['everything']['mean']:.2f}. Label head {box['head']['accuracy']['mean']:.1%}, chance 0.5%")
 
 # %% [markdown]
-# This is a failure, and it stays here. Two hundred classes at 32×32 in 6,000 steps of 32 images: each photograph was seen
-# twice. The label head is hardly above chance, images are called by their class in 0.8% of 500 cases (chance 0.5%;
-# photographs 29%), and the model's box overlaps with the true one *less* than the whole image does, which has not looked.
+# This is a failure, and it stays here. Two hundred classes at 32×32 in 6,000 steps of 32 images: each of the 25,000
+# photographs was seen eight times. The label head is hardly above chance, images are called by their class in 0.8% of
+# 500 cases (chance 0.5%; photographs 29%), and the model's box overlaps with the true one *less* than the whole image
+# does, which has not looked.
 #
 # Is the whole image a fair control? Not in general: if boxes were concentric and their areas uniform, the whole image
 # would have 1/2, and a central one of half its area $1/4 + \ln(2) / 2 = 0.60$. Tiny-ImageNet's boxes are not like that.
