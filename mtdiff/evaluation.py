@@ -5,9 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from mtdiff.comparison import mean_and_error
 from mtdiff.datasets.base import Dataset
 from mtdiff.elbo import elbo
-from mtdiff.metrics import energy_distance, frechet_distance, mean_and_error, psnr, ssim
+from mtdiff.metrics import energy_distance, frechet_distance, psnr, ssim
 from mtdiff.sampling import sample
 
 __all__ = [

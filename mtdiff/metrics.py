@@ -1,7 +1,6 @@
 """Metrics of tensors: distances of laws, calibration, similarity of images. No model is involved."""
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -206,6 +205,10 @@ def calibration_error(logits: Tensor, label: Tensor, bins: int = 15) -> float:
     return float(torch.zeros(bins, dtype=gap.dtype, device=gap.device).index_add(0, bin_, gap).abs().sum() / len(gap))
 
 
+TEMPERATURES = (0.01, 100.0)
+"""The range in which `temperature` looks for one."""
+
+
 def temperature(logits: Tensor, label: Tensor) -> float:
     """The T > 0 that minimises the cross-entropy of softmax(logits / T): found by bisection, for it is convex in 1 / T.
 
@@ -214,7 +217,8 @@ def temperature(logits: Tensor, label: Tensor) -> float:
         label: (N,) class ids.
 
     Returns:
-        T, limited to [0.01, 100]: where all labels are the likeliest class there is no smallest one.
+        T in `TEMPERATURES`. A value at an end of it is no best temperature but a bound of one: where all labels are the
+        likeliest class, there is no smallest.
 
     Raises:
         ValueError: sizes that do not fit, or none.
@@ -224,7 +228,7 @@ def temperature(logits: Tensor, label: Tensor) -> float:
     _same_labels(logits, label)
     logits = logits.double()
     right = logits.gather(1, label[:, None]).mean()
-    low, high = -math.log(100.0), math.log(100.0)  # of log 1 / T
+    high, low = (-math.log(end) for end in TEMPERATURES)  # of log 1 / T
     for _ in range(60):
         middle = (low + high) / 2
         slope = ((math.exp(middle) * logits).softmax(1) * logits).sum(1).mean() - right  # d cross-entropy / d (1 / T)
@@ -238,14 +242,6 @@ def _same_labels(logits: Tensor, label: Tensor) -> None:
         raise ValueError(
             f"expected logits (N, K) and labels (N,), N >= 1, got {tuple(logits.shape)} and {tuple(label.shape)}"
         )
-
-
-def mean_and_error(values: Sequence[float]) -> dict[str, float | int | None]:
-    """Mean over seeds, its standard error (None for one seed) and how many: {"mean", "stderr", "n"}."""
-    n = len(values)
-    mean = sum(values) / n
-    error = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1) / n) if n > 1 else None
-    return {"mean": mean, "stderr": error, "n": n}
 
 
 def psnr(a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -1,6 +1,6 @@
 """What notebooks show. Colours are colour-blind safe, and a modality keeps its colour through the course."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -232,6 +232,20 @@ def trajectory(states: Sequence[Tensor], steps: Sequence[int], title: str = "") 
     if title:
         figure.suptitle(title, fontsize=11)
     return figure
+
+
+def error_bars(axis: Axes, x: Iterable[float], cells: Iterable[Mapping], **look) -> None:
+    """Means over seeds, their standard errors as bars; a single seed has none.
+
+    Args:
+        axis: where to draw.
+        x: a place for each.
+        cells: entries of a result file, {"mean", "stderr"}.
+        **look: options of `Axes.errorbar`.
+    """
+    cells = list(cells)
+    mean, error = [cell["mean"] for cell in cells], [cell["stderr"] or 0.0 for cell in cells]
+    axis.errorbar(list(x), mean, error, **{"marker": "o", "markersize": 3, "capsize": 2} | look)
 
 
 def picture_rows(rows: Mapping[str, Tensor], titles: Sequence[str] = (), title: str = "") -> Figure:

@@ -39,6 +39,7 @@ from IPython.display import Markdown
 
 import mtdiff as mt
 from mtdiff import datasets, plots, widgets
+from mtdiff.comparison import by_seed, paired, tally
 from mtdiff.exact import linear_gaussian_gap
 from mtdiff.experiments.report import bounds
 
@@ -951,6 +952,14 @@ print(f"moving target + history of the digits model: at most {at_most:.3f} ± {e
 # classes. If a joint model's pair bound is above "image-only minus $\log 10$", knowing the label has bought something.
 # The table is made from the files in `data/results`, mean ± standard error over seeds; bits/dim: lower is better, nats:
 # higher is better.
+#
+# **How this course compares.** Two trainings of one seed see the same batches and are judged with the same noise, so we
+# take their *difference*, seed by seed, and the mean and standard error of that (`mtdiff.comparison.paired`). Three seeds
+# are few, and their spread itself is a guess: Student's $t$ with $n - 1$ degrees of freedom allows for it. A difference
+# is called **clear**, and has a star, beyond its 95%: $|t| > 4.30$ for three seeds, 12.7 for two, and never for one. Of
+# twenty differences that are nothing one will have a star. So wherever this course compares seeds, it says how many
+# differences it looked at. Not in these errors is the test set: all seeds share it, and what it does to all of them
+# alike no seed can show.
 
 # %%
 files = (
@@ -960,52 +969,45 @@ files = (
     "image-label-digits-own-channels.json",
 )
 results = [json.loads((Path("../data/results") / file).read_text()) for file in files]
-runs = {}  # {variant: a bound for each seed}
-for result in results:
-    for run in result["runs"]:
-        if "bound" in run["metrics"]:
-            runs.setdefault(run["variant"], []).append(run["metrics"]["bound"])
-missing = "No result file has a bound yet: `mtdiff evaluate image-label --help` says how to measure one."
-Markdown(bounds(results) if runs else missing)
+Markdown(bounds(results))
 
 
 # %%
 def of(variant, key):
-    """One number of every seed of a variant."""
-    return torch.tensor([bound[key] for bound in runs[variant]], dtype=torch.float64)
+    """One number of the bound of a variant, {seed: nats}."""
+    return by_seed(measured[variant], "metrics", "bound", key)
 
 
-def shown(mean, *parts):
-    """A mean with its standard error, from the independent parts that went into it."""
-    error = sum(part.var() / len(part) for part in parts).sqrt()
-    return f"{mean:+.2f} ± {error:.2f} nats"
-
-
-for variant in runs:
-    if "joint" not in runs[variant][0]:
-        continue
-    both = of(variant, "joint") - of(variant, "sum")  # of the same model, so paired
-    print(f"{variant}: both in z instead of the image alone: {shown(both.mean(), both)}")
-    control, image, pair = of("image-only", "image"), of(variant, "image"), of(variant, "joint")
-    print(f"   its images against image-only: {shown(image.mean() - control.mean(), image, control)}")
-    bought = pair.mean() - (control.mean() - math.log(10))
-    print(f"   its pairs against image-only and log 10: {shown(bought, pair, control)}")
+measured = {next(iter(result["variants"])): result for result in results}
+control, found = of("image-only", "image"), []
+alone = {seed: nats - math.log(10) for seed, nats in control.items()}
+for variant in ("constant", "fade-in", "own-channels"):
+    both = paired(of(variant, "joint"), of(variant, "sum"))
+    image, pair = paired(of(variant, "image"), control), paired(of(variant, "joint"), alone)
+    print(f"{variant}: both in z instead of the image alone: {both:.2f} nats")
+    print(f"   its images against image-only: {image:.2f} nats")
+    print(f"   its pairs against image-only and log 10: {pair:.2f} nats")
+    found += [both, image, pair]
+found.append(paired(of("fade-in", "image"), of("own-channels", "image")))
+print(f"images of fade-in against those of own-channels: {found[-1]:.2f} nats")
+print(tally(found))
+error = max(of("fade-in", "image_stderr").values())
+print(f"the digits' own: one bound of an image has an error of {error:.1f} nats by the choice of 360 digits and their noise")
 
 # %% [markdown]
 # How to read the lines. *Both in z instead of the image alone* compares two bounds on the same pairs: positive means
 # that putting the label into $z$ has tightened the bound. *Its images against image-only* is what the label costs the
 # image: negative means that the joint model is the worse image model. *Its pairs against image-only and log 10* is what
 # the label buys in all: about $+\log 10 = 2.30$ nats where the label follows from the image and the images are as good.
-# With three seeds, differences below about four standard errors are not established.
 #
 # The answer is not flattering. The label follows from the image, so its log 10 nats could be saved. But every joint
 # model is a worse model of the *image* than the image-only one, by more than that: some 9 nats with fade-in, 13 with
-# channels of its own, 34 with a constant superposed weight. So sharing the space is not the whole reason, as own
-# channels lose as well, and fading in loses least. None of it is the price of *moving*, which is 0.02 nats at most: it
-# is the network that denoises less precisely. Other things differ, too: the joint models see the image alone in only a
-# fifth of their training examples, and their settings were chosen by the quality of samples, not by nats. What causes
-# how much we have not separated. The last line of `constant` is a case of its own: with both in $z$, its heads have to
-# take the label's pattern off the image to a precision of 0.02.
+# channels of its own, 34 with a constant superposed weight (all three clear; between the first two the difference is
+# not). So sharing the space is not the whole reason, as own channels lose as well. None of it is the price of
+# *moving*, which is 0.02 nats at most: it is the network that denoises less precisely. Other things differ, too: the
+# joint models see the image alone in only a fifth of their training examples, and their settings were chosen by the
+# quality of samples, not by nats. What causes how much we have not separated. The last line of `constant` is a case of
+# its own: with both in $z$, its heads have to take the label's pattern off the image to a precision of 0.02.
 #
 # ## 9 · Play
 #

@@ -160,6 +160,17 @@ def test_plots_show_images_of_any_channel_count_and_mark_wrong_labels():
     assert colours[0] == colours[2] != colours[1]
 
 
+def test_error_bars_are_those_of_the_result_file_and_a_single_seed_has_none():
+    axis = plots.plt.figure().add_subplot()
+    plots.error_bars(axis, (1, 2), [{"mean": 3.0, "stderr": 0.5}, {"mean": 4.0, "stderr": None}], marker="s", label="a")
+    (bars,) = axis.containers
+    ends = [segment[:, 1].tolist() for segment in bars.lines[2][0].get_segments()]
+    assert ends == [[2.5, 3.5], [4.0, 4.0]]
+    assert bars.lines[0].get_xydata().tolist() == [[1.0, 3.0], [2.0, 4.0]]
+    assert (bars.lines[0].get_marker(), bars.get_label()) == ("s", "a")
+    plots.plt.close()
+
+
 def toy_cloud():
     process = mt.ForwardProcess(mt.NoiseSchedule.log_snr(10, high=8.0), {"x": 1.0, "label": mt.fade_in(2.0)})
     codes = {"x": torch.tensor([[1.0, 0.0], [0.0, 1.0]]), "label": torch.tensor([[0.0, 0.5], [-0.5, 0.0]])}

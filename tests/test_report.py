@@ -76,6 +76,20 @@ def test_heads_have_a_row_for_each_variant_that_has_one():
     assert rows[2:] == ["| a | " + " | ".join(f"{k / 10:.3f} ± 0.010" for k in range(6)) + " |"]
 
 
+def test_a_temperature_at_the_end_of_the_search_is_listed_and_not_averaged():
+    keys = ("accuracy", "nats", "calibration_error", "temperature", "nats_scaled", "calibration_error_scaled")
+    head = {key: number(0.5) for key in keys}
+    for values, cell in (
+        ((0.01, 0.106093, 0.191574), "≤ 0.01, 0.106, 0.192"),
+        ((100.0, 0.0100001), "≥ 100, ≤ 0.01"),
+        ((0.011, 90.0), "0.500 ± 0.010"),
+    ):
+        runs = [{"variant": "a", "metrics": {"head": {"temperature": value}}} for value in values]
+        runs.append({"variant": "b", "metrics": {"head": {"temperature": 0.01}}})
+        row = heads([{"variants": {"a": {"head": head}}, "runs": runs}]).splitlines()[2]
+        assert row.split(" | ")[4] == cell
+
+
 def test_guidances_have_a_row_for_each_scale():
     line = {key: number(0.5) for key in ("agreement", "features", "precision", "recall")}
     rows = guidances([{"variants": {"a": {"guidance": {"1.0": line, "2.0": line}}, "b": {}}}]).splitlines()

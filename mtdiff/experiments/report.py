@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Mapping
 
 from mtdiff.evaluation import LABEL_RULES
+from mtdiff.metrics import TEMPERATURES
 
 
 def markdown(results: Iterable[Mapping]) -> str:
@@ -48,6 +49,8 @@ def labels(results: Iterable[Mapping]) -> str:
 def heads(results: Iterable[Mapping]) -> str:
     """What label heads are worth on held-out images: accuracy, cross-entropy and calibration, before and after temperature.
 
+    Where a temperature is at an end of `TEMPERATURES`, it has no mean: those of the runs are listed.
+
     Args:
         results: as in `markdown`, of image-label.
 
@@ -57,10 +60,21 @@ def heads(results: Iterable[Mapping]) -> str:
     head = ["variant", "accuracy", "nats", "calibration error", "temperature", "nats, scaled", "calibration error, scaled"]
     rows = [head, ["---"] * len(head)]
     keys = ("accuracy", "nats", "calibration_error", "temperature", "nats_scaled", "calibration_error_scaled")
-    for variant, m in ((variant, m) for result in results for variant, m in result["variants"].items()):
+    for found, variant, m in ((result, variant, m) for result in results for variant, m in result["variants"].items()):
         if "head" in m:
-            rows.append([variant, *(_number(m["head"][key]) for key in keys)])
+            cells = [_number(m["head"][key]) for key in keys]
+            runs = [run["metrics"]["head"] for run in found.get("runs", ()) if run["variant"] == variant]
+            each = [_limited(run["temperature"]) for run in runs]
+            if any(not text[0].isdigit() for text in each):
+                cells[keys.index("temperature")] = ", ".join(each)
+            rows.append([variant, *cells])
     return _table(rows)
+
+
+def _limited(t: float) -> str:
+    """A temperature, as a bound where it is at an end of the range that was searched."""
+    low, high = TEMPERATURES
+    return f"≤ {low:g}" if t * 0.999 <= low else f"≥ {high:g}" if t * 1.001 >= high else f"{t:.3f}"
 
 
 def guidances(results: Iterable[Mapping]) -> str:

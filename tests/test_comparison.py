@@ -1,0 +1,189 @@
+"""Differences of variants: by seed, with one threshold, and as the pages quote them."""
+
+import json
+import math
+import random
+import re
+from pathlib import Path
+
+import pytest
+
+from mtdiff.comparison import Difference, by_seed, paired, tally
+from mtdiff.experiments.image_transition import DETERMINED, DIRECTIONS
+
+ROOT = Path(__file__).parent.parent
+PAGES = {"README": ROOT / "README.md"}
+PAGES |= {name: ROOT / "notebooks" / f"{name}.md" for name in ("measured", "walkthrough")}
+
+
+def result(*seeds, values=None):
+    """A result file with a run for each seed; its number is under metrics, a, b."""
+    values = values or [float(seed) for seed in seeds]
+    pairs = zip(seeds, values, strict=True)
+    return {"runs": [{"card": {"training": {"seed": seed}}, "metrics": {"a": {"b": value}}} for seed, value in pairs]}
+
+
+def test_a_difference_is_taken_seed_by_seed():
+    found = paired({0: 5.0, 1: 9.0, 2: 1.0}, {2: 0.0, 0: 3.0, 1: 6.0})  # 2, 3, 1
+    assert (found.mean, found.n) == (2.0, 3)
+    assert found.stderr == pytest.approx(1 / math.sqrt(3))
+
+
+def test_what_a_seed_does_to_both_variants_falls_out_of_the_difference():
+    luck = {0: -30.0, 1: 5.0, 2: 40.0}
+    found = paired({seed: value + 1 + 0.01 * seed for seed, value in luck.items()}, luck)
+    assert found.clear
+    assert found.mean == pytest.approx(1.01)
+    assert found.stderr < 0.01
+
+
+def test_the_p_value_is_that_of_the_paired_t_test():
+    stats = pytest.importorskip("scipy.stats")
+    noise = random.Random(0)
+    for n in (2, 3, 4, 5, 6, 9, 24, 61):
+        a, b = ({seed: noise.gauss(mean, 1) for seed in range(n)} for mean in (0.4, 0.0))
+        expected = stats.ttest_rel([a[seed] for seed in range(n)], [b[seed] for seed in range(n)])
+        assert paired(a, b).p == pytest.approx(expected.pvalue, abs=1e-12)
+
+
+@pytest.mark.parametrize(("n", "threshold"), [(2, 12.706), (3, 4.303), (4, 3.182), (10, 2.262)])
+def test_few_seeds_need_more_standard_errors_to_be_clear(n, threshold):
+    assert Difference(-threshold - 0.01, 1.0, n).clear
+    assert not Difference(threshold - 0.01, 1.0, n).clear
+
+
+def test_one_seed_says_nothing_and_equal_differences_say_all():
+    assert not paired({0: 1e9}, {0: 0.0}).clear
+    assert f"{paired({0: 2.0}, {0: 1.0}):.1f}" == "+1.0"
+    assert paired({0: 2.0, 1: 3.0}, {0: 1.0, 1: 2.0}).clear
+    assert not paired({0: 1.0, 1: 2.0}, {0: 1.0, 1: 2.0}).clear
+
+
+def test_a_clear_difference_has_a_star():
+    assert f"{Difference(-0.0262, 0.0028, 3)}" == "-0.026 ± 0.003 *"
+    assert f"{Difference(2.5, 3.06, 3):.1f}" == "+2.5 ± 3.1"
+    assert tally([Difference(1.0, 0.1, 3), Difference(1.0, 1.0, 3)]).startswith(
+        "1 of 2 differences are clear (*); by chance alone"
+    )
+
+
+def test_numbers_of_a_result_file_are_found_by_their_seeds_in_any_order():
+    assert by_seed(result(2, 0, 1), "metrics", "a", "b") == {0: 0.0, 1: 1.0, 2: 2.0}
+
+
+def test_only_runs_of_the_same_seeds_are_paired():
+    with pytest.raises(ValueError, match=r"same seeds can be paired, got a of \[0, 1, 2\] and b of \[0, 1, 3\]"):
+        paired(*(by_seed(found, "metrics", "a", "b") for found in (result(0, 1, 2), result(0, 1, 3))))
+    with pytest.raises(ValueError, match=r"same seeds"):
+        paired({}, {})
+    with pytest.raises(ValueError, match=r"3 runs of the seeds \[0, 1\]: a seed may occur once"):
+        by_seed(result(0, 1, 1), "metrics", "a", "b")
+
+
+def measured(file, *path):
+    """One number of a result file for each seed."""
+    return by_seed(json.loads((ROOT / "data" / "results" / f"{file}.json").read_text()), *path)
+
+
+def average(file, words, key):
+    """A transition's figure on average over some directions, for each seed."""
+    each = [measured(file, "metrics", *(("bound", w) if key == "bound" else (w, key))) for w in words]
+    return {seed: sum(one[seed] for one in each) / len(each) for seed in each[0]}
+
+
+def less(setting, a, b, *path, control=None):
+    """The difference of two variants of a setting in one figure, or in two."""
+    return paired(measured(f"{setting}-{a}", *path), measured(f"{setting}-{b}", *(control or path)))
+
+
+DIGITS, MASKED, SUMMARY = "image-label-digits", "masked-image-shapes16", "image-representation-shapes16"
+CHAIN, OPEN = "image-transition-shapes16", [words for words in DIRECTIONS if words not in DETERMINED]
+ALONE, LAST = ("metrics", "alone", "features"), ("card", "probes", -1, "features")
+
+
+def chain(words, key):
+    """Transition less conditional on average."""
+    return paired(*(average(f"{CHAIN}-{name}", words, key) for name in ("transition", "conditional")))
+
+
+def own(share, a, b):
+    """Points of the own colour in one kind of planted draws less another, or less the data."""
+    file = f"image-label-planted{share}-fade-in"
+    one = measured(file, "metrics", a, "own")
+    other = dict.fromkeys(one, share / 100) if b == "data" else measured(file, "metrics", b, "own")
+    return paired(*({seed: 100 * value for seed, value in each.items()} for each in (one, other)))
+
+
+def holes(a, b, share, what):
+    """One way to fill holes less RePaint or SDEdit."""
+    return less(MASKED, a, "plain", "metrics", b, share, what, control=("metrics", "repaint", share, what))
+
+
+HEAD = ("metrics", "head", "accuracy")
+QUOTED = {  # name: (difference, digits, is it clear, where)
+    "constant FD": (less(DIGITS, "constant", "fade-in", "metrics", "joint", "frechet_pixels"), 2, True, "measured"),
+    "label's price": (less(DIGITS, "fade-in", "image-only", "metrics", "bound", "image"), 1, True, "measured"),
+    "own channels' price": (less(DIGITS, "fade-in", "own-channels", "metrics", "bound", "image"), 1, False, "measured"),
+    "head, classifier": (less(DIGITS, "fade-in", "classifier", *HEAD), 3, False, "walkthrough"),
+    "distance, conditional": (
+        less(DIGITS, "conditional", "fade-in", "metrics", "guidance", "1.0", "features"), 2, True, "measured"),
+    "few labels": (less(DIGITS, "labels-1", "classifier-1", *HEAD), 2, False, "measured"),
+    "few labels, image": (less(DIGITS, "labels-10", "fade-in", "metrics", "bound", "image"), 1, True, "measured"),
+    "planted 60": (own(60, "joint", "data"), 1, True, "measured"),
+    "planted 80, ddim": (own(80, "joint, ddim", "joint"), 1, True, "measured"),
+    "planted 60, guided": (own(60, "guidance 4.0", "guidance 1.0"), 1, False, "measured"),
+    "transition, SSIM": (chain(DETERMINED, "ssim"), 3, True, "README measured walkthrough"),
+    "transition, scenes": (chain(OPEN, "scene"), 3, True, "measured"),
+    "transition, bound": (chain(DIRECTIONS, "bound"), 3, False, "measured"),
+    "repeated at half": (holes("masked", "repeated", "0.5", "psnr"), 1, False, "README measured"),
+    "repeated at half, SSIM": (holes("masked", "repeated", "0.5", "ssim"), 3, False, "measured"),
+    "repeated at 90%": (holes("masked", "repeated", "0.9", "psnr"), 1, True, "README measured"),
+    "repeated, scenes": (holes("masked", "repeated", "0.5", "scene"), 3, True, "measured"),
+    "told at 90%": (holes("masked", "told", "0.9", "psnr"), 2, True, "measured"),
+    "told, SSIM": (holes("masked", "told", "0.5", "ssim"), 3, True, "measured"),
+    "masked, ancestral": (less(MASKED, "masked", "plain", *ALONE), 1, False, "measured"),
+    "masked, DDIM": (less(MASKED, "masked", "plain", *LAST), 1, False, "README measured walkthrough"),
+    "augment, ancestral": (less(MASKED, "augment", "plain", *ALONE), 1, False, "measured"),
+    "augment, DDIM": (less(MASKED, "augment", "plain", *LAST), 1, True, "README measured walkthrough"),
+    "on top, ancestral": (less(MASKED, "masked", "augment", *ALONE), 1, False, "measured"),
+    "on top, DDIM": (less(MASKED, "masked", "augment", *LAST), 1, False, "measured"),
+    "predicted": (less(SUMMARY, "predicted", "image-only", *ALONE), 1, True, "README measured walkthrough"),
+    "predicted, DDIM": (less(SUMMARY, "predicted", "image-only", *LAST), 1, False, ""),
+    "lifted, jointly": (
+        less(SUMMARY, "lifted", "image-only", "metrics", "guidance", "1.0", "features", control=ALONE),
+        0, True, "README measured walkthrough"),
+    "lifted, guided": (
+        less(SUMMARY, "lifted", "image-only", "metrics", "guidance", "2.0", "features", control=ALONE), 0, True, "measured"),
+    "own channels, jointly": (
+        less(SUMMARY, "own-channels", "image-only", "metrics", "guidance", "1.0", "features", control=ALONE),
+        0, False, "measured"),
+    "guidance of lifted": (
+        less(SUMMARY, "lifted", "lifted", "metrics", "guidance", "2.0", "features",
+             control=("metrics", "guidance", "1.0", "features")), 1, True, "walkthrough"),
+    "photographs, label": (less("imagenet-imagenette32", "label", "plain", "card", "probes", -1, "error"), 5, True, ""),
+    "photographs, masked": (less("imagenet-imagenette32", "masked", "plain", "card", "probes", -1, "error"), 5, False, ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", QUOTED)
+def test_the_pages_quote_differences_as_measured(name):
+    difference, digits, clear, pages = QUOTED[name]
+    text = f"{abs(difference.mean):.{digits}f} ± {difference.stderr:.{digits}f}"
+    assert difference.clear == clear
+    assert [page for page in pages.split() if text not in PAGES[page].read_text()] == [], text
+
+
+def test_pairing_finds_what_independent_errors_hide():
+    """As differences of independent means these have errors of 0.011, 7.0 and 0.76."""
+    for name, mean, error in (("transition, SSIM", -0.026, 0.003), ("predicted", 7.7, 1.0), ("augment, DDIM", -4.3, 0.35)):
+        difference = QUOTED[name][0]
+        assert difference.mean == pytest.approx(mean, rel=0.02)
+        assert difference.stderr == pytest.approx(error, rel=0.06)
+
+
+def test_no_page_takes_the_error_of_a_difference_by_hand():
+    by_hand = re.compile(r"hypot\(.*stderr|stderr\"\] \*\* 2")
+    assert by_hand.search('(a["stderr"] ** 2 + b["stderr"] ** 2) ** 0.5')
+    sources = sorted((ROOT / "notebooks").glob("*.py"))
+    assert sources
+    assert [file.name for file in sources if by_hand.search(file.read_text())] == []
