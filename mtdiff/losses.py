@@ -115,7 +115,10 @@ def multitask_loss(
         if name in told:
             told[name] = told[name] & here
 
-    m_t = process.aggregate(model.encode(batch), t, present)
+    codes = model.encode(batch)
+    if device.type == "cpu":  # elsewhere nothing is read back
+        model.check_prior(codes, there)
+    m_t = process.aggregate(codes, t, present)
     eps = torch.randn(m_t.shape, dtype=m_t.dtype, device=device, generator=generator)
     signal, noise = process.level(t, m_t)
     z_t = signal * m_t + noise * eps

@@ -9,6 +9,7 @@ executed.
 
 import argparse
 import base64
+import functools
 import hashlib
 import html
 import io
@@ -19,12 +20,18 @@ from pathlib import Path
 
 import jupytext
 import nbformat
+import ziamath
+from jinja2 import DictLoader
 from nbclient import NotebookClient
 from nbconvert import HTMLExporter
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "notebooks"
+FETCHED = ("html_head_js", "jupyter_widgets", "html_head_js_mathjax", "html_head_js_mermaidjs")
+"""The parts of nbconvert's page that would load scripts from elsewhere: left out."""
+ziamath.config.svg2, ziamath.config.precision = False, 2  # each picture holds its own glyphs
 
 
 def sources() -> list[Path]:
@@ -99,9 +106,44 @@ def palette(png: str) -> str:
     return base64.b64encode(out.getvalue()).decode()
 
 
+@functools.lru_cache(None)
+def formula(latex: str, display: bool) -> str:
+    """A formula as a picture in the page: it needs no script, no font and no network. Its source is the picture's title.
+
+    Raises:
+        ValueError: a command that is not understood.
+    """
+    latex = " ".join(latex.split())
+    plain = re.sub(r"\\mathbb ?(\w)", r"\\mathbb{\1}", latex)
+    plain = re.sub(r"(\\[bB]ig+[lr]?)\\(?:\||[lr]?Vert)", r"\1‖", plain)
+    found = ziamath.Latex(plain, size=16, inline=not display, title=latex)
+    if "\\" in "".join(found.mathml.itertext()):
+        raise ValueError(f"a formula is not understood: {latex!r}")
+    base = found.getyofst() - found.margin
+    style = "max-width: 100%; height: auto; " + ("margin: 1em auto; display: block" if display else f"vertical-align: {base:.1f}px")
+    return found.svg().replace("<svg ", f'<svg role="img" style="{style}" ', 1)
+
+
+class Renderer(IPythonRenderer):
+    """Markdown to HTML, formulas as pictures."""
+
+    def block_math(self, body: str) -> str:
+        return formula(body, True)
+
+    def inline_math(self, body: str) -> str:
+        return formula(body, False)
+
+    def latex_environment(self, name: str, body: str) -> str:
+        return formula(f"\\begin{{{name}}}{body}\\end{{{name}}}", True)
+
+
 def web_page(notebook) -> str:
-    """An executed notebook as one HTML file, with the figures' own descriptions (nbconvert's template has none)."""
-    page, _ = HTMLExporter().from_notebook_node(notebook)
+    """An executed notebook as one HTML file that fetches nothing, with the figures' own descriptions (nbconvert has none)."""
+    blocks = "".join(f"{{% block {name} %}}{{% endblock %}}" for name in FETCHED)
+    template = DictLoader({"page.html.j2": "{% extends 'lab/index.html.j2' %}" + blocks})
+    exporter = HTMLExporter(template_file="page.html.j2", extra_loaders=[template])
+    exporter.register_filter("markdown2html", lambda text: MarkdownWithMath(renderer=Renderer(escape=False)).render(text))
+    page, _ = exporter.from_notebook_node(notebook)
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             if "image/png" in output.get("data", {}):
