@@ -115,9 +115,7 @@ def elbo(
     def noise() -> Tensor:
         return torch.randn(shape, dtype=torch.float64, device=device, generator=generator)
 
-    mean, std = process.marginal(codes, process.steps, mask)
-    prior = 0.5 * (mean**2 + std**2 - 1 - 2 * std.log()).expand(shape).flatten(1).sum(1)
-    prior = torch.zeros_like(prior) if process.prior is not None else prior
+    prior = process.prior_kl(codes, mask)
     for _ in range(samples):
         row = torch.multinomial(chances, size, replacement=True, generator=generator)
         diffusion = _step_cost(model, codes, row + process.first + 1, told, mask, noise()) / chances[row]

@@ -168,7 +168,10 @@ def multitask_loss(
     process = model.process
     t, present, told, marked = _sets(model, batch, there, drop, give, generator)
 
-    m_t = process.aggregate(model.encode(batch), t, present)
+    codes = model.encode(batch)
+    if model.device.type == "cpu":  # elsewhere nothing is read back
+        model.check_prior(codes, there)
+    m_t = process.aggregate(codes, t, present)
     eps = torch.randn(m_t.shape, dtype=m_t.dtype, device=m_t.device, generator=generator)
     signal, noise = process.level(t, m_t)
     z_t = signal * m_t + noise * eps

@@ -1,6 +1,8 @@
 """MT-Diffusion: a forward process, modalities and one shared backbone behind one method, `predict`."""
 
 import hashlib
+import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,8 @@ from mtdiff.telling import Telling
 PREDICTIONS = ("v", "eps", "x", "heads")
 TAKEN = ("denoise", "total", "gradient", "step", "seconds", "prior", "diffusion")
 """What a loss, a row of the history and a bound say beside the names of modalities."""
+PRIOR_NATS = 0.1
+"""The most that a training batch may leave in z_T, in nats of prior KL, before a model warns."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,7 @@ class MTDiffusion(nn.Module):
             raise ValueError(f"conditions names {unknown}, the modalities are {sorted(modalities)}")
         self.conditions = tuple(name for name in modalities if name in conditions or name == process.prior)
         self.card: dict = {}
+        self._prior_checked = False
         self.modalities = nn.ModuleDict(modalities)
         for name, modality in self.modalities.items():
             modality.attach(name, space, backbone)
@@ -148,6 +153,32 @@ class MTDiffusion(nn.Module):
     def encode(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The codes E_i(x_i) of checked values, {name: (B, *Z)}."""
         return {name: self.modalities[name].encode(value) for name, value in values.items()}
+
+    def check_prior(self, codes: Mapping[str, Tensor], present: Mapping[str, Tensor] | None = None) -> None:
+        """Warn where z_T is not noise: E KL(q(z_T | X) || N(0, I)) over a batch is above `PRIOR_NATS`.
+
+        A model looks once: when a `Trainer` is made, or at the first batch of `multitask_loss` on a CPU. Images count like
+        everything else: what a chain leaves of them is a start that samples do not have. Transition mode is exempt.
+
+        Args:
+            codes: {name: (B, *Z)}.
+            present: {name: (B,) bool}.
+
+        Source: ours, theory 5.
+        """
+        if self._prior_checked:
+            return
+        self._prior_checked = True
+        nats = float(self.process.prior_kl(codes, present).detach().mean())
+        if nats > PRIOR_NATS:
+            shares = {n: float(self.process.snr(n)[-1] * c.detach().square().sum() / (2 * len(c))) for n, c in codes.items()}
+            found = ", ".join(f"{name} {share:.2g}" for name, share in shares.items() if share)
+            low = math.floor(10 * (float(self.process.schedule.abar[-1].logit()) + math.log(PRIOR_NATS / nats))) / 10
+            warnings.warn(
+                f"z_T is not noise: a batch leaves {nats:.2g} nats of prior KL ({found}), expected at most {PRIOR_NATS}. "
+                f"SNR times dimension decides (theory 5): let the log-SNR end at {low}, or scale the weights",
+                stacklevel=3,
+            )
 
     def forward(
         self,

@@ -1,5 +1,6 @@
 """The forward process of several modalities in one diffusion space (theory 2). Tensors in, tensors out; no network."""
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -155,6 +156,30 @@ class ForwardProcess:
         m_t = self.aggregate(codes, t, present)
         signal, noise = self.level(t, m_t)
         return signal * m_t, noise
+
+    def prior_kl(self, codes: Mapping[str, Tensor], present: Mapping | None = None) -> Tensor:
+        """How far z_T is from noise: KL(q(z_T | X) || N(0, I)) = 1/2 [abar_T (|m_T|^2 - d) - d log(1 - abar_T)], d = dim Z.
+
+        That is about 1/2 abar_T |m_T|^2, for one code of unit RMS half of SNR times dimension: the same weight speaks louder
+        in a larger space. On average over X it is the prior term of the bound, and no less than what z_T tells of X.
+
+        Args:
+            codes: {name: (B, *Z)}, of images too: they are part of what is left.
+            present: {name: (B,) bool}.
+
+        Returns:
+            (B,) nats, float64; 0 in transition mode, where the chain starts at what is left.
+
+        Raises:
+            KeyError: as in `aggregate`.
+            ValueError: as in `aggregate`.
+
+        Source: ours, theory 5.
+        """
+        m_T, abar = self.aggregate(codes, self.steps, present).double().flatten(1), float(self.schedule.abar[-1])
+        if self.prior is not None:
+            return m_T.new_zeros(len(m_T))
+        return 0.5 * (abar * (m_T.square().sum(1) - m_T.shape[1]) - m_T.shape[1] * math.log1p(-abar))
 
     def transition(
         self, z_prev: Tensor, codes: Mapping[str, Tensor], t: int | Tensor, present: Mapping | None = None

@@ -91,6 +91,12 @@ class Trainer:
         if best and not probe:
             raise ValueError(f"best names a figure of the probe, {best!r}, but there is no probe")
         next(data.batches(config.batch_size, config.seed))
+        if self.rank == 0:
+            some = {name: value[:: len(value) // 256 + 1].to(model.device) for name, value in data.sample().items()}
+            there = {name: ~model.modalities[name].missing(some[name]) for name in self.missing}
+            some |= {name: model.modalities[name].filled(some[name]) for name in self.missing}
+            with torch.no_grad():
+                model.check_prior(model.encode(some), there)
         self.data, self.config = data, config
         self.folder = None if folder is None else RunFolder(folder, keep)
         self.device = torch.device(device)

@@ -390,6 +390,9 @@ solved
 # | 03 the multi-modal bound | why is a loss per modality a likelihood bound? | ready |
 # | 04 how tight | what does the bound lose, and where? | ready |
 # | 05 sampling and conditioning | how is something given used correctly? | ready |
-# | 06 image transition, 07 masked image | two image modalities; training with holes | planned |
-# | 08 image and label, 09 image and representation | what does a second modality buy? | planned |
-# | 11 scaling up, 12 ImageNet | does it hold on real images, on a GPU? | planned |
+# | 06 image transition | can a chain lead from one image to another? | ready |
+# | 07 masked image | how are holes filled, and does training with masks help plain generation? | ready |
+# | 08 image and label | what does a label cost and buy, how does it get in, and what does guidance draw? | ready |
+# | 09 image and representation | does a summary of the image, drawn along with it, make the image better? | ready |
+# | 11 scaling up | what changes on a GPU, or on many, and what must not? | ready |
+# | 12 ImageNet | do drawing, naming and filling work on photographs, and at what price? | ready; 32x32, trained on a CPU |

@@ -29,6 +29,7 @@
 
 # %%
 import math
+import warnings
 
 import matplotlib.pyplot as plt
 import torch
@@ -468,6 +469,62 @@ print("mean and std of the label's part = those of a diffusion with its own sche
 # The marginals agree; the *paths* do not. In the separate diffusion nothing is injected, here something is. Notebook 04
 # shows that this makes a difference for the bound.
 #
+# ### What counts at the end is SNR times dimension
+#
+# Sampling starts from $\mathcal N(0, I)$, so $z_T$ should be just that, for any $X$. How far is it from it? Given $X$ it
+# is a Gaussian of mean $\sqrt{\bar\alpha_T}\, m_T$, and two Gaussians of (almost) unit variance are half of the squared
+# distance of their means apart. For a single code $E$ of unit RMS, $\|E\|^2 = \dim Z$:
+#
+# $$ \mathrm{KL}\big(q(z_T \mid X)\,\|\,\mathcal N(0, I)\big) \;\approx\; \tfrac12\, \bar\alpha_T\, \|m_T\|^2
+#    \;\approx\; \tfrac12\, \mathrm{SNR}_T \, \dim Z . $$
+#
+# So the same weight, at the same log-SNR, speaks louder the larger the space is. On average over $X$ this is the prior
+# term of the bound (notebook 03), and no less than what $z_T$ still tells of the label, the *mutual information*
+# $I(y; z_T) = H(y) - H(y \mid z_T)$. For ten classes, a weight of 1 and the schedule above, whose log-SNR ends at -8:
+
+# %%
+loud, told = mt.ForwardProcess(schedule, {"label": 1.0}), {}
+y = torch.randint(10, (2000,), generator=rng(14))
+print("space        SNR dim / 2   library   z_T tells    (nats; a label has 2.303)")
+for space in ((1, 8, 8), (3, 16, 16), (3, 32, 32), (3, 64, 64)):
+    table = simplex_codes(10, space).flatten(1)
+    z, _ = loud.diffuse({"label": table[y]}, T, generator=rng(15))
+    signal, noise = loud.level(T, z)
+    log_p = (z @ table.T * signal / noise**2).log_softmax(1)[torch.arange(2000), y]  # Bayes' rule, codes of one length
+    tells, error = float(log_p.mean()) + math.log(10), float(log_p.std()) / 2000**0.5
+    half = float(loud.snr("label")[T]) * table.shape[1] / 2
+    library = float(loud.prior_kl({"label": table[:1]}))
+    told[space] = (half, tells)
+    print(f"{space!s:12s} {half:8.3f} {library:11.3f} {tells:8.2f} ± {error:.2f}")
+    assert abs(library / half - 1) < 1e-3
+    assert tells < half + 4 * error
+assert [round(half, 2) for half, _ in told.values()] == [0.01, 0.13, 0.52, 2.06]
+assert abs(told[3, 32, 32][1] - 0.48) < 0.1 < 1.3 < told[3, 64, 64][1] < 1.7
+
+# %% [markdown]
+# At 8×8 nothing is left. At 64×64 $z_T$ knows more than half of the label: a chain that starts from $\mathcal N(0, I)$
+# starts somewhere else. There are two ways out: divide the weight by $\sqrt{\dim Z}$, relative to a size where it was
+# right, or let the log-SNR end lower by $\log \dim Z$. Our settings take the second, because an *image* gets louder in
+# the same way. A model looks at its first batch and says so when more than 0.1 nats are left.
+
+# %%
+for weight, low in ((1.0, -8.0), (64**0.5 / 12288**0.5, -8.0), (1.0, -8.0 - math.log(12288 / 64))):
+    p = mt.ForwardProcess(mt.NoiseSchedule.log_snr(T, 8.0, low), {"label": weight})
+    left = float(p.prior_kl({"label": simplex_codes(10, (3, 64, 64))[:1]}))
+    print(f"64x64, weight {weight:.3f}, log-SNR down to {low:.1f}: {left:.3f} nats")
+    assert (left < 0.012) == ((weight, low) != (1.0, -8.0))
+p = mt.ForwardProcess(schedule, {"image": 1.0, "label": mt.fade_in(1.0)})
+parts = {"image": mt.Image((3, 32, 32)), "label": mt.Label(10)}
+model = mt.MTDiffusion(p, parts, mt.UNet((3, 32, 32), base=8, multipliers=(1, 2)), (3, 32, 32))
+batch = {"image": torch.rand(4, 3, 32, 32, generator=rng(16)) * 2 - 1, "label": torch.tensor([0, 1, 2, 3])}
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")
+    mt.multitask_loss(model, batch, generator=rng(17))
+    mt.multitask_loss(model, batch, generator=rng(17))  # it says so once
+assert len(said) == 1
+print("the library:", said[0].message)
+
+# %% [markdown]
 # ## 8 · Superposed or side by side?
 #
 # The paper adds all codes up in the same coordinates: **superposition**. The alternative that most joint models take is
@@ -756,7 +813,8 @@ solved
 # - What is there at step $t$ is the **aggregate** $m_t = \sum_i W_t^i E_i(x_i)$ with cumulative weights; the marginal is
 #   $\mathcal N(\sqrt{\bar\alpha_t}\, m_t, (1 - \bar\alpha_t) I)$.
 # - To go back: DDPM's posterior mean, minus what was injected. One modality: DDPM.
-# - Curves decide the regime (fade-in, constant, transition), and are best chosen by the SNR they give.
+# - Curves decide the regime (fade-in, constant, transition), and are best chosen by the SNR they give. At $t = T$ it is
+#   SNR times dimension that must be small.
 # - Superposition and channels of their own differ only in the encoder. Sharing can cost; notebook 04 says how many nats.
 #
 # Next: **03 · The multi-modal bound**. Why a loss for each modality, at every $t$, is part of a bound on the

@@ -139,9 +139,9 @@ plots.show(
 #
 # **Step 1: the marginal.** Nothing new is needed: injected weights $w_t^i = \sqrt{\bar\alpha_{t-1}}\,(W_t^i -
 # W_{t-1}^i)$ add up to the formula above, whatever the curves. The target's are *negative*: each step takes a bit of
-# the target out and puts a bit of the source in. We walk the paper's kernel, $z_t = \sqrt{\alpha_t}\,(z_{t-1} + w_t^y\, y
-# + w_t^x\, x) + \sqrt{1 - \alpha_t}\,\varepsilon$, step by step, for two numbers $x$ and $y$, and compare with the closed
-# form.
+# the target out and puts a bit of the source in. We walk the paper's kernel,
+# $z_t = \sqrt{\alpha_t}\,(z_{t-1} + w_t^y\, y + w_t^x\, x) + \sqrt{1 - \alpha_t}\,\varepsilon$, step by step, for two
+# numbers $x$ and $y$, and compare with the closed form.
 
 # %%
 x, y, n, T = 0.8, -1.2, 20_000, 100

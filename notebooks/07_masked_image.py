@@ -130,8 +130,8 @@ plots.show(
 # (The library's head gives two logits, for 0 and 1; only their difference $\ell$ counts.) What should $\ell$ be? One
 # pixel, three channels, nothing but image and mask in the state, and an image that is Gaussian there: $x \sim \mathcal
 # N(\mu, \sigma^2)$ in each channel. Write $s = \sqrt{\bar\alpha_t}$ and $n = \sqrt{1 - \bar\alpha_t}$ in this section.
-# Given $c$, $z = s\,(x + W c) + n\,\varepsilon$ is Gaussian with mean $s(\mu + W c)$ and variance $\tau^2 = s^2\sigma^2
-# + n^2$. Bayes' rule over two Gaussians:
+# Given $c$, $z = s\,(x + W c) + n\,\varepsilon$ is Gaussian with mean $s(\mu + W c)$ and variance
+# $\tau^2 = s^2\sigma^2 + n^2$. Bayes' rule over two Gaussians:
 #
 # $$ \ell = \log\frac{p(c = 1)}{p(c = -1)} + \frac{2\, s\, W}{\tau^2} \sum_{\text{channels}} (z - s \mu) . $$
 #
@@ -1087,4 +1087,4 @@ Markdown("\n".join(f"- {text}." for text in (*sentences, "Lower is better; three
 # |---|---|
 # | 05 sampling and conditioning, 06 image transition | telling, and a given modality that is an image |
 # | **07 masked image** | you are here |
-# | 08 labels | how should a label, a caption or a map enter the space? |
+# | 08 image and label | what does a label cost and buy, how does it get in, and what does guidance draw? |

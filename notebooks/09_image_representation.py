@@ -147,8 +147,9 @@ assert (covariance - torch.eye(16)).abs().max() < 0.25
 #
 # $E(r) = s\,A\,r$, where the columns of $A$ are orthonormal ($A^\top A = I$) and $s^2 = \dim Z/\dim r = 768/16 = 48$.
 # Then $\|E(r)\|^2 = s^2\|r\|^2$: codes have unit mean square, like all others (notebook 02). Suppose all else in the
-# state is noise, $z = a\,E(r) + b\,\eta$ with $\eta \sim \mathcal N(0, I)$ and known $a, b$. Then $A^\top z = a s\, r
-# + b\, A^\top \eta$ is 16 scalar Gaussian problems, and what $z$ has in other directions says nothing about $r$:
+# state is noise, $z = a\,E(r) + b\,\eta$ with $\eta \sim \mathcal N(0, I)$ and known $a, b$. Then
+# $A^\top z = a s\, r + b\, A^\top \eta$ is 16 scalar Gaussian problems, and what $z$ has in other directions says nothing
+# about $r$:
 #
 # $$ \mathbb E[r \mid z] = \frac{a s}{a^2 s^2 + b^2}\, A^\top z, \qquad
 #    \operatorname{Var} = \frac{1}{1 + s^2 a^2/b^2} . $$

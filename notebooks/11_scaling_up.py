@@ -26,7 +26,7 @@
 # **You need** notebook 01 (the loss, the average of the weights) and 03 (the loss of many modalities). **Time**: about
 # 75 minutes to read, less than a minute to run on a laptop CPU. No GPU, no download.
 #
-# Nothing here is about multi-modal diffusion as such, and no equation of notebooks 01 to 10 changes. What changes is
+# Nothing here is about multi-modal diffusion as such, and no equation of notebooks 01 to 09 changes. What changes is
 # arithmetic, order and place: how numbers are rounded, how sums are cut, where bytes lie. Each of these could change
 # what is learned, so each gets a derivation and a check.
 

@@ -9,6 +9,7 @@ executed.
 
 import argparse
 import base64
+import functools
 import hashlib
 import html
 import io
@@ -19,12 +20,19 @@ from pathlib import Path
 
 import jupytext
 import nbformat
+import ziamath
+from jinja2 import DictLoader
 from nbclient import NotebookClient
 from nbconvert import HTMLExporter
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "notebooks"
+PAGES = ROOT / "build"
+FETCHING = ("html_head_js", "jupyter_widgets", "html_head_js_mathjax", "html_head_js_mermaidjs")
+"""The parts of nbconvert's page that would load scripts from elsewhere: left out."""
+ziamath.config.svg2, ziamath.config.precision = False, 2  # each picture holds its own glyphs
 
 
 def sources() -> list[Path]:
@@ -99,9 +107,50 @@ def palette(png: str) -> str:
     return base64.b64encode(out.getvalue()).decode()
 
 
-def web_page(notebook) -> str:
-    """An executed notebook as one HTML file, with the figures' own descriptions (nbconvert's template has none)."""
-    page, _ = HTMLExporter().from_notebook_node(notebook)
+@functools.lru_cache(None)
+def formula(latex: str, display: bool = False) -> str:
+    """A formula as a picture in the page: it needs no script, no font and no network. Its source is the picture's title.
+
+    Raises:
+        ValueError: a command that is not understood.
+    """
+    latex = " ".join(latex.split())
+    plain = re.sub(r"\\mathbb ?(\w)", r"\\mathbb{\1}", latex)  # what latex2mathml does not read as TeX does
+    plain = re.sub(r"(\\[bB]ig+[lr]?)\\(?:\||[lr]?Vert)", r"\1‖", plain)
+    plain = re.sub(r"(\\operatorname{\w+}) *(?=[A-Za-z\\])", r"\1\\,", plain)
+    found = ziamath.Latex(plain, size=16, inline=not display, title=latex)
+    if "\\" in "".join(found.mathml.itertext()):
+        raise ValueError(f"a formula is not understood: {latex!r}")
+    place = "display: block; margin: 1em auto" if display else f"vertical-align: {found.getyofst() - found.margin:.1f}px"
+    picture = re.sub(r' xmlns(:xlink)?="[^"]*"', "", found.svg())  # names that HTML does not need, and headings spoil
+    return picture.replace("<svg ", f'<svg role="img" style="max-width: 100%; height: auto; {place}" ', 1)
+
+
+class Renderer(IPythonRenderer):
+    """Markdown to HTML: formulas as pictures, links to the course's files from where the page is (`path`)."""
+
+    def block_math(self, body: str) -> str:
+        return formula(body, display=True)
+
+    def inline_math(self, body: str) -> str:
+        return formula(body)
+
+    def latex_environment(self, name: str, body: str) -> str:
+        return formula(f"\\begin{{{name}}}{body}\\end{{{name}}}", display=True)
+
+    def link(self, text: str, url: str, title: str | None = None) -> str:
+        elsewhere = re.match(r"[a-z]+:|#", url)
+        return super().link(text, url if elsewhere else f"{self.path}/{url}", title)
+
+
+def web_page(notebook, folder: Path = PAGES) -> str:
+    """An executed notebook as one HTML file for a folder. It fetches nothing; figures have their own descriptions."""
+    blocks = "".join(f"{{% block {name} %}}{{% endblock %}}" for name in FETCHING)
+    template = DictLoader({"page.html.j2": "{% extends 'lab/index.html.j2' %}" + blocks})
+    exporter = HTMLExporter(template_file="page.html.j2", extra_loaders=[template])
+    renderer = functools.partial(Renderer, escape=False, path=os.path.relpath(FOLDER, folder))
+    exporter.register_filter("markdown2html", lambda text: MarkdownWithMath(renderer=renderer()).render(text))
+    page, _ = exporter.from_notebook_node(notebook)
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             if "image/png" in output.get("data", {}):
@@ -124,7 +173,7 @@ def main():
         if arguments.html:
             print(f"executing {source.stem} ...", flush=True)
             arguments.html.parent.mkdir(parents=True, exist_ok=True)
-            arguments.html.write_text(web_page(execute(source)))
+            arguments.html.write_text(web_page(execute(source), arguments.html.parent))
         elif arguments.all or out_of_date(source):
             print(f"executing {source.stem} ...", flush=True)
             nbformat.write(execute(source), source.with_suffix(".ipynb"))

@@ -1,5 +1,6 @@
 """What an experiment is: data, a model, a training budget and a way to judge it."""
 
+import math
 import os
 import platform
 import shutil
@@ -12,7 +13,10 @@ from pathlib import Path
 import torch
 
 from mtdiff.datasets.base import Dataset
-from mtdiff.model import MTDiffusion
+from mtdiff.model import PRIOR_NATS, MTDiffusion
+from mtdiff.process import ForwardProcess
+from mtdiff.run_folder import RunFolder
+from mtdiff.schedules import NoiseSchedule
 from mtdiff.training import TrainConfig, Trainer
 
 
@@ -65,12 +69,43 @@ class Experiment:
             if name not in known:
                 raise ValueError(f"{self.name} has no {what} {name!r}; it has {list(known)}")
         model, examples = self.build(data, variant, config.seed), self.data[data]("train")
+        _go_on_as_begun(model, folder)
         examples = examples if self.examples is None else self.examples(examples, variant, config.seed)
         used = {name: value for name, value in examples.values.items() if name in model.modalities}
         look = self.probe(data, variant) if self.probe and config.probe_every else None
         return Trainer(
             model, replace(examples, values=used), config, folder, self.loss(variant, config), device, look, **options
         )
+
+
+def noise_schedule(size: int, power: float) -> NoiseSchedule:
+    """500 steps from log-SNR 8 to -8, for large images lower: SNR times dimension over 2 leaves at most `PRIOR_NATS` in z_T.
+
+    The end moves and not the weights, because an image gets louder with its size as a code does.
+
+    Args:
+        size: height and width of the images, of three channels.
+        power: mean square of the aggregate at T.
+
+    Returns:
+        The schedule; its end is a multiple of 1/2.
+
+    Source: ours, theory 5.
+    """
+    end = math.log(2 * PRIOR_NATS / (power * 3 * size**2))
+    return NoiseSchedule.log_snr(500, high=8.0, low=min(-8.0, math.floor(2 * end) / 2))
+
+
+def _go_on_as_begun(model: MTDiffusion, folder: str | Path | None) -> None:
+    """Give a model the schedule of the run in a folder, if that was begun when all sizes ended at log-SNR -8."""
+    state = None if folder is None else RunFolder(folder).read(torch.device("cpu"))
+    if state is None or state["architecture"] == model.fingerprint():
+        return
+    now = model.process
+    schedule, curves = NoiseSchedule.log_snr(now.steps, high=8.0, low=-8.0), {n: now.cumulative(n) for n in now.names}
+    model.process = ForwardProcess(schedule, curves, now.prior)
+    if state["architecture"] != model.fingerprint():
+        model.process = now
 
 
 def budget() -> str:

@@ -7,7 +7,7 @@ import torch
 
 from mtdiff.backbones import UNet
 from mtdiff.datasets import Dataset, digits, planted
-from mtdiff.experiments.base import Experiment
+from mtdiff.experiments.base import Experiment, noise_schedule
 from mtdiff.experiments.label_scores import amplification, evaluate, named_shapes
 from mtdiff.experiments.unshared import Unshared
 from mtdiff.losses import Loss
@@ -15,7 +15,7 @@ from mtdiff.modalities import MISSING, Image, Label
 from mtdiff.modalities.generators import KINDS
 from mtdiff.model import MTDiffusion
 from mtdiff.process import ForwardProcess
-from mtdiff.schedules import NoiseSchedule, constant, fade_in
+from mtdiff.schedules import constant, fade_in
 from mtdiff.training import TrainConfig
 
 VARIANTS = {
@@ -87,7 +87,7 @@ def build(data: str, variant: str, seed: int = 0, base: int | None = None) -> MT
         del rule["image"]  # its head never learned to read
     elif "classifier" in variant:
         del rule["label"]  # it never learned to draw
-    process = ForwardProcess(NoiseSchedule.log_snr(500, high=8.0, low=-8.0), curves)
+    process = ForwardProcess(noise_schedule(size, power=1.5), curves)
     space = (shape[0] + apart, size, size)
     multipliers = {8: (1, 1), 16: (1, 2, 2), 32: (1, 2, 2, 2)}[size]
     with torch.random.fork_rng(devices=[]):

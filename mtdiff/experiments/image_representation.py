@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 
 from mtdiff.backbones import UNet
-from mtdiff.experiments.base import Experiment
+from mtdiff.experiments.base import Experiment, noise_schedule
 from mtdiff.experiments.representation_scores import alone, evaluate, joint
 from mtdiff.judges import scene_judge
 from mtdiff.metrics import frechet_distance
@@ -14,7 +14,7 @@ from mtdiff.modalities import Encoded, Image
 from mtdiff.model import MTDiffusion
 from mtdiff.process import ForwardProcess
 from mtdiff.representations import represented
-from mtdiff.schedules import NoiseSchedule, constant, fade_in
+from mtdiff.schedules import constant, fade_in
 from mtdiff.training import TrainConfig
 
 VARIANTS = {
@@ -57,7 +57,7 @@ def build(data: str, variant: str, seed: int = 0) -> MTDiffusion:
         curves["representation"] = constant(1.0) if apart else fade_in(1.0 if sense else 0.5, start=0.1)
     if variant == "image-only":
         del curves["representation"], modalities["representation"]
-    process = ForwardProcess(NoiseSchedule.log_snr(500, high=8.0, low=-8.0), curves)
+    process = ForwardProcess(noise_schedule(size, power=1.5), curves)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone = UNet(space, base=16, multipliers=(1, 2, 2) if size == 16 else (1, 2, 2, 2))

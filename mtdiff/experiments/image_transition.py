@@ -11,7 +11,7 @@ from mtdiff.baselines import sdedit
 from mtdiff.datasets import Dataset, palette, shapes, unpalette
 from mtdiff.elbo import elbo
 from mtdiff.evaluation import frechet_distance, psnr, sample_many, ssim
-from mtdiff.experiments.base import Experiment
+from mtdiff.experiments.base import Experiment, noise_schedule
 from mtdiff.judges import scene_judge
 from mtdiff.modalities import Image, Label
 from mtdiff.model import MTDiffusion
@@ -73,7 +73,7 @@ def pairs(data: str, split: str, n: int | None = None) -> Dataset:
 
 
 def falling(u: float) -> float:
-    """The target's weight, from 1 to 0: its log-SNR falls as straight as the conditional model's, 8 - 16 u, until near T."""
+    """The target's weight, from 1 to 0: until near T its log-SNR falls as straight as 8 - 16 u, the others' at 16x16."""
     rate = (8 + END) / 2  # W^2 = exp(-2 rate u) turns the slope END - 8 into -16
     return (math.exp(-rate * u) - math.exp(-rate)) / (1 - math.exp(-rate))
 
@@ -99,13 +99,14 @@ def build(data: str, variant: str, seed: int = 0) -> MTDiffusion:
     modalities = {"target": Image(space, start="rest"), "source": Image(space, tell=True)}
     modalities["direction"] = Label(len(DIRECTIONS), names=DIRECTIONS)
     if variant == "transition":
-        curves, low = {"target": falling, "source": rising, "direction": 0.0}, END
+        curves, schedule = {"target": falling, "source": rising}, NoiseSchedule.log_snr(500, high=8.0, low=END)
     else:
-        curves, low = {"target": 1.0, "source": 0.0, "direction": 0.0}, -8.0
+        curves, schedule = {"target": 1.0, "source": 0.0}, noise_schedule(size, power=0.6)
+    curves["direction"] = 0.0
     if variant == "sdedit":
         del curves["source"], modalities["source"]
     prior, conditions = ("source" if variant == "transition" else None), [n for n in modalities if n != "target"]
-    process = ForwardProcess(NoiseSchedule.log_snr(500, high=8.0, low=low), curves, prior)
+    process = ForwardProcess(schedule, curves, prior)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone = UNet(space, base=16, multipliers=(1, 2, 2) if size == 16 else (1, 2, 2, 2))

@@ -11,14 +11,14 @@ from mtdiff.backbones import UNet
 from mtdiff.datasets import Dataset
 from mtdiff.datasets.imagenet import ARCHIVES
 from mtdiff.datasets.prepared import Prepared, prepared
-from mtdiff.experiments.base import Experiment
+from mtdiff.experiments.base import Experiment, noise_schedule
 from mtdiff.experiments.image_label import naming
 from mtdiff.experiments.imagenet_scores import evaluate as scores
 from mtdiff.experiments.imagenet_scores import progress
 from mtdiff.modalities import Image, Label, Mask
 from mtdiff.model import MTDiffusion
 from mtdiff.process import ForwardProcess
-from mtdiff.schedules import NoiseSchedule, constant, fade_in
+from mtdiff.schedules import constant, fade_in
 from mtdiff.training import TrainConfig
 
 VARIANTS = {
@@ -122,7 +122,7 @@ def assemble(size: int, variant: str, names: tuple[str, ...], seed: int = 0) -> 
         "box": fade_in(0.3, start=0.1),
     }
     used = MODALITIES[variant]
-    process = ForwardProcess(NoiseSchedule.log_snr(500, high=8.0, low=-8.0), {name: curves[name] for name in used})
+    process = ForwardProcess(noise_schedule(size, power=2.0), {name: curves[name] for name in used})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone = UNet(shape, **BACKBONES[size])

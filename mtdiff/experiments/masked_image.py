@@ -10,13 +10,13 @@ from mtdiff.backbones import UNet
 from mtdiff.baselines import repaint, sdedit
 from mtdiff.datasets import Dataset, masks, shapes
 from mtdiff.evaluation import frechet_distance, psnr, sample_many, ssim
-from mtdiff.experiments.base import Experiment
+from mtdiff.experiments.base import Experiment, noise_schedule
 from mtdiff.experiments.unshared import Unshared
 from mtdiff.judges import scene_judge
 from mtdiff.modalities import Image, Mask
 from mtdiff.model import MTDiffusion
 from mtdiff.process import ForwardProcess
-from mtdiff.schedules import NoiseSchedule, constant, fade_in
+from mtdiff.schedules import constant, fade_in
 from mtdiff.training import TrainConfig
 
 VARIANTS = {
@@ -89,7 +89,7 @@ def build(data: str, variant: str, seed: int = 0) -> MTDiffusion:
     curves = {"image": 1.0, "masked": curve, "mask": curve}
     if variant == "plain":
         curves, modalities = {"image": 1.0}, {"image": modalities["image"]}
-    process = ForwardProcess(NoiseSchedule.log_snr(500, high=8.0, low=-8.0), curves)
+    process = ForwardProcess(noise_schedule(size, power=1.0), curves)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone = UNet(space, base=16, multipliers=(1, 2, 2) if size == 16 else (1, 2, 2, 2))
