@@ -281,6 +281,9 @@ class MTDiffusion(nn.Module):
     ) -> Tensor:
         """Log p(x_i = value | z_t) of the modality's head, differentiable in z_t in evaluation mode; of what is not known.
 
+        Of a label whose code is sensed, the gradient is log p(y | code) + log p(y | rest)'s and not the value's own, which
+        vanishes where the network is told a probability near 0 or 1: see `Label.steered`.
+
         Args:
             name: the modality.
             value: (B, ...) its value.
@@ -301,10 +304,13 @@ class MTDiffusion(nn.Module):
             raise ValueError(f"value has {len(value)} examples, z_t has {len(z_t)}")
         prediction = self.predict(z_t, t, given=given, present=present) if prediction is None else prediction
         modality, variance = self.modalities[name], self.process.wiener(name, t, z_t, present)[1]
+        telling = Telling(self.process, self.modalities, z_t, t, given or {}, present or {}, None)
+        params = prediction.params[name]
+        if modality.sense and name not in telling.given:
+            params = modality.steered(params, z_t, *telling.amid(name))
         if not modality.revealed_by:
-            return modality.log_prob(value, prediction.params[name], variance)
-        shown = Telling(self.process, self.modalities, z_t, t, given or {}, {}, None).shown(*modality.revealed_by)
-        return modality.log_prob(value, prediction.params[name], variance, where=~shown)
+            return modality.log_prob(value, params, variance)
+        return modality.log_prob(value, params, variance, where=~telling.shown(*modality.revealed_by))
 
     def read(
         self,

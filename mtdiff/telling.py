@@ -81,20 +81,23 @@ class Telling:
             The sum of what they are told as (B, embedding), and of W_t times their expected codes (B, *Z).
         """
         told, codes = rest.new_zeros(len(rest), embedding, dtype=dtype), torch.zeros_like(rest)
-        signal, noise = self.process.level(self.t, rest)
         for name, modality in self.modalities.items():
             if not modality.sense:
                 continue
-            mine, power = signal * self._weight(name), noise**2
-            for other in self.process.entering:
-                if other != name and set(self.modalities[other].span) & set(modality.span):
-                    power = power + (signal * self._weight(other) * _as(~self.heard(other), rest)) ** 2
-            total = mine**2 + power
-            vector, code = modality.sensed(rest, mine / total, power / total)
+            vector, code = modality.sensed(rest, *self.amid(name))
             silent = _as(~self.heard(name), rest)
             told = told + vector * silent.flatten(1)
             codes = codes + self._weight(name) * silent * code
         return told, codes
+
+    def amid(self, name: str) -> tuple[Tensor, Tensor]:
+        """Gain and variance as in `View`, of a code of which all else in its channels is taken for noise, (B, 1, ...)."""
+        signal, noise = self.process.level(self.t, self.z_t)
+        mine, power = signal * self._weight(name), noise**2
+        for other in self.process.entering:
+            if other != name and set(self.modalities[other].span) & set(self.modalities[name].span):
+                power = power + (signal * self._weight(other) * _as(~self.heard(other), self.z_t)) ** 2
+        return mine / (mine**2 + power), power / (mine**2 + power)
 
     def shown(self, picture: str, mask: str) -> Tensor:
         """(B, 1, H, W) bool, or all sizes 1: the pixels of `picture` that are told, as both are and `mask` is 1 there."""

@@ -228,6 +228,60 @@ def test_what_is_sensed_in_channels_of_its_own_has_only_the_noise_around_it():
     torch.testing.assert_close(shown[0][0], z - signal * it.encode(start), atol=1e-5, rtol=1e-4)
 
 
+def sensing_model():
+    """Three random classes in the sum with an image: the model in float64, three states at step 9 and their labels."""
+    modalities = {"image": mt.Image((2, 4, 4), tell=True), "it": mt.Label(3, sense=True)}
+    return unet_model(modalities, {"image": 1.0, "it": 0.7}).double(), 2 * randn(3, 2, 4, 4), torch.arange(3)
+
+
+@pytest.mark.parametrize("setting", ["nothing told", "image told", "label told", "label absent"])
+def test_the_gradient_along_a_sensed_code_is_tweedies(setting):
+    """For a head that says the same everywhere, E[m | z, y] - E[m | z] = (1 - abar) / noise W (c_y - e).
+
+    What is not the code counts as noise: of variance 1 - abar, and abar more for an image that is not told.
+    """
+    model, z, y = sensing_model()
+    label, abar = model.modalities["it"], float(model.process.schedule.abar[9])
+    torch.nn.init.zeros_(label.out[2].weight)
+    given = {"image": {"image": z.clamp(-1, 1)}, "label": {"it": y}}.get(setting.removesuffix(" told"))
+    present = {"it": torch.full((3,), setting != "label absent")}
+    leaf = z.clone().requires_grad_()
+    log_p = torch.stack([model.log_prob("it", y.roll(k), leaf, 9, given=given, present=present) for k in range(3)])
+    torch.testing.assert_close(log_p.exp().sum(0), torch.ones(3).double())
+    (gradient,) = torch.autograd.grad(log_p[0].sum(), leaf)
+    share = (1 - abar) / (1 - abar + abar * (setting != "image told")) if "label" not in setting else 0.0
+    apart = label.codes - torch.tensordot(label.out[2].bias.softmax(0), label.codes, dims=1)
+    torch.testing.assert_close((1 - abar) / abar**0.5 * gradient, share * 0.7 * apart)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_gradient_of_a_sensed_labels_head_is_that_of_two_sums(seed):
+    """Against central differences of log softmax(h + s), with what the network is told held fixed; the value is h's."""
+    model, z, y = sensing_model()
+    label, abar = model.modalities["it"], float(model.process.schedule.abar[9])
+    leaf, direction, step = z.clone().requires_grad_(), randn(3, 2, 4, 4, seed=seed), 1e-5
+    log_p, told = model.log_prob("it", y, leaf, 9), []
+    torch.testing.assert_close(log_p, model.predict(z, 9).params["it"].log_softmax(1).diagonal(), rtol=0, atol=0)
+    (gradient,) = torch.autograd.grad(log_p.sum(), leaf)
+    label.notice.register_forward_hook(lambda module, inputs, output: told.append(output) or told[0])
+
+    def together(move):  # the first call notes what is told at z
+        own = abar**0.5 * 0.7 * move.flatten(1) @ label.codes.flatten(1).T  # over noise of variance 1 - abar + abar
+        return (model.predict(z + move, 9).params["it"] + own).log_softmax(1).diagonal()
+
+    together(torch.zeros_like(z))
+    slope = (together(step * direction) - together(-step * direction)) / (2 * step)
+    torch.testing.assert_close((gradient * direction).flatten(1).sum(1), slope, rtol=1e-4, atol=1e-6)
+
+
+def test_in_training_the_gradient_of_a_sensed_label_is_the_values_own():
+    model, z, y = sensing_model()
+    leaf, direction, step = z.clone().requires_grad_(), randn(3, 2, 4, 4), 1e-5
+    (gradient,) = torch.autograd.grad(model.train().log_prob("it", y, leaf, 9).sum(), leaf)
+    up, down = (model.log_prob("it", y, z + sign * step * direction, 9) for sign in (1, -1))
+    torch.testing.assert_close((gradient * direction).flatten(1).sum(1), (up - down) / (2 * step), rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize(("shape", "space"), [((5,), (8,)), ((5,), (2, 4, 4)), ((1, 4, 4), (3, 4, 4))])
 def test_generated_codes_are_standardised_over_the_batch(shape, space):
     rep = attached(mt.Encoded(shape), space)

@@ -100,6 +100,14 @@ def test_the_labelled_scenes_are_as_good_as_the_card_within_four_standard_errors
     assert head_accuracy(model, data("test"), generator=noise) >= 0.99
 
 
+def test_labelled_scenes_obey_bayes_through_the_models_own_head():
+    """Over seeds 0 to 7, 36 draws of 12 steps each: 0.94 to 1.00; by the head's own gradient alone, 0.19 to 0.44."""
+    label, noise = torch.arange(36) % 18, torch.Generator().manual_seed(0)
+    options = {"given": {"label": label}, "rule": "bayes", "steps": 12, "generator": noise}
+    drawn = mt.sample(mt.load("image-label/shapes16"), 36, **options)["image"]
+    assert float((label_judge("shapes16").read(drawn) == label).double().mean()) > 0.8
+
+
 def test_scenes_for_a_representation_are_as_good_as_the_card_within_four_standard_errors():
     model, n = mt.load("image-representation/shapes16"), 60
     assert model.card["data"]["name"] == represented("shapes16", "train").name

@@ -143,6 +143,10 @@ class Modality(nn.Module):
         """
         raise NotImplementedError
 
+    def steered(self, params: Tensor, z: Tensor, gain: Tensor, variance: Tensor) -> Tensor:
+        """The head's parameters, with a gradient along its code where what is told has none; others as in `sensed`."""
+        return params
+
     def head(self, view: View) -> Tensor:
         """Parameters of p(x_i | z_t)."""
         raise NotImplementedError

@@ -105,10 +105,22 @@ class Label(Modality):
         return embedded[:, None] if self.told_as == "tokens" else embedded
 
     def sensed(self, z: Tensor, gain: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-        """The posterior p_k ~ exp(k_t / variance_t <z, c_k>) of equally likely classes, embedded, and its expected code."""
-        codes = self.table().to(z.dtype).flatten(1)
-        logits = (gain / variance).flatten(1) * (self.take(z).flatten(1) @ codes.T)
-        return self.notice(logits.softmax(1).to(self.notice.weight.dtype)), self.estimate(logits)
+        """The posterior of equally likely classes, embedded, and its expected code.
+
+        It is told without a gradient, but in training: a softmax that is sure has none left; see `steered`.
+        """
+        logits = self._evidence(z, gain, variance)
+        told = logits.softmax(1).to(self.notice.weight.dtype)
+        return self.notice(told if self.training else told.detach()), self.estimate(logits)
+
+    def steered(self, params: Tensor, z: Tensor, gain: Tensor, variance: Tensor) -> Tensor:
+        """The head's logits h with the gradient of h + s, s_k = k_t / variance_t <z, c_k> the code's own logits (theory 4).
+
+        log p(y | z) = log p(y | code) + log p(y | rest) + const: logits add. The values of s are in h already, as they were
+        told, but not their gradient. In training it is h as it is.
+        """
+        logits = self._evidence(z, gain, variance).to(params.dtype)
+        return params if self.training else params + (logits - logits.detach())
 
     def head(self, view: View) -> Tensor:
         """Logits (B, K)."""
@@ -129,6 +141,10 @@ class Label(Modality):
     def draw(self, params: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """A class drawn from the softmax, (B,) int64."""
         return torch.multinomial(params.float().softmax(1), 1, generator=generator).squeeze(1)
+
+    def _evidence(self, z: Tensor, gain: Tensor, variance: Tensor) -> Tensor:
+        """Logits k_t / variance_t <z, c_k> of equally likely classes, by the code alone, (B, K)."""
+        return (gain / variance).flatten(1) * (self.take(z).flatten(1) @ self.table().to(z.dtype).flatten(1).T)
 
 
 def class_names(classes: int, names: Sequence[str] | None) -> list[str]:
