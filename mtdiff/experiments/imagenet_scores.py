@@ -143,16 +143,17 @@ def fillings(model: MTDiffusion, image: Tensor, network: FeatureNetwork, generat
         generator: source of all noise.
 
     Returns:
-        {"told", "repeated": {share: "psnr" of hidden pixels (at most 60 dB), "ssim", and where the network names classes
-        "class": share of images that it calls as it calls the truth}}.
+        {"told", "repeated": {share: "psnr" of hidden pixels (at most 60 dB) and "psnr_stderr" over images, "ssim", and where
+        the network names classes "class": share of images that it calls as it calls the truth}}.
     """
     out: dict = {"told": {}, "repeated": {}}
     for way, lines in out.items():
         for share in HIDDEN:
             mask = masks(len(image), image.shape[-1], hidden=share, seed=2)
             drawn = inpaint(model, image, mask, way, steps=STEPS, generator=generator)
-            hidden = float(psnr(drawn, image, ~mask.bool()).clamp(max=60).mean())
-            lines[str(share)] = {"psnr": hidden, "ssim": float(ssim(drawn, image).mean())}
+            hidden = psnr(drawn, image, ~mask.bool()).clamp(max=60)
+            error = float(hidden.std() / len(hidden) ** 0.5)
+            lines[str(share)] = {"psnr": float(hidden.mean()), "psnr_stderr": error, "ssim": float(ssim(drawn, image).mean())}
             if network.classify is not None:
                 same = network.classify(drawn.to(model.device)) == network.classify(image.to(model.device))
                 lines[str(share)]["class"] = float(same.double().mean())
