@@ -173,8 +173,9 @@ class Sample:
         if value.startswith("test:"):
             return name, self._held_out(model, name, text, value[5:]).to(self.device)
         if isinstance(modality, Label):
-            if value not in modality.names:
-                raise ValueError(f"--given {text}: {value!r} is not one of {modality.names}")
+            if modality.names.count(value) != 1:
+                problem = "is more than one of" if value in modality.names else "is not one of"
+                raise ValueError(f"--given {text}: {value!r} {problem} {modality.names}")
             return name, torch.tensor([modality.names.index(value)], device=self.device)
         if isinstance(modality, Image | Mask):
             return name, _picture(modality, text, value).to(self.device)

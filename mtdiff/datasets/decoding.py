@@ -53,6 +53,8 @@ def rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
     elif picture.mode == "F":
         raise ValueError("pixels with fractions have no eight-bit form")
     elif picture.mode in ("RGBA", "LA", "PA") or clear is not None:
+        if isinstance(clear, tuple) and max(clear) > 255:  # of 16-bit colours, of which Pillow keeps the upper bytes
+            picture.info["transparency"] = tuple(value >> 8 for value in clear)
         picture = picture.convert("RGBA")
         plain = PIL.Image.alpha_composite(PIL.Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
     else:

@@ -96,7 +96,7 @@ def matched(model: MTDiffusion, data: Dataset, elsewhere: bool = False) -> Datas
         return data
     if sorted(label.names) != sorted(data.names):
         strange = [name for name in (*data.names, *label.names) if (name in data.names) != (name in label.names)]
-        raise ValueError(f"the model and {data.name} do not have the same classes: {', '.join(strange[:6])} is in one only")
+        raise ValueError(f"the model and {data.name} do not have the same classes; in one of them only: {strange[:6]}")
     if not elsewhere:
         k = next(k for k, names in enumerate(zip(label.names, data.names, strict=True)) if len(set(names)) > 1)
         first = f"class {k} is {label.names[k]!r} to the model and {data.names[k]!r} there"

@@ -152,8 +152,8 @@ def fillings(model: MTDiffusion, image: Tensor, network: FeatureNetwork, generat
             mask = masks(len(image), image.shape[-1], hidden=share, seed=2)
             drawn = inpaint(model, image, mask, way, steps=STEPS, generator=generator)
             hidden = psnr(drawn, image, ~mask.bool()).clamp(max=60)
-            error = float(hidden.std() / len(hidden) ** 0.5)
-            lines[str(share)] = {"psnr": float(hidden.mean()), "psnr_stderr": error, "ssim": float(ssim(drawn, image).mean())}
+            lines[str(share)] = {"psnr": float(hidden.mean()), "psnr_stderr": float(hidden.std() / len(hidden) ** 0.5)}
+            lines[str(share)]["ssim"] = float(ssim(drawn, image).mean())
             if network.classify is not None:
                 same = network.classify(drawn.to(model.device)) == network.classify(image.to(model.device))
                 lines[str(share)]["class"] = float(same.double().mean())
