@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-import PIL.Image
 import torch
 import tyro
 
 from mtdiff import distributed
 from mtdiff.checkpoint import load
+from mtdiff.datasets.decoding import decoded
 from mtdiff.datasets.imagenet import ARCHIVES, get, prepare
 from mtdiff.evaluation import mean_and_error
-from mtdiff.experiments import EXPERIMENTS, Experiment, budget, provenance
+from mtdiff.experiments import EXPERIMENTS, Experiment, budget, matched, provenance
 from mtdiff.experiments.report import markdown
 from mtdiff.files import CARD, to_json, write_atomic
 from mtdiff.modalities import Image, Label, Mask
@@ -173,8 +173,9 @@ class Sample:
         if value.startswith("test:"):
             return name, self._held_out(model, name, text, value[5:]).to(self.device)
         if isinstance(modality, Label):
-            if value not in modality.names:
-                raise ValueError(f"--given {text}: {value!r} is not one of {modality.names}")
+            if modality.names.count(value) != 1:
+                problem = "is more than one of" if value in modality.names else "is not one of"
+                raise ValueError(f"--given {text}: {value!r} {problem} {modality.names}")
             return name, torch.tensor([modality.names.index(value)], device=self.device)
         if isinstance(modality, Image | Mask):
             return name, _picture(modality, text, value).to(self.device)
@@ -185,22 +186,27 @@ class Sample:
         experiment = EXPERIMENTS.get(model.card.get("experiment"))
         if experiment is None:
             raise ValueError(f"--given {text}: the model's card names no experiment whose held-out data could be used")
-        data = next(key for key in experiment.data if model.card["data"]["name"].startswith(key))
-        values = experiment.data[data]("test").values[name]
-        if not index.isdigit() or int(index) >= len(values):
-            raise ValueError(f"--given {text}: expected an example in test:0..test:{len(values) - 1}")
-        return values[int(index)][None]
+        trained = str(model.card.get("data", {}).get("name"))
+        data = next((key for key in experiment.data if trained.startswith(key)), None)
+        if data is None:
+            raise ValueError(f"--given {text}: the model's card names no data of {experiment.name} ({trained})")
+        held_out = matched(model, experiment.data[data]("test"), elsewhere=True)
+        if name not in held_out.values:
+            raise ValueError(f"--given {text}: the held-out data have {list(held_out.values)}")
+        if not index.isdecimal() or int(index) >= len(held_out):
+            raise ValueError(f"--given {text}: expected an example in test:0..test:{len(held_out) - 1}")
+        return held_out[torch.tensor([int(index)])][name]
 
 
 def _picture(modality, text: str, path: str) -> torch.Tensor:
-    """A picture file as one image in [-1, 1], or as a mask of zeros and ones (white is 1)."""
+    """A picture file, read as `prepare` reads it, as one image in [-1, 1], or as a mask of zeros and ones (white is 1)."""
     channels, height, width = (1, *modality.size) if isinstance(modality, Mask) else modality.shape
     if channels not in (1, 3):
         raise ValueError(f"--given {text}: a picture file has 1 or 3 channels, {modality.name!r} has {channels}")
     try:
-        with PIL.Image.open(path) as file:
-            picture = file.convert("L" if channels == 1 else "RGB")
-    except (PIL.UnidentifiedImageError, OSError) as error:
+        with decoded(path) as (picture, _):
+            picture = picture.convert("L") if channels == 1 else picture
+    except Exception as error:  # a broken file makes decoders raise anything
         raise ValueError(f"--given {text}: {path} cannot be read as a picture ({error})") from None
     if picture.size != (width, height):
         raise ValueError(f"--given {text}: the picture is {picture.width}x{picture.height}, expected {width}x{height}")
@@ -218,6 +224,8 @@ class Evaluate:
     """Folders that train wrote, or names of shipped models; default: the shipped model of the experiment and data."""
     data: str | None = None
     """What to judge on; default: the experiment's first, as in train."""
+    elsewhere: bool = False
+    """Judge on other data than the models were trained on, or where classes are numbered otherwise; matched by name."""
     n: int = 2000
     """Samples for each figure."""
     features: str | None = None
@@ -243,6 +251,10 @@ class Evaluate:
         for name, model in models:
             if model.card.get("experiment", self.experiment) != self.experiment:
                 raise ValueError(f"{name} was trained for {model.card['experiment']}, not for {self.experiment}")
+            try:
+                matched(model, experiment.data[data]("test"), self.elsewhere)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
         rows = []
         for k, (name, model) in enumerate(models):
             if k == 0 and self.publish:
@@ -301,10 +313,11 @@ class Prepare:
         for split, meta in metas.items():
             text = f"{split}: {meta['count']:,} images of {len(meta['names'])} classes, {meta['boxes']:,} with a box"
             print(f"{text}; sha256 {meta['sha256'][:12]}")
-            for path, why in meta["skipped"][:10]:
-                print(f"  skipped {path}: {why}")
-            if len(meta["skipped"]) > 10:
-                print(f"  and {len(meta['skipped']) - 10} more, see {self.out / split / 'meta.json'}")
+            for what in ("skipped", "left_out"):
+                for path, why in meta[what][:10]:
+                    print(f"  {what.replace('_', ' ')} {path}: {why}")
+                if len(meta[what]) > 10:
+                    print(f"  and {len(meta[what]) - 10} more, see {self.out / split / 'meta.json'}")
         print(f"the packed images are in {self.out}")
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ class Bound:
         stderr: standard error of the total over examples and draws.
         present: the set S of modalities in the aggregate.
         dims: {name: numbers in one example}.
+        totals: (B,) float64, the bound of each example, the mean over its draws.
     """
 
     prior: float
@@ -29,6 +30,7 @@ class Bound:
     stderr: float
     present: frozenset[str]
     dims: dict[str, int]
+    totals: Tensor = field(repr=False, compare=False)
 
     def bits_per_dim(self, name: str) -> float:
         """(prior + diffusion - readout) / (dimensions log 2): an upper bound on the code length of one modality alone.
@@ -130,7 +132,7 @@ def elbo(
     error = float(total.std() / size**0.5) if size > 1 else math.nan
     readout = {name: parts[name] for name in read}
     dims = {name: v[0].numel() for name, v in read.items()}
-    return Bound(parts["prior"], parts["diffusion"], readout, float(total.mean()), error, frozenset(names), dims)
+    return Bound(parts["prior"], parts["diffusion"], readout, float(total.mean()), error, frozenset(names), dims, total)
 
 
 def _step_cost(model, codes, t: Tensor, told, mask, noise: Tensor) -> Tensor:

@@ -2,8 +2,8 @@
 
 import importlib
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,12 +25,14 @@ class FeatureNetwork:
     Attributes:
         name: under which its figures are reported. Only "inception" makes a Frechet distance an FID.
         network: images (B, 3, H, W) in [-1, 1] -> features (B, d).
-        classify: images -> class ids (B,) of the data at hand, where it can.
+        classify: images -> class ids (B,), where it can.
+        names: of the classes that it tells apart; None: it numbers them as the data at hand do.
     """
 
     name: str
     network: Callable[[Tensor], Tensor]
     classify: Callable[[Tensor], Tensor] | None = None
+    names: tuple[str, ...] | None = None
 
     @property
     def frechet(self) -> str:
@@ -42,6 +44,28 @@ class FeatureNetwork:
         """What the kernel distance of these features is called."""
         return "KID" if self.name == INCEPTION else f"kernel distance ({self.name})"
 
+    def numbered(self, names: Sequence[str], data: Sequence[str]) -> "FeatureNetwork":
+        """The same network, with class ids in the order of these names; -1 is a class that is none of them.
+
+        Args:
+            names: of the classes.
+            data: how the data at hand number their classes, for a network without names of its own.
+
+        Returns:
+            The network.
+
+        Raises:
+            ValueError: it does not know one of the classes.
+        """
+        own, classify = tuple(data if self.names is None else self.names), self.classify
+        if classify is None or own == tuple(names):
+            return self
+        unknown = [name for name in names if name not in own]
+        if unknown:
+            raise ValueError(f"features {self.name!r} do not know the classes {unknown}; they know {list(own[:12])}")
+        table = torch.tensor([names.index(name) if name in names else -1 for name in own])
+        return replace(self, classify=lambda image: table[classify(image).cpu()], names=tuple(names))
+
 
 def feature_network(name: str) -> FeatureNetwork:
     """A feature network by its name.
@@ -49,7 +73,8 @@ def feature_network(name: str) -> FeatureNetwork:
     Args:
         name: "inception"; one of `mtdiff.representations.PRETRAINED`; a folder or shipped model of images and labels (the
             pooled vector of its backbone, and its label head); or "MODULE:FUNCTION", a function of your own that returns a
-            network, images (B, 3, H, W) in [-1, 1] -> (B, d), with a method `classify` if it can.
+            network, images (B, 3, H, W) in [-1, 1] -> (B, d), with a method `classify` if it can, and `names` of its classes
+            unless it numbers them as the data do.
 
     Returns:
         The network.
@@ -71,7 +96,7 @@ def feature_network(name: str) -> FeatureNetwork:
         raise ImportError(f"features {name!r}: there is no module {error.name!r} on the path") from None
     except AttributeError:
         raise ValueError(f"features {name!r}: {module} has no function {function!r}") from None
-    return FeatureNetwork(name, made, getattr(made, "classify", None))
+    return FeatureNetwork(name, made, getattr(made, "classify", None), getattr(made, "names", None))
 
 
 def _of_model(name: str) -> FeatureNetwork:
@@ -94,7 +119,7 @@ def _of_model(name: str) -> FeatureNetwork:
         values = {"image": image, "label": torch.zeros(len(image)).long()}
         return head_logits(model.to(image.device), Dataset(name, values), generator=still()).argmax(1)
 
-    return FeatureNetwork(name, features, classify)
+    return FeatureNetwork(name, features, classify, tuple(model.modalities["label"].names))
 
 
 def _inception() -> Callable[[Tensor], Tensor]:
@@ -117,7 +142,7 @@ class Seen:
 
     Attributes:
         moments: mean and covariance of the features of all.
-        some: (K, d) features of the first K.
+        some: (K, d) features of some of them, any as likely as any other.
     """
 
     moments: Moments
@@ -139,16 +164,18 @@ def seen(images: Iterable[Tensor], network: FeatureNetwork, keep: int = 10_000) 
     Raises:
         ValueError: there are no images.
     """
-    moments, some = None, []
+    moments, some, generator = None, [], torch.Generator().manual_seed(0)
     for batch in images:
         features = network.network(batch).flatten(1).cpu()
         moments = moments or Moments(features.shape[1])
+        for n, row in enumerate(features.float(), moments.n):  # a reservoir: the n-th stays with probability keep / n
+            place = n if n < keep else int(torch.randint(n + 1, (1,), generator=generator))
+            if place < keep:
+                some[place : place + 1] = [row.clone()]
         moments.update(features)
-        if (room := keep - sum(map(len, some))) > 0:
-            some.append(features[:room].float())
     if moments is None:
         raise ValueError("there are no images to look at")
-    return Seen(moments, torch.cat(some))
+    return Seen(moments, torch.stack(some))
 
 
 def compared(real: Seen, drawn: Seen, seed: int = 0) -> dict[str, float]:

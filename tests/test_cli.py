@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import PIL.Image
@@ -264,3 +265,30 @@ def test_the_shipped_names_are_models_and_not_judges(monkeypatch):
     with pytest.raises(SystemExit) as refused:
         run(monkeypatch, "sample", "no/such/model")
     assert "judge" not in str(refused.value)
+
+
+def test_a_model_is_judged_on_its_own_data_unless_asked_for(tmp_path, monkeypatch):
+    from mtdiff.experiments import EXPERIMENTS
+
+    experiment = EXPERIMENTS["image-label"]
+    card = {"experiment": "image-label", "variant": "fade-in", "data": {"name": "planted95/train"}}
+    folder = experiment.build("planted95", "fade-in").save(tmp_path / "model", card)
+    judged = []
+    monkeypatch.setitem(EXPERIMENTS, "image-label", replace(experiment, evaluate=lambda *a, **k: judged.append(a[1]) or {}))
+    words = ("evaluate", "image-label", "--models", folder)
+    with pytest.raises(SystemExit, match="trained on planted95, the data are planted60: judge it there, or add --elsewhere"):
+        run(monkeypatch, *words, "--data", "planted60")
+    with pytest.raises(SystemExit, match="do not have the same classes"):
+        run(monkeypatch, *words, "--data", "digits", "--elsewhere")
+    run(monkeypatch, *words, "--data", "planted60", "--elsewhere")
+    run(monkeypatch, *words, "--data", "planted95")
+    assert judged == ["planted60", "planted95"]
+
+
+@pytest.mark.parametrize("data", [{}, {"data": {"name": "cats/train"}}])
+def test_a_card_without_known_data_has_no_held_out_examples(data, trained, tmp_path, monkeypatch):
+    folder = mt.load(trained).save(tmp_path / "model")
+    card = json.loads((folder / "card.json").read_text())
+    (folder / "card.json").write_text(json.dumps({k: v for k, v in card.items() if k != "data"} | data))
+    with pytest.raises(SystemExit, match="the model's card names no data of image-label"):
+        run(monkeypatch, "sample", folder, "--given", "label=test:0")

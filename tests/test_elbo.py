@@ -212,6 +212,10 @@ def test_one_modality_alone_in_bits_per_dimension():
     alone = mt.elbo(model, {"image": batch["image"]}, present={"image"}, generator=generator())
     assert set(alone.readout) == {"image"}
     assert alone.bits_per_dim("image") == pytest.approx(-alone.total / (16 * math.log(2)))
+    assert alone.totals.shape == (40,)
+    assert float(alone.totals.mean()) == pytest.approx(alone.total)
+    assert float(alone.totals.std()) / 40**0.5 == pytest.approx(alone.stderr)
+    assert "totals" not in repr(alone)
     joint = mt.elbo(model, batch, generator=generator())
     with pytest.raises(ValueError, match="needs a bound with present="):
         joint.bits_per_dim("image")

@@ -8,9 +8,11 @@ import http.server
 import io
 import json
 import os
+import shutil
 import tarfile
 import threading
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
@@ -19,6 +21,7 @@ import scipy.io
 import torch
 
 import mtdiff as mt
+from mtdiff import cli
 from mtdiff.datasets.imagenet import download, find, get, packing, prepare
 from mtdiff.datasets.imagenet.download import Archive
 from mtdiff.datasets.prepared import box_masks, prepared
@@ -174,6 +177,120 @@ def test_tables_that_do_not_fit_are_refused(tmp_path):
         find(root, "val")
 
 
+def test_what_is_hidden_is_no_image_and_no_class(tmp_path):
+    """As macOS, Jupyter and editors leave them."""
+    root = class_folders(tmp_path / "in")
+    for split in ("train", "val"):
+        save(root / split / ".ipynb_checkpoints" / "00000-checkpoint.JPEG", picture(0))
+        for folder in (root / split, root / split / WNIDS[0]):
+            write(folder / ".DS_Store", "\0")
+            write(folder / "._00000.JPEG", "\0\5\26\7")
+    meta = prepare(root, tmp_path / "out", 8, limit=2, progress=False)
+    for found in meta.values():
+        assert (found["count"], found["classes"], found["skipped"], found["left_out"]) == (6, list(WNIDS), [], [])
+
+
+def test_what_is_left_out_is_said(tmp_path, monkeypatch, capsys):
+    root = class_folders(tmp_path / "in")
+    write(root / "train" / WNIDS[0] / "notes.txt", "x")
+    save(root / "train" / WNIDS[1] / "a.webp", picture(0))
+    save(root / "train" / WNIDS[1] / "more" / "a.JPEG", picture(0))
+    save(root / "train" / "stray.JPEG", picture(0))
+    save(root / "val" / "n09" / "a.JPEG", picture(0))
+    os.mkfifo(root / "val" / WNIDS[2] / "pipe.JPEG")
+    save(tmp_path / "secret.JPEG", picture(0))
+    (root / "val" / WNIDS[2] / "link.JPEG").symlink_to(tmp_path / "secret.JPEG")
+    (root / "val" / WNIDS[2] / "inner.JPEG").symlink_to("00000.JPEG")
+    monkeypatch.setattr("sys.argv", ["mtdiff", "data", "prepare", str(root), "--size", "8", "--out", str(tmp_path / "out")])
+    cli.main()
+    metas = {split: json.loads((tmp_path / "out" / split / "meta.json").read_text()) for split in ("train", "val")}
+    assert [meta["count"] for meta in metas.values()] == [9, 10]
+    assert metas["train"]["left_out"] == [
+        [f"train/{WNIDS[0]}/notes.txt", "not one of .jpeg, .jpg, .png"],
+        [f"train/{WNIDS[1]}/a.webp", "not one of .jpeg, .jpg, .png"],
+        [f"train/{WNIDS[1]}/more", "a folder in a folder of a class"],
+        ["train/stray.JPEG", "in no folder of a class"],
+    ]
+    assert metas["val"]["left_out"] == [
+        [f"val/{WNIDS[2]}/link.JPEG", "a link that leads out of the folder"],
+        [f"val/{WNIDS[2]}/pipe.JPEG", "not a regular file"],
+        ["val/n09/a.JPEG", "of class n09, which train/ does not have"],
+    ]
+    assert f"left out train/{WNIDS[1]}/a.webp: not one of" in capsys.readouterr().out
+
+
+def test_a_class_that_is_a_link_to_elsewhere_is_refused(tmp_path):
+    root = class_folders(tmp_path / "in")
+    save(tmp_path / "other" / "a.JPEG", picture(0))
+    (root / "train" / "n09").symlink_to(tmp_path / "other")
+    with pytest.raises(ValueError, match=r"train/n09 is a link that leads out of"):
+        find(root)
+
+
+def test_lists_are_read_with_a_byte_order_mark_and_blank_lines(tmp_path):
+    root = tiny(tmp_path)
+    for path in (root / "words.txt", root / "val" / "val_annotations.txt", *root.glob("train/*/*_boxes.txt")):
+        path.write_text("\ufeff" + path.read_text().replace("\n", "\r\n\r\n") + "  \n", encoding="utf-8")
+    train, val = find(root), find(root, "val")
+    assert train.names == val.names == ("name 0", "name 1", "name 2")
+    assert np.isfinite(train.boxes).all()
+    assert (val.label.tolist(), val.left_out) == ([0, 0, 0, 1, 1, 1, 2, 2, 2], [])
+    (root / "words.txt").write_bytes(b"n01\t\xff\n")
+    with pytest.raises(ValueError, match=r"words\.txt is not a text in UTF-8"):
+        find(root)
+    kaggle = ilsvrc(tmp_path / "k", "kaggle")
+    for path in kaggle.glob("*.csv"):
+        path.write_text("\ufeff" + path.read_text() + "\n  \n", encoding="utf-8")
+    assert sorted(find(kaggle, "val").label) == [0, 1, 2]
+
+
+def test_lists_of_strangers_are_not_read(tmp_path):
+    """Of the folders above only Kaggle's own are known, and there only Kaggle's tables."""
+    root = class_folders(tmp_path / "a" / "in")
+    write(tmp_path / "a" / "words.txt", f"{WNIDS[0]}\tanother\n")
+    write(tmp_path / "a" / "LOC_synset_mapping.txt", f"{WNIDS[0]} another\n")
+    assert find(root).names[0] == WNIDS[0]
+    top = tmp_path / "b"
+    write(top / "words.txt", f"{WNIDS[0]}\tanother\n")
+    ilsvrc(top / "ILSVRC", "kaggle")
+    for name in ("LOC_synset_mapping.txt", "LOC_val_solution.csv"):
+        (top / "ILSVRC" / name).rename(top / name)
+    assert find(top / "ILSVRC" / "Data" / "CLS-LOC", "val").names[0] == "name 0"
+
+
+@pytest.mark.parametrize("name", ["../../secret.JPEG", "/tmp/secret.JPEG", "..", "a\\b.JPEG", "images/val_0.JPEG"])
+def test_a_list_names_files_of_its_own_folder(tmp_path, name):
+    root = tiny(tmp_path / "in")
+    save(tmp_path / "secret.JPEG", picture(0))
+    write(root / "val" / "val_annotations.txt", f"{name}\t{WNIDS[0]}\t0\t0\t1\t1\n")
+    with pytest.raises(ValueError, match="line 1: expected the plain name of a file"):
+        find(root, "val")
+
+
+def test_a_list_and_its_images_agree(tmp_path):
+    root = tiny(tmp_path)
+    annotations = root / "val" / "val_annotations.txt"
+    lines = annotations.read_text().splitlines()
+    write(annotations, "\n".join([*lines[1:], f"gone.JPEG\t{WNIDS[0]}\t0\t0\t1\t1"]))
+    left_out = {path.name: why for path, why in find(root, "val").left_out}
+    assert left_out == {"val_0.JPEG": "not in val_annotations.txt",
+                        "gone.JPEG": "in val_annotations.txt, but no image is there"}  # fmt: skip
+    write(annotations, "\n".join([*lines, f"val_0.JPEG\t{WNIDS[1]}\t0\t0\t1\t1"]))
+    with pytest.raises(ValueError, match=f"val_0.JPEG is of two classes, {WNIDS[0]} and {WNIDS[1]}"):
+        find(root, "val")
+
+
+def test_two_classes_of_one_name_are_told_apart_by_their_ids(tmp_path):
+    root = tiny(tmp_path)
+    write(root / "words.txt", f"{WNIDS[0]}\tcrane\n{WNIDS[1]}\tcrane, a machine\n{WNIDS[2]}\tgo-kart\n")
+    with pytest.raises(ValueError, match=f"2 classes are called 'crane': give the id, {WNIDS[0]} or {WNIDS[1]}"):
+        find(root, classes=("crane",))
+    assert find(root).names == (f"crane ({WNIDS[0]})", f"crane ({WNIDS[1]})", "go-kart")
+    chosen = find(root, classes=("go-kart", WNIDS[1]))
+    assert chosen.names == ("go-kart", f"crane ({WNIDS[1]})")
+    assert find(root, classes=chosen.names).wnids == chosen.wnids
+
+
 # ---- packing ----
 
 
@@ -259,6 +376,63 @@ def test_packing_is_repeatable_and_done_once(tmp_path):
         prepare(root, tmp_path / "d", 4)
     with pytest.raises(ValueError, match="limit must be at least 1"):
         prepare(root, tmp_path / "d", 8, limit=0)
+
+
+def as_before(path, change):
+    """Change a file and give it its times back."""
+    stat = path.stat()
+    change(path)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def whole(path):
+    """Write an image file, as long as what is there."""
+    stream, size = io.BytesIO(), path.stat().st_size
+    picture(3, (8, 8)).save(stream, "JPEG")
+    path.write_bytes(stream.getvalue().ljust(size, b"\0"))
+
+
+def inside(wnid, name):
+    return f"train/{wnid}/images/{wnid}_{name}.JPEG"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda root: save(root / inside(WNIDS[0], 9), picture(7)), "files: 9 there, 10"),
+        (lambda root: as_before(root / inside(WNIDS[1], 0), lambda path: picture(9).save(path)), "have changed"),
+        (lambda root: os.utime(root / inside(WNIDS[1], 0), ns=(1, 1)), "have changed"),
+        (lambda root: (root / inside(WNIDS[2], 0)).rename(root / inside(WNIDS[2], 8)), "have changed"),
+        (lambda root: write(root / "words.txt", f"{WNIDS[0]}\tanother\n"), "have changed"),
+        (lambda root: write(root / "train" / WNIDS[0] / f"{WNIDS[0]}_boxes.txt", ""), "have changed"),
+        (lambda root: as_before(root / inside(WNIDS[2], 1), whole), "1 files that could not be read now can"),
+    ],
+)
+def test_a_pack_is_used_again_only_if_nothing_has_changed(tmp_path, change, message):
+    root = tiny(tmp_path / "in")
+    (root / inside(WNIDS[2], 1)).write_bytes(b"broken".ljust(2000))
+    first = prepare(root, tmp_path / "out", 8, progress=False)
+    assert len(first["train"]["skipped"]) == 1
+    assert prepare(root, tmp_path / "out", 8, progress=False) == first
+    change(root)
+    with pytest.raises(ValueError, match=rf"train holds another set \(.*{message}.*: use another folder, or delete it"):
+        prepare(root, tmp_path / "out", 8, progress=False)
+
+
+def test_another_folder_of_the_same_files_is_another_set(tmp_path):
+    root = class_folders(tmp_path / "in")
+    prepare(root, tmp_path / "out", 8, progress=False)
+    shutil.copytree(root, tmp_path / "copy")
+    with pytest.raises(ValueError, match=r"root: .*in there, .*copy asked for"):
+        prepare(tmp_path / "copy", tmp_path / "out", 8, progress=False)
+
+
+def test_splits_that_number_their_classes_otherwise_are_refused(tmp_path):
+    root = class_folders(tmp_path / "in")
+    prepare(root, tmp_path / "out", 8, splits=("train",), progress=False)
+    prepare(root, tmp_path / "out", 8, classes=WNIDS[::-1], splits=("val",), progress=False)
+    with pytest.raises(ValueError, match="train and val do not have the same classes"):
+        prepared(tmp_path / "out")
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
@@ -473,7 +647,7 @@ def served():
     """A server in this process: {content, break_at, ranges, asked} and its address."""
     handler = type("Served", (Server,), {"asked": []})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     handler.url = f"http://127.0.0.1:{server.server_port}/toy.tar"
     yield handler
@@ -548,6 +722,45 @@ def test_nothing_is_written_outside_the_folder(tmp_path, served, kind, name):
         get("toy", tmp_path / "data", archive, progress=False)
     assert not (tmp_path / "evil").exists()
     assert not (tmp_path / "data" / "toy").exists()
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_an_archive_that_unpacks_to_far_more_than_itself_is_refused(tmp_path, served, kind, monkeypatch):
+    """A megabyte of zeros in a kilobyte or so, where 64 KiB and ten times its size are allowed."""
+    stream, zeros = io.BytesIO(), bytes(2**20)
+    if kind == "zip":
+        with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as file:
+            file.writestr("toy/a.png", zeros)
+    else:
+        with tarfile.open(fileobj=stream, mode="w:gz") as file:
+            entry = tarfile.TarInfo("toy/a.png")
+            entry.size = len(zeros)
+            file.addfile(entry, io.BytesIO(zeros))
+    archive = toy(served, stream.getvalue())
+    monkeypatch.setattr(download, "BLOCK", 2**10)
+    with pytest.raises(ValueError, match=r"would unpack to more than [67].,... bytes, pictures do not"):
+        get("toy", tmp_path / "data", archive, progress=False)
+    monkeypatch.undo()
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
+    with pytest.raises(OSError, match=r"unpacks to more than the 0 MiB that are free"):
+        get("toy", tmp_path / "data", archive, progress=False)
+    assert not (tmp_path / "data" / "toy").exists()
+
+
+@pytest.mark.skipif(not hasattr(tarfile, "data_filter"), reason="a Python without filters for archives")
+def test_archives_are_unpacked_by_pythons_own_filter_for_data(tmp_path, served, monkeypatch):
+    asked, extract = [], tarfile.TarFile.extractall
+
+    def extractall(self, *args, **options):
+        asked.append(options["filter"])
+        return extract(self, *args, **options)
+
+    monkeypatch.setattr(tarfile.TarFile, "extractall", extractall)
+    get("toy", tmp_path / "data", toy(served, packed_up(class_folders(tmp_path / "toy"))), progress=False)
+    monkeypatch.delattr(tarfile, "data_filter")
+    monkeypatch.setattr(tarfile.TarFile, "extractall", lambda self, path: extract(self, path, filter="data"))
+    get("toy", tmp_path / "more", toy(served, packed_up(tmp_path / "toy")), progress=False)
+    assert asked == ["data"]
 
 
 def test_links_and_other_folders_are_refused(tmp_path, served):

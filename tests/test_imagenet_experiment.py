@@ -109,13 +109,106 @@ def test_a_trained_model_can_look_at_images(tmp_path):
 def test_bits_per_dimension_are_those_of_the_bound(monkeypatch):
     """In batches as at once: the same mean, and the same error, within what draws differ."""
     model, image = E.build("tiny-imagenet32", "plain", 0), imagenet.packed("tiny-imagenet32", "test", "plain")[:12]["image"]
-    whole = mt.elbo(model, {"image": image}, 60, generator=generator(1))
+    whole = mt.elbo(model, {"image": image}, 15, generator=generator(1))
     monkeypatch.setattr(imagenet_scores, "BATCH", 5)
-    monkeypatch.setattr(imagenet_scores, "DRAWS", 60)
+    monkeypatch.setattr(imagenet_scores, "DRAWS", 15)
     found = imagenet_scores.image_bound(model, image, generator(2))
     scale = 3 * 32 * 32 * math.log(2)
     assert abs(found["bits_per_dim"] - whole.bits_per_dim("image")) < 4 * math.hypot(found["stderr"], whole.stderr / scale)
     assert found["stderr"] == pytest.approx(whole.stderr / scale, rel=0.5)
+
+
+def test_the_error_of_bits_per_dimension_is_that_of_all_images_not_of_those_in_a_batch(monkeypatch):
+    """Images of two kinds, a batch each: nearly all of the spread is between the batches."""
+    model = E.build("tiny-imagenet32", "plain", 0)
+    totals = iter(torch.tensor([1000.0, 1010.0, 3000.0, 3010.0]).double().split(2))
+    monkeypatch.setattr(imagenet_scores, "BATCH", 2)
+    monkeypatch.setattr(imagenet_scores, "elbo", lambda *args, **options: SimpleNamespace(totals=next(totals)))
+    found = imagenet_scores.image_bound(model, torch.zeros(4, 3, 32, 32), generator(0))
+    nats = torch.tensor([1000.0, 1010.0, 3000.0, 3010.0]).double()
+    assert found["stderr"] == pytest.approx(float(nats.std()) / 2 / (3072 * math.log(2)))
+
+
+def by_class(classes=10, each=40):
+    """Photographs class by class, as they are packed; a pixel tells the class."""
+    label = torch.arange(classes).repeat_interleave(each)
+    image = (label.float() / classes).reshape(-1, 1, 1, 1).expand(-1, 3, 32, 32)
+    return Dataset("sorted/val", {"image": image, "label": label}, tuple(map(str, range(classes))))
+
+
+def test_every_share_of_the_photographs_is_a_sample_of_all_classes(monkeypatch):
+    """What is filled (a tenth), what is drawn beside (all), and what is looked at along a training."""
+    test, seen_by = by_class(), {}
+    model = imagenet.assemble(32, "masked", test.names).eval()
+    monkeypatch.setattr(imagenet_scores, "fillings", lambda model, image, *a: seen_by.update(filled=image) or {})
+    monkeypatch.setattr(imagenet_scores, "image_bound", lambda model, image, *a: seen_by.update(bound=image) or {})
+    monkeypatch.setattr(imagenet_scores, "drawn_scores", lambda *a, **k: {})
+    imagenet_scores.evaluate(model, test, n=300)
+    seen_by["along"] = test[imagenet_scores._mixed(len(test), 100)]["image"][:30]
+    for what, count in {"filled": 30, "bound": 300, "along": 30}.items():
+        counts = (10 * seen_by[what][:, 0, 0, 0]).round().long().bincount(minlength=10)
+        assert counts.sum() == count
+        assert counts.max() < count / 10 + 4 * (count * 0.1 * 0.9) ** 0.5
+
+
+def in_another_order(sets, tmp_path, monkeypatch):
+    """The same photographs, their classes numbered backwards, under the same name; returns their names."""
+    names = imagenet.packed("tiny-imagenet32", "test").names
+    root = next(sets.glob("a*"))
+    prepare(root, tmp_path / "backwards" / "tiny-imagenet32", 32, classes=names[::-1], progress=False)
+    monkeypatch.setenv(imagenet.FOLDER, str(tmp_path / "backwards"))
+    return names
+
+
+def test_a_model_and_its_data_number_classes_alike_or_are_matched_by_name(sets, tmp_path, monkeypatch, capsys):
+    card = {"experiment": "imagenet", "variant": "classifier", "data": {"name": "tiny-imagenet32/train"}}
+    folder = E.build("tiny-imagenet32", "classifier", 0).save(tmp_path / "model", card)
+    seen_by = {}
+    monkeypatch.setattr(imagenet_scores, "head_scores", lambda model, test, seed: seen_by.update(test=test) or {"a": 0.5})
+    words = ("evaluate", "imagenet", "--data", "tiny-imagenet32", "--models", folder, "--n", 12)
+    run(monkeypatch, *words)
+    before = seen_by["test"]
+    names = in_another_order(sets, tmp_path, monkeypatch)
+    with pytest.raises(SystemExit, match="classes otherwise: class 0 is 'name 0' to the model and 'name 2' there"):
+        run(monkeypatch, *words)
+    run(monkeypatch, *words, "--elsewhere")
+    assert seen_by["test"].names == before.names == names
+    told = {tuple(image.flatten().tolist()): int(k) for image, k in zip(*before.values.values(), strict=True)}
+    for image, k in zip(*seen_by["test"].values.values(), strict=True):
+        assert told[tuple(image.flatten().tolist())] == k, "the same photograph has the same label"
+    fewer = prepare(next(sets.glob("a*")), tmp_path / "few" / "tiny-imagenet32", 32, classes=names[:2], progress=False)
+    monkeypatch.setenv(imagenet.FOLDER, str(tmp_path / "few"))
+    assert fewer["val"]["count"] == 8
+    with pytest.raises(SystemExit, match=r"the same classes; in one of them only: \['name 2'\]"):
+        run(monkeypatch, *words, "--elsewhere")
+
+
+def test_a_held_out_label_is_given_by_its_name(sets, tmp_path, monkeypatch):
+    card = {"experiment": "imagenet", "data": {"name": "tiny-imagenet32/train"}}
+    folder = E.build("tiny-imagenet32", "label", 0).save(tmp_path / "model", card)
+    in_another_order(sets, tmp_path, monkeypatch)
+    drawn = []
+    monkeypatch.setattr(cli, "sample", lambda *a, given, **o: drawn.append(given) or {"label": given["label"]})
+    monkeypatch.setattr(cli, "_save_grid", lambda *a: [])
+    run(monkeypatch, "sample", folder, "--given", "label=test:0", "image=test:0", "--out", tmp_path / "a.png")
+    assert drawn[0]["label"].tolist() == [2], "the first class there is the model's last"
+    assert drawn[0]["image"].dtype == torch.float32
+    with pytest.raises(SystemExit, match=r"--given box=test:0: unknown modality"):
+        run(monkeypatch, "sample", folder, "--given", "box=test:0")
+
+
+def test_judges_number_classes_by_their_names():
+    """A network that knows the classes in another order, and one that knows too few."""
+    test = by_class(3, 10)
+    model = imagenet.assemble(32, "classifier", test.names).eval()
+
+    def classify(image):
+        return 2 - (3 * image[:, 0, 0, 0]).round().long()
+
+    judge = FeatureNetwork("backwards", imagenet_scores.PIXELS.network, classify, ("2", "1", "0"))
+    assert imagenet_scores.evaluate(model, test, n=30, features=judge)["real"] == {"classes": 1.0}
+    with pytest.raises(ValueError, match=r"do not know the classes \['0'\]"):
+        imagenet_scores.evaluate(model, test, n=30, features=replace(judge, names=("2", "1")))
 
 
 def test_the_judge_is_judged_on_real_images():

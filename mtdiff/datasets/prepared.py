@@ -40,7 +40,8 @@ def prepared(
 
     Raises:
         FileNotFoundError: no such set, or a file of it is missing.
-        ValueError: an unknown split or modality, files that do not fit their description, or boxes that the set lacks.
+        ValueError: an unknown split or modality, files that do not fit their description, splits of different classes, or
+            boxes that the set lacks.
     """
     split = {"test": "val"}.get(split, split)
     unknown = [name for name in modalities if name not in MODALITIES]
@@ -48,6 +49,9 @@ def prepared(
         raise ValueError(f'expected "train" or "val" and some of {MODALITIES}, got {split!r} and {tuple(modalities)}')
     path = Path(folder) / split
     meta = read_meta(path)
+    beside = Path(folder) / {"train": "val", "val": "train"}[split]
+    if beside.is_dir() and read_meta(beside)["names"] != meta["names"]:
+        raise ValueError(f"train and val do not have the same classes in {folder}: delete it, and prepare both together")
     n, size = meta["count"], meta["size"]
     lacking = [name for name in (IMAGES, LABELS, BOXES) if not (path / name).is_file()]
     if lacking:

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from mtdiff.datasets.base import Dataset
+from mtdiff.modalities import Label
 from mtdiff.model import PRIOR_NATS, MTDiffusion
 from mtdiff.process import ForwardProcess
 from mtdiff.run_folder import RunFolder
@@ -106,6 +107,39 @@ def _go_on_as_begun(model: MTDiffusion, folder: str | Path | None) -> None:
     model.process = ForwardProcess(schedule, curves, now.prior)
     if state["architecture"] != model.fingerprint():
         model.process = now
+
+
+def matched(model: MTDiffusion, data: Dataset, elsewhere: bool = False) -> Dataset:
+    """Data as a model knows them: those of the name in its card, with classes numbered as it numbers them.
+
+    Args:
+        model: the model; one without a card or a label has nothing to match there.
+        data: any split of a data set.
+        elsewhere: take other data than the card names, too, and classes in another order, matched by their names.
+
+    Returns:
+        The data set, its labels numbered anew where that is needed.
+
+    Raises:
+        ValueError: other data or another order, unless asked for; or other classes.
+    """
+    trained, here = (name.split("/")[0] for name in (model.card.get("data", {}).get("name", data.name), data.name))
+    if trained != here and not elsewhere:
+        raise ValueError(f"the model was trained on {trained}, the data are {here}: judge it there, or add --elsewhere")
+    label = dict(model.modalities.items()).get("label")
+    if not isinstance(label, Label) or not data.names or tuple(label.names) == data.names:
+        return data
+    if sorted(label.names) != sorted(data.names):
+        strange = [name for name in (*data.names, *label.names) if (name in data.names) != (name in label.names)]
+        raise ValueError(f"the model and {data.name} do not have the same classes; in one of them only: {strange[:6]}")
+    if not elsewhere:
+        k = next(k for k, names in enumerate(zip(label.names, data.names, strict=True)) if len(set(names)) > 1)
+        first = f"class {k} is {label.names[k]!r} to the model and {data.names[k]!r} there"
+        raise ValueError(f"{data.name} numbers its classes otherwise: {first}. Add --elsewhere to match them by name")
+    values, table = dict(data.values), torch.tensor([label.names.index(name) for name in data.names])
+    if "label" in values:
+        values["label"] = torch.where(values["label"] < 0, values["label"], table[values["label"]])  # -1 is no label
+    return replace(data, values=values, names=tuple(label.names))
 
 
 def budget() -> str:

@@ -10,6 +10,7 @@ from torch import Tensor
 from mtdiff.datasets import Dataset, masks
 from mtdiff.elbo import elbo
 from mtdiff.evaluation import head_logits, sample_many
+from mtdiff.experiments.base import matched
 from mtdiff.experiments.label_scores import head_scores
 from mtdiff.experiments.masked_image import HIDDEN, inpaint
 from mtdiff.features import FeatureNetwork, Seen, compared, feature_network, seen
@@ -37,9 +38,10 @@ def evaluate(
 
     Args:
         model: the trained model.
-        test: held-out images, and labels and boxes where the model has them.
+        test: held-out images, and labels and boxes where the model has them; classes are matched by their names.
         seed: seed of all noise.
-        n: images that are drawn for a distance, and at most so many real ones; a tenth as many are filled at each share.
+        n: images that are drawn for a distance, and at most so many real ones, chosen at random; a tenth as many are filled
+            at each share.
         features: who looks at images, by name (see `feature_network`); None: `PIXELS`.
 
     Returns:
@@ -47,9 +49,13 @@ def evaluate(
         "real": the same share of real images, where there are labels; of what draws "bound" (`image_bound`); of a label
         "head" and "levels" (`head_scores`); with masks "told" and "repeated": `fillings`; with boxes "box":
         mean overlap (intersection over union) of the box that is read off an image with the true one.
+
+    Raises:
+        ValueError: classes that model, data and network do not have in common.
     """
     network = PIXELS if features is None else feature_network(features) if isinstance(features, str) else features
-    real = Dataset(test.name, test[_mixed(len(test), n)], test.names)
+    real = matched(model, Dataset(test.name, test[_mixed(len(test), n)], test.names), elsewhere=True)
+    network = network.numbered(real.names, test.names)
     shown = seen((part.to(model.device) for part in real.values["image"].split(BATCH)), network)
     generator = torch.Generator(model.device).manual_seed(seed)
 
@@ -121,12 +127,10 @@ def image_bound(model: MTDiffusion, image: Tensor, generator: torch.Generator) -
     Returns:
         "bits_per_dim": an upper bound on the mean of -log2 p(image) / (3 s^2), `DRAWS` draws for each image, and "stderr".
     """
-    parts = image.chunk(-(-len(image) // BATCH))
-    found = [elbo(model, {"image": part.to(model.device)}, DRAWS, present={"image"}, generator=generator) for part in parts]
-    weight = torch.tensor([len(part) / len(image) for part in parts], dtype=torch.float64)
-    bits = torch.tensor([bound.bits_per_dim("image") for bound in found], dtype=torch.float64)
-    errors = torch.tensor([bound.stderr for bound in found], dtype=torch.float64) / (image[0].numel() * math.log(2))
-    return {"bits_per_dim": float(weight @ bits), "stderr": float((weight * errors).square().sum().sqrt())}
+    parts = ({"image": part.to(model.device)} for part in image.split(BATCH))
+    found = [elbo(model, part, DRAWS, present={"image"}, generator=generator).totals for part in parts]
+    bits = -torch.cat(found) / (image[0].numel() * math.log(2))
+    return {"bits_per_dim": float(bits.mean()), "stderr": float(bits.std() / len(bits) ** 0.5)}
 
 
 def fillings(model: MTDiffusion, image: Tensor, network: FeatureNetwork, generator: torch.Generator) -> dict:
@@ -139,16 +143,17 @@ def fillings(model: MTDiffusion, image: Tensor, network: FeatureNetwork, generat
         generator: source of all noise.
 
     Returns:
-        {"told", "repeated": {share: "psnr" of hidden pixels (at most 60 dB), "ssim", and where the network names classes
-        "class": share of images that it calls as it calls the truth}}.
+        {"told", "repeated": {share: "psnr" of hidden pixels (at most 60 dB) and "psnr_stderr" over images, "ssim", and where
+        the network names classes "class": share of images that it calls as it calls the truth}}.
     """
     out: dict = {"told": {}, "repeated": {}}
     for way, lines in out.items():
         for share in HIDDEN:
             mask = masks(len(image), image.shape[-1], hidden=share, seed=2)
             drawn = inpaint(model, image, mask, way, steps=STEPS, generator=generator)
-            hidden = float(psnr(drawn, image, ~mask.bool()).clamp(max=60).mean())
-            lines[str(share)] = {"psnr": hidden, "ssim": float(ssim(drawn, image).mean())}
+            hidden = psnr(drawn, image, ~mask.bool()).clamp(max=60)
+            lines[str(share)] = {"psnr": float(hidden.mean()), "psnr_stderr": float(hidden.std() / len(hidden) ** 0.5)}
+            lines[str(share)]["ssim"] = float(ssim(drawn, image).mean())
             if network.classify is not None:
                 same = network.classify(drawn.to(model.device)) == network.classify(image.to(model.device))
                 lines[str(share)]["class"] = float(same.double().mean())
@@ -219,5 +224,5 @@ def _images(data: Dataset) -> Dataset:
 
 
 def _mixed(size: int, n: int) -> Tensor:
-    """At most n rows of a set that is in the order of its classes."""
-    return torch.randperm(size, generator=torch.Generator().manual_seed(0))[:n].sort().values
+    """At most n rows of a set that is in the order of its classes, mixed: the first few of them are a sample, too."""
+    return torch.randperm(size, generator=torch.Generator().manual_seed(0))[:n]

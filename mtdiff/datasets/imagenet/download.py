@@ -1,17 +1,20 @@
 """Fetch the archives of Tiny-ImageNet and Imagenette: resumed, checked, and unpacked safely."""
 
+import errno
 import hashlib
 import shutil
 import tarfile
 import urllib.error
 import urllib.request
 import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-BLOCK = 2**20
+BLOCK, GROWTH = 2**20, 10
+"""Bytes that are read at a time; how many times its own size, and a little, an archive may unpack to."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ def get(name: str, folder: str | Path, archive: Archive | None = None, progress:
 
     Raises:
         ValueError: an unknown name, a checksum that does not fit (the file is deleted), or an archive that would write
-            outside the folder.
+            outside the folder, or far more than its own size.
         ConnectionError: the address cannot be reached; what came so far is kept, and the same call goes on from there.
     """
     if archive is None and name not in ARCHIVES:
@@ -116,22 +119,22 @@ def _md5(file: Path) -> str:
 
 
 def _unpack(file: Path, target: Path) -> None:
-    """The archive's own folder, in full or not at all; no entry may lead out of it."""
+    """The archive's own folder, in full or not at all; no entry may lead out of it, and all have to fit."""
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         if zipfile.is_zipfile(file):
             with zipfile.ZipFile(file) as archive:
-                _inside(archive.namelist(), file)
+                _fits(((info.filename, info.file_size) for info in archive.infolist()), file)
                 archive.extractall(partial)
         else:
             with tarfile.open(file) as archive:
-                members = archive.getmembers()
-                _inside([member.name for member in members], file)
-                odd = [member.name for member in members if not (member.isreg() or member.isdir())]
+                _fits(((member.name, member.size) for member in archive), file)
+                odd = [member.name for member in archive if not (member.isreg() or member.isdir())]
                 if odd:
                     raise ValueError(f"{file} holds a link or device, {odd[0]!r}: not unpacked")
-                archive.extractall(partial, members)
+                safe = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # from Python 3.10.12 and 3.11.4 on
+                archive.extractall(partial, **safe)
         inner = partial / target.name
         if not inner.is_dir():
             found = sorted(path.name for path in partial.iterdir())
@@ -143,9 +146,15 @@ def _unpack(file: Path, target: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _inside(names: list[str], file: Path) -> None:
-    """Refuse names that are absolute or climb upwards."""
-    for name in names:
+def _fits(entries: Iterable[tuple[str, int]], file: Path) -> None:
+    """Refuse names that are absolute or climb upwards, and more than pictures can unpack to or the disk has room for."""
+    most, free, total = GROWTH * file.stat().st_size + BLOCK * 64, shutil.disk_usage(file.parent).free, 0
+    for name, size in entries:
         path = PurePosixPath(name.replace("\\", "/"))
         if path.is_absolute() or ".." in path.parts or ":" in "".join(path.parts[:1]):
             raise ValueError(f"{file} holds {name!r}, which would be written outside its folder: not unpacked")
+        total += max(size, 512)
+        if total > most:
+            raise ValueError(f"{file} would unpack to more than {most:,} bytes, pictures do not: not unpacked")
+        if total > free:
+            raise OSError(errno.ENOSPC, f"{file} unpacks to more than the {free / 2**20:.0f} MiB that are free")

@@ -1,11 +1,13 @@
 """Where images, classes and boxes are in the folders that the archives of ImageNet and its subsets unpack to."""
 
-import csv
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+
+from mtdiff.datasets.imagenet.tables import boxes_of, names_of, numbered_classes, solution
 
 SPLITS = ("train", "val")
 SUFFIXES = (".jpeg", ".jpg", ".png")
@@ -33,9 +35,10 @@ class Listing:
         layout: "tiny-imagenet", "class folders", "kaggle" or "devkit": where the labels are from.
         files: N paths, class by class.
         label: (N,) int64, 0..K-1.
-        boxes: (N, 4) float32, left, top, right, bottom of one object in pixels of the file, NaN where unknown.
+        boxes: (N, 4) float32, left, top, right, bottom of one object in stored pixels of the file, NaN where unknown.
         wnids: K WordNet ids.
-        names: K names for people.
+        names: K different names for people.
+        left_out: [(path, why), ...] of all that is there and in no class, but what is hidden (begins with a dot).
     """
 
     layout: str
@@ -44,6 +47,7 @@ class Listing:
     boxes: np.ndarray
     wnids: tuple[str, ...]
     names: tuple[str, ...]
+    left_out: list[tuple[Path, str]] = field(default_factory=list)
 
 
 def find(root: str | Path, split: str = "train", classes: Sequence[str] | None = None) -> Listing:
@@ -53,7 +57,7 @@ def find(root: str | Path, split: str = "train", classes: Sequence[str] | None =
     and images/ (Tiny-ImageNet), val/<wnid>/ (Imagenette), images in val/ with LOC_val_solution.csv (Kaggle's ILSVRC) or
     with ILSVRC2012_validation_ground_truth.txt and meta.mat (ILSVRC's development kit), in the folder or in
     ILSVRC2012_devkit_t12/data/. Kaggle's Data/CLS-LOC is found by itself. Boxes are read from Tiny-ImageNet's lists and
-    Kaggle's tables.
+    Kaggle's tables, names from words.txt in the folder or Kaggle's table.
 
     Args:
         root: the folder that the archive unpacked to.
@@ -65,21 +69,31 @@ def find(root: str | Path, split: str = "train", classes: Sequence[str] | None =
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: another layout (the message says what was found), an unknown class, or one without an image.
+        ValueError: another layout (the message says what was found), an unknown class, a name that two classes have, a
+            class without an image, a folder that is a link to elsewhere, or a list that cannot be read.
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
-    root = _data_root(Path(root))
-    known = sorted(folder.name for folder in (root / "train").iterdir() if folder.is_dir())
+    tree = _Tree(Path(root))
+    train = tree.root / "train"
+    folders, beside = tree.look(train)
+    known = [folder.name for folder in folders]
     if not known:
-        raise ValueError(f"{root / 'train'} has no folder of a class (train/<wnid>/): it holds {_seen(root / 'train')}")
-    words = _words(root)
-    wnids = _chosen(known, words, classes)
-    layout, rows = _train(root, wnids) if split == "train" else _val(root, known)
+        raise ValueError(f"{train} has no folder of a class (train/<wnid>/): it holds {_seen(train)}")
+    words = _words(tree, known)
+    wnids = _chosen(words, classes)
+    if split == "train":
+        tree.leave(beside, "in no folder of a class")
+        layout, rows = _train(tree, wnids)
+    else:
+        tree.left_out.clear()  # of train/
+        layout, rows = _val(tree, known)
     by_class: dict[str, list] = {wnid: [] for wnid in wnids}
     for wnid, path, box in rows:
         if wnid in by_class:
             by_class[wnid].append((path, box))
+        elif wnid not in words:
+            tree.leave([path], f"of class {wnid}, which train/ does not have")
     empty = [wnid for wnid, images in by_class.items() if not images]
     if empty:
         raise ValueError(f"{root} has no {split} image of {len(empty)} of {len(wnids)} classes: {', '.join(empty[:5])}")
@@ -87,7 +101,64 @@ def find(root: str | Path, split: str = "train", classes: Sequence[str] | None =
     label, files, boxes = zip(*images, strict=True)
     unknown = (float("nan"),) * 4
     boxes = np.array([unknown if box is None else box for box in boxes], np.float32)
-    return Listing(layout, list(files), np.array(label, np.int64), boxes, wnids, tuple(words.get(w, w) for w in wnids))
+    names = tuple(words[wnid] for wnid in wnids)
+    return Listing(layout, list(files), np.array(label, np.int64), boxes, wnids, names, sorted(tree.left_out))
+
+
+class _Tree:
+    """The folder of a data set, and what is left out of it."""
+
+    def __init__(self, given: Path):
+        self.given, self.root = given, _data_root(given)
+        self.left_out: list[tuple[Path, str]] = []
+
+    def leave(self, paths: Sequence[Path], why: str) -> None:
+        self.left_out += [(path, why) for path in paths]
+
+    def look(self, folder: Path, known: str = "") -> tuple[list[Path], list[Path]]:
+        """Folders and images in a folder, sorted; what is hidden is not seen, all else but a known list is left out.
+
+        Raises:
+            ValueError: the folder, or one in it, is a link that leads out of the data set.
+        """
+        folders, images = [], []
+        for path in sorted(self._stays(folder).iterdir()):
+            if path.name.startswith(".") or path.name == known:
+                continue
+            if path.is_dir():
+                folders.append(self._stays(path))
+            elif not path.is_file():
+                self.leave([path], "not a regular file")
+            elif path.suffix.lower() not in SUFFIXES:
+                self.leave([path], f"not one of {', '.join(SUFFIXES)}")
+            elif path.is_symlink() and not self._within(path):
+                self.leave([path], "a link that leads out of the folder")
+            else:
+                images.append(path)
+        return folders, images
+
+    def images(self, folder: Path) -> list[Path]:
+        """The images in a folder that should hold nothing else."""
+        folders, images = self.look(folder)
+        self.leave(folders, "a folder in a folder of a class")
+        return images
+
+    def _within(self, path: Path) -> bool:
+        return path.resolve().is_relative_to(self.given.resolve())
+
+    def _stays(self, folder: Path) -> Path:
+        if folder.is_symlink() and not self._within(folder):
+            raise ValueError(f"{folder} is a link that leads out of {self.given}: name the folder where the images are")
+        return folder
+
+    def table(self, name: str) -> Path | None:
+        """A list that comes with the data: in their folder, or where Kaggle's archive and ILSVRC's kit have it."""
+        folders, above = [self.root, self.given], [*self.root.absolute().parents]
+        if name.startswith("LOC_") and self.root.absolute().parts[-3:] == ("ILSVRC", "Data", "CLS-LOC"):
+            folders += above[1:3]  # beside Data/ and beside ILSVRC/
+        if name == TRUTH:
+            folders += [folder / "ILSVRC2012_devkit_t12" / "data" for folder in folders]
+        return next((folder / name for folder in folders if (folder / name).is_file()), None)
 
 
 def _data_root(root: Path) -> Path:
@@ -108,124 +179,85 @@ def _seen(folder: Path) -> str:
     return (", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")) or "nothing"
 
 
-def _around(root: Path, *names: str) -> Path | None:
-    """A file of one of these names beside the data, or above them (Kaggle's tables lie beside ILSVRC/)."""
-    folders = [root, *list(root.parents)[:3], root / "ILSVRC2012_devkit_t12" / "data"]
-    return next((folder / name for folder in folders for name in names if (folder / name).is_file()), None)
+def _words(tree: _Tree, known: Sequence[str]) -> dict[str, str]:
+    """WordNet id -> a name of its own, from the list that comes with the images; where two share one, with the id."""
+    path = tree.table("words.txt") or tree.table("LOC_synset_mapping.txt")
+    listed = IMAGENETTE if path is None else names_of(path)
+    often = Counter(listed.get(wnid, wnid) for wnid in known)
+    names = {wnid: listed.get(wnid, wnid) for wnid in known}
+    return {wnid: name if often[name] == 1 else f"{name} ({wnid})" for wnid, name in names.items()}
 
 
-def _words(root: Path) -> dict[str, str]:
-    """WordNet id -> first name, from the list that comes with the images."""
-    path = _around(root, "words.txt", "LOC_synset_mapping.txt")
-    if path is None:
-        return dict(IMAGENETTE)
-    rows = (line.replace("\t", " ", 1).partition(" ") for line in path.read_text().splitlines() if line.strip())
-    return {wnid: text.split(",")[0].strip() for wnid, _, text in rows}
-
-
-def _chosen(known: Sequence[str], words: Mapping[str, str], classes: Sequence[str] | None) -> tuple[str, ...]:
+def _chosen(words: Mapping[str, str], classes: Sequence[str] | None) -> tuple[str, ...]:
     """The WordNet ids of the classes to keep."""
     if classes is None:
-        return tuple(known)
-    by_name: dict[str, str] = {}
-    for wnid in known:
-        by_name.setdefault(words.get(wnid, wnid), wnid)
-    chosen = [name if name in known else by_name.get(name) for name in classes]
-    unknown = [name for name, wnid in zip(classes, chosen, strict=True) if wnid is None]
+        return tuple(words)
+    chosen, unknown = [], []
+    for name in classes:
+        found = [name] if name in words else [w for w, text in words.items() if name in (text, text.removesuffix(f" ({w})"))]
+        if len(found) > 1:
+            raise ValueError(f"{len(found)} classes are called {name!r}: give the id, {' or '.join(found)}")
+        chosen, unknown = chosen + found, unknown + [name] * (not found)
     if unknown or len(set(chosen)) < len(chosen) or not chosen:
         problem = f"unknown classes {unknown}" if unknown else f"classes must be different, and some: {list(classes)}"
-        raise ValueError(f"{problem}; there are {len(known)}, such as {', '.join(words.get(w, w) for w in known[:5])}")
+        raise ValueError(f"{problem}; there are {len(words)}, such as {', '.join([*words.values()][:5])}")
     return tuple(chosen)
 
 
-def _images(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES]
-
-
-def _train(root: Path, wnids: Sequence[str]) -> tuple[str, list[tuple]]:
+def _train(tree: _Tree, wnids: Sequence[str]) -> tuple[str, list[tuple]]:
     """(wnid, path, box) of all training images of some classes."""
-    table, rows, layout = _around(root, "LOC_train_solution.csv"), [], "class folders"
-    solution = {} if table is None else _solution(table)
+    table, rows, layout = tree.table("LOC_train_solution.csv"), [], "class folders"
+    solved = {} if table is None else solution(table)
     for wnid in wnids:
-        folder = root / "train" / wnid
+        folder = tree.root / "train" / wnid
         listed = folder / f"{wnid}_boxes.txt"
-        if (folder / "images").is_dir():
-            folder, layout = folder / "images", "tiny-imagenet"
-        boxes = {name: box for name, _, box in _tabs(listed, named=False)} if listed.is_file() else {}
-        for path in _images(folder):
-            rows.append((wnid, path, boxes.get(path.name) or solution.get(path.stem, (None, None))[1]))
+        folders, images = tree.look(folder, listed.name)
+        if folder / "images" in folders:
+            tree.leave(images, "beside images/")
+            images, layout = tree.images(folders.pop(folders.index(folder / "images"))), "tiny-imagenet"
+        tree.leave(folders, "a folder in a folder of a class")
+        boxes = {name: box for name, _, box in boxes_of(listed, named=False)} if listed.is_file() else {}
+        for path in images:
+            rows.append((wnid, path, boxes.get(path.name) or solved.get(path.stem, (None, None))[1]))
     return layout, rows
 
 
-def _val(root: Path, known: Sequence[str]) -> tuple[str, list[tuple]]:
+def _val(tree: _Tree, known: Sequence[str]) -> tuple[str, list[tuple]]:
     """(wnid, path, box) of all validation images."""
-    folder = root / "val"
+    folder, annotations = tree.root / "val", tree.root / "val" / "val_annotations.txt"
     if not folder.is_dir():
-        raise ValueError(f"{root} has no folder val/: it holds {_seen(root)}")
-    if (folder / "val_annotations.txt").is_file():
-        listed = _tabs(folder / "val_annotations.txt", named=True)
-        return "tiny-imagenet", [(wnid, folder / "images" / name, box) for name, wnid, box in listed]
-    if any((folder / wnid).is_dir() for wnid in known):
-        there = [wnid for wnid in known if (folder / wnid).is_dir()]
-        return "class folders", [(wnid, path, None) for wnid in there for path in _images(folder / wnid)]
-    flat = sorted(_images(folder))
-    table, truth = _around(root, "LOC_val_solution.csv"), _around(root, TRUTH)
+        raise ValueError(f"{tree.root} has no folder val/: it holds {_seen(tree.root)}")
+    folders, flat = tree.look(folder, annotations.name)
+    if annotations.is_file():
+        tree.leave([*flat, *(path for path in folders if path.name != "images")], "beside images/")
+        return "tiny-imagenet", _annotated(tree, annotations)
+    if any(path.name in known for path in folders):
+        tree.leave(flat, "in no folder of a class")
+        return "class folders", [(path.name, image, None) for path in folders for image in tree.images(path)]
+    tree.leave(folders, "a folder beside images")
+    table, truth = tree.table("LOC_val_solution.csv"), tree.table(TRUTH)
     if flat and table:
-        solution = _solution(table)
-        lacking = [path.name for path in flat if path.stem not in solution]
+        solved = solution(table)
+        lacking = [path.name for path in flat if path.stem not in solved]
         if lacking:
             raise ValueError(f"{table} says nothing of {len(lacking)} images in {folder}, such as {lacking[0]}")
-        return "kaggle", [(solution[path.stem][0], path, solution[path.stem][1]) for path in flat]
+        return "kaggle", [(solved[path.stem][0], path, solved[path.stem][1]) for path in flat]
     if flat and truth:
-        classes = _devkit(truth, len(flat))
-        return "devkit", [(wnid, path, None) for wnid, path in zip(classes, flat, strict=True)]
+        return "devkit", [(wnid, path, None) for wnid, path in zip(numbered_classes(truth, len(flat)), flat, strict=True)]
     raise ValueError(
         f"{folder} holds {_seen(folder)}: expected are val/<wnid>/, val_annotations.txt, or images beside "
         f"LOC_val_solution.csv or {TRUTH}"
     )
 
 
-def _tabs(path: Path, named: bool) -> list[tuple]:
-    """Tiny-ImageNet's lists: file name, WordNet id (where `named`), and a box, whose right and bottom are the last pixel."""
-    rows = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        name, *rest = line.split("\t")
-        wnid = rest.pop(0) if named and rest else None
-        try:
-            left, top, right, bottom = map(float, rest)
-        except ValueError:
-            raise ValueError(
-                f"{path}, line {number}: expected {5 + named} fields with a box of four numbers, got {line!r}"
-            ) from None
-        rows.append((name, wnid, (left, top, right + 1, bottom + 1)))
-    return rows
-
-
-def _solution(path: Path) -> dict[str, tuple]:
-    """Kaggle's tables: image -> (WordNet id, its first box); "n01440764 111 108 233 230 n01440764 ..."."""
-    found = {}
-    with path.open(newline="") as file:
-        for row in csv.DictReader(file):
-            try:
-                wnid, *box = row["PredictionString"].split()[:5]
-                found[row["ImageId"]] = (wnid, tuple(map(float, box)) if len(box) == 4 else None)
-            except (KeyError, ValueError, AttributeError):
-                raise ValueError(f"{path}: expected the columns ImageId and PredictionString, got {row}") from None
-    return found
-
-
-def _devkit(truth: Path, count: int) -> list[str]:
-    """ILSVRC's development kit: the WordNet id of each validation image, in the order of their names."""
-    try:
-        from scipy.io import loadmat
-    except ImportError:
-        raise ImportError("ILSVRC's development kit is read by scipy: pip install 'mtdiff[notebooks]'") from None
-    meta = truth.parent / "meta.mat"
-    if not meta.is_file():
-        raise ValueError(f"{truth} numbers the classes as meta.mat does, which is not beside it")
-    synsets = np.atleast_1d(loadmat(meta, squeeze_me=True)["synsets"])
-    wnids = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
-    numbers = [int(line) for line in truth.read_text().split()]
-    if len(numbers) != count:
-        raise ValueError(f"{truth} has {len(numbers)} lines, but there are {count} validation images")
-    return [wnids[number] for number in numbers]
+def _annotated(tree: _Tree, annotations: Path) -> list[tuple]:
+    """(wnid, path, box) of the images that Tiny-ImageNet's list names."""
+    folder = annotations.parent / "images"
+    there, rows = {path.name: path for path in tree.images(folder)}, {}
+    for name, wnid, box in boxes_of(annotations, named=True):
+        if name not in there:
+            tree.leave([folder / name], f"in {annotations.name}, but no image is there")
+        elif rows.setdefault(name, (wnid, there[name], box))[0] != wnid:
+            raise ValueError(f"{annotations} says that {name} is of two classes, {rows[name][0]} and {wnid}")
+    tree.leave([path for name, path in there.items() if name not in rows], f"not in {annotations.name}")
+    return list(rows.values())

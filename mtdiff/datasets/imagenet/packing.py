@@ -3,22 +3,26 @@
 import errno
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 from tqdm import tqdm
 
+from mtdiff.datasets.decoding import decoded, upright
+from mtdiff.datasets.decoding import rgb as _rgb  # noqa: F401
 from mtdiff.datasets.imagenet.layouts import SPLITS, Listing, find
 from mtdiff.files import to_json, write_atomic
 
 IMAGES, LABELS, BOXES, META = "images.bin", "labels.npy", "boxes.npy", "meta.json"
 FORMAT = 1
-CHUNK = 512
-"""Files that are decoded before their pixels are written."""
+CHUNK, WORKERS = 512, 8
+"""Files that are decoded before their pixels are written, and how many at a time at most."""
 
 
 def prepare(
@@ -30,12 +34,13 @@ def prepare(
     limit: int | None = None,
     progress: bool = True,
 ) -> dict[str, dict]:
-    """Pack images at one size: the largest centred square of each, averaged over areas (a box filter), in RGB.
+    """Pack images at one size: the largest centred square of each, upright, averaged over areas (a box filter), in RGB.
 
     Each split becomes a folder with images.bin (N, 3, size, size) uint8, labels.npy (N,) int64, boxes.npy (N, 4) float32
     (left, top, right, bottom in [0, 1] of the packed image; NaN where unknown or outside) and meta.json. An image that
-    cannot be read is left out and listed there. A split appears only when it is complete. Smaller images are enlarged by
-    a bicubic filter and counted.
+    cannot be read is skipped and listed there, as is what `find` leaves out. A split appears only when it is complete, and
+    what was packed before is returned only if nothing has changed: names, sizes, times, labels and boxes of the files, the
+    folder, and which of them can be read. Smaller images are enlarged by a bicubic filter and counted.
 
     Args:
         root: the folder of images, see `find`.
@@ -43,17 +48,17 @@ def prepare(
         size: height and width.
         classes: as in `find`.
         splits: which of "train" and "val".
-        limit: at most so many images of each class; None is all.
+        limit: at most so many images of each class, the first by name; None is all.
         progress: show a progress bar.
 
     Returns:
-        {split: its meta}: "count", "classes", "names", "size", "sha256" of all arrays, "skipped" [[file, why], ...],
-        "enlarged", and what it was made from.
+        {split: its meta}: "count", "classes", "names", "size", "sha256" of all arrays, "skipped" and "left_out", both
+        [[file, why], ...], "enlarged", and what it was made from.
 
     Raises:
         FileNotFoundError: no such folder.
         ValueError: another layout, unknown classes, a class of which no image can be read, a size below 8, or an `out`
-            that holds something else.
+            that holds something else or was made of other files.
         OSError: the disk is full; nothing is left behind.
     """
     if size < 8:
@@ -72,14 +77,15 @@ def _first(listing: Listing, limit: int | None) -> Listing:
         return listing
     keep = np.concatenate([np.flatnonzero(listing.label == k)[:limit] for k in range(len(listing.wnids))])
     files = [listing.files[i] for i in keep]
-    return Listing(listing.layout, files, listing.label[keep], listing.boxes[keep], listing.wnids, listing.names)
+    return replace(listing, files=files, label=listing.label[keep], boxes=listing.boxes[keep])
 
 
 def _pack(listing: Listing, folder: Path, root: Path, size: int, limit: int | None, progress: bool) -> dict:
     """One split, in a folder beside its own that takes its name in the end."""
     asked = {"size": size, "classes": list(listing.wnids), "limit": limit, "files": len(listing.files)}
+    asked |= {"root": str(root.resolve()), "state": _state(listing, root)}
     if folder.exists():
-        return _already(folder, asked)
+        return _already(folder, asked, root)
     need, free = 3 * size * size * len(listing.files), shutil.disk_usage(_existing(folder)).free
     if need > free:
         raise OSError(errno.ENOSPC, f"{folder} needs {need / 2**20:.0f} MiB, and {free / 2**20:.0f} MiB are free")
@@ -99,12 +105,27 @@ def _pack(listing: Listing, folder: Path, root: Path, size: int, limit: int | No
     return meta
 
 
-def _already(folder: Path, asked: dict) -> dict:
-    """The meta of a split that was packed before, if it is the one asked for."""
+def _state(listing: Listing, root: Path) -> str:
+    """SHA-256 over what a pack is made of: names of classes; path, size and time, label and box of each file."""
+    digest = hashlib.sha256(repr(listing.names).encode())
+    for path, label, box in zip(listing.files, listing.label, listing.boxes, strict=True):
+        stat = path.stat()
+        name = path.relative_to(root).as_posix()
+        digest.update(repr((name, stat.st_size, stat.st_mtime_ns, int(label), box.tolist())).encode())
+    return digest.hexdigest()
+
+
+def _already(folder: Path, asked: dict, root: Path) -> dict:
+    """The meta of a split that was packed before, if it is the one asked for and still what it was made from."""
     meta = read_meta(folder)
     different = [
-        f"{key}: {meta.get(key)} there, {value} asked for" for key, value in asked.items() if meta.get(key) != value
-    ]
+        "names, sizes, times, labels or boxes of the files have changed" if key == "state"
+        else f"{key}: {meta.get(key)} there, {value} asked for"
+        for key, value in asked.items() if meta.get(key) != value
+    ]  # fmt: skip
+    mended = [name for name, _ in meta["skipped"] if not isinstance(_read(root / name, meta["size"]), str)]
+    if mended:
+        different.append(f"{len(mended)} files that could not be read now can, such as {mended[0]}")
     if different:
         raise ValueError(f"{folder} holds another set ({'; '.join(different)[:300]}): use another folder, or delete it")
     return meta
@@ -138,18 +159,19 @@ def _write(listing: Listing, folder: Path, root: Path, size: int, progress: bool
     """All arrays of a split; returns what its meta says of them."""
     digest, kept, boxes, skipped, enlarged = hashlib.sha256(), [], [], [], 0
     bar = tqdm(total=len(listing.files), disable=not progress, unit="image", desc=folder.name.strip(".").split(".")[0])
-    with bar, ThreadPoolExecutor() as pool, (folder / IMAGES).open("wb") as file:
+    workers = min(WORKERS, os.cpu_count() or 1)
+    with bar, ThreadPoolExecutor(workers) as pool, (folder / IMAGES).open("wb") as file:
         for start in range(0, len(listing.files), CHUNK):
             part = range(start, min(start + CHUNK, len(listing.files)))
-            for i, read in zip(part, pool.map(lambda i: _read(listing.files[i], size), part), strict=True):
+            for i, read in zip(part, pool.map(lambda i: _read(listing.files[i], size, listing.boxes[i]), part), strict=True):
                 if isinstance(read, str):
                     skipped.append([listing.files[i].relative_to(root).as_posix(), read])
                     continue
-                pixels, (left, top, side) = read
+                pixels, box, side = read
                 file.write(pixels)
                 digest.update(pixels)
                 kept.append(i)
-                boxes.append(_clipped((listing.boxes[i] - np.array([left, top, left, top])) / side))
+                boxes.append(box)
                 enlarged += side < size
             bar.update(len(part))
     label, boxes = listing.label[kept], np.array(boxes, np.float32).reshape(-1, 4)
@@ -169,33 +191,23 @@ def _write(listing: Listing, folder: Path, root: Path, size: int, progress: bool
         "enlarged": int(enlarged),
         "boxes": int(np.isfinite(boxes).all(1).sum()),
         "skipped": skipped,
+        "left_out": [[path.relative_to(root).as_posix(), why] for path, why in listing.left_out],
         "sha256": digest.hexdigest(),
     }
 
 
-def _read(path: Path, size: int) -> tuple[bytes, tuple[float, float, float]] | str:
-    """The packed pixels of a file, and the square (left, top, side) they are from; or why it cannot be read."""
+def _read(path: Path, size: int, box: Sequence[float] = (np.nan,) * 4) -> tuple[bytes, np.ndarray, int] | str:
+    """The packed pixels of a file, its box in them, and the side of the square they are from; or why it cannot be read."""
     try:
-        with PIL.Image.open(path) as file:
-            picture = _rgb(file)
-    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:  # Pillow raises any of these
+        with decoded(path) as (picture, turn):
+            side = min(picture.size)
+            left, top = (picture.width - side) / 2, (picture.height - side) / 2
+            kernel = PIL.Image.Resampling.BOX if side >= size else PIL.Image.Resampling.BICUBIC
+            small = picture.resize((size, size), kernel, box=(left, top, left + side, top + side))
+            box = _clipped((upright(box, turn, picture.size) - np.array([left, top, left, top])) / side)
+    except Exception as error:  # a broken file makes decoders raise anything, and the others are packed
         return f"{type(error).__name__}: {error}"[:200]
-    side = min(picture.size)
-    left, top = (picture.width - side) / 2, (picture.height - side) / 2
-    kernel = PIL.Image.Resampling.BOX if side >= size else PIL.Image.Resampling.BICUBIC
-    small = picture.resize((size, size), kernel, box=(left, top, left + side, top + side))
-    return np.ascontiguousarray(np.asarray(small).transpose(2, 0, 1)).tobytes(), (left, top, side)
-
-
-def _rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
-    """Eight-bit RGB: transparent images on white, 16-bit grey scaled, grey and CMYK converted."""
-    if picture.mode.startswith("I"):
-        return PIL.Image.fromarray((np.asarray(picture).clip(0, 65535) / 257).round().astype(np.uint8)).convert("RGB")
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        white = PIL.Image.new("RGBA", picture.size, "white")
-        return PIL.Image.alpha_composite(white, picture).convert("RGB")
-    return picture.convert("RGB")
+    return np.ascontiguousarray(np.asarray(small).transpose(2, 0, 1)).tobytes(), box, side
 
 
 def _clipped(box: np.ndarray) -> np.ndarray:

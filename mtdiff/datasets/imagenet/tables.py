@@ -1,0 +1,91 @@
+"""The lists that come with ImageNet and its subsets: names, boxes and classes of validation images."""
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+Box = tuple[float, float, float, float]
+
+
+def lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Numbered lines of a text file in UTF-8, with or without a byte order mark; blank ones are left out.
+
+    Raises:
+        ValueError: another encoding.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a text in UTF-8 ({error})") from None
+    return ((number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip())
+
+
+def names_of(path: Path) -> dict[str, str]:
+    """WordNet id -> first name, of lines "wnid name, another name"."""
+    rows = (line.split(maxsplit=1) for _, line in lines(path))
+    return {row[0]: row[-1].split(",")[0].strip() for row in rows}
+
+
+def boxes_of(path: Path, named: bool) -> list[tuple[str, str | None, Box]]:
+    """Tiny-ImageNet's lists: file name, WordNet id (where `named`), and a box, whose right and bottom are the last pixel.
+
+    Raises:
+        ValueError: other fields, or a name that leads out of the folder.
+    """
+    rows = []
+    for number, line in lines(path):
+        name, *rest = line.split("\t")
+        wnid = rest.pop(0) if named and rest else None
+        if name in (".", "..") or set(name) & set("/\\\0"):
+            raise ValueError(f"{path}, line {number}: expected the plain name of a file, got {name!r}")
+        try:
+            left, top, right, bottom = map(float, rest)
+        except ValueError:
+            raise ValueError(
+                f"{path}, line {number}: expected {5 + named} fields with a box of four numbers, got {line!r}"
+            ) from None
+        rows.append((name, wnid, (left, top, right + 1, bottom + 1)))
+    return rows
+
+
+def solution(path: Path) -> dict[str, tuple[str, Box | None]]:
+    """Kaggle's tables: image -> (WordNet id, its first box); "n01440764 111 108 233 230 n01440764 ...".
+
+    Raises:
+        ValueError: other columns.
+    """
+    found = {}
+    for row in csv.DictReader(line for _, line in lines(path)):
+        try:
+            wnid, *box = row["PredictionString"].split()[:5]
+            found[row["ImageId"]] = (wnid, tuple(map(float, box)) if len(box) == 4 else None)
+        except (KeyError, ValueError, AttributeError):
+            raise ValueError(f"{path}: expected the columns ImageId and PredictionString, got {row}") from None
+    return found
+
+
+def numbered_classes(truth: Path, count: int) -> list[str]:
+    """ILSVRC's development kit: the WordNet id of each validation image, in the order of their names.
+
+    Raises:
+        ImportError: scipy is not installed.
+        ValueError: meta.mat is not beside the list, or does not know its numbers, or there are not `count` of them.
+    """
+    try:
+        from scipy.io import loadmat
+    except ImportError:
+        raise ImportError("ILSVRC's development kit is read by scipy: pip install 'mtdiff[notebooks]'") from None
+    meta = truth.parent / "meta.mat"
+    if not meta.is_file():
+        raise ValueError(f"{truth} numbers the classes as meta.mat does, which is not beside it")
+    synsets = np.atleast_1d(loadmat(meta, squeeze_me=True)["synsets"])
+    wnids = {str(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
+    numbers = [line.strip() for _, line in lines(truth)]
+    if len(numbers) != count:
+        raise ValueError(f"{truth} has {len(numbers)} lines, but there are {count} validation images")
+    unknown = [number for number in numbers if number not in wnids]
+    if unknown:
+        raise ValueError(f"{truth} has numbers that {meta.name} does not know: {unknown[:5]}")
+    return [wnids[number] for number in numbers]
