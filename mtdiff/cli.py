@@ -3,8 +3,9 @@
 import json
 import math
 import os
+import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -20,11 +21,12 @@ from mtdiff.datasets.imagenet import ARCHIVES, get, prepare
 from mtdiff.evaluation import mean_and_error
 from mtdiff.experiments import EXPERIMENTS, Experiment, budget, matched, provenance
 from mtdiff.experiments.report import markdown
-from mtdiff.files import CARD, to_json, write_atomic
+from mtdiff.files import CARD, WEIGHTS, check_weights, to_json, write_atomic
 from mtdiff.modalities import Image, Label, Mask
 from mtdiff.model import MTDiffusion
 from mtdiff.sampling import RULES, SAMPLERS, sample
-from mtdiff.stopping import Interrupted, OutOfTime
+from mtdiff.stopping import Interrupted
+from mtdiff.training import Trainer
 
 Name = Annotated[
     Literal["image-label", "image-representation", "image-transition", "masked-image", "imagenet"], tyro.conf.Positional
@@ -49,7 +51,8 @@ class Train:
     budget: Literal["quick", "full"] | None = None
     """How long: quick (600 steps) or full (5000 to 8000 steps); default: the variable MTDIFF_BUDGET, or quick."""
     steps: int | None = None
-    """Optimiser steps, instead of the budget's."""
+    """Optimiser steps, instead of the budget's. More than a run in the same folder has had lengthen it: the learning rate
+    goes on as at that step of the longer cosine, so the result is not that of a run with so many steps from the start."""
     batch_size: int | None = None
     """Examples per step, instead of the budget's."""
     lr: float | None = None
@@ -89,33 +92,41 @@ class Train:
         variant, data = self.variant or next(iter(experiment.variants)), _data(experiment, self.data)
         out = self.out or Path("runs") / self.experiment / data / f"{variant}-{self.seed}"
         config = experiment.config(data, variant, self.budget or budget())
-        config.seed = self.seed
-        names = ("steps", "batch_size", "lr", "accumulate", "precision", "save_every")
+        names = ("steps", "batch_size", "lr", "accumulate", "precision", "save_every", "seed")
         chosen = {name: getattr(self, name) for name in names} | {"probe_every": self.look_every}
         config = replace(config, **{name: value for name, value in chosen.items() if value is not None})
         options = {"compile": self.compile, "keep": self.keep, "draw": _grid if self.look_every else None}
         trainer = experiment.trainer(data, variant, config, out, self.device, **options)
-        resumed = trainer.resume()
-        saved = (out / CARD).is_file()
-        if saved and not resumed:
+        with trainer.alone():
+            self._go_on(trainer, out, variant, say)
+
+    def _go_on(self, trainer: Trainer, out: Path, variant: str, say: Callable[[str], None]) -> None:
+        """Train from where the folder stands, and save the model with its card."""
+        config, resumed = trainer.config, trainer.resume()
+        if (out / CARD).is_file() and not resumed:
             raise ValueError(f"{out} holds a model that was not trained there: use another folder")
-        if saved and trainer.step == config.steps:
+        if trainer.step == config.steps and _is_saved(out, config.steps):
             say(f"{out} is already trained: step {trainer.step} of {config.steps}")
             return
         if resumed:
-            say(f"going on at step {trainer.step} of {config.steps} ({out})")
+            longer = "".join(f", longer than the {steps} it had at step {step}" for step, steps in trainer.lengthened)
+            say(f"going on at step {trainer.step} of {config.steps} ({out}){longer}")
         try:
             model = trainer.run(max_minutes=self.max_minutes)
-        except OutOfTime as stopped:
+        except Interrupted as stopped:
+            if stopped.number == signal.SIGINT:  # whoever pressed Ctrl-C does not want what would come next
+                raise
             say(str(stopped))
             return
         if distributed.rank():
             return
+        lengthened = {"lengthened": trainer.lengthened} if trainer.lengthened else {}
+        seconds = round(trainer.seconds, 1)
         card = {
             "experiment": self.experiment,
             "data": {"name": trainer.data.name, "sha256": trainer.data.hash(), "examples": len(trainer.data)},
             "variant": variant,
-            "training": {**vars(config), "processes": distributed.world(), "wall_seconds": round(trainer.seconds, 1)},
+            "training": {**vars(config), **lengthened, "processes": distributed.world(), "wall_seconds": seconds},
             **({"probes": trainer.probes} if trainer.probes else {}),
             "provenance": provenance(self.device),
         }
@@ -255,6 +266,7 @@ class Evaluate:
                 matched(model, experiment.data[data]("test"), self.elsewhere)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
+        _refuse_repeats([(name, model.card) for name, model in models])
         rows = []
         for k, (name, model) in enumerate(models):
             if k == 0 and self.publish:
@@ -373,6 +385,35 @@ def _device(name: str) -> str:
     return name
 
 
+def _is_saved(folder: Path, steps: int) -> bool:
+    """Whether the folder holds the model of so many steps, whole."""
+    try:
+        card = json.loads((folder / CARD).read_text())
+        check_weights(folder, card)
+        return card["training"]["steps"] == steps and (folder / WEIGHTS).is_file()
+    except (FileNotFoundError, KeyError, TypeError, ValueError):
+        return False
+
+
+def _refuse_repeats(cards: Sequence[tuple[str, Mapping]]) -> None:
+    """Raise ValueError where models of one variant, whose figures are averaged, are not one training with several seeds."""
+    free = ("seed", "accumulate", "processes", "wall_seconds", "log_every", "save_every", "probe_every")
+    seen: dict[str, list] = {}
+    for name, card in cards:
+        training, data = (part if isinstance(part := card.get(key), Mapping) else {} for key in ("training", "data"))
+        said = {"data": data.get("name"), **{key: value for key, value in training.items() if key not in free}}
+        for other, seed, others in seen.setdefault(card.get("variant", name), []):
+            if seed == training.get("seed"):
+                text = f"{other} and {name} are not two seeds of one training: their cards say seed {seed}"
+                raise ValueError(f"{text}. Repeats have no error between them: evaluate one")
+            different = [f"{k}: {others.get(k)}, {said.get(k)}" for k in {**others, **said} if others.get(k) != said.get(k)]
+            if different:
+                raise ValueError(
+                    f"{other} and {name} are not seeds of one training ({'; '.join(different)}): evaluate each alone"
+                )
+        seen[card.get("variant", name)].append((name, training.get("seed"), said))
+
+
 def _average(metrics: list):
     """Mean and standard error over runs, leaf by leaf."""
     if isinstance(metrics[0], dict):
@@ -404,8 +445,8 @@ def main() -> None:
         command.run()
     except Interrupted as stopped:
         sys.exit(f"\nmtdiff: {stopped}")
-    except KeyboardInterrupt:
-        sys.exit("\nmtdiff: stopped")
+    except KeyboardInterrupt as stopped:
+        sys.exit(f"\nmtdiff: {stopped.args[0] if stopped.args else 'stopped'}")
     except torch.OutOfMemoryError as error:
         sys.exit(f"mtdiff: error: {_out_of_memory(str(error).splitlines()[0])}")
     except (ValueError, KeyError, OSError, ImportError, FloatingPointError) as error:

@@ -1,5 +1,6 @@
 """What notebooks show. Colours are colour-blind safe, and a modality keeps its colour through the course."""
 
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from mtdiff.elbo import Bound
 from mtdiff.exact import GaussianGap
+from mtdiff.files import write_atomic
 from mtdiff.process import ForwardProcess
 
 _CYCLE = sns.color_palette("colorblind")
@@ -274,15 +276,16 @@ def picture_rows(rows: Mapping[str, Tensor], titles: Sequence[str] = (), title: 
 
 
 def save_grid(drawn: Mapping[str, Tensor], labels: Mapping[str, Sequence[str]], path: str | Path) -> None:
-    """Write samples as a picture file: a grid where there is one kind of picture, else a row for each.
+    """Write samples as a picture file, whole or not at all: a grid where there is one kind of picture, else a row for each.
 
     Args:
         drawn: {name: (N, ...)} what `mtdiff.sample` returned.
         labels: {name of a label: its class names}.
-        path: the file; its ending says the format.
+        path: the file; its ending says the format, PNG without one.
 
     Raises:
-        OSError: the file cannot be written.
+        OSError: the file cannot be written; one that is there stays.
+        ValueError: a format that is not known.
     """
     style()
     pictures = {name: value for name, value in drawn.items() if value.ndim == 4}
@@ -294,9 +297,10 @@ def save_grid(drawn: Mapping[str, Tensor], labels: Mapping[str, Sequence[str]], 
     else:
         rows = {name: v.bool() if set(v.unique().tolist()) <= {0.0, 1.0} else v for name, v in pictures.items()}
         figure = picture_rows(rows, next(iter(texts.values()), ()))
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    data = io.BytesIO()
+    figure.savefig(data, format=Path(path).suffix[1:] or "png")
     plt.close(figure)
+    write_atomic(Path(path), data.getvalue())
 
 
 def gap_bars(gaps: Mapping[str, GaussianGap], title: str = "") -> Figure:

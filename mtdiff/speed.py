@@ -43,7 +43,8 @@ def matmul_peak(device: str | torch.device, dtype: torch.dtype, size: int = 8192
         Floating point operations per second.
     """
     device = torch.device(device)
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    generator = torch.Generator(device).manual_seed(0)
+    a, b = (torch.randn(size, size, device=device, generator=generator).to(dtype) for _ in range(2))
 
     def timed() -> float:
         if device.type == "cuda":

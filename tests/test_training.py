@@ -1,3 +1,5 @@
+import contextlib
+import itertools
 import json
 import math
 import os
@@ -5,6 +7,7 @@ import signal
 import tempfile
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from helpers import generator, image_label_batch, image_label_model, point_model, randomise
@@ -13,6 +16,7 @@ import mtdiff as mt
 from mtdiff.datasets import MIXTURE, Dataset, toy
 from mtdiff.files import write_atomic
 from mtdiff.losses import Loss
+from mtdiff.stopping import TIME, Agreement
 from mtdiff.training import Interrupted, TrainConfig, Trainer
 
 CONFIG = TrainConfig(
@@ -161,6 +165,29 @@ def test_resuming_is_exact(tmp_path):
     assert [row["step"] for row in again.history] == [2, 4, 6, 8, 10, 12]
 
 
+def test_training_leaves_the_callers_generator_alone(tmp_path):
+    """With dropout, which draws from torch's global generator; nor does the result depend on it."""
+    first, torn, again = (
+        trainer(dropout=0.2),
+        trainer(tmp_path, hook=crash_at(10), dropout=0.2),
+        trainer(tmp_path, dropout=0.2),
+    )
+    torch.manual_seed(3)
+    expected = torch.rand(12)
+    torch.manual_seed(3)
+    drawn = [torch.rand(3)]
+    first.run(progress=False)
+    drawn.append(torch.rand(3))
+    with pytest.raises(RuntimeError, match="power"):
+        torn.run(progress=False)
+    drawn.append(torch.rand(3))
+    assert again.resume()
+    again.run(progress=False)
+    drawn.append(torch.rand(3))
+    assert torch.equal(torch.cat(drawn), expected)
+    assert_same(first, again)
+
+
 def test_the_history_is_written_with_the_checkpoint(tmp_path):
     run = trainer(tmp_path)
     run.run(progress=False)
@@ -182,14 +209,17 @@ def test_without_a_checkpoint_there_is_nothing_to_resume(tmp_path, folder):
     assert not trainer(tmp_path / "new" if folder else None).resume()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+SIGNALS = ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"]
+
+
+@pytest.mark.parametrize("number", [getattr(signal, name) for name in SIGNALS], ids=SIGNALS)
 @pytest.mark.parametrize("at", [4, 7])
 def test_a_stopped_training_is_saved_and_goes_on(tmp_path, number, at):
     handler = signal.getsignal(number)
-    with pytest.raises(
-        Interrupted, match=rf"stopped at step {at} of 12; saved in .*{tmp_path.name}: run the same command again"
-    ):
+    text = rf"{number.name}: stopped at step {at} of 12; saved in .*{tmp_path.name}: run the same command again"
+    with pytest.raises(Interrupted, match=text) as stopped:
         trainer(tmp_path, hook=signal_at(at, number)).run(progress=False)
+    assert stopped.value.number == number
     assert signal.getsignal(number) is handler
     again = trainer(tmp_path, seed=5)
     assert again.resume()
@@ -223,15 +253,166 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path):
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
 
-    run = trainer(tmp_path, hook=twice)
-    with pytest.raises(KeyboardInterrupt) as stopped:
+    run = trainer(tmp_path, replace(CONFIG, save_every=2), hook=twice)
+    with pytest.raises(KeyboardInterrupt, match=rf"stopped at once; step 2 is safe in {tmp_path}") as stopped:
         run.run(progress=False)
     assert not isinstance(stopped.value, Interrupted)
     assert run.step == 2
 
 
+def test_a_signal_that_a_scheduler_sends_twice_still_saves(tmp_path):
+    """As torchrun does, when all of its process group were sent one."""
+
+    def twice(step):
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGHUP)
+
+    with pytest.raises(Interrupted, match="SIGTERM: stopped at step 3 of 12; saved"):
+        trainer(tmp_path, hook=twice).run(progress=False)
+
+
+def test_a_signal_that_is_ignored_stays_ignored():
+    """As SIGHUP is under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        run = trainer(hook=signal_at(3, signal.SIGHUP))
+        run.run(progress=False)
+        assert run.step == 12
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_processes_ask_each_other_about_once_a_second_and_the_largest_reason_counts(monkeypatch):
+    """A clock by hand: 0.1 s a step, later 2 s; asked at every tenth step, then at each. A signal goes before time."""
+    now, asked = [100.0], []
+
+    def largest(values, device):
+        asked.append(step)
+        return [max(values[0], others), values[1]]
+
+    monkeypatch.setattr("mtdiff.stopping.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("mtdiff.distributed.world", lambda: 2)
+    monkeypatch.setattr("mtdiff.distributed.largest", largest)
+    agreed, others = Agreement(5, torch.device("cpu")), 0.0
+    for step in range(6, 41):
+        now[0] += 0.1 if step <= 30 else 2.0
+        assert agreed(step, 0.0) == 0
+    assert [b - a for a, b in itertools.pairwise(asked)][:3] == pytest.approx([10] * 3, abs=1)
+    assert asked[-4:] == [37, 38, 39, 40]
+    step, others = 41, float(signal.SIGUSR1)
+    now[0] += 2.0
+    assert agreed(41, TIME) == signal.SIGUSR1
+
+
 def test_a_stop_in_the_last_step_is_no_interruption(tmp_path):
     trainer(tmp_path, hook=signal_at(12, signal.SIGINT)).run(progress=False)
+
+
+# ---- longer ----
+
+
+@pytest.mark.parametrize("done", [8, 12])
+def test_a_training_is_made_longer(tmp_path, done):
+    """Stopped at step 8, or finished at step 12 of 12: with 20 steps it goes on by the rates of a cosine of 20."""
+    first = trainer(tmp_path, hook=signal_at(done, signal.SIGTERM) if done < 12 else None)
+    with pytest.raises(Interrupted) if done < 12 else contextlib.nullcontext():
+        first.run(progress=False)
+    longer, rates = replace(CONFIG, steps=20), []
+    run = trainer(tmp_path, longer, hook=lambda step: rates.append(run.optimizer.param_groups[0]["lr"]))
+    assert run.resume()
+    assert run.lengthened == [[done, 12]]
+    run.run(progress=False)
+    assert rates == pytest.approx([CONFIG.lr * 0.5 * (1 + math.cos(math.pi * k / 20)) for k in range(done, 20)])
+    assert [row["step"] for row in run.history] == [*range(2, 21, 2)]
+    again = trainer(tmp_path, longer)
+    assert again.resume()
+    assert again.lengthened == [[done, 12]]
+    assert_same(run, again)
+
+
+def test_a_training_that_was_made_longer_is_exact_after_a_stop(tmp_path):
+    """12 steps, then to 20 in one go or with a stop at step 15."""
+    longer, runs = replace(CONFIG, steps=20), []
+    for name, at in (("whole", 0), ("torn", 15)):
+        trainer(tmp_path / name).run(progress=False)
+        run = trainer(tmp_path / name, longer, hook=signal_at(at, signal.SIGTERM))
+        run.resume()
+        with pytest.raises(Interrupted) if at else contextlib.nullcontext():
+            run.run(progress=False)
+        run = trainer(tmp_path / name, longer)
+        run.resume()
+        run.run(progress=False)
+        runs.append(run)
+    assert_same(*runs)
+    assert history(runs[0]) == history(runs[1])
+    assert runs[1].lengthened == [[12, 12]]
+
+
+@pytest.mark.parametrize("steps", [4, 11])
+def test_a_training_is_not_made_shorter(tmp_path, steps):
+    checkpoint(tmp_path)
+    text = rf"is at step 12 of 12, and can be made longer, not shorter \(steps: 12 there, {steps} here\): use another folder"
+    with pytest.raises(ValueError, match=text):
+        trainer(tmp_path, replace(CONFIG, steps=steps)).resume()
+
+
+def test_how_often_is_looked_and_saved_may_change(tmp_path):
+    with pytest.raises(Interrupted):
+        trainer(tmp_path, hook=signal_at(7, signal.SIGTERM)).run(progress=False)
+    again, whole = trainer(tmp_path, replace(CONFIG, log_every=3, save_every=5, probe_every=6)), trainer()
+    assert again.resume()
+    again.run(progress=False), whole.run(progress=False)
+    assert_same(again, whole)
+    assert [row["step"] for row in again.history] == [2, 4, 6, 9, 12]
+    assert again.history[-1]["total"] == pytest.approx(sum(row["total"] for row in whole.history[-2:]) / 2, rel=0.5)
+
+
+OLD = {
+    "step",
+    "device",
+    "seconds",
+    "config",
+    "data",
+    "architecture",
+    "model",
+    "ema",
+    "optimizer",
+    "generators",
+    "torch",
+    "cuda",
+}
+OLD |= {"history", "probes", "sums"}
+
+
+def test_a_checkpoint_of_before_goes_on_exactly(tmp_path):
+    """Its sums were over steps, each of the same weight, and nothing was known of shares or longer trainings."""
+    with pytest.raises(Interrupted):
+        trainer(tmp_path, hook=signal_at(7, signal.SIGTERM)).run(progress=False)
+    state = torch.load(tmp_path / "training.pt", weights_only=True)
+    torch.save({name: state[name] for name in OLD}, tmp_path / "training.pt")
+    again, whole = trainer(tmp_path), trainer()
+    assert again.resume()
+    again.run(progress=False), whole.run(progress=False)
+    assert_same(again, whole)
+    assert history(again) == history(whole)
+
+
+# ---- a card of before ----
+
+
+def test_a_model_that_is_trained_further_says_what_it_is_based_on(tmp_path):
+    """Its parent's steps, command and figures are not its own."""
+    parent = point_model(width=16)
+    card = {"variant": "v", "training": {"steps": 900}, "metrics": {"accuracy": 0.9}, "probes": [{"step": 1}],
+            "data": {"name": "d"}, "provenance": {"command": "mtdiff train"}}  # fmt: skip
+    model = mt.load(parent.save(tmp_path / "parent", card))
+    made = Trainer(model, DATA, CONFIG).run(progress=False)
+    assert made.card == {"based on": {key: card[key] for key in ("variant", "training", "data", "provenance")}}
+    assert mt.load(made.save(tmp_path / "child", {"training": {"steps": 12}})).card["training"] == {"steps": 12}
+    assert Trainer(point_model(width=16), DATA, CONFIG).run(progress=False).card == {}
 
 
 # ---- what may go wrong ----
@@ -310,6 +491,56 @@ def test_data_that_do_not_fit_are_refused_before_training(data, error, message):
 def test_bad_configs_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         TrainConfig(**options)
+
+
+COUNTED = ("steps", "batch_size", "accumulate", "log_every", "save_every", "warmup", "probe_every", "seed")
+MEASURED = ("lr", "clip", "weight_decay", "ema")
+
+
+@pytest.mark.parametrize("value", [2.5, 100.0, math.nan, math.inf, "7", None, True])
+@pytest.mark.parametrize("name", COUNTED)
+def test_what_is_counted_is_a_whole_number(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be a whole number, got {value!r}"):
+        TrainConfig(**{name: value})
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, "0.1", None])
+@pytest.mark.parametrize("name", MEASURED)
+def test_what_is_measured_is_a_finite_number(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be a finite number, got {value!r}"):
+        TrainConfig(**{name: value})
+
+
+@pytest.mark.parametrize("what", ["weights", "drop", "give"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -0.1, None])
+def test_options_of_the_loss_are_checked_with_the_config(what, value):
+    with pytest.raises(ValueError, match=rf"{what}\['label'\] must be in .*: expected a finite number"):
+        TrainConfig(**{what: {"label": value}})
+
+
+@pytest.mark.parametrize("what", ["weights", "drop", "give"])
+def test_names_are_checked_when_the_trainer_is_made(what):
+    with pytest.raises(KeyError, match=f"{what} names an unknown modality 'lable'; this model has .*'label'"):
+        trainer(config=replace(CONFIG, **{what: {"lable": 0.5}}))
+
+
+def test_a_field_that_was_set_later_is_checked_too():
+    config = replace(CONFIG)
+    config.steps = 2.5
+    with pytest.raises(ValueError, match="steps must be a whole number"):
+        trainer(config=config)
+
+
+@pytest.mark.parametrize("minutes", [math.nan, -1.0])
+def test_a_limit_of_time_is_a_number_of_minutes(minutes):
+    with pytest.raises(ValueError, match=f"max_minutes must be a number of minutes, got {minutes}"):
+        trainer().run(progress=False, max_minutes=minutes)
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    config = replace(CONFIG, steps=np.int64(4), lr=np.float32(3e-3), weights={"label": np.float64(0.5)})
+    trainer(tmp_path, config).run(progress=False)
+    assert trainer(tmp_path, config).resume()
 
 
 def checkpoint(folder):
@@ -514,6 +745,33 @@ def test_resuming_keeps_the_rows_of_the_probe_and_is_exact(tmp_path):
     assert sizes[0] == sizes[1]
     written = rows(tmp_path / "parts" / "probes.jsonl")
     assert [(row["step"], row["size"]) for row in written] == sizes[0]
+
+
+NAN, INF = math.nan, math.inf
+
+
+@pytest.mark.parametrize(
+    ("figures", "kept"), [([NAN, 3, 2], 12), ([3, NAN, 2], 12), ([3, NAN, 4], 4), ([NAN, INF, NAN], 8), ([NAN] * 3, None)]
+)
+def test_not_a_number_is_worse_than_any_figure(tmp_path, figures, kept):
+    """Looked at after 4, 8 and 12 steps; the step of the best."""
+    left = iter(figures)
+    options = {"probe": lambda _: {"d": next(left)}, "best": "d"}
+    Trainer(point_model(width=16), DATA, replace(CONFIG, probe_every=4), tmp_path, **options).run(progress=False)
+    assert (mt.load(tmp_path / "best").card["step"] if (tmp_path / "best").is_dir() else None) == kept
+    assert [row["d"] for row in rows(tmp_path / "probes.jsonl")] == [f if math.isfinite(f) else None for f in figures]
+
+
+@pytest.mark.parametrize("found", [{"step": 1.0, "d": 1.0}, {"seconds": 1.0, "d": 1.0}, {"e": 1.0}])
+def test_figures_of_a_probe_have_names_of_their_own_and_the_best_is_among_them(found):
+    run = Trainer(point_model(width=16), DATA, replace(CONFIG, probe_every=4), probe=lambda _: found, best="d")
+    with pytest.raises(ValueError, match=f"{list(found)}".replace("[", r"\[")):
+        run.run(progress=False)
+
+
+def test_the_best_of_no_probe_is_refused():
+    with pytest.raises(ValueError, match="best names a figure of the probe, 'd', but there is no probe"):
+        Trainer(point_model(width=16), DATA, CONFIG, best="d")
 
 
 def test_a_training_without_a_probe_writes_no_rows(tmp_path):
