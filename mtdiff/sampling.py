@@ -151,8 +151,7 @@ def sample_path(
             z_next = ancestral(process, z, guess, t, s, _noise(model, n, generator))
         elif sampler == "heun":
             end = ddim(process, z, guess, t, s)
-            guess_end = Guess.of(process, inform(end, s))
-            z_next = heun(process, z, guess, t, s, end, guess_end)
+            z_next = heun(process, z, guess, t, s, Guess.of(process, inform(end, s)))
         elif sampler == "dpm++" and previous is not None:
             z_next = ddim(process, z, extrapolate(process, *previous, t, guess, s), t, s)
         else:
