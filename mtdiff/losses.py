@@ -88,7 +88,7 @@ def multitask_loss(
         raise KeyError(f"missing names unknown modalities {unknown}; this model has {list(model.modalities)}")
     there = {name: ~model.modalities[name].missing(batch[name]) for name in missing if name in batch}
     batch = {name: model.modalities[name].filled(value) if name in there else value for name, value in batch.items()}
-    size = model.check(batch)
+    size, batch = model.check(batch), model.cleared(batch)
     lacking = [name for name in model.modalities if name not in batch]
     if lacking:
         raise KeyError(f"batch lacks {lacking}; it has {list(batch)}")

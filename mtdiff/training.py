@@ -120,6 +120,8 @@ class Trainer:
         self.folder = None if folder is None else RunFolder(folder, keep)
         self.device = torch.device(device)
         self.model = model.to(self.device).train()
+        if loss is None:  # what the card says of rule "conditioned"
+            self.model.teach(config.give)
         self.loss, self.probe, self.draw = loss or self._multitask, probe, draw
         self.compile, self.best = compile, best
         self.step, self.seconds, self.history, self.probes = 0, 0.0, [], []

@@ -484,6 +484,51 @@ def test_given_values_come_back_as_given(rule):
     assert one["label"].tolist() == [2, 2, 2]
 
 
+@pytest.mark.parametrize("rule", ["conditioned", "readout"])
+@pytest.mark.parametrize("many", [1, 3])
+def test_a_given_value_comes_back_as_a_copy(rule, many):
+    label = torch.tensor([2, 0, 1])[:many]
+    out = mt.sample(image_label_model(), 3, given={"label": label}, rule=rule, steps=2, generator=generator())
+    out["label"][0] = 1
+    assert label.tolist() == [2, 0, 1][:many]
+    assert out["label"].tolist() == ([1, 0, 1] if many == 3 else [1, 2, 2])
+
+
+def test_what_a_model_was_never_told_is_refused():
+    """The card knows: of the training itself, or of the command that trained it. A model of no card is anybody's."""
+    options = {"given": {"label": torch.tensor([0])}, "rule": "conditioned", "steps": 2}
+    for give, refused in (({}, True), ({"label": 0.0}, True), ({"image": 0.5}, True), ({"label": 0.2}, False)):
+        command, trained = image_label_model(), image_label_model()
+        command.card = {"training": {"steps": 5, "give": give}}
+        trained.teach(give)
+        for model in (command, trained):
+            assert model.taught == {name for name, p in give.items() if p}
+            if refused:
+                with pytest.raises(ValueError, match=r"for \['label'\], which this model was never told in training"):
+                    mt.sample(model, 2, **options)
+            else:
+                mt.sample(model, 2, **options)
+            mt.sample(model, 2, **{**options, "rule": "bayes"})
+    assert image_label_model().taught is None
+    model = image_label_model(conditions=("label",))
+    model.teach({})
+    mt.sample(model, 2, **options)
+    stranger = image_label_model()
+    stranger.card = {"author": "somebody"}
+    stranger.teach({})
+    assert stranger.taught is None
+
+
+def test_what_shares_its_chance_with_another_is_told_as_often():
+    model = image_label_model()
+    model.teach({"image": 0.0, "label": "image"})
+    assert model.taught == set()
+    model.teach({"image": 0.5, "label": "image"})
+    assert model.taught == {"image", "label"}
+    model.teach({})
+    assert model.taught == {"image", "label"}, "what a training before this one told"
+
+
 @pytest.mark.parametrize("rule", ["bayes", "substitute", "conditioned", "readout", None])
 def test_samples_carry_no_graph(rule):
     out = mt.sample(image_label_model(), 2, given={"label": torch.tensor([0])}, rule=rule, steps=2, generator=generator())
@@ -616,6 +661,7 @@ LABEL = torch.tensor([0, 1, 2])
         ({"n": 2.5}, ValueError, "n must be a positive int, got 2.5"),
         ({"steps": 51}, ValueError, r"steps must be in 1\.\.50 from t = 50, got 51"),
         ({"steps": 0}, ValueError, r"steps must be in 1\.\.50"),
+        ({"steps": 2.5}, ValueError, r"steps must be in 1\.\.50 from t = 50, got 2.5"),
         ({"repeats": 0}, ValueError, "repeats must be a whole number from 1 on, got 0"),
         ({"sampler": "euler"}, ValueError, "sampler must be one of .* got 'euler'"),
         ({"given": {"label": LABEL}, "rule": "magic"}, ValueError, "rule must be one of .* got 'magic'"),
@@ -632,6 +678,10 @@ LABEL = torch.tensor([0, 1, 2])
         ({"given": {"label": LABEL}, "rule": "substitute", "guidance": 2.0}, ValueError, "guidance 2.0 needs rule"),
         ({"given": {"label": LABEL}, "rule": "readout", "guidance": 2.0}, ValueError, "guidance 2.0 needs rule"),
         ({"guidance": 2.0}, ValueError, "guidance 2.0"),
+        ({"guidance": math.nan}, ValueError, "guidance must be a finite number, got nan"),
+        ({"given": {"label": LABEL}, "rule": "bayes", "guidance": math.inf}, ValueError, "finite number, got inf"),
+        ({"given": {"label": LABEL}, "rule": "bayes", "guidance": "2"}, ValueError, "finite number, got '2'"),
+        ({"given": {"label": LABEL[:0]}}, ValueError, "given must have at least one example"),
         ({"given": image_label_batch(3), "rule": "bayes"}, ValueError, '"bayes" takes one given modality'),
         ({"given": image_label_batch(3), "rule": {"image": "readout", "label": "bayes"}}, ValueError, "readout"),
     ],
@@ -733,6 +783,9 @@ def test_a_network_is_told_who_is_present_at_every_step(monkeypatch):
         ({"start": (0, torch.zeros(3, 2))}, ValueError, r"start needs a step in 1\.\.200, got 0"),
         ({"start": (201, torch.zeros(3, 2))}, ValueError, r"start needs a step in 1\.\.200, got 201"),
         ({"start": (5.0, torch.zeros(3, 2))}, ValueError, r"got 5\.0"),
+        ({"present": "x"}, ValueError, "present must be a collection of names, got the string 'x'"),
+        ({"start": (5, torch.full((3, 2), math.nan))}, ValueError, "start: z_t has values that are not finite"),
+        ({"start": (5, torch.zeros(3, 2, dtype=torch.long))}, ValueError, "start: z_t must be a floating-point tensor"),
         ({"start": (5, torch.zeros(2, 2))}, ValueError, r"start needs z_t of shape \(3, 2\), got \(2, 2\)"),
         ({"start": (3, torch.zeros(3, 2))}, ValueError, r"steps must be in 1\.\.3 from t = 3, got 5"),
     ],
@@ -740,6 +793,17 @@ def test_a_network_is_told_who_is_present_at_every_step(monkeypatch):
 def test_present_and_start_name_what_is_wrong(options, error, message):
     with pytest.raises(error, match=message):
         mt.sample(mixture(mt.constant(1.0)), **{"n": 3, "steps": 5, **options})
+
+
+def test_names_may_come_in_anything_that_can_be_gone_through_once():
+    model, batch = image_label_model(), image_label_batch(3)
+    a, b = (mt.sample(model, 3, present=p, steps=3, generator=generator()) for p in ({"image"}, iter(["image"])))
+    assert torch.equal(a["image"], b["image"])
+    bounds = [
+        mt.elbo(model, batch, present=kind(["image", "label"]), given=kind(["label"]), generator=generator())
+        for kind in (set, iter)
+    ]
+    assert bounds[0].readout == bounds[1].readout
 
 
 def test_the_source_of_a_transition_is_always_present():
