@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from mtdiff.process import check_names
+
 
 @dataclass(frozen=True)
 class Bound:
@@ -89,17 +91,17 @@ def elbo(
 
     Source: ours, theory 3; importance sampling of t: Kingma et al. 2021.
     """
-    size = model.check(batch)
-    names = list(model.modalities) if present is None else list(present)
-    if samples < 1 or not names:
-        raise ValueError(f"expected samples >= 1 and a set of modalities, got {samples} and {names}")
+    size, batch = model.check(batch), getattr(model, "cleared", dict)(batch)
+    names = list(model.modalities) if present is None else list(check_names("present", present))
+    if not isinstance(samples, int) or samples < 1 or not names:
+        raise ValueError(f"expected samples >= 1 and a set of modalities, got {samples!r} and {names}")
     missing = [name for name in names if name not in batch]
     if missing:
         raise KeyError(f"batch lacks {missing}; it has {list(batch)}")
     process, device = model.process, next(iter(batch.values())).device
     if process.prior is not None and process.prior not in names:
         raise ValueError(f"the process ends at {process.prior!r}: it must be in the present set, got {names}")
-    given = {*given, *getattr(model, "conditions", ())}
+    given = {*check_names("given", given), *getattr(model, "conditions", ())}
     absent = [name for name in given if name not in names]
     if absent:
         raise ValueError(f"given names {absent}, which are not in the present set {names}")

@@ -161,6 +161,7 @@ def multitask_loss(
     there = _there(model, batch, missing)
     batch = {name: model.modalities[name].filled(value) if name in there else value for name, value in batch.items()}
     model.check(batch)
+    batch = model.cleared(batch)
     lacking = [name for name in model.modalities if name not in batch]
     if lacking:
         raise KeyError(f"batch lacks {lacking}; it has {list(batch)}")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mtdiff.backbones.base import Backbone
 from mtdiff.files import to_json, write_model
 from mtdiff.modalities.base import Modality, View
-from mtdiff.process import ForwardProcess
+from mtdiff.process import ForwardProcess, check_real
 from mtdiff.telling import Telling
 
 PREDICTIONS = ("v", "eps", "x", "heads")
@@ -128,12 +128,25 @@ class MTDiffusion(nn.Module):
         """Where the parameters are."""
         return next(self.backbone.parameters()).device
 
+    @property
+    def taught(self) -> set[str] | None:
+        """The modalities that training told the backbone at times, or None where the card does not say."""
+        if "taught" in self.card:
+            return {*self.card["taught"], *self.conditions}
+        give = self.card["training"].get("give") if isinstance(self.card.get("training"), dict) else None
+        return None if give is None else {*_told(give), *self.conditions}
+
+    def teach(self, give: Mapping[str, float | str]) -> None:
+        """Note in the card what a training tells the backbone, by its `give`: see `taught`."""
+        if self.taught is not None or not self.card:
+            self.card = {**self.card, "taught": sorted({*(self.taught or ()), *_told(give)})}
+
     def check(self, values: Mapping[str, Tensor], what: str = "batch") -> int:
         """Values are known modalities, valid, and equally many; returns how many.
 
         Raises:
             KeyError: an unknown modality.
-            ValueError: an invalid value, different batch sizes, or no examples.
+            ValueError: an invalid value, different batch sizes, or no example.
         """
         if not values:
             raise ValueError(f"{what} is empty; this model has {list(self.modalities)}")
@@ -145,14 +158,29 @@ class MTDiffusion(nn.Module):
             except ValueError as error:
                 raise ValueError(f"{what}: {error}") from None
         sizes = {name: len(value) for name, value in values.items()}
-        different = len(set(sizes.values())) > 1
-        if different or 0 in sizes.values():
-            raise ValueError(f"{what} has {'different numbers of' if different else 'no'} examples: {sizes}")
+        if len(set(sizes.values())) > 1:
+            raise ValueError(f"{what} has different numbers of examples: {sizes}")
+        if 0 in sizes.values():
+            raise ValueError(f"{what} must have at least one example, got {sizes}")
         return next(iter(sizes.values()))
+
+    def cleared(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Values without what others among them make irrelevant: a picture that reveals is 0 where its mask is 0."""
+        values = dict(values)
+        for modality in self.modalities.values():
+            if modality.revealed_by and set(modality.revealed_by) <= set(values):
+                picture, mask = modality.revealed_by
+                values[picture] = torch.where(values[mask].bool(), values[picture], 0.0)
+        return values
 
     def encode(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The codes E_i(x_i) of checked values, {name: (B, *Z)}."""
-        return {name: self.modalities[name].encode(value) for name, value in values.items()}
+        return {name: self.modalities[name].encode(value) for name, value in self.cleared(values).items()}
+
+    def clock(self, t: int | Tensor, n: int) -> Tensor:
+        """The noise level u = t/T as the backbone is told it: (n,), in float32 at least."""
+        u = torch.as_tensor(t, device=self.device).expand(n)
+        return u.to(torch.promote_types(self.dtype, torch.float32)) / self.process.steps
 
     def check_prior(self, codes: Mapping[str, Tensor], present: Mapping[str, Tensor] | None = None) -> None:
         """Warn where z_T is not noise: E KL(q(z_T | X) || N(0, I)) over a batch is above `PRIOR_NATS`.
@@ -200,15 +228,14 @@ class MTDiffusion(nn.Module):
         Returns:
             The prediction, in the dtype of z_t.
         """
-        telling = Telling(self.process, self.modalities, z_t, t, given or {}, present or {}, told)
+        telling = Telling(self.process, self.modalities, z_t, t, self.cleared(given or {}), present or {}, told)
         signal = self.process.level(t, z_t)[0]
         known = telling.known() if given and self._looks_at_told else torch.zeros_like(z_t)
         rest = z_t - signal * known
         sensed, codes = telling.sensing(rest, self.backbone.embedding, self.dtype)
         state = self._seen(telling, rest - signal * codes) if self.remove_told else z_t - signal * codes
-        u = torch.as_tensor(t, device=z_t.device).expand(len(z_t)).to(self.dtype) / self.process.steps
         inputs = telling.inputs(sensed, self.absent, self.dtype, self.remove_told)
-        features, pooled = self.backbone(state.to(self.dtype), u, **inputs)
+        features, pooled = self.backbone(state.to(self.dtype), self.clock(t, len(z_t)), **inputs)
         output, aggregate, removed = None, None, known if given and self.remove_told else None
         if self.denoise is not None:
             output = self.denoise(features).to(z_t.dtype)
@@ -257,6 +284,7 @@ class MTDiffusion(nn.Module):
         """
         if tuple(z_t.shape[1:]) != self.space:
             raise ValueError(f"z_t must have shape (B, {', '.join(map(str, self.space))}), got {tuple(z_t.shape)}")
+        check_real("z_t", z_t)
         if given and self.check(given, "given") != len(z_t):
             raise ValueError(f"given has {self.check(given, 'given')} examples, z_t has {len(z_t)}")
         for name, mask in (present or {}).items():
@@ -304,6 +332,7 @@ class MTDiffusion(nn.Module):
             raise ValueError(f"value has {len(value)} examples, z_t has {len(z_t)}")
         prediction = self.predict(z_t, t, given=given, present=present) if prediction is None else prediction
         modality, variance = self.modalities[name], self.process.wiener(name, t, z_t, present)[1]
+        value = self.cleared({**(given or {}), name: value})[name]
         telling = Telling(self.process, self.modalities, z_t, t, given or {}, present or {}, None)
         params = prediction.params[name]
         if modality.sense and name not in telling.given:
@@ -452,3 +481,8 @@ class MTDiffusion(nn.Module):
                 shared = set(modality.span) & set(rival.span)
                 if other != name and shared and other in self.process.entering:
                     raise ValueError(f"{name!r} has no head but shares channels {sorted(shared)} with {other!r}")
+
+
+def _told(give: Mapping[str, float | str]) -> list[str]:
+    """The names with a chance above 0, their own or the one they share."""
+    return [name for name, chance in give.items() if give.get(chance, chance)]

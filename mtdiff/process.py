@@ -1,7 +1,8 @@
 """The forward process of several modalities in one diffusion space (theory 2). Tensors in, tensors out; no network."""
 
 import math
-from collections.abc import Callable, Mapping
+import numbers
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 from torch import Tensor
@@ -108,7 +109,7 @@ class ForwardProcess:
             KeyError: codes or present names an unknown modality, or a modality that is present has no code.
             ValueError: shapes do not fit, or t leaves 0..T.
         """
-        like = self._check(codes, present)
+        like = self._check(codes, present, self.entering)
         t = self._steps(t, like, lowest=0)
         return self._mix(codes, lambda table: table[t], like, present)
 
@@ -130,7 +131,7 @@ class ForwardProcess:
             KeyError: as in `aggregate`.
             ValueError: as in `aggregate`.
         """
-        like = self._check(codes, present, needed=self.moving)
+        like = self._check(codes, present, self.moving)
         t, s = self._steps(t, like, lowest=0), self._steps(s, like, lowest=0)
         return self._mix(codes, lambda table: table[s] - table[t], like, present)
 
@@ -201,7 +202,7 @@ class ForwardProcess:
 
         Source: Chen et al. 2024, transition kernel, written with cumulative weights.
         """
-        like = self._check(codes, present, z_prev)
+        like = self._check(codes, present, self.entering, z_prev=z_prev)
         t = self._steps(t, like, lowest=1)
         abar = self._on(like.device)["abar"]
         alpha = abar[t] / abar[t - 1]
@@ -233,7 +234,7 @@ class ForwardProcess:
 
         Source: Chen et al. 2024 states it with an explicit aggregation term; this form is derived in theory 2.
         """
-        like = self._check(codes, present, z_t)
+        like = self._check(codes, present, self.entering, z_t=z_t)
         t = self._steps(t, like, lowest=1)
         table = self._on(like.device)["abar"]
         abar, abar_prev = table[t], table[t - 1]
@@ -272,6 +273,9 @@ class ForwardProcess:
         mean, std = self.marginal(codes, t, present)
         if noise is None:
             noise = torch.randn(mean.shape, dtype=mean.dtype, device=mean.device, generator=generator)
+        check_real("noise", noise)
+        if noise.shape != mean.shape:
+            raise ValueError(f"noise must have shape {tuple(mean.shape)} like the codes, got {tuple(noise.shape)}")
         return mean + std * noise, noise
 
     def level(self, t: int | Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -348,6 +352,9 @@ class ForwardProcess:
 
     def _steps(self, t: int | Tensor, like: Tensor, lowest: int) -> Tensor:
         """T as a (B,) index tensor. A tensor on a GPU is not read back, hence not range-checked."""
+        if not like.is_floating_point() or not like.ndim or not len(like):
+            expected = "floating point (B, *Z) with at least one example"
+            raise ValueError(f"like must be {expected}, got {like.dtype} {tuple(like.shape)}")
         if not isinstance(t, Tensor):
             if isinstance(t, bool) or not hasattr(t, "__index__"):
                 raise ValueError(f"t must be an int or an int tensor, got {t!r}")
@@ -368,23 +375,25 @@ class ForwardProcess:
         self,
         codes: Mapping[str, Tensor],
         present: Mapping | None,
-        z: Tensor | None = None,
-        needed: tuple[str, ...] | None = None,
+        needed: tuple[str, ...],
+        **state: Tensor,
     ) -> Tensor:
-        """Codes and masks fit each other and the process; returns a tensor of the common shape (B, *Z)."""
+        """Codes, masks and a state fit each other and the process; returns a tensor of the common shape (B, *Z)."""
         for name in (*codes, *(present or {})):
             self._table(name)
         if not codes:
             raise KeyError(f"codes is empty; the process has {list(self._weights)}")
-        like = next(iter(codes.values())) if z is None else z
+        real = {**state, **{f"codes[{name!r}]": code for name, code in codes.items()}}
+        for what, value in real.items():
+            check_real(what, value)
+        like = next(iter(real.values()))
         for name, mask in (present or {}).items():
             if mask.dtype != torch.bool or mask.shape != (len(like),):
                 raise ValueError(f"present[{name!r}] must be bool ({len(like)},), got {mask.dtype} {tuple(mask.shape)}")
-        for name, code in codes.items():
-            if code.shape != like.shape:
-                shapes = f"{tuple(code.shape)}, expected {tuple(like.shape)} like the others"
-                raise ValueError(f"codes[{name!r}] has shape {shapes}")
-        for name in self.entering if needed is None else needed:
+        for what, value in real.items():
+            if value.shape != like.shape:
+                raise ValueError(f"{what} has shape {tuple(value.shape)}, expected {tuple(like.shape)} like the others")
+        for name in needed:
             if name not in codes and (name not in (present or {}) or bool(present[name].any())):
                 raise KeyError(f"codes lacks {name!r}, which is present")
         return like
@@ -399,6 +408,35 @@ class ForwardProcess:
                 w = torch.where(present[name].to(w.device), w, 0.0)
             total = total + _per_example(w, code) * code
         return total
+
+
+def check_real(what: str, value: Tensor) -> None:
+    """Raise ValueError unless value is a floating-point tensor (B, ...) of at least one example and, on a CPU, finite.
+
+    What a learned encoder makes in training is not looked at: that is the trainer's, which says what to do about it.
+    """
+    if not isinstance(value, Tensor) or not value.is_floating_point() or not value.ndim or not len(value):
+        got = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+        raise ValueError(f"{what} must be a floating-point tensor of at least one example, got {got}")
+    if value.device.type == "cpu" and not value.requires_grad and not bool(value.isfinite().all()):
+        raise ValueError(f"{what} has values that are not finite (NaN or inf)")
+
+
+def check_finite(what: str, number: float) -> None:
+    """Raise ValueError unless it is a finite number."""
+    if not isinstance(number, numbers.Real) or not math.isfinite(number):
+        raise ValueError(f"{what} must be a finite number, got {number!r}")
+
+
+def check_names(what: str, names: Collection[str]) -> tuple[str, ...]:
+    """The names as a tuple, whatever they come in; a string is no collection of names.
+
+    Raises:
+        ValueError: a string.
+    """
+    if isinstance(names, str):
+        raise ValueError(f"{what} must be a collection of names, got the string {names!r}")
+    return tuple(names)
 
 
 def _per_example(value: Tensor, like: Tensor) -> Tensor:

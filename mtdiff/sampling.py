@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mtdiff.model import Prediction
+from mtdiff.process import check_finite, check_names, check_real
 from mtdiff.solvers import Guess, ancestral, ddim, extrapolate, heun, renoise
 
 SAMPLERS = ("ddpm", "ddim", "heun", "dpm++")
@@ -53,18 +54,19 @@ def sample(
         generator: source of all noise, on the model's device.
 
     Returns:
-        {name: (n, ...)} all modalities.
+        {name: (n, ...)} all modalities, the given ones as copies.
 
     Raises:
         KeyError: given or rule names an unknown modality.
-        ValueError: an unknown sampler or rule, steps out of range, guidance that the rule does not take, a given
-            value that does not fit, a transition whose source is not given, a present set without something it needs, or
-            a start of another shape or step.
+        ValueError: an unknown sampler or rule, steps out of range, guidance that is not finite or that the rule does not
+            take, a given value that does not fit, rule "conditioned" for what the model was never told in training, a
+            transition whose source is not given, a present set without something it needs, or a start that does not fit.
 
     Source: rules 1 and 2 follow Chen et al. 2024 (classifier guidance as a special case); see theory 4.
     """
     _check_repeats(repeats)
     given, rules = _given(model, n, given, rule, guidance)
+    present = None if present is None else check_names("present", present)
     if given and all(r == "readout" for r in rules.values()):
         if present is not None or start is not None:
             raise ValueError('rule "readout" has no chain: it takes neither `present` nor `start`')
@@ -82,7 +84,7 @@ def sample(
         with torch.no_grad():
             mask = None if present is None else _mask(model, n, present)
             drawn = model.read(z, t, given=given, present=mask, generator=generator, prediction=prediction)
-    return {**drawn, **given}
+    return {**drawn, **{name: value.clone() for name, value in given.items()}}
 
 
 def sample_path(
@@ -137,8 +139,8 @@ def sample_path(
     known = _double(model.encode(given)) if given else {}
     absent = _absent(model, present, rules)
     top, z = (process.steps, _start(model, n, known, generator)) if start is None else _started(model, n, *start)
-    if not 1 <= steps <= top - process.first:
-        raise ValueError(f"steps must be in 1..{top - process.first} from t = {top}, got {steps}")
+    if not isinstance(steps, int) or not 1 <= steps <= top - process.first:
+        raise ValueError(f"steps must be in 1..{top - process.first} from t = {top}, got {steps!r}")
     _check_repeats(repeats)
     times = torch.linspace(top, process.first, steps + 1, dtype=torch.float64).round().long().tolist()
     inform = functools.partial(_informed, model, given=given, known=known, rules=rules, guidance=guidance, absent=absent)
@@ -151,8 +153,7 @@ def sample_path(
             z_next = ancestral(process, z, guess, t, s, _noise(model, n, generator))
         elif sampler == "heun":
             end = ddim(process, z, guess, t, s)
-            guess_end = Guess.of(process, inform(end, s))
-            z_next = heun(process, z, guess, t, s, end, guess_end)
+            z_next = heun(process, z, guess, t, s, Guess.of(process, inform(end, s)))
         elif sampler == "dpm++" and previous is not None:
             z_next = ddim(process, z, extrapolate(process, *previous, t, guess, s), t, s)
         else:
@@ -168,6 +169,7 @@ def _given(model, n, given, rule, guidance):
     """Checked values (n of each) and {name: rule} for each of them."""
     if not isinstance(n, int) or n < 1:
         raise ValueError(f"n must be a positive int, got {n!r}")
+    check_finite("guidance", guidance)
     values = {}
     for name, value in (given or {}).items():
         model.check({name: value}, "given")
@@ -195,6 +197,11 @@ def _given(model, n, given, rule, guidance):
         for name in rule:
             if name not in values:
                 raise KeyError(f"rule names {name!r}, which is not given; given are {list(values)}")
+    taught = getattr(model, "taught", None)
+    never = [name for name, r in rules.items() if r == "conditioned" and taught is not None and name not in taught]
+    if never:
+        text = f'rule "conditioned" for {never}, which this model was never told in training: draws would not follow it'
+        raise ValueError(f"{text}. Train with `give`, or use another of {RULES}")
     if list(rules.values()).count("bayes") > 1:
         raise ValueError('rule "bayes" takes one given modality: heads do not give the joint p(x_K | z_t) (theory 4)')
     if guidance != 1.0 and not {"bayes", "conditioned"} & set(rules.values()):
@@ -225,6 +232,7 @@ def _absent(model, present, rules):
     """The modalities that the chain does not carry, checked."""
     if present is None:
         return ()
+    present = check_names("present", present)
     for name in present:
         if name not in model.modalities:
             raise KeyError(f"present names an unknown modality {name!r}; this model has {list(model.modalities)}")
@@ -240,6 +248,7 @@ def _started(model, n, t, z):
     first, last = model.process.first, model.process.steps
     if not isinstance(t, int) or not first < t <= last:
         raise ValueError(f"start needs a step in {first + 1}..{last}, got {t!r}")
+    check_real("start: z_t", z)
     if tuple(z.shape) != (n, *model.space):
         raise ValueError(f"start needs z_t of shape {(n, *model.space)}, got {tuple(z.shape)}")
     return t, z.to(model.device).double()

@@ -39,6 +39,19 @@ class Guess:
         """m^_s = m^_t + sum_i (W_s^i - W_t^i) e^_i."""
         return self.aggregate + process.increment(self.codes, t, s) if self.codes else self.aggregate
 
+    def towards(self, process: ForwardProcess, t: int, other: "Guess", at: int, share: float) -> "Guess":
+        """The estimates at t, moved by a share of their way to another guess at step `at`; the curves stay where they are.
+
+        What moves are the codes, and the part of the aggregate whose curves stand still.
+        """
+
+        def still(guess: Guess, step: int) -> Tensor:
+            return guess.aggregate - sum(process.weight(i, step, e) * e for i, e in guess.codes.items())
+
+        codes = {i: torch.lerp(e, other.codes[i], share) for i, e in self.codes.items()}
+        aggregate = torch.lerp(still(self, t), still(other, at), share)
+        return Guess(aggregate + sum(process.weight(i, t, e) * e for i, e in codes.items()), codes)
+
 
 def ddim(process: ForwardProcess, z: Tensor, guess: Guess, t: int, s: int) -> Tensor:
     """Order 1: the estimates are frozen over the step, the curves are exact.
@@ -72,8 +85,11 @@ def renoise(process: ForwardProcess, z: Tensor, guess: Guess, t: int, s: int, n:
     return signal / signal_s * z + signal * up + (1 - (signal / signal_s) ** 2).sqrt() * n
 
 
-def heun(process: ForwardProcess, z: Tensor, guess: Guess, t: int, s: int, end: Tensor, at_end: Guess) -> Tensor:
-    """Order 2: the mean of both ends' slopes, of the noise direction as well as of the increment of the curves.
+def heun(process: ForwardProcess, z: Tensor, guess: Guess, t: int, s: int, at_end: Guess) -> Tensor:
+    """Order 2: `ddim` by the mean of the estimates at both ends of the step.
+
+    Heun's method as it is usually written takes the mean of the slopes of z / sqrt(abar) over noise / signal: of the same
+    order, but where a step begins at almost no signal that mean is all noise.
 
     Args:
         process: the forward process.
@@ -81,33 +97,27 @@ def heun(process: ForwardProcess, z: Tensor, guess: Guess, t: int, s: int, end: 
         guess: the estimates at z_t.
         t: the step that is left.
         s: the step that is entered.
-        end: (B, *Z) the `ddim` step from z.
-        at_end: the estimates there.
+        at_end: the estimates where `ddim` leads to from z.
 
     Returns:
         z_s (B, *Z).
 
-    Source: Karras et al. 2022, algorithm 1, for constant curves.
+    Source: Lu et al. 2022, DPM-Solver++(2S) with its second look at the end of the step; moving curves: theory 4.
     """
-    (signal, noise), (signal_s, noise_s) = process.level(t, z), process.level(s, z)
-    eps = (guess.noise(process, z, t) + at_end.noise(process, end, s)) / 2
-    codes = {i: (e + at_end.codes[i]) / 2 for i, e in guess.codes.items()}
-    shift = Guess(torch.zeros_like(z), codes).moved(process, t, s)
-    return signal_s * (z / signal + (noise_s / signal_s - noise / signal) * eps + shift)
+    return ddim(process, z, guess.towards(process, t, at_end, s, 0.5), t, s)
 
 
 def extrapolate(process: ForwardProcess, t_prev: int, before: Guess, t: int, now: Guess, s: int) -> Guess:
     """DPM-Solver++(2M) is `ddim` with e + (e - e_prev) / (2 r), r the last step over this one in half log-SNR.
 
-    Source: Lu et al. 2022; in this form, with moving curves, theory 4.
+    That is the line through the last two estimates, at the middle of the step; here at most one nat of log-SNR beyond t,
+    and in the last step not beyond it at all. The order stays 2: short steps are not limited, and one step of order 1 costs
+    an error of order 2.
+
+    Source: Lu et al. 2022; in this form, with moving curves and its limits, theory 4.
     """
+    if s == process.first:
+        return now
     log_snr = torch.log(process.schedule.abar / (1 - process.schedule.abar))
-    ahead = float((log_snr[s] - log_snr[t]) / (2 * (log_snr[t] - log_snr[t_prev])))  # 1 / (2 r)
-
-    def rest(guess: Guess, at: int) -> Tensor:  # the part of the aggregate whose curves stand still
-        return guess.aggregate - sum(process.weight(i, at, e) * e for i, e in guess.codes.items())
-
-    still, still_before = rest(now, t), rest(before, t_prev)
-    codes = {i: e + ahead * (e - before.codes[i]) for i, e in now.codes.items()}
-    aggregate = still + ahead * (still - still_before)
-    return Guess(aggregate + sum(process.weight(i, t, e) * e for i, e in codes.items()), codes)
+    ahead = min(float(log_snr[s] - log_snr[t]) / 2, 1.0)
+    return now.towards(process, t, before, t_prev, -ahead / float(log_snr[t] - log_snr[t_prev]))

@@ -102,7 +102,10 @@ class Trainer:
         self.device = torch.device(device)
         self.model = model.to(self.device).train()
         if model.card:  # what it says of steps, figures and commands is true of the model that this one begins from
-            model.card = {"based on": {k: v for k, v in model.card.items() if k not in ("metrics", "probes")}}
+            taught = {} if model.taught is None else {"taught": sorted(model.taught)}
+            model.card = {"based on": {k: v for k, v in model.card.items() if k not in ("metrics", "probes")}, **taught}
+        if loss is None:  # what the card says of rule "conditioned"
+            self.model.teach(config.give)
         self.loss, self.probe, self.draw = loss or self._multitask, probe, draw
         self.compile, self.best = compile, best
         self.step, self.seconds, self.history, self.probes, self.lengthened = 0, 0.0, [], [], []

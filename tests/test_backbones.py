@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -50,6 +52,19 @@ def test_shapes_of_the_mlp(space, width, n):
     features, pooled = mlp(*inputs(mlp, n))
     assert features.shape == pooled.shape == (n, width)
     assert mlp.readout((3, 2))(features).shape == (n, 3, 2)
+
+
+def test_the_sinusoids_of_the_clock_are_not_rounded_with_the_network():
+    """What the MLP sees. The fastest runs over 1000 radians, which bfloat16 would round to multiples of 4."""
+    u, seen = torch.arange(1001) / 1000, {}
+    for dtype in (torch.float64, torch.bfloat16):
+        level = mt.MLP((2,), width=32).level.to(dtype)
+        level.mlp.register_forward_pre_hook(lambda _, arguments, dtype=dtype: seen.update({dtype: arguments[0]}))
+        level(u)
+    assert seen[torch.bfloat16].dtype == torch.bfloat16
+    assert float((seen[torch.bfloat16].double() - seen[torch.float64]).abs().max()) < 2**-8  # the rounding of the sinusoids
+    exact = torch.exp(torch.linspace(0, math.log(1000), 8, dtype=torch.float64)) * u[:, None].double()
+    torch.testing.assert_close(seen[torch.float64], torch.cat([exact.sin(), exact.cos()], 1), rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", BACKBONES)

@@ -271,6 +271,9 @@ def test_it_repeats_by_generator():
     [
         ({"image": torch.zeros(2, 1, 4, 4)}, {}, KeyError, r"batch lacks \['label'\]"),
         (image_label_batch(2), {"samples": 0}, ValueError, "samples >= 1"),
+        (image_label_batch(2), {"samples": 1.5}, ValueError, "samples >= 1 .* got 1.5"),
+        (image_label_batch(2), {"present": "image"}, ValueError, "present must be a collection of names, got the string"),
+        (image_label_batch(2), {"given": "label"}, ValueError, "given must be a collection of names, got the string"),
         (image_label_batch(2), {"present": ()}, ValueError, "a set of modalities"),
         ({"sound": torch.zeros(2)}, {}, KeyError, "unknown modality 'sound'"),
     ],

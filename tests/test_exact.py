@@ -242,6 +242,12 @@ Z = torch.zeros(3, 2, dtype=torch.float64)
         (Z, 1, {"label": torch.zeros(3)}, ValueError, r"given\['label'\] must be integer \(B,\), got torch.float32"),
         (Z, 1, {"x": torch.zeros(3, 5)}, ValueError, r"given\['x'\] must be floating point \(B, 2\), got \(3, 5\)"),
         (Z, 1, {"label": torch.tensor([0])}, ValueError, r"1 example|expected 3"),
+        (Z, 1, {"label": torch.ones(3, dtype=torch.bool)}, ValueError, r"given\['label'\] must be integer \(B,\)"),
+        (Z, 1, {"x": Z * math.nan}, ValueError, r"given\['x'\] has values that are not finite"),
+        (Z, 1, {"x": Z.long()}, ValueError, r"given\['x'\] must be a floating-point tensor"),
+        (Z.long(), 1, None, ValueError, "z_t must be a floating-point tensor of at least one example, got torch.int64"),
+        (Z[:0], 1, None, ValueError, "z_t must be .* of at least one example"),
+        (Z + math.inf, 1, None, ValueError, "z_t has values that are not finite"),
         (Z, 5, None, ValueError, r"t must be in 0\.\.4, got 5"),
         (Z[:, :1], 1, None, ValueError, r"\(B, 2\)"),
     ],
@@ -256,6 +262,10 @@ def test_check_counts_and_compares():
     assert model.check({"x": Z, "label": torch.tensor([0, 1, 2])}) == 3
     with pytest.raises(ValueError, match=r"different numbers of examples: \{'x': 3, 'label': 2\}"):
         model.check({"x": Z, "label": torch.tensor([0, 1])})
+    with pytest.raises(ValueError, match="batch is empty"):
+        model.check({})
+    with pytest.raises(ValueError, match="must be integer"):
+        model.check({"label": torch.zeros(0, dtype=torch.long)})
 
 
 def test_log_prob_needs_as_many_values_as_states():
@@ -324,3 +334,5 @@ def test_bad_shares_and_labels_in_the_state_are_refused():
         mt.exact.planted_mixture(1.0)
     with pytest.raises(ValueError, match="the label's weight must be 0"):
         mt.exact.sample_group(mixture(mt.constant(1.0)), [0], 2)
+    with pytest.raises(ValueError, match="guidance must be a finite number, got nan"):
+        mt.exact.sample_group(mt.exact.planted_mixture(0.8), [0], 2, math.nan)

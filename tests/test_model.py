@@ -317,6 +317,20 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     assert not list(folder.iterdir())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_the_clock_tells_every_step_in_whatever_dtype_the_network_computes(dtype):
+    """bfloat16 has 8 bits: of 501 steps it would tell 376 apart."""
+    model, seen = image_label_model(schedule=mt.NoiseSchedule.log_snr(500)).to(dtype), []
+    model.backbone.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[1]))
+    z = torch.zeros(501, 1, 4, 4)
+    model.predict(z, torch.arange(501))
+    model.predict(z[:1], 500)
+    assert seen[0].unique().numel() == 501
+    assert seen[0].dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert torch.equal(seen[0], torch.arange(501).to(seen[0].dtype) / 500)
+    assert seen[1].tolist() == [1.0]
+
+
 # ---- errors ----
 
 
@@ -328,6 +342,9 @@ ONE, THREE = torch.ones(1, dtype=torch.bool), torch.zeros(3, 1, 4, 4)
     [
         (torch.zeros(3, 2, 4, 4), 1, {}, ValueError, r"z_t must have shape \(B, 1, 4, 4\), got \(3, 2, 4, 4\)"),
         (torch.zeros(3, 4, 4), 1, {}, ValueError, "z_t must have shape"),
+        (THREE.long(), 1, {}, ValueError, r"z_t must be a floating-point tensor of at least one example, got torch.int64"),
+        (THREE[:0], 1, {}, ValueError, r"z_t must be .* at least one example, got torch.float32 \(0, 1, 4, 4\)"),
+        (THREE * torch.nan, 1, {}, ValueError, "z_t has values that are not finite"),
         (THREE, 51, {}, ValueError, r"t must be in 0\.\.50, got 51"),
         (THREE, torch.tensor([1, 2]), {}, ValueError, r"t must be an int or have shape \(3,\)|t must have shape"),
         (THREE, 0.5, {}, ValueError, "t must be an int"),
@@ -372,6 +389,12 @@ def test_check_counts_and_compares():
         model.check({"image": image_label_batch(2)["image"], "label": image_label_batch(3)["label"]})
     with pytest.raises(ValueError, match="batch is empty"):
         model.check({})
+    with pytest.raises(ValueError, match=r"batch must have at least one example, got {'image': 0, 'label': 0}"):
+        model.check(image_label_batch(0))
+    with pytest.raises(ValueError, match="at least one example"):
+        mt.multitask_loss(model, image_label_batch(0))
+    with pytest.raises(ValueError, match="at least one example"):
+        mt.elbo(model, image_label_batch(0))
 
 
 @pytest.mark.parametrize(

@@ -336,6 +336,50 @@ def test_bad_arguments_are_named(codes, t, present, error, message):
             p.marginal(codes, t, present)
 
 
+NO_NUMBERS = {
+    "integers": X.long(),
+    "bools": X.bool(),
+    "nothing": X[:0],
+    "a list": X.tolist(),
+    "nan": X * torch.nan,
+    "inf": torch.tensor([[0.0, 0.0, 0.0], [0.0, math.inf, 0.0]]),
+}
+
+
+@pytest.mark.parametrize("bad", NO_NUMBERS)
+def test_states_codes_and_noise_are_finite_real_numbers_of_somebody(bad):
+    """Integers would take amplitudes of 0, and an empty batch has no mean: said by name, whatever is asked for."""
+    p, value = mt.ForwardProcess(mt.NoiseSchedule.log_snr(4), {"x": 1.0, "y": mt.fade_in(1.0)}), NO_NUMBERS[bad]
+    good, expected = {"x": X, "y": X}, "has values that are not finite" if bad in ("nan", "inf") else "must be a floating"
+    calls = [
+        (p.aggregate, (1,)), (p.increment, (1, 2)), (p.marginal, (1,)), (p.diffuse, (1,)),
+        (lambda codes, t: p.transition(X, codes, t), (1,)), (lambda codes, t: p.posterior(X, codes, t), (1,)),
+    ]  # fmt: skip
+    for call, steps in calls:
+        with pytest.raises(ValueError, match=rf"codes\['y'\] {expected}"):
+            call({**good, "y": value}, *steps)
+    for name, call in {"z_prev": p.transition, "z_t": p.posterior}.items():
+        with pytest.raises(ValueError, match=f"{name} {expected}"):
+            call(value, good, 1)
+    with pytest.raises(ValueError, match=f"noise {expected}"):
+        p.diffuse(good, 1, value)
+    if bad in ("integers", "bools", "nothing"):
+        for call in (lambda: p.level(1, value), lambda: p.weight("x", 1, value), lambda: p.wiener("x", 1, value)):
+            with pytest.raises(ValueError, match=r"like must be floating point \(B, \*Z\) with at least one example, got"):
+                call()
+
+
+def test_noise_is_not_broadcast():
+    with pytest.raises(ValueError, match=r"noise must have shape \(2, 3\) like the codes, got \(1, 3\)"):
+        linear(4).diffuse({"x": X}, 1, X[:1])
+
+
+def test_codes_of_an_encoder_in_training_are_the_trainers_to_watch():
+    """It says by how much to lower the learning rate, where a code that is not finite would only be named here."""
+    code = torch.full((2, 3), math.nan, requires_grad=True)
+    assert bool(linear(4).aggregate({"x": code}, 1).isnan().all())
+
+
 @pytest.mark.parametrize("call", ["cumulative", "injected", "snr"])
 def test_unknown_modalities_are_named(call):
     with pytest.raises(KeyError, match="no modality 'sound'; it has"):

@@ -79,31 +79,39 @@ def test_an_ancestral_step_is_the_posterior_of_the_process_that_has_these_two_st
 
 
 @seeds
-def test_heun_is_exact_where_both_slopes_are_straight(seed):
-    """d(z / sqrt(abar)) = eps dr + sum_i e_i dW_i with eps linear in r = noise / signal and e_i linear in W_i."""
+def test_heun_is_exact_where_estimates_stand_still_at_the_mean_of_both_ends(seed):
+    """y = z / sqrt(abar): y_s / r_s - y_t / r_t = integral of e_i d(W^i / r), r = noise / signal; half of each end's e_i."""
     step = Step(seed)
-    s, t, process = step.s, step.t, step.process
+    s, t = step.s, step.t
+    z, still, still_s = step.randn(), step.randn(), step.randn()
+    codes, codes_s = ({"up": step.randn(), "bent": step.randn()} for _ in range(2))
     (signal, noise), (signal_s, noise_s) = step.levels(t), step.levels(s)
-    r, r_s = noise / signal, noise_s / signal_s
-    z, end, a, b = (step.randn() for _ in range(4))
-    lines = {name: (step.randn(), step.randn()) for name in ("up", "bent")}
+    moved = (still + still_s) / 2 * (signal_s / noise_s - signal / noise)
+    for i in codes:
+        up, up_s = step.curve(i, t) * signal / noise, step.curve(i, s) * signal_s / noise_s
+        moved = moved + (codes[i] + codes_s[i]) / 2 * (up_s - up)
+    here, there = step.guess(codes, still, t), step.guess(codes_s, still_s, s)
+    assert close(heun(step.process, z, here, t, s, there), noise_s * (z / noise + moved))
 
-    def at(state, step_, levels, ratio):
-        eps = a + b * ratio
-        codes = {i: c + d * step.curve(i, step_) for i, (c, d) in lines.items()}
-        return Guess((state - levels[1] * eps) / levels[0], codes)
 
-    here, there = at(z, t, (signal, noise), r), at(end, s, (signal_s, noise_s), r_s)
-    moved = a * (r_s - r) + b * (r_s**2 - r**2) / 2
-    for i, (c, d) in lines.items():
-        w, w_s = step.curve(i, t), step.curve(i, s)
-        moved = moved + c * (w_s - w) + d * (w_s**2 - w**2) / 2
-    assert close(heun(process, z, here, t, s, end, there), signal_s * (z / signal + moved))
+@seeds
+def test_heun_forgets_no_signal_where_there_is_almost_none(seed):
+    """A step that begins at noise / signal = 20,000 lands within the estimates and the noise that it keeps."""
+    g = generator(seed)
+    process = mt.ForwardProcess(mt.NoiseSchedule(torch.tensor([0.9, 2.5e-9])), {"x": 1.0})
+    z, m, m_s = (torch.randn(SHAPE, dtype=torch.float64, generator=g) for _ in range(3))
+    off = heun(process, z, Guess(m, {}), 1, 0, Guess(m_s, {})) - (0.9**0.5 * (m + m_s) / 2 + 0.1**0.5 * z)
+    assert float(off.abs().max()) < 1e-3
+
+
+def beyond(step: Step) -> float:
+    """Where DPM-Solver++ evaluates its line: half of the step, but half a nat of half log-SNR at most, beyond t."""
+    return 0.0 if step.s == 0 else min((step.log_snr(step.s) - step.log_snr(step.t)) / 2, 0.5)
 
 
 @seeds
 def test_dpm_extrapolates_to_the_middle_of_the_step(seed):
-    """Codes and the rest of the aggregate that are linear in log-SNR are those halfway from t to s; `r` came before t."""
+    """Codes and the rest of the aggregate that are linear in log-SNR, between t and s; `r` came before t."""
     step = Step(seed)
     lines = {name: (step.randn(), step.randn()) for name in ("up", "bent", "rest")}
 
@@ -112,7 +120,7 @@ def test_dpm_extrapolates_to_the_middle_of_the_step(seed):
         return step.guess({i: line[i] for i in ("up", "bent")}, line["rest"], weights_at)
 
     before, now = at(step.log_snr(step.r), step.r), at(step.log_snr(step.t), step.t)
-    middle = at((step.log_snr(step.t) + step.log_snr(step.s)) / 2, step.t)
+    middle = at(step.log_snr(step.t) + beyond(step), step.t)
     ahead = extrapolate(step.process, step.r, before, step.t, now, step.s)
     assert close(ahead.aggregate, middle.aggregate)
     assert all(close(ahead.codes[i], middle.codes[i]) for i in ("up", "bent"))
@@ -127,8 +135,8 @@ def test_with_constant_curves_dpm_is_the_published_update(seed):
     z, x, x_before = step.randn(), step.randn(), step.randn()
     h, h_before = step.log_snr(step.s) - step.log_snr(step.t), step.log_snr(step.t) - step.log_snr(step.r)
     (_, noise), (signal_s, noise_s) = step.levels(step.t), step.levels(step.s)
-    ratio = h_before / h  # r of the paper
-    published = noise_s / noise * z - signal_s * math.expm1(-h) * ((1 + 1 / (2 * ratio)) * x - 1 / (2 * ratio) * x_before)
+    share = beyond(step) / h_before  # 1 / 2r, r = h_before / h, in a short step that is not the last
+    published = noise_s / noise * z - signal_s * math.expm1(-h) * ((1 + share) * x - share * x_before)
     ahead = extrapolate(process, step.r, Guess(x_before, {}), step.t, Guess(x, {}), step.s)
     assert close(ddim(process, z, ahead, step.t, step.s), published)
 

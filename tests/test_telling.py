@@ -69,6 +69,38 @@ def test_samples_keep_revealed_pixels():
     assert not torch.equal(other * values["mask"], values["masked"])
 
 
+@pytest.mark.parametrize("options", [{}, {"prediction": "heads", "remove_told": True}], ids=["paper's form", "heads"])
+def test_what_lies_under_the_mask_does_not_matter(options):
+    """The photograph left in place, or anything else: wherever a picture and its mask come together."""
+    model, clean, z = masked_model(**options), batch(), torch.randn(6, *SHAPE, generator=generator(2))
+    junk = torch.where(clean["mask"].bool(), clean["image"], clean["image"].flip(0))
+    dirty = {**clean, "masked": junk}
+    assert not torch.equal(dirty["masked"], clean["masked"])
+
+    def both(function):
+        return function(clean), function(dirty)
+
+    def told(values):
+        return {name: values[name] for name in ("masked", "mask")}
+
+    for a, b in [
+        both(lambda v: model.predict(z, 30, given=told(v)).aggregate),
+        both(lambda v: model.encode(v)["masked"]),
+        both(lambda v: model.log_prob("masked", v["masked"], z, 30, given={"mask": v["mask"]})),
+        both(lambda v: mt.multitask_loss(model, v, give={"masked": 0.5}, generator=generator()).total),
+        both(lambda v: torch.tensor(mt.elbo(model, v, generator=generator()).total)),
+        *(
+            both(lambda v, rule=rule: mt.sample(model, 6, given=told(v), rule=rule, steps=2, generator=generator())["image"])
+            for rule in ("conditioned", "substitute", "readout", {"masked": "bayes", "mask": "conditioned"})
+        ),
+    ]:
+        assert torch.equal(a, b)
+    drawn = mt.sample(model, 6, given=told(dirty), rule="conditioned", steps=2, generator=generator())
+    assert torch.equal(drawn["masked"], junk), "comes back as it was given"
+    alone = [model.predict(z, 30, given={"masked": values["masked"]}).aggregate for values in (clean, dirty)]
+    assert not torch.equal(*alone), "without its mask a picture is what it is"
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [

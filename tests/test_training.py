@@ -121,6 +121,16 @@ def test_images_of_any_number_of_channels_train(channels, backbone):
     assert run.history[0]["image"] > 0
 
 
+def test_a_training_notes_what_it_tells(tmp_path):
+    """In the model's card, which is saved with it: `sample` refuses rule "conditioned" for all else."""
+    told = Trainer(point_model(width=16), DATA, CONFIG)
+    untold = Trainer(point_model(width=16), DATA, replace(CONFIG, give={}))
+    assert told.averaged().taught == {"label"}
+    assert untold.averaged().taught == set()
+    assert mt.load(untold.averaged().save(tmp_path)).taught == set()
+    assert Trainer(point_model(width=16), DATA, CONFIG, loss=mt.multitask_loss).averaged().taught is None, "not known"
+
+
 def test_the_config_reaches_the_loss():
     model, batch = point_model(width=16), DATA[:16]
     config = replace(CONFIG, weights={"label": 0.25}, give={"label": 1.0})

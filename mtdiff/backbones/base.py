@@ -57,7 +57,7 @@ class Backbone(nn.Module):
 
         Args:
             z: (B, *space).
-            u: (B,) noise level t/T in [0, 1].
+            u: (B,) noise level t/T in [0, 1], in float32 at least: half precision cannot tell 1000 steps apart.
             condition: (B, embedding) vector, added to the embedding of u; None is zero.
             context: what layers of `entrance` put out, added to the first hidden state; None is zero.
             tokens: (B, L, embedding) to attend to, where `attends`; None: there are none.
@@ -86,15 +86,14 @@ class NoiseLevel(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        half = width // 4
-        frequencies = torch.exp(torch.linspace(math.log(1.0), math.log(1000.0), half))
-        self.register_buffer("frequencies", frequencies, persistent=False)
-        self.mlp = nn.Sequential(nn.Linear(2 * half, width), nn.SiLU(), nn.Linear(width, width))
+        self.half = width // 4
+        self.mlp = nn.Sequential(nn.Linear(2 * self.half, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, u: Tensor) -> Tensor:
-        """(B,) -> (B, width)."""
-        angles = u[:, None] * self.frequencies
-        return self.mlp(torch.cat([angles.sin(), angles.cos()], 1))
+        """(B,) -> (B, width); the sinusoids in float32 at least, in whatever the network computes."""
+        frequencies = torch.exp(torch.linspace(math.log(1.0), math.log(1000.0), self.half, device=u.device))
+        angles = u[:, None] * frequencies  # no buffer, which .to(torch.bfloat16) would round
+        return self.mlp(torch.cat([angles.sin(), angles.cos()], 1).to(self.mlp[0].weight.dtype))
 
 
 def zero(layer: nn.Module) -> nn.Module:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mtdiff.exact.mixture import LabelledMixture
-from mtdiff.process import ForwardProcess
+from mtdiff.process import ForwardProcess, check_finite
 from mtdiff.schedules import NoiseSchedule
 from mtdiff.solvers import Guess, ddim
 
@@ -62,7 +62,7 @@ def sample_group(
         (n, d) float64.
 
     Raises:
-        ValueError: the label is in z_t, or the group is empty or names an unknown label.
+        ValueError: the label is in z_t, the group is empty or names an unknown label, or guidance is not finite.
 
     Source: ours; theory 4, rule 2.
     """
@@ -71,6 +71,7 @@ def sample_group(
         raise ValueError("a group of labels has no code: the label's weight must be 0")
     if not group or not set(group) <= set(range(len(model.weights))):
         raise ValueError(f"group must be some of 0..{len(model.weights) - 1}, got {group}")
+    check_finite("guidance", guidance)
     z = torch.randn((n, *model.space), dtype=torch.float64, generator=generator)
     times = torch.linspace(process.steps, process.first, steps + 1, dtype=torch.float64).round().long().tolist()
     for t, s in itertools.pairwise(times):

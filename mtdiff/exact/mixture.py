@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mtdiff.modalities.base import gaussian_log_prob
 from mtdiff.model import Prediction
-from mtdiff.process import ForwardProcess
+from mtdiff.process import ForwardProcess, check_real
 
 
 class LabelledMixture:
@@ -71,13 +71,17 @@ class LabelledMixture:
             KeyError: an unknown modality.
             ValueError: an invalid value, different batch sizes, or no examples.
         """
+        if not values:
+            raise ValueError(f"{what} is empty; this model has {list(self.modalities)}")
         for name, value in values.items():
             if name not in self.modalities:
                 raise KeyError(f"{what} names an unknown modality {name!r}; this model has {list(self.modalities)}")
-            if name == "x" and (not value.is_floating_point() or tuple(value.shape[1:]) != self.space):
-                raise ValueError(f"{what}['x'] must be floating point (B, {self.space[0]}), got {tuple(value.shape)}")
-            if name == "label":
-                if value.is_floating_point() or value.ndim != 1:
+            if name == "x":
+                check_real(f"{what}['x']", value)
+                if tuple(value.shape[1:]) != self.space:
+                    raise ValueError(f"{what}['x'] must be floating point (B, {self.space[0]}), got {tuple(value.shape)}")
+            else:
+                if value.is_floating_point() or value.dtype == torch.bool or value.ndim != 1 or not len(value):
                     raise ValueError(f"{what}['label'] must be integer (B,), got {value.dtype} {tuple(value.shape)}")
                 wrong = value[(value < 0) | (value >= len(self.weights))]
                 if len(wrong):
@@ -207,6 +211,7 @@ class LabelledMixture:
         """Per label k: log p(k | z_t, given) (B, K), mean (B, K, d) and variance (B, K) of x | z_t, k, given."""
         if tuple(z_t.shape[1:]) != self.space:
             raise ValueError(f"z_t must have shape (B, {self.space[0]}), got {tuple(z_t.shape)}")
+        check_real("z_t", z_t)
         if given and self.check(given, "given") != len(z_t):
             raise ValueError(f"given has {self.check(given, 'given')} examples, z_t has {len(z_t)}")
         z = z_t.double()

@@ -44,11 +44,10 @@ class Unshared(MTDiffusion):
         Returns:
             The prediction; aggregate holds E[E_i(x_i) | z] in the channels of i.
         """
-        steps = self.process.steps
         first = next(iter(self.modalities))
         times = {name: t.to(z.device) for name, t in times.items()}
-        levels = [self.levels[name](t.to(self.dtype) / steps) for name, t in times.items() if name != first]
-        features, pooled = self.backbone(z.to(self.dtype), times[first].to(self.dtype) / steps, sum(levels))
+        levels = [self.levels[name](self.clock(t, len(z))) for name, t in times.items() if name != first]
+        features, pooled = self.backbone(z.to(self.dtype), self.clock(times[first], len(z)), sum(levels))
         output = self.denoise(features).to(z.dtype)
         signal, noise = self._amplitudes(z, times)
         aggregate, one = signal * z - noise * output, z.new_ones(len(z), *[1] * (z.ndim - 1))
@@ -119,7 +118,7 @@ class Unshared(MTDiffusion):
         Returns:
             {name: (n, ...)}.
         """
-        given, first = {name: value.to(self.device) for name, value in (given or {}).items()}, self.process.first
+        given, first = {name: v.to(self.device, copy=True) for name, v in (given or {}).items()}, self.process.first
         z = torch.randn((n, *self.space), generator=generator, dtype=torch.float64, device=self.device)
         codes = {name: self.modalities[name].encode(value).double() for name, value in given.items()}
         grid = torch.linspace(self.process.steps, first, steps + 1).round().long().tolist()
