@@ -236,3 +236,40 @@ def test_the_loss_of_the_aggregate_has_a_weight_too():
     none = mt.multitask_loss(model, batch, weights={"denoise": 0.0, "label": 3.0}, generator=generator())
     assert {k: v.item() for k, v in none.terms.items()} == {k: v.item() for k, v in free.terms.items()}
     torch.testing.assert_close(none.total, free.terms["image"] + 3 * free.terms["label"])
+
+
+# ---- the end of the chain ----
+
+
+def loud(space=(3, 32, 32), prior=None, low=-8.0):
+    """An image and a label, both of weight 1 at the end; with `prior`, a chain that ends at it alone."""
+    curves = {"image": 1.0 if prior is None else mt.fade_out(1.0), "label": mt.fade_in(1.0)}
+    process = mt.ForwardProcess(mt.NoiseSchedule.log_snr(20, 8.0, low), curves, prior)
+    parts = {"image": mt.Image(space), "label": mt.Label(3)}
+    batch = {"image": torch.rand(4, *space, generator=generator()) * 2 - 1, "label": torch.tensor([0, 1, 2, 0])}
+    return mt.MTDiffusion(process, parts, mt.MLP(space, width=8, blocks=1), space), batch
+
+
+def test_a_model_says_once_that_its_chain_does_not_end_in_noise():
+    model, batch = loud()
+    expected = r"0\.6\d nats of prior KL \(image 0\.1\d, label 0\.52\).*log-SNR end at -10\.0"
+    with pytest.warns(UserWarning, match=expected) as said:
+        losses = [mt.multitask_loss(model, batch, generator=generator()) for _ in range(2)]
+    assert losses[0].total == losses[1].total
+    assert len(said) == 1
+    assert said[0].filename == __file__
+
+
+@pytest.mark.parametrize("options", [{"space": (1, 8, 8)}, {"low": -10.0}, {"prior": "label", "low": -2.0}], ids=str)
+def test_a_chain_that_ends_in_noise_or_at_its_source_is_not_warned_of(options, recwarn):
+    model, batch = loud(**options)
+    mt.multitask_loss(model, batch, generator=generator())
+    assert not [w for w in recwarn if "nats" in str(w.message)]
+
+
+def test_a_code_that_is_missing_leaves_nothing(recwarn):
+    model, batch = loud(low=-9.0)
+    assert float(model.process.prior_kl(model.encode(batch)).mean()) > 0.2
+    few = {"image": batch["image"], "label": torch.full((4,), mt.MISSING)}
+    mt.multitask_loss(model, few, missing=["label"], generator=generator())
+    assert not [w for w in recwarn if "nats" in str(w.message)]

@@ -1,7 +1,10 @@
 """The pairs of the course, and the controls in them."""
 
+import html
 import importlib.util
+import os
 import re
+from html.parser import HTMLParser
 from pathlib import Path
 
 import ipywidgets
@@ -11,6 +14,7 @@ import nbformat
 import pytest
 import torch
 from helpers import randomise
+from nbconvert import HTMLExporter
 
 import mtdiff as mt
 from mtdiff import plots, widgets
@@ -63,10 +67,80 @@ def test_the_page_reads_on_a_plain_viewer(source):
                 assert output.metadata["image/png"]["alt"], "every figure says in words what it shows"
 
 
+class Opened(HTMLParser):
+    """What a browser does with a page: what it fetches, and what text it shows outside of code."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.fetched, self.links, self.text, self.inside = [], [], "", []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.inside += [tag] if tag in ("pre", "code", "script", "style", "title") else []
+        for name, value in attrs:
+            address = name in ("src", "srcset", "poster", "data") or name.endswith("href")
+            if address and tag == "a":
+                self.links.append(value)
+            elif address and not value.startswith(("data:", "#")):
+                self.fetched.append(value)
+            elif name == "style":
+                self.read_style(value)
+
+    def handle_endtag(self, tag):
+        if self.inside and self.inside[-1] == tag:
+            self.inside.pop()
+
+    def handle_data(self, data):
+        if not self.inside:
+            self.text += data
+        elif self.inside[-1] == "style":
+            self.read_style(data)
+        elif self.inside[-1] == "script":
+            self.fetched += re.findall(r"\bhttps?://[^\s'\"]+", data)
+
+    def read_style(self, style):
+        found = re.findall(r"""(?:url\(|@import)\s*['"]?([^'")\s;]+)""", style)
+        self.fetched += [address for address in found if not address.startswith("data:")]
+
+
 @every_notebook
-def test_the_web_page_describes_every_figure(source):
+def test_the_web_page_shows_every_formula_describes_every_figure_and_fetches_nothing(source):
     page = course.web_page(nbformat.read(source.with_suffix(".ipynb"), 4))
+    opened = Opened(page)
     assert "No description has been provided" not in page
+    assert opened.fetched == []
+    assert not re.search(r".{0,30}(?:\$|\\[a-zA-Z]).{0,30}", opened.text)  # what is left of a formula
+    assert page.count('role="img"') > 5
+    near = [link for link in opened.links if not re.match(r"https?:|#", link)]
+    assert all(Path(os.path.normpath(course.PAGES / link)).exists() for link in near), near
+
+
+def test_a_page_that_fetches_or_leaves_a_formula_would_be_noticed():
+    cell = nbformat.v4.new_markdown_cell("# One $x$\n\nTwo\n+ three $y$ [here](theory.md)")
+    plain = Opened(HTMLExporter().from_notebook_node(nbformat.v4.new_notebook(cells=[cell]))[0])
+    assert len(plain.fetched) >= 3
+    assert "$x$" in plain.text
+    ours = Opened(course.web_page(nbformat.v4.new_notebook(cells=[cell])))
+    assert ours.fetched == []
+    assert "$" not in ours.text
+    assert ours.links[-1] == "../notebooks/theory.md"
+    broken = nbformat.v4.new_markdown_cell("A formula $a\n+ b$ that Markdown takes for a list")
+    assert "$" in Opened(course.web_page(nbformat.v4.new_notebook(cells=[broken]))).text
+    for style in ("@import 'a.css'", "p {background: url(https://a.b/c.png)}"):
+        assert Opened(f"<style>{style}</style>").fetched
+
+
+@pytest.mark.parametrize("latex", [r"\Big\| x \Big\|", r"\mathbb E x", "\\mathcal N(0,\\\n I)", r"\operatorname{Var} z"])
+def test_a_formula_is_a_picture_with_its_source(latex):
+    picture = course.formula(latex)
+    assert html.unescape(re.search("<title>(.*)</title>", picture)[1]) == " ".join(latex.split())
+    assert picture.count("<path") >= 2
+    assert "<text" not in picture
+
+
+def test_a_formula_that_is_not_understood_is_named():
+    with pytest.raises(ValueError, match=r"not understood: 'x \+ \\\\nonsense'"):
+        course.formula(r"x + \nonsense")
 
 
 @every_notebook

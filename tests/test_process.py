@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mtdiff as mt
+from mtdiff.modalities.label import simplex_codes
 
 SHAPES = [(3,), (2, 4, 4)]
 
@@ -178,6 +179,41 @@ def test_snr_formula_and_the_peak_of_a_linear_fade_in():
     u = torch.arange(901).double() / 900
     assert close(p.snr("label"), (0.5 * u) ** 2 * (9 - 18 * u).exp())
     assert int(p.snr("label").argmax()) == 100  # u = 1/9 (theory 2)
+
+
+@pytest.mark.parametrize("space", [(1, 8, 8), (3, 16, 16), (3, 32, 32)])
+def test_what_is_left_of_a_code_is_half_of_snr_times_dimension(space):
+    """For codes of unit RMS; and for any codes it is the sum over coordinates of KL(N(mean, std) || N(0, 1))."""
+    p = mt.ForwardProcess(mt.NoiseSchedule.log_snr(10, 8.0, -8.0), {"x": 0.5, "y": mt.fade_in(1.0)})
+    code = torch.sign(randn(4, *space, seed=1))
+    half = float(p.snr("y")[-1]) * math.prod(space) / 2
+    alone = {"x": torch.zeros(4, dtype=torch.bool)}
+    assert p.prior_kl({"y": code}, alone).tolist() == pytest.approx([half] * 4, rel=1e-3)
+    codes = {"x": randn(4, *space, seed=2), "y": code}
+    mean, std = p.marginal(codes, 10)
+    normal = torch.distributions.Normal
+    kl = torch.distributions.kl_divergence(normal(mean, std.expand_as(mean)), normal(0.0, 1.0))
+    assert torch.allclose(p.prior_kl(codes), kl.flatten(1).sum(1), rtol=1e-9)
+    assert p.prior_kl({name: value.float() for name, value in codes.items()}).dtype == torch.float64
+
+
+def test_a_chain_that_starts_at_its_source_has_nothing_left():
+    p = mt.ForwardProcess(mt.NoiseSchedule.log_snr(10, 8.0, -2.0), {"x": mt.fade_out(1.0), "y": mt.fade_in(1.0)}, "y")
+    assert p.prior_kl({"x": randn(3, 2, seed=1), "y": randn(3, 2, seed=2)}).tolist() == [0.0] * 3
+
+
+@pytest.mark.parametrize(("space", "nats"), [((1, 8, 8), 0.01), ((3, 32, 32), 0.48), ((3, 64, 64), 1.49)])
+def test_what_the_end_tells_of_ten_classes_grows_with_the_space(space, nats):
+    """H(y) - H(y | z_T) by Bayes' rule at log-SNR -8 and weight 1; 20,000 draws, standard error 0.007 at 64x64."""
+    table = simplex_codes(10, space).flatten(1).double()
+    p = mt.ForwardProcess(mt.NoiseSchedule.log_snr(10, 8.0, -8.0), {"label": 1.0})
+    gram, snr, y = table @ table.T, float(p.snr("label")[-1]), torch.arange(20_000) % 10
+    values, vectors = torch.linalg.eigh(gram)
+    seen = randn(20_000, 10, seed=3) * values.clamp(min=0).sqrt() @ vectors.T  # the noise's inner products with the codes
+    log_p = (snr * gram[y] + snr**0.5 * seen).log_softmax(1).gather(1, y[:, None])
+    tells = float(log_p.mean()) + math.log(10)
+    assert tells == pytest.approx(nats, abs=0.03)
+    assert tells < float(p.prior_kl({"label": table[:1]})) + 0.03
 
 
 def test_an_absent_modality_has_no_signal_where_there_is_no_noise():

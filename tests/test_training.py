@@ -3,6 +3,7 @@ import itertools
 import json
 import math
 import os
+import re
 import signal
 import tempfile
 from dataclasses import replace
@@ -607,6 +608,21 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path, change):
     checkpoint(tmp_path)
     with pytest.raises(ValueError, match="another model"):
         Trainer(other_model(change), DATA, CONFIG, tmp_path).resume()
+
+
+@pytest.mark.parametrize(("labelled", "nats"), [(100, r"0\.2\d"), (1, None)])
+def test_a_training_warns_before_its_first_step_of_what_the_chain_leaves(labelled, nats, recwarn):
+    """Label codes of 3072 numbers at log-SNR -9: 0.19 nats where there are labels; the image's 0.06 are within the limit."""
+    space = (3, 32, 32)
+    image = torch.rand(100, *space, generator=generator()) * 2 - 1
+    label = torch.where(torch.arange(100) < labelled, torch.arange(100) % 3, mt.MISSING)
+    process = mt.ForwardProcess(mt.NoiseSchedule.log_snr(20, low=-9.0), {"image": 1.0, "label": 1.0})
+    parts = {"image": mt.Image(space), "label": mt.Label(3)}
+    model = mt.MTDiffusion(process, parts, mt.MLP(space, width=8, blocks=1), space)
+    Trainer(model, Dataset("large", {"image": image, "label": label}), CONFIG)
+    said = [str(w.message) for w in recwarn if "prior KL" in str(w.message)]
+    assert len(said) == (nats is not None)
+    assert nats is None or re.search(nats, said[0])
 
 
 def test_a_checkpoint_of_the_same_model_is_not_refused(tmp_path):
