@@ -58,13 +58,15 @@ def read_json(path: Path, what: str) -> dict:
 
     Args:
         path: the file.
-        what: what it should be, for errors: "a model card".
+        what: what is said of a file that holds something else: "is not a model card".
 
     Raises:
         OSError: there is no such file, or it cannot be read.
         ValueError: it holds something else, is nested too deeply, or has more than `LARGEST` bytes.
     """
-    with naming(path, f"is not {what}"):
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    with naming(path, what):
         with path.open("rb") as file:
             data = file.read(LARGEST + 1)
         if len(data) > LARGEST:
