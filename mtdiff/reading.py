@@ -13,7 +13,6 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -86,10 +85,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent} has a card but no {path.name}")
-    try:
+    with naming(path, "is truncated or damaged"):
         return safetensors.torch.load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is truncated or damaged: {error}") from None
 
 
 def fits(value: object, hint: object) -> bool:
