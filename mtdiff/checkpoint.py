@@ -44,7 +44,7 @@ def load(path_or_name: str | Path, device: str | torch.device = "cpu") -> MTDiff
         names = sorted(str(p.parent.relative_to(shipped())) for p in shipped().rglob(CARD))
         names = [name for name in names if not name.startswith("judge")]
         raise FileNotFoundError(f"no model at {str(path_or_name)!r}, and no shipped model of that name: {names}")
-    card = read_json(folder / CARD, "a model card")
+    card = read_json(folder / CARD, "is not a model card")
     if "config" not in card:
         raise ValueError(f"{folder / CARD} is not a model card: it lacks 'config'")
     if type(card.get("format")) is not int or card["format"] != FORMAT:

@@ -131,7 +131,7 @@ def load_network(folder: Path, kind: type[Network], what: str) -> tuple[Network,
         FileNotFoundError: there is a card but no weights.
         ValueError: the files are damaged, of another format or kind, or do not fit each other.
     """
-    card = read_json(folder / CARD, f"{what}'s card")
+    card = read_json(folder / CARD, f"is not {what}'s card")
     config = card.get("config")
     if not isinstance(config, dict) or card.get("format") != FORMAT or config.get("kind") != kind.__name__:
         wanted = f"{what}'s card of format {FORMAT} and kind {kind.__name__}"

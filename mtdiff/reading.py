@@ -13,7 +13,6 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -58,13 +57,15 @@ def read_json(path: Path, what: str) -> dict:
 
     Args:
         path: the file.
-        what: what it should be, for errors: "a model card".
+        what: what is said of a file that holds something else: "is not a model card".
 
     Raises:
         OSError: there is no such file, or it cannot be read.
         ValueError: it holds something else, is nested too deeply, or has more than `LARGEST` bytes.
     """
-    with naming(path, f"is not {what}"):
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    with naming(path, what):
         with path.open("rb") as file:
             data = file.read(LARGEST + 1)
         if len(data) > LARGEST:
@@ -84,10 +85,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent} has a card but no {path.name}")
-    try:
+    with naming(path, "is truncated or damaged"):
         return safetensors.torch.load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is truncated or damaged: {error}") from None
 
 
 def fits(value: object, hint: object) -> bool:

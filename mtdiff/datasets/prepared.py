@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from mtdiff.datasets.base import ALL, Dataset
-from mtdiff.datasets.imagenet.packing import BOXES, IMAGES, LABELS, read_meta
+from mtdiff.datasets.imagenet.packing import BOXES, DAMAGED, IMAGES, LABELS, read_meta
 from mtdiff.datasets.masks import masks
+from mtdiff.reading import naming
 
 MODALITIES = ("image", "label", "box", "masked", "mask")
 POOL = 4096
@@ -61,8 +62,8 @@ def prepared(
         raise ValueError(f"{path / IMAGES} has {found:,} bytes, expected {expected:,}: it is truncated; prepare it again")
     values = {
         "image": torch.from_numpy(np.memmap(path / IMAGES, np.uint8, "c", shape=(n, 3, size, size))),
-        "label": torch.from_numpy(np.load(path / LABELS)),
-        "box": torch.from_numpy(np.load(path / BOXES)),
+        "label": _array(path / LABELS, np.int64, (n,), 0, len(meta["names"]) - 1),
+        "box": _array(path / BOXES, np.float32, (n, 4), 0, 1),
         "mask": torch.arange(n) % POOL,
     }
     values["masked"] = values["mask"]
@@ -196,6 +197,17 @@ class Prepared(Dataset):
                 known = pool[_moved(stored[name], pool.device)].float()
                 out[name] = known if name == "mask" else out["image"] * known
         return out
+
+
+def _array(path: Path, dtype: type, shape: tuple[int, ...], low: float, high: float) -> Tensor:
+    """A file of numbers, checked: its type and shape before it is read, and that all are in low..high, or NaN."""
+    with naming(path, DAMAGED):
+        found = np.load(path, mmap_mode="r")
+        if found.dtype != dtype or found.shape != shape:
+            raise ValueError(f"expected {np.dtype(dtype)} {shape}, got {found.dtype} {found.shape}")
+        if ((found < low) | (found > high)).any():
+            raise ValueError(f"expected values in {low}..{high}, got {found.min()}..{found.max()}")
+        return torch.from_numpy(np.array(found))
 
 
 def _moved(value: Tensor, device: torch.device) -> Tensor:

@@ -2,24 +2,31 @@
 
 import math
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from mtdiff.evaluation import LABEL_RULES
 from mtdiff.metrics import TEMPERATURES
+from mtdiff.reading import naming, read_json
 
 
-def markdown(results: Iterable[Mapping]) -> str:
+def markdown(results: Iterable[Mapping | str | Path]) -> str:
     """Result files of one experiment as one table: a row for each variant, mean ± standard error over seeds.
 
     Args:
-        results: what `mtdiff evaluate EXPERIMENT --out FILE` wrote, one or more files.
+        results: what `mtdiff evaluate EXPERIMENT --out FILE` wrote: one or more files, or what is in them.
 
     Returns:
         A Markdown table.
 
     Raises:
-        ValueError: files of different experiments.
+        FileNotFoundError: no such file.
+        ValueError: files of different experiments, or something that is no result of one, by its name.
     """
     results = list(results)
+    files = [result for result in results if isinstance(result, str | Path)]
+    if files:
+        with naming(" or ".join(map(str, files)), "is not a result of mtdiff evaluate"):
+            return markdown(read_json(Path(r), "is not a result") if isinstance(r, str | Path) else r for r in results)
     kinds = {result["experiment"] for result in results}
     if len(kinds) != 1:
         raise ValueError(f"one table holds the results of one experiment, got {sorted(kinds)}")

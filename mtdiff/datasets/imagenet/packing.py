@@ -2,7 +2,6 @@
 
 import errno
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -18,9 +17,14 @@ from mtdiff.datasets.decoding import decoded, upright
 from mtdiff.datasets.decoding import rgb as _rgb  # noqa: F401
 from mtdiff.datasets.imagenet.layouts import SPLITS, Listing, find
 from mtdiff.files import to_json, write_atomic
+from mtdiff.reading import check_types, naming, read_json
 
 IMAGES, LABELS, BOXES, META = "images.bin", "labels.npy", "boxes.npy", "meta.json"
 FORMAT = 1
+TYPES = {"format": int, "count": int, "size": int, "sha256": str, "skipped": list[list[str]]}
+TYPES |= {"names": list[str], "classes": list[str]}
+"""What is read of a split's meta."""
+DAMAGED = "is damaged: delete its folder and prepare it again"
 CHUNK, WORKERS = 512, 8
 """Files that are decoded before their pixels are written, and how many at a time at most."""
 
@@ -138,14 +142,15 @@ def read_meta(folder: Path) -> dict:
         FileNotFoundError: the folder holds no packed images.
         ValueError: the file is damaged or of another format.
     """
-    try:
-        meta = json.loads((folder / META).read_text())
+    if not (folder / META).is_file():
+        raise FileNotFoundError(f"{folder} holds no prepared images: see mtdiff data prepare --help")
+    with naming(folder / META, DAMAGED):
+        meta = read_json(folder / META, DAMAGED)
+        check_types({name: meta.get(name) for name in TYPES}, TYPES, "the set")
         if meta["format"] != FORMAT:
-            raise ValueError(f"{folder / META} has format {meta['format']}, expected {FORMAT}")
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{folder} holds no prepared images: see mtdiff data prepare --help") from None
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / META} is damaged ({error}): delete the folder and prepare it again") from None
+            raise ValueError(f"it has format {meta['format']}, expected {FORMAT}")
+        if meta["count"] < 1 or meta["size"] < 1:
+            raise ValueError(f"{meta['count']} images of size {meta['size']}")
     return meta
 
 
