@@ -19,7 +19,7 @@ from mtdiff.checkpoint import load
 from mtdiff.datasets.decoding import decoded
 from mtdiff.datasets.imagenet import ARCHIVES, get, prepare
 from mtdiff.evaluation import mean_and_error
-from mtdiff.experiments import EXPERIMENTS, Experiment, budget, matched, provenance
+from mtdiff.experiments import EXPERIMENTS, Experiment, budget, matched, provenance, trained_on
 from mtdiff.experiments.report import markdown
 from mtdiff.files import CARD, WEIGHTS, check_weights, to_json, write_atomic
 from mtdiff.modalities import Image, Label, Mask
@@ -197,8 +197,8 @@ class Sample:
         experiment = EXPERIMENTS.get(model.card.get("experiment"))
         if experiment is None:
             raise ValueError(f"--given {text}: the model's card names no experiment whose held-out data could be used")
-        trained = str(model.card.get("data", {}).get("name"))
-        data = next((key for key in experiment.data if trained.startswith(key)), None)
+        trained = trained_on(model)
+        data = next((key for key in experiment.data if trained and trained.startswith(key)), None)
         if data is None:
             raise ValueError(f"--given {text}: the model's card names no data of {experiment.name} ({trained})")
         held_out = matched(model, experiment.data[data]("test"), elsewhere=True)

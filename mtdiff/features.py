@@ -45,7 +45,7 @@ class FeatureNetwork:
         return "KID" if self.name == INCEPTION else f"kernel distance ({self.name})"
 
     def numbered(self, names: Sequence[str], data: Sequence[str]) -> "FeatureNetwork":
-        """The same network, with class ids in the order of these names; -1 is a class that is none of them.
+        """The same network, with class ids in the order of these names; other classes follow them.
 
         Args:
             names: of the classes.
@@ -58,13 +58,14 @@ class FeatureNetwork:
             ValueError: it does not know one of the classes.
         """
         own, classify = tuple(data if self.names is None else self.names), self.classify
-        if classify is None or own == tuple(names):
+        if classify is None or not names or own == tuple(names):
             return self
         unknown = [name for name in names if name not in own]
         if unknown:
             raise ValueError(f"features {self.name!r} do not know the classes {unknown}; they know {list(own[:12])}")
-        table = torch.tensor([names.index(name) if name in names else -1 for name in own])
-        return replace(self, classify=lambda image: table[classify(image).cpu()], names=tuple(names))
+        order = [*names, *(name for name in own if name not in names)]
+        table = torch.tensor([order.index(name) for name in own])
+        return replace(self, classify=lambda image: table[classify(image).cpu()], names=tuple(order))
 
 
 def feature_network(name: str) -> FeatureNetwork:

@@ -424,8 +424,9 @@ plots.show(
 # With half of the pixels hidden a draw of the longer training has 14.5 dB, and 15.6 dB if each step is repeated
 # (notebook 07), for the same number of evaluations: fewer steps, each taken four times. Both are means over the same 50
 # photographs and known to 0.5 dB; repeating is ahead by 1.0 to 1.4 dB at every share. The judge calls 40% and 52% of these
-# photographs (± 7) the same before and after. (The trainings of 6,000 steps were not measured here.) The last row of the
-# picture is the conditional mean: more decibel, and no photograph. Exercise 2 takes this further.
+# photographs (± 7) the same before and after. (The trainings of 6,000 steps were not measured here.)
+#
+# The last row of the picture is the conditional mean: more decibel, and no photograph. Exercise 2 takes this further.
 #
 # ### A box around the object
 

@@ -285,7 +285,7 @@ def test_a_model_is_judged_on_its_own_data_unless_asked_for(tmp_path, monkeypatc
     assert judged == ["planted60", "planted95"]
 
 
-@pytest.mark.parametrize("data", [{}, {"data": {"name": "cats/train"}}])
+@pytest.mark.parametrize("data", [{}, {"data": {"name": "cats/train"}}, {"data": "digits"}])
 def test_a_card_without_known_data_has_no_held_out_examples(data, trained, tmp_path, monkeypatch):
     folder = mt.load(trained).save(tmp_path / "model")
     card = json.loads((folder / "card.json").read_text())

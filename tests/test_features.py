@@ -120,8 +120,9 @@ def test_features_that_are_kept_are_any_of_all():
 def test_a_network_numbers_classes_by_their_names():
     network = FeatureNetwork("one", pixels, lambda image: image[:, 0, 0, 0].long(), ("cat", "dog", "cow"))
     image = torch.arange(3.0).reshape(3, 1, 1, 1)
-    assert network.numbered(("dog", "cat"), ()).classify(image).tolist() == [1, 0, -1]
+    assert network.numbered(("dog", "cat"), ()).classify(image).tolist() == [1, 0, 2]
     assert network.numbered(("cat", "dog", "cow"), ()) is network
+    assert network.numbered((), ()) is network
     nameless = FeatureNetwork("two", pixels, network.classify)
     assert nameless.numbered(("c", "a", "b"), data=("a", "b", "c")).classify(image).tolist() == [1, 2, 0]
     with pytest.raises(ValueError, match=r"'one' do not know the classes \['bee'\]; they know \['cat'"):

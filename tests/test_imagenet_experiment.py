@@ -197,8 +197,9 @@ def test_a_held_out_label_is_given_by_its_name(sets, tmp_path, monkeypatch):
         run(monkeypatch, "sample", folder, "--given", "box=test:0")
 
 
-def test_judges_number_classes_by_their_names():
+def test_judges_number_classes_by_their_names(monkeypatch):
     """A network that knows the classes in another order, and one that knows too few."""
+    monkeypatch.setattr(imagenet_scores, "head_scores", lambda *a: {})
     test = by_class(3, 10)
     model = imagenet.assemble(32, "classifier", test.names).eval()
 
@@ -307,7 +308,8 @@ def test_progress_is_an_error_a_distance_and_an_accuracy(monkeypatch):
     assert abs(found["real"]["kernel"]) < 0.1 * found["white"]["kernel"]
 
 
-def test_a_training_notes_its_progress():
+def test_a_training_notes_its_progress(monkeypatch):
+    monkeypatch.setattr(imagenet_scores, "PROBED", 8)
     config = replace(E.config("tiny-imagenet32", "label", "full"), steps=2, batch_size=4, probe_every=2)
     trainer = E.trainer("tiny-imagenet32", "label", config, None)
     trainer.run(progress=False)

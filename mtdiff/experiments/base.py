@@ -123,7 +123,8 @@ def matched(model: MTDiffusion, data: Dataset, elsewhere: bool = False) -> Datas
     Raises:
         ValueError: other data or another order, unless asked for; or other classes.
     """
-    trained, here = (name.split("/")[0] for name in (model.card.get("data", {}).get("name", data.name), data.name))
+    here = data.name.split("/")[0]
+    trained = (trained_on(model) or here).split("/")[0]
     if trained != here and not elsewhere:
         raise ValueError(f"the model was trained on {trained}, the data are {here}: judge it there, or add --elsewhere")
     label = dict(model.modalities.items()).get("label")
@@ -140,6 +141,13 @@ def matched(model: MTDiffusion, data: Dataset, elsewhere: bool = False) -> Datas
     if "label" in values:
         values["label"] = torch.where(values["label"] < 0, values["label"], table[values["label"]])  # -1 is no label
     return replace(data, values=values, names=tuple(label.names))
+
+
+def trained_on(model: MTDiffusion) -> str | None:
+    """Name of the training data, "digits/train" or the like, as far as the model's card says it."""
+    said = model.card.get("data")
+    name = said.get("name") if isinstance(said, Mapping) else None
+    return name if isinstance(name, str) else None
 
 
 def budget() -> str:

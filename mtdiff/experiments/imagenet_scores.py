@@ -55,7 +55,7 @@ def evaluate(
     """
     network = PIXELS if features is None else feature_network(features) if isinstance(features, str) else features
     real = matched(model, Dataset(test.name, test[_mixed(len(test), n)], test.names), elsewhere=True)
-    network = network.numbered(real.names, test.names)
+    network = network.numbered(real.names, test.names) if "label" in real.values else network
     shown = seen((part.to(model.device) for part in real.values["image"].split(BATCH)), network)
     generator = torch.Generator(model.device).manual_seed(seed)
 
