@@ -256,6 +256,8 @@ def test_check_counts_and_compares():
     assert model.check({"x": Z, "label": torch.tensor([0, 1, 2])}) == 3
     with pytest.raises(ValueError, match=r"different numbers of examples: \{'x': 3, 'label': 2\}"):
         model.check({"x": Z, "label": torch.tensor([0, 1])})
+    with pytest.raises(ValueError, match="batch has no examples"):
+        model.check({"x": Z[:0]})
 
 
 def test_log_prob_needs_as_many_values_as_states():
