@@ -1,6 +1,8 @@
 """The command line, as a user types it."""
 
+import errno
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +16,8 @@ import torch
 
 import mtdiff as mt
 from mtdiff import cli
+from mtdiff.run_folder import RunFolder
+from mtdiff.stopping import Interrupted
 
 
 def run(monkeypatch, *words):
@@ -77,11 +81,92 @@ def test_train_refuses_a_folder_of_another_config(trained, monkeypatch):
         run(monkeypatch, "train", "image-label", "--steps", 2, "--batch-size", 16, "--out", trained)
 
 
+def test_a_longer_training_goes_on_from_a_finished_one_and_its_card_says_so(trained, tmp_path, monkeypatch, capsys):
+    folder = shutil.copytree(trained, tmp_path / "run")
+    words = ["train", "image-label", "--batch-size", 8, "--out", folder]
+    with pytest.raises(SystemExit, match="is at step 2 of 2, and can be made longer, not shorter"):
+        run(monkeypatch, *words, "--steps", 1)
+    run(monkeypatch, *words, "--steps", 3)
+    assert "going on at step 2 of 3" in (said := capsys.readouterr().out)
+    assert "longer than the 2 it had at step 2" in said
+    card = mt.load(folder).card
+    assert card["training"]["steps"] == 3
+    assert card["training"]["lengthened"] == [[2, 2]]
+    assert "lengthened" not in mt.load(trained).card["training"]
+    (folder / "model.safetensors").write_bytes((trained / "model.safetensors").read_bytes())  # as a crash may leave it
+    run(monkeypatch, *words, "--steps", 3)
+    assert mt.load(folder).card == {**card, "provenance": mt.load(folder).card["provenance"]}
+    run(monkeypatch, *words, "--steps", 3)
+    assert "already trained: step 3 of 3" in capsys.readouterr().out
+
+
+def test_a_folder_in_which_somebody_trains_is_left_alone(trained, monkeypatch):
+    folder = RunFolder(trained)
+    folder.lock()
+    with pytest.raises(SystemExit, match="is in use by process"):
+        run(monkeypatch, "train", "image-label", "--steps", 2, "--batch-size", 8, "--out", trained)
+    folder.unlock()
+
+
+@pytest.mark.parametrize(("stop", "code"), [("SIGTERM", 0), ("SIGHUP", 0), ("SIGUSR1", 0), ("SIGINT", 1)])
+def test_what_a_scheduler_stops_ends_well_and_ctrl_c_does_not(trained, tmp_path, monkeypatch, capsys, stop, code):
+    """A list of commands should not go on after Ctrl-C; a queue should not call a saved training failed."""
+
+    def stopped(*_, **__):
+        raise Interrupted("stopped and saved", getattr(signal, stop))
+
+    monkeypatch.setattr("mtdiff.training.Trainer.run", stopped)
+    words = ["train", "image-label", "--steps", 2, "--batch-size", 8, "--out", tmp_path / "m"]
+    if code:
+        with pytest.raises(SystemExit, match="mtdiff: stopped and saved"):
+            run(monkeypatch, *words)
+    else:
+        run(monkeypatch, *words)
+        assert "stopped and saved" in capsys.readouterr().out
+    assert not (tmp_path / "m" / "card.json").exists()
+
+
+def training(seed=0, data="digits/train", **changes):
+    """What a card says of a training."""
+    said = {"steps": 10, "lr": 0.1, "seed": seed, "wall_seconds": 3.0 + seed, "processes": 1 + seed, "log_every": 5}
+    return {"variant": "v", "data": {"name": data, "sha256": str(seed)}, "training": {**said, **changes}}
+
+
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        ([training(1), training(0)], "a and c are not two seeds of one training: their cards say seed 0"),
+        ([{"variant": "v"}], r"a and b are not seeds of one training \(data: digits/train, None; steps: 10, None"),
+        ([{**training(1), "training": {}}, {**training(1), "training": {}}], "a and b are not seeds"),
+        ([training(1, steps=20)], r"a and b are not seeds of one training \(steps: 10, 20\): evaluate each alone"),
+        ([training(1, lengthened=[[5, 5]])], r"lengthened: None, \[\[5, 5\]\]"),
+        ([training(1), training(2, lr=0.2)], r"a and c are not seeds of one training \(lr: 0.1, 0.2\)"),
+        ([training(1, data="shapes16/train")], "data: digits/train, shapes16/train"),
+    ],
+)
+def test_only_seeds_of_one_training_are_averaged(others, message):
+    with pytest.raises(ValueError, match=message):
+        cli._refuse_repeats(list(zip("abc", [training(), *others], strict=False)))
+
+
+def test_seeds_and_variants_are_averaged():
+    cli._refuse_repeats(
+        [("a", training(0)), ("b", training(1)), ("c", {**training(0), "variant": "w"}), ("d", {}), ("e", {})]
+    )
+
+
+def test_repeats_are_refused_before_anything_is_judged(monkeypatch):
+    with pytest.raises(SystemExit, match="image-label/digits and image-label/digits are not two seeds of one training"):
+        run(monkeypatch, "evaluate", "image-label", "--models", "image-label/digits", "image-label/digits")
+
+
 @pytest.mark.parametrize("variant", ["from-zero", "constant", "own-channels", "unshared"])
 def test_every_variant_trains_and_is_judged(variant, tmp_path, monkeypatch):
     run(monkeypatch, "train", "image-label", "--variant", variant, "--steps", 1, "--batch-size", 4, "--out", tmp_path / "m")
-    out = tmp_path / "result.json"
-    run(monkeypatch, "evaluate", "image-label", "--models", tmp_path / "m", tmp_path / "m", "--n", 20, "--out", out)
+    out, other = tmp_path / "result.json", mt.load(tmp_path / "m")
+    other.card["training"]["seed"] = 1
+    other.save(tmp_path / "n")
+    run(monkeypatch, "evaluate", "image-label", "--models", tmp_path / "m", tmp_path / "n", "--n", 20, "--out", out)
     result = json.loads(out.read_text())
     joint = result["variants"][variant]["joint"]["agreement"]
     assert joint["n"] == 2
@@ -217,6 +302,28 @@ def test_a_picture_file_and_a_held_out_example_can_be_given(transition, tmp_path
             assert drawn["source"][1].equal(pairs("shapes16", "test").values["source"][7])
     assert drawn["direction"].tolist() == [1, 1]
     assert "directions: [1, 1]" in capsys.readouterr().out
+
+
+def test_a_picture_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    from mtdiff.plots import save_grid
+
+    drawn, path = {"image": torch.zeros(2, 1, 4, 4)}, tmp_path / "s.png"
+    save_grid(drawn, {}, path)
+    before = path.read_bytes()
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mtdiff.files.os.fsync", full)
+        with pytest.raises(OSError, match=rf"cannot write to {tmp_path} \(No space left on device\)"):
+            save_grid({"image": torch.ones(2, 1, 4, 4)}, {}, path)
+    with pytest.raises(ValueError, match="heic"):
+        save_grid(drawn, {}, tmp_path / "s.heic")
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == before
+    save_grid(drawn, {}, tmp_path / "s.pdf")
+    assert (tmp_path / "s.pdf").read_bytes().startswith(b"%PDF")
 
 
 def test_several_kinds_of_picture_make_rows(transition, tmp_path, monkeypatch):

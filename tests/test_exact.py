@@ -266,6 +266,8 @@ def test_check_counts_and_compares():
         model.check({})
     with pytest.raises(ValueError, match="must be integer"):
         model.check({"label": torch.zeros(0, dtype=torch.long)})
+    with pytest.raises(ValueError, match="at least one example"):
+        model.check({"x": Z[:0]})
 
 
 def test_log_prob_needs_as_many_values_as_states():

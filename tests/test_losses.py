@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -140,6 +142,8 @@ GOOD = image_label_batch(4)
         ({"label": GOOD["label"].float()}, {}, ValueError, "batch: 'label' must be an integer tensor"),
         ({"label": GOOD["label"] + 7}, {}, ValueError, r"batch: 'label' has values outside 0\.\.2"),
         ({"label": GOOD["label"][:3]}, {}, ValueError, "batch has different numbers of examples"),
+        ({name: value[:0] for name, value in GOOD.items()}, {}, ValueError, "batch must have at least one example"),
+        ({}, {"weights": {"label": math.inf}}, ValueError, r"weights\['label'\] .* got inf: expected a finite number"),
         ({}, {"weights": {"sound": 1.0}}, KeyError, "weights names an unknown modality 'sound'"),
         ({}, {"drop": {"sound": 1.0}}, KeyError, "drop names an unknown modality 'sound'"),
         ({}, {"give": {"sound": 1.0}}, KeyError, "give names an unknown modality 'sound'"),
@@ -158,6 +162,60 @@ def test_bad_arguments_are_named(change, options, error, message):
 def test_a_missing_modality_is_named():
     with pytest.raises(KeyError, match=r"batch lacks \['label'\]; it has \['image'\]"):
         mt.multitask_loss(image_label_model(), {"image": GOOD["image"]})
+
+
+@pytest.mark.parametrize("name", ["total", "gradient", "step", "seconds"])
+def test_a_term_cannot_be_called_as_what_else_a_row_of_the_history_says(name):
+    with pytest.raises(ValueError, match=f"cannot be called .'{name}'."):
+        mt.losses.Loss(torch.zeros(()), {name: torch.zeros(())})
+
+
+# ---- what is scored ----
+
+
+def scarce(n=24):
+    """A batch with a label in some parts only: none in the first quarter, one in the second."""
+    batch = image_label_batch(n)
+    batch["label"][: n // 2 - 1] = -1
+    return batch
+
+
+PARTS = {"drop": {"label": 0.3}, "give": {"label": 0.5}, "missing": ("label",)}
+
+
+@pytest.mark.parametrize("options", [PARTS, {"give": {"label": 0.5}}, {"missing": ("label",)}, {"drop": {"label": 0.5}}])
+def test_how_many_are_scored_is_known_beforehand_and_nothing_is_drawn(options, monkeypatch):
+    model, batch, g = image_label_model(), scarce() if "missing" in options else image_label_batch(24), generator(3)
+    found = mt.losses.scored(model, batch, **options, generator=g)
+    assert torch.equal(g.get_state(), generator(3).get_state())
+    spy = Spy(model, monkeypatch)
+    mt.multitask_loss(model, batch, **options, generator=g)
+    if options.keys() == {"drop"}:
+        assert found == {}
+        return
+    there = batch["label"] >= 0
+    told = spy.told.get("label", torch.zeros(24, dtype=torch.bool))
+    assert {name: int(number) for name, number in found.items()} == {"label": int((there & ~told).sum())}
+    assert 0 < int(found["label"]) < 24
+
+
+def test_parts_of_a_batch_add_up_to_its_mean():
+    """Four parts, each with noise of its own: the label's term and its gradient are sums over parts by one count."""
+    model, batch = image_label_model(), scarce()
+    shards = [{name: value[6 * k : 6 * k + 6] for name, value in batch.items()} for k in range(4)]
+    found = [int(mt.losses.scored(model, b, **PARTS, generator=generator(k))["label"]) for k, b in enumerate(shards)]
+    assert 0 in found
+    assert len(set(found)) > 2
+    count, head = {"label": torch.tensor(sum(found) / 4)}, model.modalities["label"].out[-1].weight
+    parts, sums = [], []
+    for counts, out in ((count, parts), (None, sums)):
+        for k, b in enumerate(shards):
+            loss = mt.multitask_loss(model, b, **PARTS, counts=counts, generator=generator(k))
+            out.append((loss.terms["label"], torch.autograd.grad(loss.terms["label"], head)[0], loss.terms["image"]))
+    for part in (0, 1):
+        mean = sum(one[part] for one in parts) / 4
+        assert torch.allclose(mean, sum(n * one[part] for n, one in zip(found, sums, strict=True)) / sum(found), rtol=1e-5)
+    assert all(torch.equal(a[2], b[2]) for a, b in zip(parts, sums, strict=True))
 
 
 # ---- shared coins ----

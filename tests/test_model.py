@@ -413,3 +413,13 @@ def test_parts_that_do_not_fit_are_refused(change, message):
     parts = {"modalities": {"x": mt.Vector(2)}, "backbone": mt.MLP((2,)), "space": (2,), **change}
     with pytest.raises(ValueError, match=message):
         mt.MTDiffusion(process, **parts)
+
+
+@pytest.mark.parametrize(
+    "name", ["denoise", "total", "gradient", "step", "seconds", "prior", "diffusion", "keys", "training", "a.b", ""]
+)
+def test_names_that_mean_something_else_are_refused(name):
+    """A loss, a row of the history or a bound would hold one of two values under them, without a word."""
+    process = mt.ForwardProcess(mt.NoiseSchedule.log_snr(4), {"x": 1.0, name: 0.5})
+    with pytest.raises(ValueError, match=rf"modalities cannot be called \['{name}'\]"):
+        mt.MTDiffusion(process, {"x": mt.Vector(2), name: mt.Vector(2)}, mt.MLP((2,)), (2,))

@@ -69,7 +69,7 @@ class LabelledMixture:
 
         Raises:
             KeyError: an unknown modality.
-            ValueError: an invalid value, different batch sizes, or no examples.
+            ValueError: an invalid value, different batch sizes, or no example.
         """
         if not values:
             raise ValueError(f"{what} is empty; this model has {list(self.modalities)}")
@@ -87,9 +87,8 @@ class LabelledMixture:
                 if len(wrong):
                     raise ValueError(f"{what}['label'] has values outside 0..{len(self.weights) - 1}: {wrong.tolist()[:8]}")
         sizes = {name: len(value) for name, value in values.items()}
-        different = len(set(sizes.values())) > 1
-        if different or 0 in sizes.values():
-            raise ValueError(f"{what} has {'different numbers of' if different else 'no'} examples: {sizes}")
+        if len(set(sizes.values())) > 1:
+            raise ValueError(f"{what} has different numbers of examples: {sizes}")
         return next(iter(sizes.values()))
 
     def encode(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
