@@ -231,7 +231,11 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path):
 
 
 def test_a_stop_in_the_last_step_is_no_interruption(tmp_path):
-    trainer(tmp_path, hook=signal_at(12, signal.SIGINT)).run(progress=False)
+    run, whole = trainer(tmp_path, hook=signal_at(12, signal.SIGINT)), trainer()
+    run.run(progress=False)
+    whole.run(progress=False)
+    assert run.step == json.loads((tmp_path / "history.jsonl").read_text().splitlines()[-1])["step"] == 12
+    assert_same(run, whole)
 
 
 # ---- what may go wrong ----
