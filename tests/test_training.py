@@ -79,7 +79,10 @@ def test_the_learning_rate_rises_and_falls():
 
 
 def test_training_approaches_the_exact_model():
-    """Mean squared distance to E[m_t | z_t] in units of the noise, and excess nats of the label, before and after."""
+    """Mean squared distance to E[m_t | z_t] in units of the noise, and excess nats of the label, before and after.
+
+    What is left of them, over six seeds: 0.165 ± 0.022 and 0.013 ± 0.002. Where nothing is learned, it is 1.
+    """
     config = TrainConfig(steps=400, batch_size=128, lr=5e-3, log_every=40, ema=0.98)
     run = Trainer(point_model(), toy("mixture"), config)
     process, label = run.model.process, run.model.modalities["label"]
@@ -96,8 +99,8 @@ def test_training_approaches_the_exact_model():
         return float(gap), float(nats[0] - nats[1])
 
     before, after = excess(run.model), excess(run.run(progress=False))
-    assert after[0] < 0.25 * before[0]
-    assert -0.02 < after[1] < 0.25 * before[1]
+    assert after[0] < 0.35 * before[0]
+    assert -0.02 < after[1] < 0.1 * before[1]
     assert run.history[-1]["total"] < run.history[0]["total"]
 
 
