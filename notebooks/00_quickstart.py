@@ -269,16 +269,20 @@ def accuracy_at(t):
 
 # %% tags=["check"]
 def check_1(function):
-    values = [function(t) for t in (0, 250, 500)]
-    if None in values:
-        return widgets.Verdict(False, "the function returns nothing yet")
-    clean, middle, dark = map(float, values)
-    if not clean > 0.95:
-        return widgets.Verdict(False, f"expected more than 0.95 at t = 0, got {clean:.2f}")
-    text = f"t = 0: {clean:.2f}, t = 250: {middle:.2f}, t = 500: {dark:.2f} (guessing: 0.10)"
-    if middle > 0.9:
-        return widgets.Verdict(False, text + ". Too good in the middle: does z still hold the label?")
-    return widgets.Verdict(dark < 0.2 and middle > 0.5, text)
+    text = []
+    for t in (0, int(torch.randint(230, 300, ())), 500):
+        share = function(t)
+        if share is None:
+            return widgets.Verdict(False, "the function returns nothing yet")
+        noise = [torch.Generator().manual_seed(seed) for seed in range(4)]
+        logits = torch.stack([evaluation.head_logits(model, test, t=t, generator=g) for g in noise])
+        p = (logits.argmax(2) == test.values["label"]).double().mean(0)  # of each image, over four draws of the noise
+        ours, error = float(p.mean()), float((5 / 3 * p * (1 - p)).sum()) ** 0.5 / len(test)
+        text.append(f"t = {t}: {float(share):.2f}")
+        if not abs(float(share) - ours) < 4 * error + 0.006:  # four standard errors of your noise and ours, two images
+            hint = ". Does z still hold the label?" if float(share) > ours else ""
+            return widgets.Verdict(False, f"{text[-1]}, we find {ours:.2f} ± {error:.2f}{hint}")
+    return widgets.Verdict(True, ", ".join(text) + " (guessing: 0.10)")
 
 
 check_1(accuracy_at)
@@ -296,6 +300,7 @@ def accuracy_at_solution(t):
 
 solved = check_1(accuracy_at_solution)
 assert solved, solved.message
+assert not any(check_1(wrong) for wrong in (lambda t: 0.9, lambda t: 0.986 if t == 0 else 0.11)), "a wrong answer passes"
 solved
 
 # %% [markdown]
@@ -312,13 +317,15 @@ def diversity(guidance):
 
 # %% tags=["check"]
 def check_2(function):
-    plain, strong = function(1.0), function(5.0)
-    if plain is None:
-        return widgets.Verdict(False, "the function returns nothing yet")
-    loss = 1 - float(strong) / float(plain)
-    if not 0.2 < float(plain) < 0.45:
-        return widgets.Verdict(False, f"at guidance 1 we expect about 0.3, you have {float(plain):.2f}")
-    return widgets.Verdict(loss > 0.05, f"guidance 5 costs {100 * loss:.0f}% of the diversity of guidance 1")
+    found = []
+    for guidance, ours, error in ((1.0, 0.289, 0.008), (5.0, 0.235, 0.005)):  # mean and spread of six seeds
+        value = function(guidance)
+        if value is None:
+            return widgets.Verdict(False, "the function returns nothing yet")
+        found.append(float(value))
+        if not abs(found[-1] - ours) < 4 * error:
+            return widgets.Verdict(False, f"at guidance {guidance:g} you have {found[-1]:.3f}, we find {ours} ± {error}")
+    return widgets.Verdict(True, f"guidance 5 costs {1 - found[1] / found[0]:.0%} of the diversity of guidance 1")
 
 
 check_2(diversity)
@@ -334,6 +341,8 @@ def diversity_solution(guidance):
 
 solved = check_2(diversity_solution)
 assert solved, solved.message
+noise = 2 * torch.rand(100, 64, generator=torch.Generator().manual_seed(0)) - 1
+assert not any(check_2(wrong) for wrong in (lambda g: 0.29, lambda g: noise.std(0).mean())), "a wrong answer passes"
 solved
 
 # %% [markdown]
@@ -353,12 +362,15 @@ def obedience(rule):
 
 # %% tags=["check"]
 def check_3(function):
-    shares = {rule: function(rule) for rule in ("conditioned", "substitute")}
-    if None in shares.values():
-        return widgets.Verdict(False, "the function returns nothing yet")
-    gap = float(shares["conditioned"] - shares["substitute"])
-    text = ", ".join(f"{rule}: {float(share):.2f}" for rule, share in shares.items())
-    return widgets.Verdict(gap > 0.05, f"{text}. A substituted label is obeyed less")
+    text = []
+    for rule, ours, error in (("conditioned", 0.977, 0.02), ("substitute", 0.712, 0.045)):  # six seeds, 100 samples each
+        share = function(rule)
+        if share is None:
+            return widgets.Verdict(False, "the function returns nothing yet")
+        text.append(f"{rule}: {float(share):.2f}")
+        if not abs(float(share) - ours) < 4 * error:
+            return widgets.Verdict(False, f"{text[-1]}, we find {ours} ± {error}")
+    return widgets.Verdict(True, ", ".join(text) + ". A substituted label is obeyed less")
 
 
 check_3(obedience)
@@ -373,6 +385,7 @@ def obedience_solution(rule):
 
 solved = check_3(obedience_solution)
 assert solved, solved.message
+assert not any(check_3(wrong) for wrong in (lambda rule: 0.1, lambda rule: 0.977)), "a wrong answer passes"
 solved
 
 # %% [markdown] tags=["slide"]

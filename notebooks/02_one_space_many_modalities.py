@@ -696,16 +696,19 @@ def accumulate(w, abar, start):
 
 # %% tags=["check"]
 def check_1(function):
-    w = torch.rand(T + 1, dtype=torch.float64, generator=rng(20)) * (torch.arange(T + 1) > 0)
-    W = function(w, abar, 0.3)
-    if W is None:
-        return widgets.Verdict(False, "the function returns nothing yet")
-    if tuple(W.shape) != (T + 1,) or abs(float(W[0]) - 0.3) > 1e-4:
-        return widgets.Verdict(
-            False, f"expected {T + 1} values that start at 0.3, got {tuple(W.shape)} from {float(W[0]):.2f}"
-        )
-    off = (mt.ForwardProcess(schedule, {"label": W}).injected("label") - w).abs().max()
-    return widgets.Verdict(float(off) < 1e-4, f"the library finds your w again to within {float(off):.0e}")
+    for other, start in ((schedule, 0.3), (mt.NoiseSchedule.log_snr(30, high=6.0, low=-4.0), 1.0)):
+        size = other.steps + 1
+        w = torch.rand(size, dtype=torch.float64, generator=rng(20)) * (torch.arange(size) > 0)
+        W = function(w, other.abar, start)
+        if W is None:
+            return widgets.Verdict(False, "the function returns nothing yet")
+        if tuple(W.shape) != (size,) or not abs(float(W[0]) - start) < 1e-4:
+            text = f"expected {size} values that start at {start}, got {tuple(W.shape)} from {float(W[0]):.2f}"
+            return widgets.Verdict(False, text)
+        off = float((mt.ForwardProcess(other, {"label": W}).injected("label") - w).abs().max())
+        if not off < 1e-4:
+            return widgets.Verdict(False, f"T = {size - 1}, W_0 = {start}: the library finds a w that is off by {off:.0e}")
+    return widgets.Verdict(True, f"the library finds your w again to within {off:.0e}")
 
 
 check_1(accumulate)
@@ -718,6 +721,8 @@ def accumulate_solution(w, abar, start):
 
 solved = check_1(accumulate_solution)
 assert solved, solved.message
+plain, late = (lambda w, abar, start: start + w.cumsum(0)), (lambda w, abar, start: start + (w / abar.sqrt()).cumsum(0))
+assert not any(check_1(wrong) for wrong in (plain, late)), "a wrong answer passes"
 solved
 
 # %% [markdown]
@@ -756,8 +761,9 @@ def seen_in_the_middle_solution(abar):
     return (torch.exp(-40 * (u - 0.5) ** 2) * (1 - abar) / abar).sqrt()
 
 
-solved = check_2(seen_in_the_middle_solution)
+solved, squared = check_2(seen_in_the_middle_solution), check_2(lambda abar: seen_in_the_middle_solution(abar) ** 2)
 assert solved, solved.message
+assert not squared, squared.message
 solved
 
 # %% [markdown]
@@ -800,6 +806,7 @@ def cancelling_codes_solution(means):
 
 solved = check_3(cancelling_codes_solution)
 assert solved, solved.message
+assert not any(check_3(wrong) for wrong in (torch.zeros_like, lambda means: means)), "a wrong answer passes"
 solved
 
 # %% [markdown]

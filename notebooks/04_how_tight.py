@@ -1071,6 +1071,8 @@ def separate_heads_solution(left):
 
 solved = check_1(separate_heads_solution)
 assert solved, solved.message
+apart = check_1(lambda left: 0.5 * torch.log(left.diagonal().prod() / torch.det(left)))  # the numbers of x apart, too
+assert not apart, apart.message
 solved
 
 # %% [markdown]
@@ -1089,22 +1091,27 @@ def broken(shrink=1.0, low=-9.0):
 
 
 # %% tags=["check"]
+def expected(shrink, low):
+    """The factorisation term and the prior term, from the covariances given z_0 and of z_T."""
+    C, sizes = problem(0.0)[0], torch.tensor([shrink, shrink, shrink, 1.0], dtype=torch.float64)
+    left = (C.inverse() + math.exp(9.0) * sizes.square().diag()).inverse()
+    abar = 1 / (1 + math.exp(-low))
+    end = abar * sizes[:, None] * C * sizes + (1 - abar) * torch.eye(4)
+    factorisation = 0.5 * (left.diagonal().log().sum() - torch.logdet(left))
+    return float(factorisation), 0.5 * float(end.trace() - 4 - torch.logdet(end))
+
+
 def check_2(function):
-    sound, collapsed, short = function(), function(shrink=0.0), function(low=0.0)
-    if sound is None:
-        return widgets.Verdict(False, "the function returns nothing yet")
-    C = problem(0.0)[0]
-    pixels = -0.5 * float(torch.logdet(C[:3, :3]))  # total correlation of the pixels
-    end = 0.5 * C + 0.5 * torch.eye(4)
-    prior = 0.5 * float(end.trace() - 4 - torch.logdet(end))
-    both, sizes = function(shrink=0.5, low=0.0), torch.tensor([0.5, 0.5, 0.5, 1.0], dtype=torch.float64)
-    end = 0.5 * sizes[:, None] * C * sizes + 0.5 * torch.eye(4)
-    prior_of_both = 0.5 * float(end.trace() - 4 - torch.logdet(end))
-    text = f"sound {sound.gap:.5f}; collapsed: factorisation {collapsed.factorisation:.3f}; short: prior {short.prior:.3f}"
-    right = sound.gap < 1e-3 and abs(collapsed.factorisation - pixels) < 1e-3 and abs(short.prior - prior) < 1e-6
-    if right and not abs(both.prior - prior_of_both) < 1e-6:
-        return widgets.Verdict(False, f"{text}; shrink=0.5, low=0: prior {both.prior:.3f}, expected {prior_of_both:.3f}")
-    return widgets.Verdict(right, text + ("" if right else f"; expected {pixels:.3f} and {prior:.3f}"))
+    text, fresh = [], (0.2 + 0.6 * float(torch.rand(())), -2.0 * float(torch.rand(())))
+    for shrink, low in ((1.0, -9.0), (0.0, -9.0), (1.0, 0.0), fresh):
+        gap = function(shrink=shrink, low=low)
+        if gap is None:
+            return widgets.Verdict(False, "the function returns nothing yet")
+        heads, prior = expected(shrink, low)
+        text.append(f"shrink {shrink:.2g}, low {low:.2g}: factorisation {gap.factorisation:.3f}, prior {gap.prior:.3f}")
+        if not (abs(gap.factorisation - heads) < 1e-6 and abs(gap.prior - prior) < 1e-6):
+            return widgets.Verdict(False, f"{text[-1]}; expected {heads:.3f} and {prior:.3f}")
+    return widgets.Verdict(function().gap < 1e-3, f"sound {function().gap:.5f}; " + "; ".join(text[1:3]))
 
 
 check_2(broken)
@@ -1121,6 +1128,8 @@ def broken_solution(shrink=1.0, low=-9.0):
 
 solved = check_2(broken_solution)
 assert solved, solved.message
+assert not check_2(lambda shrink=1.0, low=-9.0: broken_solution(1.0, low)), "nothing shrinks"
+assert not check_2(lambda shrink=1.0, low=-9.0: broken_solution(shrink)), "nothing ends early"
 solved
 
 # %% [markdown]
@@ -1174,6 +1183,7 @@ def better_curve_solution(u):
 
 solved = check_3(better_curve_solution)
 assert solved, solved.message
+assert not any(check_3(wrong) for wrong in (lambda u: u, lambda u: u**0.5)), "a wrong answer passes"
 solved
 
 # %% [markdown]

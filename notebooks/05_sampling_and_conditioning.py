@@ -1237,6 +1237,8 @@ def flow_step_solution(process, z, guess, t, s):
 
 solved = check_1(flow_step_solution)
 assert solved, solved.message
+still = check_1(lambda process, z, guess, t, s: flow_step_solution(process, z, Guess(guess.aggregate, {}), t, s))
+assert not still, still.message
 solved
 
 # %% [markdown]
@@ -1284,8 +1286,9 @@ def misleading_codes_solution():
     return -means / means.norm(dim=1, keepdim=True)  # every code pushes its points to the middle, onto the others
 
 
-solved = check_2(misleading_codes_solution)
+solved, apart = check_2(misleading_codes_solution), check_2(lambda: -misleading_codes_solution())
 assert solved, solved.message
+assert not apart, apart.message
 solved
 
 # %% [markdown]
@@ -1336,6 +1339,10 @@ def two_stages_solution(model, y, switch, generator):
 
 solved = check_3(two_stages_solution)
 assert solved, solved.message
+true = check_3(lambda model, y, *_: model.means[y] + model.stds[y, None] * torch.randn(len(y), 2, generator=rng(38)))
+never = check_3(lambda model, y, switch, generator: two_stages_solution(model, y, 0, generator))
+assert not true, true.message
+assert not never, never.message
 solved
 
 # %% [markdown] tags=["slide"]

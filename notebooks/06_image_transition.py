@@ -804,7 +804,7 @@ def end_for(share):
 
 # %% tags=["check"]
 def check_1(function):
-    for share in (0.1, 0.5, 0.9):
+    for share in (0.1, 0.5, 0.9, 0.6 + 0.2 * float(torch.rand(()))):
         mine = function(share)
         if mine is None:
             return widgets.Verdict(False, "the function returns nothing yet")
@@ -813,10 +813,10 @@ def check_1(function):
         process = line_process(float(mine[0]), T=20)
         got, snr = float(process.schedule.abar[-1]), float(process.snr("source")[-1])
         if not abs(got - share) < 1e-6:
-            return widgets.Verdict(False, f"share {share}: your end gives abar_T = {got:.4f}")
+            return widgets.Verdict(False, f"share {share:.2f}: your end gives abar_T = {got:.4f}")
         if not abs(float(mine[1]) / snr - 1) < 1e-6:
-            return widgets.Verdict(False, f"share {share}: the SNR of the source is {snr:.4f}, not {float(mine[1]):.4f}")
-    return widgets.Verdict(True, "ends and SNRs are right for shares 0.1, 0.5 and 0.9")
+            return widgets.Verdict(False, f"share {share:.2f}: the SNR of the source is {snr:.4f}, not {float(mine[1]):.4f}")
+    return widgets.Verdict(True, f"ends and SNRs are right for shares 0.1, 0.5, 0.9 and {share:.2f}")
 
 
 check_1(end_for)
@@ -827,8 +827,9 @@ def end_for_solution(share):
     return math.log(share / (1 - share)), share / (1 - share)
 
 
-solved = check_1(end_for_solution)
+solved, power = check_1(end_for_solution), check_1(lambda share: (math.log(share / (1 - share)), share))
 assert solved, solved.message
+assert not power, power.message
 solved
 
 # %% [markdown]
@@ -847,15 +848,15 @@ def lucky_end(rho):
 
 # %% tags=["check"]
 def check_2(function):
-    for rho in (0.6, 0.3):
+    for rho in (0.6, 0.3, 0.4 + 0.1 * float(torch.rand(()))):
         low = function(rho)
         if low is None:
             return widgets.Verdict(False, "the function returns nothing yet")
         process = line_process(float(low), T=100)
         slope, elsewhere = (law(process, r, told=False)[0] for r in (rho, 0.9))
         if not abs(slope - rho) < 0.01:
-            return widgets.Verdict(False, f"at low = {float(low):.2f} the slope is {slope:.3f} where {rho} was asked")
-    text = f"passed at 0.6 and at 0.3; but where the truth is 0.9 that last chain has slope {elsewhere:.2f}"
+            return widgets.Verdict(False, f"at low = {float(low):.2f} the slope is {slope:.3f} where {rho:.3f} was asked")
+    text = f"passed at 0.6, 0.3 and {rho:.3f}; but where the truth is 0.9 that last chain has slope {elsewhere:.2f}"
     return widgets.Verdict(True, text + ". Test on more than one truth")
 
 
@@ -872,8 +873,9 @@ def lucky_end_solution(rho):
     return middle
 
 
-solved = check_2(lucky_end_solution)
+solved, table = check_2(lucky_end_solution), check_2(lambda rho: 0.43 if rho == 0.6 else -0.79)
 assert solved, solved.message
+assert not table, table.message
 solved
 
 # %% [markdown]
@@ -922,8 +924,9 @@ def cheap_solution(u):
     return (tau(1) - tau(u)) / (tau(1) - tau(0))  # a straight line in tau
 
 
-solved = check_3(cheap_solution)
+solved, straight = check_3(cheap_solution), check_3(lambda u: 1 - u)
 assert solved, solved.message
+assert not straight, straight.message
 solved
 
 # %% [markdown]

@@ -919,6 +919,8 @@ def check_1(function):
         ({"masked": 0.8, "mask": 0.7}, {"masked": 0.3, "mask": "masked"}),
         ({"mask": 0.6, "masked": 0.9}, {"mask": 0.4, "masked": 0.1}),
     ]
+    a, b, c = (0.6 + 0.3 * torch.rand(3)).tolist()
+    cases += [({"masked": a, "mask": b}, {"masked": "mask", "mask": 1 - c})]
     for k, (drop, give) in enumerate(cases):
         present, told = coins(drop, give, seed=20 + k)
         counted = float((~(present["masked"] | present["mask"] | told["masked"] | told["mask"])).double().mean())
@@ -928,7 +930,7 @@ def check_1(function):
         if not abs(share - counted) < 4 * (counted * (1 - counted) / 8000) ** 0.5:
             return widgets.Verdict(False, f"drop={drop}, give={give}: counted {counted:.3f}, you say {share:.3f}")
     return widgets.Verdict(
-        True, f"as counted, in four cases; for the model that ships it is {function(ours.drop, ours.give):.2f}"
+        True, f"as counted, in five cases; for the model that ships it is {function(ours.drop, ours.give):.2f}"
     )
 
 
@@ -947,6 +949,8 @@ def share_of_plain_examples_solution(drop, give):
 
 solved = check_1(share_of_plain_examples_solution)
 assert solved, solved.message
+deaf = check_1(lambda drop, give: share_of_plain_examples_solution(drop, {}))
+assert not deaf, deaf.message
 solved
 
 # %% [markdown]
@@ -1040,8 +1044,9 @@ def by_evaluations_solution(model, judge, image, hole, counts):
     return found
 
 
-solved = check_3(by_evaluations_solution)
+solved, flat = check_3(by_evaluations_solution), check_3(lambda *_: dict.fromkeys((1, 4, 12), (20.0, 0.5)))
 assert solved, solved.message
+assert not flat, flat.message
 solved
 
 # %% [markdown]

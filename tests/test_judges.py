@@ -175,7 +175,8 @@ def test_training_is_repeatable_and_learns():
     other = train_judge(16, steps=50, batch_size=64, seed=1)
     assert not torch.equal(a.head.weight, other.head.weight)
     test = shapes("test", 16, 200, modalities=("image", "caption"))
-    assert caption_accuracy(other.read(test.values["image"]), test.values["caption"])["background"] > 0.6
+    read = caption_accuracy(other.read(test.values["image"]), test.values["caption"])["background"]
+    assert read > 0.8  # five seeds: 0.982 ± 0.010; after 4 steps 0.27
 
 
 def test_training_leaves_the_global_generator_alone():

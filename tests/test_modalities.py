@@ -37,6 +37,14 @@ def test_simplex_codes_depend_on_their_seed_alone():
     assert not torch.equal(first, simplex_codes(10, (1, 8, 8), seed=4))
 
 
+def test_simplex_codes_are_the_same_whatever_lapack_chooses(monkeypatch):
+    """Columns of an orthonormal frame have either sign, and equal singular values any basis: processors choose otherwise."""
+    first, qr, svd = simplex_codes(5, (7,)), torch.linalg.qr, torch.linalg.svd
+    monkeypatch.setattr(torch.linalg, "qr", lambda a: torch.return_types.linalg_qr([-part for part in qr(a)]))
+    monkeypatch.setattr(torch.linalg, "svd", lambda a: torch.return_types.linalg_svd([*svd(a)[:2], svd(a).Vh.roll(1, 0)]))
+    assert torch.allclose(simplex_codes(5, (7,)), first)
+
+
 @pytest.mark.parametrize(("classes", "size"), [(4, 2), (10, 8)])
 def test_no_two_classes_share_a_code(classes, size):
     for seed in range(20):
@@ -174,11 +182,20 @@ def test_bad_images_are_refused(value, message):
         attached(mt.Image((1, 2, 2)), (1, 2, 2)).check(value)
 
 
-def test_good_values_pass():
-    for channels in (1, 5):
-        attached(mt.Image((channels, 2, 2)), (channels, 2, 2)).check(torch.rand(3, channels, 2, 2) * 2 - 1)
-    attached(mt.Vector(6)).check(torch.full((3, 6), 40.0))
-    attached(mt.Label(4)).check(torch.tensor([0, 3]))
+@pytest.mark.parametrize(
+    ("modality", "good", "bad"),
+    [
+        *((mt.Image((c, 2, 2)), torch.tensor([-1.0, 1.0]).repeat(3, c, 2, 1), 1.01) for c in (1, 5)),
+        (mt.Vector(6), torch.full((3, 6), 40.0), math.inf),
+        (mt.Label(4), torch.tensor([0, 3]), 2),
+    ],
+    ids=["grey", "five channels", "vector", "label"],
+)
+def test_values_up_to_the_limits_pass_and_none_beyond(modality, good, bad):
+    space = tuple(good.shape[1:]) or (6,)
+    assert attached(modality, space).check(good) is None
+    with pytest.raises(ValueError, match="'it' "):
+        modality.check(good * bad)
 
 
 @pytest.mark.parametrize(

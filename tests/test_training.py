@@ -84,7 +84,10 @@ def test_the_learning_rate_rises_and_falls():
 
 
 def test_training_approaches_the_exact_model():
-    """Mean squared distance to E[m_t | z_t] in units of the noise, and excess nats of the label, before and after."""
+    """Mean squared distance to E[m_t | z_t] in units of the noise, and excess nats of the label, before and after.
+
+    What is left of them, over six seeds: 0.165 ± 0.022 and 0.013 ± 0.002. Where nothing is learned, it is 1.
+    """
     config = TrainConfig(steps=400, batch_size=128, lr=5e-3, log_every=40, ema=0.98)
     run = Trainer(point_model(), toy("mixture"), config)
     process, label = run.model.process, run.model.modalities["label"]
@@ -101,8 +104,8 @@ def test_training_approaches_the_exact_model():
         return float(gap), float(nats[0] - nats[1])
 
     before, after = excess(run.model), excess(run.run(progress=False))
-    assert after[0] < 0.25 * before[0]
-    assert -0.02 < after[1] < 0.25 * before[1]
+    assert after[0] < 0.35 * before[0]
+    assert -0.02 < after[1] < 0.1 * before[1]
     assert run.history[-1]["total"] < run.history[0]["total"]
 
 
@@ -319,7 +322,11 @@ def test_processes_ask_each_other_about_once_a_second_and_the_largest_reason_cou
 
 
 def test_a_stop_in_the_last_step_is_no_interruption(tmp_path):
-    trainer(tmp_path, hook=signal_at(12, signal.SIGINT)).run(progress=False)
+    run, whole = trainer(tmp_path, hook=signal_at(12, signal.SIGINT)), trainer()
+    run.run(progress=False)
+    whole.run(progress=False)
+    assert run.step == json.loads((tmp_path / "history.jsonl").read_text().splitlines()[-1])["step"] == 12
+    assert_same(run, whole)
 
 
 # ---- longer ----

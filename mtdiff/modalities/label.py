@@ -184,10 +184,12 @@ def simplex_codes(classes: int, shape: Sequence[int], seed: int = 0) -> Tensor:
     if size < classes - 1:
         codes = torch.randn(classes, size, dtype=torch.float64, generator=generator)
         return _unit_rms(codes).reshape(classes, *shape).float()
-    corners = torch.eye(classes, dtype=torch.float64) - 1 / classes
-    basis = torch.linalg.svd(corners).Vh[: classes - 1]  # (K-1, K) orthonormal, spans the simplex
-    frame = torch.linalg.qr(torch.randn(size, classes - 1, dtype=torch.float64, generator=generator)).Q
-    codes = corners @ basis.T @ frame.T  # (K, size)
+    k = torch.arange(1, classes, dtype=torch.float64)
+    basis = torch.ones(classes - 1, classes, dtype=torch.float64).tril()  # (K-1, K) Helmert's: orthonormal, sums to 0
+    basis[:, 1:] -= k.diag()
+    frame, triangle = torch.linalg.qr(torch.randn(size, classes - 1, dtype=torch.float64, generator=generator))
+    frame = frame * triangle.diagonal().sign()  # which sign a column has is LAPACK's choice, and differs by processor
+    codes = (basis / (k * (k + 1)).sqrt()[:, None]).T @ frame.T  # (K, size)
     return _unit_rms(codes).reshape(classes, *shape).float()
 
 

@@ -42,7 +42,7 @@ class Plan:
 def _costs(base: int, size: int) -> tuple[int, float, float]:
     """Parameters, operations and kept bytes per image of a U-Net, from shapes alone."""
     with torch.device("meta"):
-        net = UNet((3, size, size), base, (1, 2, 2, 3), blocks=2, attention=(8,))
+        net = UNet((3, size, size), base, (1, 2, 2, 3), blocks=2, attention=(size // 8,))
         net.out = net.readout((3, size, size))
 
     def loss(net: UNet, batch: dict, generator: None) -> Loss:
@@ -62,7 +62,7 @@ def plan(
 
     Args:
         base: channels at the top, a multiple of 8.
-        size: height and width of the images, at least 64.
+        size: height and width of the images, a multiple of 8; attention is at an eighth of it.
         batch: images of a step, of all devices together.
         devices: how many, each with the same share of the batch.
         accumulate: parts in which a device computes its share.
