@@ -60,6 +60,7 @@ def sample(
         ValueError: an unknown sampler or rule, steps out of range, guidance that the rule does not take, a given
             value that does not fit, a transition whose source is not given, a present set without something it needs, or
             a start of another shape or step.
+        FloatingPointError: the chain did not stay finite.
 
     Source: rules 1 and 2 follow Chen et al. 2024 (classifier guidance as a special case); see theory 4.
     """
@@ -79,6 +80,8 @@ def sample(
             present=present, start=start, generator=generator,
         )  # fmt: skip
         t, z, prediction = collections.deque(path, maxlen=1).pop()
+        if not bool(z.isfinite().all()):
+            raise FloatingPointError("the chain left the finite numbers: try less guidance, or look at the model's weights")
         with torch.no_grad():
             mask = None if present is None else _mask(model, n, present)
             drawn = model.read(z, t, given=given, present=mask, generator=generator, prediction=prediction)

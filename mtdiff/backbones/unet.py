@@ -26,7 +26,7 @@ class UNet(Backbone):
         cross: heights at which the network attends to tokens that it is told, after each residual block.
 
     Raises:
-        ValueError: a size is no whole number from 1 on, the space is not (C, H, W) or cannot be halved as often as multipliers
+        ValueError: a size is no whole number from 1 on, the space is not (C, H, W), cannot be halved as often as multipliers
             ask, or attention or cross names a height that no level has.
 
     Source: Ho et al. 2020; Dhariwal and Nichol 2021, section 3 (scale and shift from the embedding).
