@@ -1,5 +1,6 @@
 """Loading models that `MTDiffusion.save` wrote: weights from safetensors, everything else from a JSON card."""
 
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def load(path_or_name: str | Path, device: str | torch.device = "cpu") -> MTDiff
     if "config" not in card:
         raise ValueError(f"{folder / CARD} is not a model card: it lacks 'config'")
     if type(card.get("format")) is not int or card["format"] != FORMAT:
-        raise ValueError(f"{folder / CARD} has format {card.get('format')!r}, this version reads {FORMAT}")
+        raise ValueError(f"{folder / CARD} has format {reprlib.repr(card.get('format'))}, this version reads {FORMAT}")
     check_weights(folder, card)
     tensors = read_weights(folder / WEIGHTS)
     with naming(folder / WEIGHTS, "does not fit its card"), torch.random.fork_rng(devices=[]):  # first weights are replaced
@@ -69,13 +70,8 @@ def build(config: Mapping, tensors: dict[str, torch.Tensor]) -> MTDiffusion:
     own = {"kind": str, "dtype": str, "prior": str | None, "modalities": dict[str, dict]}
     check_types(config, {**hints(MTDiffusion), **own}, "the card's config")
     kinds = {"MTDiffusion": MTDiffusion, **MTDiffusion.kinds}
-    rules = config["rule"].values() if isinstance(config["rule"], dict) else [config["rule"]]
-    for name, values, known in (
-        ("kind", [config["kind"]], kinds),
-        ("dtype", [config["dtype"]], DTYPES),
-        ("sampler", [config["sampler"]], SAMPLERS),
-        ("rule", rules, (None, *RULES)),
-    ):
+    for name, known in (("kind", kinds), ("dtype", DTYPES), ("sampler", SAMPLERS), ("rule", (None, *RULES))):
+        values = config[name].values() if isinstance(config[name], dict) else [config[name]]
         if not set(values) <= set(known):
             raise ValueError(f"{name} must be one of {list(known)}, got {config[name]!r}")
     tables = {name: tensors.pop(f"process.{name}") for name in config["modalities"]}

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NoReturn
 
 import numpy as np
 import torch
@@ -24,9 +24,21 @@ from mtdiff.experiments.report import markdown
 from mtdiff.files import CARD, WEIGHTS, check_weights, to_json, write_atomic
 from mtdiff.modalities import Image, Label, Mask
 from mtdiff.model import MTDiffusion
+from mtdiff.reading import check_types
 from mtdiff.sampling import RULES, SAMPLERS, sample
 from mtdiff.stopping import Interrupted
 from mtdiff.training import Trainer
+
+LIMITS = {
+    "Sample.n": (1, 1024), "Evaluate.n": (4, 10**7), "Sample.steps": (1, 10**6), "Sample.repeats": (1, 1000),
+    "Sample.guidance": (-1000, 1000), "Train.max_minutes": (0, math.inf), "Train.look_every": (0, 10**9),
+    "Prepare.size": (8, 4096), "Train.seed": (0, 2**32), "Sample.seed": (0, 2**32), "Evaluate.seed": (0, 2**32),
+}  # fmt: skip
+"""Ranges of numbers that nobody else checks at once."""
+CARD_TYPES = {"experiment": str, "variant": str, "data": dict}
+DATA_TYPES = {"name": str}
+FILES = ("Sample.out", "Evaluate.out")
+"""Places to write that are a file; those of other commands are a folder."""
 
 Name = Annotated[
     Literal["image-label", "image-representation", "image-transition", "masked-image", "imagenet"], tyro.conf.Positional
@@ -165,7 +177,10 @@ class Sample:
 
     def run(self) -> None:
         """Draw, write the picture, and say what is in it."""
-        model = load(self.model, _device(self.device))
+        model = _model(self.model, _device(self.device))
+        named = [text.partition("=")[0] for text in self.given]
+        if len(set(named)) < len(named):
+            raise ValueError(f"--given {' '.join(self.given)}: one value for each modality")
         given = dict(self._parse(model, text) for text in self.given)
         generator = torch.Generator(self.device).manual_seed(self.seed)
         drawn = sample(
@@ -177,7 +192,9 @@ class Sample:
 
     def _parse(self, model, text: str):
         """NAME=VALUE as (name, tensor): a class by its name or number, a picture file, or a held-out example."""
-        name, _, value = text.partition("=")
+        name, equals, value = text.partition("=")
+        if not equals or not value:
+            raise ValueError(f"--given {text}: expected NAME=VALUE")
         if name not in model.modalities:
             raise ValueError(f"--given {text}: unknown modality {name!r}; this model has {list(model.modalities)}")
         modality = model.modalities[name]
@@ -258,7 +275,7 @@ class Evaluate:
         if self.features and self.experiment != "imagenet":
             raise ValueError(f"--features is for imagenet, {self.experiment} has judges of its own")
         options, device = ({"features": self.features} if self.features else {}), _device(self.device)
-        models = [(name, load(name, device)) for name in self.models or (f"{self.experiment}/{data}",)]
+        models = [(name, _model(name, device)) for name in self.models or (f"{self.experiment}/{data}",)]
         for name, model in models:
             if model.card.get("experiment", self.experiment) != self.experiment:
                 raise ValueError(f"{name} was trained for {model.card['experiment']}, not for {self.experiment}")
@@ -371,6 +388,36 @@ def _data(experiment: Experiment, name: str | None) -> str:
     return name
 
 
+def _model(name: str, device: str) -> MTDiffusion:
+    """A trained model whose card says of its data what commands ask it, if anything."""
+    model = load(name, device)
+    for part, types in ((model.card, CARD_TYPES), (model.card.get("data", {}), DATA_TYPES)):
+        check_types(part, types, f"the card of {name}")
+    return model
+
+
+def _check(command) -> None:
+    """Refuse numbers out of range, and places that cannot be written, before anything is computed."""
+    for field, value in vars(command).items():
+        key, option = f"{type(command).__name__}.{field}", f"--{field.replace('_', '-')}"
+        low, high = LIMITS.get(key, (None, None))
+        if low is not None and value is not None and not low <= value <= high:
+            raise ValueError(f"{option} must be in {low}..{high}, got {value}")
+        if field in ("out", "publish") and value is not None:
+            _check_place(option, value, key not in FILES)
+
+
+def _check_place(option: str, path: Path, folder: bool) -> None:
+    """Refuse a path where no file, or no folder, can come to be."""
+    if path.exists() and not (path.is_dir() if folder else path.is_file()):
+        raise ValueError(f"{option} {path} is there, and is no {'folder' if folder else 'regular file'}")
+    above = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+    if not above.is_dir() and above != path.absolute():
+        raise ValueError(f"{option} {path} cannot be made: {above} is no folder")
+    if not os.access(above, os.W_OK):
+        raise PermissionError(f"{option} {path} cannot be written: no permission at {above}")
+
+
 def _out_of_memory(message: str) -> str:
     """What to do, unless the message says it."""
     return message if "accumulate" in message else f"out of memory; try a smaller --n ({message})"
@@ -379,8 +426,8 @@ def _out_of_memory(message: str) -> str:
 def _device(name: str) -> str:
     """The device's name, if it is there and has float64, in which samplers and bounds compute."""
     try:
-        torch.zeros(1, dtype=torch.float64, device=name)
-    except (AssertionError, RuntimeError, TypeError) as error:
+        float(torch.zeros(1, dtype=torch.float64, device=name))
+    except (AssertionError, ImportError, RuntimeError, TypeError) as error:
         raise ValueError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from None
     return name
 
@@ -430,24 +477,43 @@ def _rounded(value):
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
+def _refuse(message: str, status: int = 2) -> NoReturn:
+    """End with one line on the standard error stream."""
+    message = " ".join(message.split())
+    print(message, file=sys.stderr)
+    end = SystemExit(message)
+    end.code = status
+    raise end
+
+
 def main() -> None:
-    """Entry point: errors that a user can mend are one line, without a traceback."""
+    """Entry point: errors that a user can mend are one line and status 2, without a traceback."""
     commands = {"train": Train, "sample": Sample, "evaluate": Evaluate, "data": Data}
     command = tyro.extras.subcommand_cli_from_dict(
         commands, prog="mtdiff", description="Train, sample and judge multi-modal diffusion models."
     )
     threads = os.environ.get("MTDIFF_THREADS", "")
     try:
-        if threads and not threads.isdigit():
+        if "" in sys.argv[1:]:
+            raise ValueError("an argument is empty")
+        if threads and not (threads.isdecimal() and 1 <= int(threads) <= 1024):
             raise ValueError(f"MTDIFF_THREADS must be a number of threads, got {threads!r}")
         if threads:
             torch.set_num_threads(int(threads))
+        _check(getattr(command, "action", command))
         command.run()
     except Interrupted as stopped:
         sys.exit(f"\nmtdiff: {stopped}")
     except KeyboardInterrupt as stopped:
         sys.exit(f"\nmtdiff: {stopped.args[0] if stopped.args else 'stopped'}")
     except torch.OutOfMemoryError as error:
-        sys.exit(f"mtdiff: error: {_out_of_memory(str(error).splitlines()[0])}")
+        _refuse(f"mtdiff: error: {_out_of_memory(str(error).splitlines()[0])}")
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
+            raise
+        _refuse(f"mtdiff: error: {_out_of_memory(str(error) or 'too much is asked for')}")
     except (ValueError, KeyError, OSError, ImportError, FloatingPointError) as error:
-        sys.exit(f"mtdiff: error: {error.args[0] if isinstance(error, KeyError) else error}")
+        text = str(error.args[0] if isinstance(error, KeyError) else error)
+        if isinstance(error, KeyError) and " " not in text:  # a name that the program did not find: its own mistake
+            raise
+        _refuse(f"mtdiff: error: {text}")

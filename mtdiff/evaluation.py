@@ -24,6 +24,17 @@ LABEL_RULES = ("substitute", "bayes", "conditioned")
 """The rules for a given label that are compared everywhere."""
 
 
+def learned(model) -> Mapping[str, str | None]:
+    """The model's default rule of each modality; one that it lacks was not learned to be told, or to be drawn from.
+
+    Raises:
+        ValueError: the model has no default rules, so nobody knows.
+    """
+    if model.rule is None:
+        raise ValueError('the model has no default rules, which say what can be judged: make it with rule={"image": ...}')
+    return model.rule if isinstance(model.rule, Mapping) else dict.fromkeys(model.modalities, model.rule)
+
+
 def svm_judge(data: Dataset) -> Judge:
     """A support-vector classifier of the pixels, trained on real images alone.
 

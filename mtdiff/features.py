@@ -1,7 +1,9 @@
 """Networks in whose features images are compared, behind one interface and each under its own name."""
 
 import importlib
+import inspect
 import math
+import reprlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -82,7 +84,7 @@ def feature_network(name: str) -> FeatureNetwork:
 
     Raises:
         ImportError: the library or module is not installed.
-        ValueError: an unknown name.
+        ValueError: an unknown name, or a function of another kind.
     """
     if name == INCEPTION:
         return FeatureNetwork(name, _inception())
@@ -92,11 +94,18 @@ def feature_network(name: str) -> FeatureNetwork:
     if not function:
         return _of_model(name)
     try:
-        made = getattr(importlib.import_module(module), function)()
+        make = getattr(importlib.import_module(module), function)
     except ModuleNotFoundError as error:
         raise ImportError(f"features {name!r}: there is no module {error.name!r} on the path") from None
-    except AttributeError:
+    except (AttributeError, TypeError, ValueError):
         raise ValueError(f"features {name!r}: {module} has no function {function!r}") from None
+    try:
+        inspect.signature(make).bind()
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"features {name!r} is no function without arguments: {error}") from None
+    made = make()
+    if not callable(made):
+        raise ValueError(f"features {name!r} must return a network, images -> features, got {reprlib.repr(made)}")
     return FeatureNetwork(name, made, getattr(made, "classify", None), getattr(made, "names", None))
 
 
@@ -163,11 +172,15 @@ def seen(images: Iterable[Tensor], network: FeatureNetwork, keep: int = 10_000) 
         What was seen.
 
     Raises:
-        ValueError: there are no images.
+        ValueError: there are no images, or their features are no (B, d).
     """
     moments, some, generator = None, [], torch.Generator().manual_seed(0)
     for batch in images:
-        features = network.network(batch).flatten(1).cpu()
+        features = network.network(batch)
+        if not isinstance(features, Tensor) or features.ndim < 2 or len(features) != len(batch):
+            got = tuple(features.shape) if isinstance(features, Tensor) else reprlib.repr(features)
+            raise ValueError(f"features {network.name!r} must be numbers ({len(batch)}, d) of as many images, got {got}")
+        features = features.flatten(1).cpu()
         moments = moments or Moments(features.shape[1])
         for n, row in enumerate(features.float(), moments.n):  # a reservoir: the n-th stays with probability keep / n
             place = n if n < keep else int(torch.randint(n + 1, (1,), generator=generator))

@@ -133,9 +133,10 @@ def load_network(folder: Path, kind: type[Network], what: str) -> tuple[Network,
     """
     card = read_json(folder / CARD, f"is not {what}'s card")
     config = card.get("config")
-    if not isinstance(config, dict) or card.get("format") != FORMAT or config.get("kind") != kind.__name__:
+    said = card.get("format"), config.get("kind") if isinstance(config, dict) else None
+    if type(said[0]) is not int or said != (FORMAT, kind.__name__):
         wanted = f"{what}'s card of format {FORMAT} and kind {kind.__name__}"
-        raise ValueError(f"{folder / CARD} is not {wanted}: format {card.get('format')!r}, config {reprlib.repr(config)}")
+        raise ValueError(f"{folder / CARD} is not {wanted}: format {reprlib.repr(said[0])}, config {reprlib.repr(config)}")
     config = {name: value for name, value in config.items() if name != "kind"}
     check_weights(folder, card)
     tensors = read_weights(folder / WEIGHTS)

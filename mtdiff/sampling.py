@@ -61,6 +61,7 @@ def sample(
         ValueError: an unknown sampler or rule, steps out of range, guidance that is not finite or that the rule does not
             take, a given value that does not fit, rule "conditioned" for what the model was never told in training, a
             transition whose source is not given, a present set without something it needs, or a start that does not fit.
+        FloatingPointError: the chain did not stay finite.
 
     Source: rules 1 and 2 follow Chen et al. 2024 (classifier guidance as a special case); see theory 4.
     """
@@ -81,6 +82,8 @@ def sample(
             present=present, start=start, generator=generator,
         )  # fmt: skip
         t, z, prediction = collections.deque(path, maxlen=1).pop()
+        if not bool(z.isfinite().all()):
+            raise FloatingPointError("the chain left the finite numbers: try less guidance, or look at the model's weights")
         with torch.no_grad():
             mask = None if present is None else _mask(model, n, present)
             drawn = model.read(z, t, given=given, present=mask, generator=generator, prediction=prediction)

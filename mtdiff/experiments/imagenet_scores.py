@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mtdiff.datasets import Dataset, masks
 from mtdiff.elbo import elbo
-from mtdiff.evaluation import head_logits, sample_many
+from mtdiff.evaluation import head_logits, learned, sample_many
 from mtdiff.experiments.base import matched
 from mtdiff.experiments.label_scores import head_scores
 from mtdiff.experiments.masked_image import HIDDEN, inpaint
@@ -70,7 +70,7 @@ def evaluate(
     if network.classify is not None and "label" in real.values:
         named = torch.cat([network.classify(part.to(model.device)).cpu() for part in real.values["image"].split(BATCH)])
         out["real"] = {"classes": float((named == real.values["label"]).double().mean())}
-    draws = "label" not in model.modalities or "label" in model.rule
+    draws = "label" not in model.modalities or "label" in learned(model)
     if draws:
         out["alone"] = judged(present={"image"})
         out["bound"] = image_bound(model, real.values["image"], generator)
@@ -78,7 +78,7 @@ def evaluate(
         out["joint"] = judged()
     if "label" in model.modalities:
         out |= head_scores(model, _images(real), seed)
-    if "label" in model.rule:
+    if "label" in learned(model):
         label = torch.arange(n, device=model.device) % model.modalities["label"].classes
         for scale in GUIDANCE:
             out[f"guidance {scale}"] = judged(label, rule="conditioned", guidance=scale)
@@ -203,7 +203,7 @@ def progress(model: MTDiffusion, test: Dataset) -> dict[str, float]:
     real = test[_mixed(len(test), PROBED)]
     image, out = real["image"].to(model.device), {}
     generator = torch.Generator(model.device).manual_seed(0)
-    if "label" not in model.modalities or "label" in model.rule:
+    if "label" not in model.modalities or "label" in learned(model):
         present = {name: torch.full((len(image),), name == "image", device=model.device) for name in model.modalities}
         errors = []
         for t in torch.linspace(model.process.first, model.process.steps, LEVELS).round().long().tolist():

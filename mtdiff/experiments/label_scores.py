@@ -19,6 +19,7 @@ from mtdiff.evaluation import (
     image_label_bounds,
     image_label_metrics,
     image_metrics,
+    learned,
     sample_many,
     svm_judge,
 )
@@ -121,14 +122,14 @@ def evaluate(model: MTDiffusion, data: str, seed: int = 0, n: int = 2000, rules:
     if isinstance(model, Unshared):
         return {**_unshared(model, r, n, generator), **known}
     out: dict = {}
-    if {"label", "image"} <= set(model.rule):
+    if {"label", "image"} <= set(learned(model)):
         rules = rules if "label" in model.process.entering else ("conditioned",)
         out |= evaluate_image_label(model, r.test, r.real, r.judge, rules, n, r.steps, seed=seed)
         drawn = sample_many(model, n, steps=r.steps, generator=torch.Generator(model.device).manual_seed(seed))
         out |= _distances(drawn["image"], r)
-    if "image" in model.rule:
+    if "image" in learned(model):
         out |= head_scores(model, r.test, seed)
-    if "label" in model.rule:
+    if "label" in learned(model):
         out["guidance"] = guidance_scores(model, r, n, seed)
     if "label" in model.process.entering:
         out["codes"] = code_scores(model.modalities["label"].table())
@@ -244,7 +245,7 @@ def amplification(model: MTDiffusion, share: float, seed: int, n: int, scales: S
     """
     judges, out = shape_and_colour(), {}
     label = torch.arange(n, device=model.device) % len(SHAPES)
-    kinds = {"joint": {}, "joint, ddim": {"sampler": "ddim"}} if "image" in model.rule else {}
+    kinds = {"joint": {}, "joint, ddim": {"sampler": "ddim"}} if "image" in learned(model) else {}
     kinds |= {f"guidance {scale}": {"guidance": scale, "rule": "conditioned"} for scale in scales}
     for kind, options in kinds.items():
         given = {"label": label} if "guidance" in options else None
