@@ -546,7 +546,7 @@ def test_a_caption_outside_the_chain_is_told_unless_asked_otherwise():
 def test_captions_train_to_be_heard_and_read():
     """Two captions, two flat images: what is told sets the sign, and the word that is seen is read.
 
-    In 64 and 62 of 64 images, the mean of seven seeds, at worst 63 and 60; by chance in 32; 48 is 4 standard errors more.
+    In 64 and 62 of 64 images, the mean of seven seeds, at worst 63 and 60; by chance in 32, and 48 is 4 errors more.
     """
     model = captioned(loud=False, seed=1).train()
     caption = torch.tensor([[0, 2], [1, 2]]).repeat(8, 1)

@@ -152,12 +152,16 @@ def test_a_few_steps_lower_the_loss_and_the_model_is_judged(variant, tmp_path, f
     config = transition.config(DATA, variant, "quick")
     config.steps, config.log_every, config.warmup, config.batch_size = 16, 8, 1, 24
     trainer = EXPERIMENTS["image-transition"].trainer(DATA, variant, config, None)
+    batch = trainer.data[:200]
+    before = trainer.loss(trainer.model.eval(), batch, generator(5)).total.item()
+    trainer.model.train()
     trained = trainer.run(progress=False)
-    assert trainer.history[-1]["total"] < trainer.history[0]["total"]
+    after = trainer.loss(trainer.model.eval(), batch, generator(5)).total.item()
+    assert after < before  # of five seeds: 1.57 to 1.387 ± 0.012 for transition, 1.59 to 1.381 ± 0.031 for sdedit
     again = mt.load(trained.save(tmp_path / "model"))
     found = transition.evaluate(again, DATA, n=12)
     assert set(found) == {*transition.DIRECTIONS, *(() if variant == "sdedit" else ("bound",))}
-    assert found["day to night"]["ssim"] <= 1
+    assert found["day to night"]["ssim"] < 1
     assert ("strength" in found["sketch to day"]) == (variant == "sdedit")
 
 

