@@ -211,13 +211,16 @@ def test_what_is_sensed_is_the_posterior_where_it_is_present_and_not_told(kind):
     torch.testing.assert_close(state[2], z[2], atol=1e-5, rtol=1e-4)
 
 
-def test_what_is_sensed_in_channels_of_its_own_has_only_the_noise_around_it():
+@pytest.mark.parametrize("removed", [False, True])
+def test_what_is_sensed_in_channels_of_its_own_has_only_the_noise_around_it(removed):
+    """It is taken out of the state, which is then at unit RMS where the model says so: of image and noise, or of noise."""
     process, shown = mt.ForwardProcess(mt.NoiseSchedule.log_snr(20), {"image": 1.0, "it": 1.0}), []
     modalities = {
         "image": mt.Image((1, 8, 8), channels=slice(0, 1), head=False),
         "it": mt.Encoded((4,), "tiles", channels=slice(1, 2), sense=True),
     }
-    model = mt.MTDiffusion(process, modalities, mt.UNet((2, 8, 8), base=8, multipliers=(1, 1)), (2, 8, 8)).eval()
+    backbone = mt.UNet((2, 8, 8), base=8, multipliers=(1, 1))
+    model = mt.MTDiffusion(process, modalities, backbone, (2, 8, 8), remove_told=removed).eval()
     it, z = model.modalities["it"], randn(3, 2, 8, 8).float()
     model.backbone.register_forward_pre_hook(lambda net, args, options: shown.append((*args, options)), with_kwargs=True)
     with torch.no_grad():
@@ -225,7 +228,8 @@ def test_what_is_sensed_in_channels_of_its_own_has_only_the_noise_around_it():
         expected = it.notice(start)
     torch.testing.assert_close(shown[0][2]["condition"], expected, atol=1e-5, rtol=1e-4)
     signal = float(process.schedule.abar[9]) ** 0.5
-    torch.testing.assert_close(shown[0][0], z - signal * it.encode(start), atol=1e-5, rtol=1e-4)
+    left = (z - signal * it.encode(start)) / torch.tensor([1.0, (1 - signal**2) ** 0.5 if removed else 1.0])[:, None, None]
+    torch.testing.assert_close(shown[0][0], left, atol=1e-5, rtol=1e-4)
 
 
 def sensing_model():

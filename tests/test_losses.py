@@ -162,6 +162,8 @@ def test_bad_arguments_are_named(change, options, error, message):
 def test_a_missing_modality_is_named():
     with pytest.raises(KeyError, match=r"batch lacks \['label'\]; it has \['image'\]"):
         mt.multitask_loss(image_label_model(), {"image": GOOD["image"]})
+    with pytest.raises(KeyError, match=r"batch lacks \['label'\]"):
+        mt.multitask_loss(image_label_model(), {"image": GOOD["image"]}, missing=["label"])
 
 
 @pytest.mark.parametrize("name", ["total", "gradient", "step", "seconds"])

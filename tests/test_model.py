@@ -171,6 +171,32 @@ def test_absence_is_told_only_where_a_modality_is_absent():
     assert bool(((some.aggregate - plain.aggregate)[~present].flatten(1).abs().amax(1) > 1e-4).all())
 
 
+def test_what_was_never_absent_makes_no_difference_when_it_is():
+    """The vectors that tell absence begin at zero: only training on smaller sets gives them a meaning."""
+    model = mt.MTDiffusion(
+        mt.ForwardProcess(mt.NoiseSchedule.log_snr(50), {"x": 1.0, "label": 1.0}),
+        {"x": mt.Vector(2), "label": mt.Label(3)}, mt.MLP((2,), width=16), (2,),
+    )  # fmt: skip
+    randomise(model.backbone)
+    randomise(model.denoise)
+    z, gone = randn(3, 2), {"label": torch.zeros(3, dtype=torch.bool)}
+    assert torch.equal(model.predict(z, 9).aggregate, model.predict(z, 9, present=gone).aggregate)
+
+
+def test_reading_looks_at_what_is_given_and_present():
+    """As if the prediction were there already, which it may be."""
+    model, label = image_label_model(), torch.tensor([0, 1, 2, 0])
+    z, _ = state(model)
+    gone = {"label": torch.zeros(4, dtype=torch.bool)}
+    plain = model.read(z, 0, generator=generator())
+    for options in ({"given": {"label": label}}, {"present": gone}, {"given": {"label": label}, "present": gone}):
+        read = model.read(z, 0, **options, generator=generator())
+        again = model.read(z, 0, prediction=model.predict(z, 0, **options), generator=generator())
+        assert torch.equal(read["image"], again["image"])
+        assert torch.equal(read["label"], again["label"])
+        assert not torch.allclose(read["image"], plain["image"], atol=1e-4), options
+
+
 def test_a_different_given_value_changes_the_output():
     model = image_label_model()
     z, t = state(model)
@@ -329,6 +355,41 @@ def test_the_clock_tells_every_step_in_whatever_dtype_the_network_computes(dtype
     assert seen[0].dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert torch.equal(seen[0], torch.arange(501).to(seen[0].dtype) / 500)
     assert seen[1].tolist() == [1.0]
+
+
+# ---- what training told ----
+
+
+@pytest.mark.parametrize(
+    ("give", "told"),
+    [({}, set()), ({"label": 0.0}, set()), ({"label": 0.2}, {"label"}), ({"image": 0.0, "label": "image"}, set()),
+     ({"image": 0.5, "label": "image"}, {"image", "label"})],
+)  # fmt: skip
+def test_the_card_says_what_training_told(give, told):
+    """A training notes it; of the models that were trained by a command before, the config in the card says it."""
+    trained, command = image_label_model(), image_label_model()
+    trained.teach(give)
+    command.card = {"training": {"steps": 5, "give": give}}
+    assert trained.taught == command.taught == told
+    command.teach({"label": 0.1})
+    assert command.taught == told | {"label"}, "what a training before this one told, too"
+    assert command.card["training"]["steps"] == 5
+
+
+def test_what_is_always_given_was_told():
+    for card in ({"taught": []}, {"training": {"give": {}}}):
+        model = image_label_model(conditions=("label",))
+        model.card = card
+        assert model.taught == {"label"}
+
+
+@pytest.mark.parametrize("card", [{}, {"author": "somebody"}, {"training": "long"}, {"training": {"steps": 5}}])
+def test_of_a_stranger_nobody_knows_what_it_was_told(card):
+    model = image_label_model()
+    model.card = card
+    assert model.taught is None
+    model.teach({})
+    assert model.taught == (None if card else set()), "a model without a card has had no training before"
 
 
 # ---- errors ----

@@ -45,6 +45,24 @@ def test_a_told_picture_reveals_its_pixels_to_those_who_are_told(prediction):
     torch.testing.assert_close(found[2], untold[2])
 
 
+@pytest.mark.parametrize("options", [{}, {"prediction": "heads", "remove_told": True}], ids=["paper's form", "heads"])
+def test_a_pixel_is_revealed_to_those_who_are_told_both_the_picture_and_the_mask(options):
+    """One of the two alone says nothing of where the picture holds: heads, and what the network sees, are as without."""
+    model, values, seen = masked_model(**options), batch(), []
+    model.backbone.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    told = {"masked": torch.tensor([True, True, False, False, True, True]), "mask": torch.tensor([True, False, True] * 2)}
+    z = torch.randn(6, *SHAPE, generator=generator(2))
+    with torch.no_grad():
+        found = model(z, 30, {name: values[name] for name in told}, None, told).params["image"]
+    known = values["mask"].bool().expand_as(found)
+    right = torch.isclose(found, values["image"], rtol=0, atol=1e-6)
+    shown = torch.isclose(seen[0], values["image"], rtol=0, atol=1e-6)
+    for k, both in enumerate((told["masked"] & told["mask"]).tolist()):
+        assert bool(right[k][known[k]].all()) == both, k
+        if options:  # no noise on a revealed pixel
+            assert bool(shown[k][known[k]].all()) == both, k
+
+
 def test_a_revealed_pixel_costs_no_loss():
     """With everything told, the image's loss is that of the hidden pixels over all of them."""
     model, values = masked_model(remove_told=True), batch(64)
