@@ -63,7 +63,7 @@ def refused(read, *names, error=ValueError) -> bool:
     if said is not None:
         assert all(str(name) in said for name in names), said
         assert "\n" not in said
-        assert len(said) < 1000
+        assert len(said) < 1500
     return said is not None
 
 
