@@ -153,6 +153,10 @@ def test_the_readme_quotes_the_mutants_as_measured():
     result = json.loads((ROOT / "data" / "results" / "mutants.json").read_text())
     assert f"{result['mutants']:,} times" in README
     assert f"notice {100 * result['rate']:.1f}% of the changes" in README
+    sentence = README[README.index("python tests/mutants.py") :].partition("times")[0]
+    parts = [file.partition("/") for file in result["files"]]
+    rooms = {f"{first}/" if rest else first.removesuffix(".py") for first, _, rest in parts}
+    assert rooms <= set(re.findall(r"`([a-z/]+)`", sentence))
 
 
 def test_every_theory_section_that_the_code_names_is_on_the_page():

@@ -160,8 +160,8 @@ def test_order_on_a_gaussian_whose_flow_is_known(sampler, order, curve):
 @pytest.fixture(scope="module")
 def fine():
     """The mixture with a fade-in label, and a very fine solution of its probability-flow ODE."""
-    model = mixture(mt.fade_in(0.5), T=1600)
-    return model, final(mt.sample_path(model, 200, sampler="heun", steps=1600, generator=generator(0)))
+    model = mixture(mt.fade_in(0.5), T=800)
+    return model, final(mt.sample_path(model, 200, sampler="dpm++", steps=800, generator=generator(0)))
 
 
 @pytest.mark.parametrize(("sampler", "order"), ORDERS)
