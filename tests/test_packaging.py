@@ -124,6 +124,7 @@ def test_the_tables_are_the_measured_ones():
     for setting, *variants in (
         ("image-label-digits", "fade-in", "learned", "generator", "token", "light", "heavy", "labels-10", "labels-1"),
         ("image-label-shapes16", "fade-in", "classifier"),
+        ("image-label-shapes16", "shipped"),
         ("image-label-shapes32", "fade-in"),
         ("image-representation-shapes16", "lifted", "own-channels", "image-only", "predicted", "told", "random"),
         ("image-representation-shapes32", "lifted", "image-only"),

@@ -117,7 +117,7 @@ class Label(Modality):
         """The head's logits h with the gradient of h + s, s_k = k_t / variance_t <z, c_k> the code's own logits (theory 4).
 
         log p(y | z) = log p(y | code) + log p(y | rest) + const: logits add. The values of s are in h already, as they were
-        told, but not their gradient. In training it is h as it is.
+        told, but not their gradient. In training it is h as it is (notebook 08).
         """
         logits = self._evidence(z, gain, variance).to(params.dtype)
         return params if self.training else params + (logits - logits.detach())
