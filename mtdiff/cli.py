@@ -35,8 +35,6 @@ LIMITS = {
     "Prepare.size": (8, 4096), "Train.seed": (0, 2**32), "Sample.seed": (0, 2**32), "Evaluate.seed": (0, 2**32),
 }  # fmt: skip
 """Ranges of numbers that nobody else checks at once."""
-CARD_TYPES = {"experiment": str, "variant": str, "data": dict}
-DATA_TYPES = {"name": str}
 FILES = ("Sample.out", "Evaluate.out")
 """Places to write that are a file; those of other commands are a folder."""
 
@@ -389,10 +387,9 @@ def _data(experiment: Experiment, name: str | None) -> str:
 
 
 def _model(name: str, device: str) -> MTDiffusion:
-    """A trained model whose card says of its data what commands ask it, if anything."""
+    """A trained model, whose card names what it was trained for as commands can use it, if at all."""
     model = load(name, device)
-    for part, types in ((model.card, CARD_TYPES), (model.card.get("data", {}), DATA_TYPES)):
-        check_types(part, types, f"the card of {name}")
+    check_types(model.card, {"experiment": str, "variant": str}, f"the card of {name}")
     return model
 
 
