@@ -91,6 +91,25 @@ def test_sets_are_drawn_per_example_at_the_asked_rate(monkeypatch):
     assert abs(float(spy.told["label"].double().mean()) - 0.2) < 4 * (0.2 * 0.8 / 4000) ** 0.5
 
 
+def test_what_is_missing_or_dropped_is_absent(monkeypatch):
+    """Six examples, three with a label: none is in the sum when all are dropped, three are when none is."""
+    model = image_label_model()
+    spy = Spy(model, monkeypatch)
+    batch = {**image_label_batch(6), "label": torch.tensor([0, -1, 1, -1, 2, -1])}
+    for drop, kept in ((1.0, 0), (0.0, 3)):
+        mt.multitask_loss(model, batch, drop={"label": drop}, missing=["label"], generator=generator())
+        assert int(spy.present["label"].sum()) == kept
+
+
+def test_the_last_step_is_the_last_whatever_is_drawn(monkeypatch):
+    """A number just below 1 in the last part of the batch rounds to 1 in float32."""
+    model = image_label_model()
+    spy, rand = Spy(model, monkeypatch), torch.rand
+    monkeypatch.setattr(torch, "rand", lambda *a, **k: torch.full_like(rand(*a, **k), 1 - 2**-24))
+    mt.multitask_loss(model, image_label_batch(64), generator=generator())
+    assert int(spy.t.max()) == model.process.steps
+
+
 def test_the_head_of_a_told_modality_is_not_scored():
     model = image_label_model()
     loss = mt.multitask_loss(model, image_label_batch(6), give={"label": 1.0}, generator=generator())

@@ -212,6 +212,15 @@ def test_the_aggregate_is_scored_where_it_is_open():
     torch.testing.assert_close(loss.terms["denoise"], torch.stack(by_hand).mean().float(), rtol=1e-4, atol=1e-4)
 
 
+def test_an_aggregate_that_is_known_costs_nothing():
+    """A mask of ones and its picture, told: no coordinate is open, and a mean over none is 0, to rounding."""
+    model, values = masked_model(remove_told=True, prediction="heads"), batch()
+    values = {**values, "mask": torch.ones(6, 1, 4, 4), "masked": values["image"]}
+    loss = multitask_loss(model, values, give={"masked": 1.0, "mask": 1.0}, generator=generator())
+    assert loss.terms["denoise"].item() < 1e-9
+    assert loss.terms["image"].item() == 0
+
+
 def test_own_channels_are_open_where_nothing_is_told_of_them():
     process = mt.ForwardProcess(mt.NoiseSchedule.log_snr(100), dict.fromkeys(("image", "masked", "mask"), 1.0))
     modalities = {
