@@ -845,9 +845,9 @@ def by_slopes(model, u, times):
 process = mt.ForwardProcess(mt.NoiseSchedule.cosine(1000), {"x": 1.0, "label": 0.0})  # the points alone
 model = mt.exact.LabelledMixture(**MIXTURE, process=process)
 paths = {sampler: path_of(model, 1000, sampler, steps=8, seed=22) for sampler in ("ddim", "heun", "dpm++")}
-(top, start, _), times = paths["heun"][0], [t for t, *_ in paths["heun"]]
+(top, start, _), ends_at = paths["heun"][0], [t for t, *_ in paths["heun"]]
 ends = {sampler: path[-1][1] for sampler, path in paths.items()}
-ends["heun by slopes"] = by_slopes(model, start / process.level(top, start)[0], times)
+ends["heun by slopes"] = by_slopes(model, start / process.level(top, start)[0], ends_at)
 true = model.draw(1000, rng(21))["x"]
 distances = {way: energy_distance(z, true) for way, z in ends.items()}
 print("8 steps of the cosine schedule, distance:", {way: round(d, 3) for way, d in distances.items()})
