@@ -77,6 +77,22 @@ TOLERANCE = "a tolerance, not a number that anything else depends on"
 PROMOTED = "keeps its values, and is promoted to float64 by what it meets"
 REASONS = {
     (
+        "modalities/continuous.py",
+        "check",
+        'if value.device.type == "cpu" and value.numel() and float(value.abs().max()) «> → >=» 1 + 1e-4:',
+    ): TOLERANCE,
+    (
+        "modalities/continuous.py",
+        "check",
+        'if value.device.type == "cpu" and value.numel() and float(value.abs().max()) > 1 + «1e-4 → 0.00011»:',
+    ): TOLERANCE,
+    (
+        "modalities/generators.py",
+        "generator",
+        "while doublings < 3 and all("
+        "size % 2 ** (doublings + 1) == 0 and size >> doublings > «4 → 5» for size in (height, width_px)):",
+    ): "5 is odd: it is not halved anyway",
+    (
         "process.py",
         "__init__",
         "self.moving = tuple(name for name, table in self._weights.items() if bool((table != table[«0 → 1»]).any()))",

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from helpers import generator, randn, randomise, standard_error
 
 import mtdiff as mt
+from mtdiff.modalities import View
 from mtdiff.modalities.generators import CodeTable
 from mtdiff.modalities.generators import generator as network
 
@@ -125,6 +126,35 @@ def test_a_generator_maps_between_shapes(source, target):
     assert network(source, target)(torch.zeros(2, *source)).shape == (2, *target)
 
 
+@pytest.mark.parametrize(
+    ("height", "width", "doublings"),
+    [
+        (4, 4, 0),
+        (8, 8, 1),
+        (16, 16, 2),
+        (32, 32, 3),
+        (64, 64, 3),
+        (12, 12, 2),
+        (16, 8, 1),
+        (8, 32, 1),
+        (10, 10, 1),
+        (5, 7, 0),
+    ],
+)
+def test_a_generator_doubles_a_small_map_up_to_three_times(height, width, doublings):
+    """While both sides are even and above 4: so many layers of its weights are in every saved model."""
+    layers = network((5,), (3, height, width))
+    assert sum(isinstance(layer, torch.nn.Upsample) for layer in layers) == doublings
+    assert layers[1].unflattened_size == (32, height >> doublings, width >> doublings)
+    assert layers(torch.zeros(2, 5)).shape == (2, 3, height, width)
+
+
+def test_learned_codes_are_made_of_as_many_numbers_as_those_that_are_saved():
+    assert CodeTable("generator", (4,), (6,)).table.shape == (4, 32)
+    assert CodeTable("learned", (2, 4), (6,)).table.shape == (8, 6)
+    assert network((5,), (7,))[1].out_features == 32
+
+
 def test_a_generator_of_images_keeps_their_size():
     with pytest.raises(ValueError, match="needs the same height and width"):
         network((1, 8, 8), (3, 4, 4))
@@ -149,6 +179,37 @@ def test_a_lift_is_an_isometry_up_to_scale(encoder, shape, space):
     assert torch.allclose(torch.cdist(code.flatten(1), code.flatten(1)), ratio * torch.cdist(x.flatten(1), x.flatten(1)))
     params = randn(3, *shape, seed=1)
     assert torch.equal(lift.estimate(params), lift.encode(params))
+
+
+def test_a_lift_may_fill_its_space():
+    for encoder, size, space in (("lift", 8, (8,)), ("lift", 16, (1, 4, 4)), ("tiles", 16, (1, 4, 4))):
+        rep = attached(mt.Encoded((size,), encoder), space)
+        assert torch.allclose(rep.frame.T @ rep.frame, torch.eye(size), atol=1e-5)
+        assert rep.scale == 1.0
+
+
+@pytest.mark.parametrize("space", [(2, 4, 8), (2, 8, 4)])
+def test_tiles_cover_an_image_that_is_no_square(space):
+    """Four numbers: a quarter each, that is not empty, in both channels."""
+    frame = attached(mt.Encoded((4,), "tiles"), space).frame.unflatten(0, space)
+    assert [int((frame[..., k] != 0).sum()) for k in range(4)] == [16] * 4
+    assert bool((frame[:, : space[1] // 2, : space[2] // 2, 0] != 0).all())
+    assert bool((frame[:, space[1] // 2 :, : space[2] // 2, 2] != 0).all())
+
+
+def test_a_lift_depends_on_its_seed_alone():
+    frames = []
+    for elsewhere, seed in ((0, 3), (1, 3), (1, 4)):
+        frames.append(attached(mt.Encoded((3,), "lift", seed=seed), (8,), seed=elsewhere).frame)
+    assert torch.equal(frames[0], frames[1])
+    assert not torch.allclose(frames[1], frames[2])
+
+
+def test_what_a_card_does_not_say_is_what_it_always_was():
+    assert mt.Encoded((5,)).config == {
+        "kind": "Encoded", "shape": [5], "encoder": "generator", "channels": None, "start": "state", "tell": False,
+        "width": 32, "spread": 0.1, "seed": 0, "sense": False,
+    }  # fmt: skip
 
 
 def test_a_tile_is_a_chess_board_times_its_number():
@@ -301,6 +362,16 @@ def test_generated_codes_are_standardised_over_the_batch(shape, space):
     rep.eval()
     assert torch.allclose(rep.encode(x), code, atol=0.05)
     assert torch.equal(rep.encode(x[:1]), rep.encode(x[:1].clone()))
+
+
+def test_the_head_of_a_generator_by_hand():
+    """The mean is learned from the pooled vector; the expected code is k z + sqrt(variance) times what the map says."""
+    rep, g = randomise(attached(mt.Encoded((5,)), (2, 4, 4))), generator(3)
+    features, pooled = torch.randn(3, 8, 4, 4, generator=g), torch.randn(3, 16, generator=g)
+    z, gain, variance = torch.randn(3, 2, 4, 4, generator=g), torch.rand(3, 1, 1, 1), torch.rand(3, 1, 1, 1)
+    mean, code = rep.split(rep.head(View(features, pooled, z, z, gain, gain, variance)))
+    assert torch.allclose(mean, rep.out(pooled))
+    assert torch.allclose(code, gain * z + variance.sqrt() * rep.code_out(features), atol=1e-6)
 
 
 def test_gradients_reach_the_generator_by_the_aggregate_and_not_by_the_expected_code():

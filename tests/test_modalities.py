@@ -75,6 +75,29 @@ def test_an_open_slice_runs_to_the_end():
     assert attached(mt.Vector(2, channels=slice(4, None))).slice_shape == (2,)
 
 
+class Pairs(mt.Vector):
+    """Two numbers, either of which may be lacking."""
+
+    def missing(self, value):
+        return value.isnan().any(1)
+
+
+def test_what_is_missing_is_filled_with_zeros_whatever_its_shape():
+    value = torch.tensor([[1.0, 2.0], [math.nan, 3.0], [4.0, 5.0]])
+    assert Pairs(2).filled(value).tolist() == [[1.0, 2.0], [0.0, 0.0], [4.0, 5.0]]
+    assert mt.Label(3).filled(torch.tensor([2, -1])).tolist() == [2, 0]
+    assert mt.Label(3).missing(torch.tensor([2, -1])).tolist() == [False, True]
+    assert mt.Vector(2).missing(value).tolist() == [False] * 3
+
+
+def test_the_smallest_of_each_kind_will_do():
+    assert mt.Label(2).classes == mt.LabelMap(2, (1, 1)).classes == mt.Image((1, 1, 1), levels=2).levels == 2
+    assert mt.Caption(["a", "b"], 1).length == 1
+    assert attached(mt.Vector(1, channels=slice(0, 1))).encode(torch.ones(1, 1)).tolist() == [[1.0, 0, 0, 0, 0, 0]]
+    assert attached(mt.Vector(1, channels=slice(5, 6))).encode(torch.ones(1, 1)).tolist() == [[0, 0, 0, 0, 0, 1.0]]
+    assert simplex_codes(2, (1,)).flatten().abs().tolist() == [1.0, 1.0]
+
+
 def test_a_continuous_modality_is_its_own_code():
     image, x = attached(mt.Image((1, 2, 2)), (1, 2, 2)), torch.rand(3, 1, 2, 2)
     assert torch.equal(image.encode(x), x)
@@ -117,6 +140,9 @@ def test_gaussian_log_prob_takes_a_variance_per_coordinate():
     x, mean, variance = randn(3, 2, seed=1), randn(3, 2, seed=2), torch.rand(3, 2).double() + 0.1
     expected = torch.distributions.Normal(mean, variance.sqrt()).log_prob(x).sum(1)
     assert torch.allclose(gaussian_log_prob(x, mean, variance), expected)
+    where = torch.tensor([[True, False], [False, True], [True, True]])
+    expected = (torch.distributions.Normal(mean, variance.sqrt()).log_prob(x) * where).sum(1)
+    assert torch.allclose(gaussian_log_prob(x, mean, variance, where), expected)
 
 
 def test_labels_are_drawn_from_the_softmax():
