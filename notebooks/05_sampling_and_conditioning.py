@@ -946,8 +946,8 @@ files = (
 results = [json.loads((Path("../data/results") / file).read_text()) for file in files]
 found = []
 for result in results:
-    obeyed = {rule: by_seed(result, "metrics", rule, "agreement") for rule in RULES}
-    pair = paired(obeyed["substitute"], obeyed["bayes"]), paired(obeyed["conditioned"], obeyed["substitute"])
+    agreement = {rule: by_seed(result, "metrics", rule, "agreement") for rule in RULES}
+    pair = paired(agreement["substitute"], agreement["bayes"]), paired(agreement["conditioned"], agreement["substitute"])
     print(f"{next(iter(result['variants'])):12s} substitution less Bayes {pair[0]}, telling less substitution {pair[1]}")
     assert pair[0].clear
     assert pair[0].mean > 0
