@@ -166,14 +166,14 @@ def multitask_loss(
     if lacking:
         raise KeyError(f"batch lacks {lacking}; it has {list(batch)}")
     check_options(weights, drop, give, list(model.modalities))
-    process = model.process
+    process, device = model.process, next(iter(batch.values())).device
     t, present, told, marked = _sets(model, batch, there, drop, give, generator)
 
     codes = model.encode(batch)
-    if model.device.type == "cpu":  # elsewhere nothing is read back
+    if device.type == "cpu":  # elsewhere nothing is read back
         model.check_prior(codes, there)
     m_t = process.aggregate(codes, t, present)
-    eps = torch.randn(m_t.shape, dtype=m_t.dtype, device=m_t.device, generator=generator)
+    eps = torch.randn(m_t.shape, dtype=m_t.dtype, device=device, generator=generator)
     signal, noise = process.level(t, m_t)
     z_t = signal * m_t + noise * eps
     prediction = model(z_t, t, {name: batch[name] for name in told}, present, told)

@@ -231,7 +231,7 @@ def _best_strength(model, words: str, rows: Tensor, train, judge, generator) -> 
         drawn = translate(model, source, direction, strength=strength, generator=generator)
         got = scores(words, drawn, target, target, judge)
         found[strength] = got.get("ssim", got.get("scene"))
-    return max(found, key=found.get)
+    return max(found, key=lambda k: -math.inf if math.isnan(found[k]) else found[k])
 
 
 EXPERIMENT = Experiment(

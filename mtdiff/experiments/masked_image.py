@@ -1,6 +1,7 @@
 """Masked-image training: image, masked image and mask in one space; inpainting, and what it does to plain generation."""
 
 import functools
+import math
 from collections.abc import Callable
 
 import torch
@@ -269,7 +270,7 @@ def _best(model, data: str, share: float, way: str, generator) -> dict[str, floa
     for value in values:
         drawn = inpaint(model, image, mask, way, generator=generator, **{option: value})
         found[value] = float(psnr(drawn, image, ~mask.bool()).clamp(max=60).mean())
-    return {option: max(found, key=found.get)}
+    return {option: max(found, key=lambda k: -math.inf if math.isnan(found[k]) else found[k])}
 
 
 EXPERIMENT = Experiment(
