@@ -101,9 +101,8 @@ class Trainer:
         self.folder = None if folder is None else RunFolder(folder, keep)
         self.device = torch.device(device)
         self.model = model.to(self.device).train()
-        if model.card:  # what it says of steps, figures and commands is true of the model that this one begins from
-            taught = {} if model.taught is None else {"taught": sorted(model.taught)}
-            model.card = {"based on": {k: v for k, v in model.card.items() if k not in ("metrics", "probes")}, **taught}
+        taught = {} if model.taught is None else {"taught": sorted(model.taught)}
+        model.card = {**_inherited(model.card), **taught}
         if loss is None:  # what the card says of rule "conditioned"
             self.model.teach(config.give)
         self.loss, self.probe, self.draw = loss or self._multitask, probe, draw
@@ -296,8 +295,8 @@ class Trainer:
             (total / self.config.accumulate).backward()
         except torch.OutOfMemoryError as error:
             text = f"out of memory at {len(next(iter(shard.values())))} examples at a time"
-            kept = f"; the last checkpoint is in {self.folder}: {self.folder.safe()}" if self.folder else ""
-            more = f"try accumulate = {2 * self.config.accumulate}, which takes the same steps in smaller parts"
+            kept = f"; the last checkpoint is in {self.folder}" if self.folder and self.folder.step is not None else ""
+            more = f"try accumulate = {2 * self.config.accumulate}, which computes a batch in smaller parts"
             raise torch.OutOfMemoryError(f"{text}: {more}, or a smaller batch_size{kept}") from error
         return total, terms
 
@@ -392,6 +391,13 @@ class Trainer:
         why = "time is over" if reason == TIME else signal.Signals(int(reason)).name
         text = f"{why}: stopped at step {self.step} of {self.config.steps}; {kept}"
         return OutOfTime(text) if reason == TIME else Interrupted(text, int(reason))
+
+
+def _inherited(card: Mapping) -> dict:
+    """The card of a model that is trained further: what was true of steps, figures and commands is the parent's alone."""
+    kept = {key: value for key, value in card.items() if key in ("based on", "taught")}
+    parent = {key: value for key, value in card.items() if key not in ("metrics", "probes", "taught")}
+    return {**kept, "based on": parent} if card.keys() - kept.keys() else kept
 
 
 class Objective(nn.Module):

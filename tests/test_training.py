@@ -430,7 +430,10 @@ def test_a_model_that_is_trained_further_says_what_it_is_based_on(tmp_path):
     made = Trainer(model, DATA, CONFIG).run(progress=False)
     assert made.card == {"based on": {key: card[key] for key in ("variant", "training", "data", "provenance")}}
     assert mt.load(made.save(tmp_path / "child", {"training": {"steps": 12}})).card["training"] == {"steps": 12}
-    assert Trainer(point_model(width=16), DATA, CONFIG).run(progress=False).card == {}
+    again = Trainer(mt.load(tmp_path / "child"), DATA, CONFIG)
+    assert again.averaged().card == {"based on": {"training": {"steps": 12}, **made.card}}
+    assert Trainer(again.model, DATA, CONFIG).averaged().card == again.averaged().card
+    assert Trainer(point_model(width=16), DATA, CONFIG).run(progress=False).card == {"taught": ["label"]}
 
 
 # ---- what may go wrong ----
