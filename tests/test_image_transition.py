@@ -1,5 +1,7 @@
 """The image-transition experiment: its pairs, its chain, what it shares with its controls, and its figures."""
 
+import math
+
 import pytest
 import torch
 from helpers import generator
@@ -174,3 +176,12 @@ def test_the_targets_snr_falls_like_the_conditional_models(model):
     assert model.process.cumulative("target")[-1] == 0
     total = model.process.cumulative("target") + model.process.cumulative("source")
     torch.testing.assert_close(total, torch.ones_like(total))
+
+
+def test_a_strength_without_a_figure_is_never_the_best(monkeypatch):
+    left = iter([math.nan, *[1.0, 2.0, math.nan, 0.5] * 3])
+    monkeypatch.setattr(transition, "translate", lambda *_, **__: None)
+    monkeypatch.setattr(transition, "scores", lambda *_: {"scene": next(left)})
+    train = dict.fromkeys(("source", "direction", "target"), torch.zeros(4))
+    found = transition._best_strength(None, "night to day", torch.arange(2), train, None, None)
+    assert found == transition.STRENGTHS[2]

@@ -1,11 +1,13 @@
 """The masked-image experiment: its data, its variants, the ways to inpaint, and its figures."""
 
+import math
+
 import pytest
 import torch
 from helpers import generator, randomise
 
 import mtdiff as mt
-from mtdiff.datasets import masks
+from mtdiff.datasets import Dataset, masks
 from mtdiff.experiments import EXPERIMENTS
 from mtdiff.experiments import masked_image as experiment
 from mtdiff.experiments.unshared import Unshared
@@ -144,3 +146,14 @@ def test_a_few_steps_lower_the_loss_and_the_model_is_judged(variant, tmp_path, f
         assert found[way]["0.5"]["ssim"] < 1
     if variant == "plain":
         assert found["sdedit"]["0.5"]["strength"] in (0.3, 0.8)
+
+
+@pytest.mark.parametrize("figures", [[math.nan, 3.0, 2.0], [3.0, math.nan, 2.0], [math.nan] * 3])
+def test_an_option_without_a_figure_is_never_the_best(figures, monkeypatch):
+    """PSNR is not a number where no pixel is hidden."""
+    left, (option, values) = iter(figures), experiment.TRIED["repeated"]
+    monkeypatch.setattr(experiment, "masked_scenes", lambda *_: Dataset("d", {"image": torch.zeros(4, 3, 16, 16)}))
+    monkeypatch.setattr(experiment, "inpaint", lambda model, image, *_, **__: image)
+    monkeypatch.setattr(experiment, "psnr", lambda *_: torch.tensor([next(left)]))
+    found = experiment._best(None, DATA, 0.5, "repeated", None)
+    assert found == {option: values[figures.index(3.0) if 3.0 in figures else 0]}
