@@ -205,13 +205,6 @@ def test_a_lift_depends_on_its_seed_alone():
     assert not torch.allclose(frames[1], frames[2])
 
 
-def test_what_a_card_does_not_say_is_what_it_always_was():
-    assert mt.Encoded((5,)).config == {
-        "kind": "Encoded", "shape": [5], "encoder": "generator", "channels": None, "start": "state", "tell": False,
-        "width": 32, "spread": 0.1, "seed": 0, "sense": False,
-    }  # fmt: skip
-
-
 def test_a_tile_is_a_chess_board_times_its_number():
     """Nine numbers in a 6x6 image of two channels: each in a 2x2 block of its own, as + - over - +, with s = 1."""
     x = randn(2, 9).float()
@@ -461,6 +454,18 @@ def test_bad_encoders_are_refused(make, message):
 
 
 # ---- captions ----
+
+
+def test_a_caption_is_told_as_its_words_and_their_places():
+    caption, value = randomise(attached(mt.Caption(WORDS, 2))), torch.tensor([[2, 0], [1, 1]])
+    assert torch.equal(caption.condition(value), caption.embed.weight[value] + caption.position)
+
+
+def test_words_that_are_drawn_repeat_by_generator():
+    caption, logits = attached(mt.Caption(WORDS, 2)), torch.zeros(40, 2, 3)
+    drawn = [caption.draw(logits, generator(seed)) for seed in (0, 0, 1)]
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
 
 
 @pytest.mark.parametrize("kind", ["learned", "generator"])

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from helpers import generator, image_label_batch, image_label_model
 
 import mtdiff as mt
+from mtdiff.losses import coins
 
 
 class Spy:
@@ -92,13 +93,66 @@ def test_sets_are_drawn_per_example_at_the_asked_rate(monkeypatch):
 
 
 def test_what_is_missing_or_dropped_is_absent(monkeypatch):
-    """Six examples, three with a label: none is in the sum when all are dropped, three are when none is."""
+    """Six examples, four with a label: none is in the sum when all are dropped, four are when none is."""
     model = image_label_model()
     spy = Spy(model, monkeypatch)
-    batch = {**image_label_batch(6), "label": torch.tensor([0, -1, 1, -1, 2, -1])}
-    for drop, kept in ((1.0, 0), (0.0, 3)):
+    label = torch.tensor([0, -1, 1, 0, 2, -1])
+    batch = {**image_label_batch(6), "label": label}
+    for drop, kept in ((1.0, label < -1), (0.0, label >= 0)):
         mt.multitask_loss(model, batch, drop={"label": drop}, missing=["label"], generator=generator())
-        assert int(spy.present["label"].sum()) == kept
+        assert torch.equal(spy.present["label"], kept)
+
+
+@pytest.mark.parametrize(("there", "give"), [(1, {}), (12, {}), (12, {"label": 0.5})])
+def test_what_is_missing_is_neither_told_nor_scored(there, give, monkeypatch):
+    """The label's term is the mean over those that have one and are not told it, however few."""
+    model = image_label_model()
+    spy = Spy(model, monkeypatch)
+    label = torch.where(torch.arange(24) < there, torch.arange(24) % 3, -1).roll(5)
+    batch = {**image_label_batch(24), "label": label}
+    loss = mt.multitask_loss(model, batch, give=give, missing=["label"], generator=generator(2))
+    told = spy.told.get("label", torch.zeros(24, dtype=torch.bool))
+    assert not bool(told[label < 0].any())
+    scored = (label >= 0) & ~told
+    assert 0 < int(scored.sum()) <= there
+    expected = F.cross_entropy(spy.prediction.params["label"][scored], label[scored])
+    assert loss.terms["label"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("prediction", ["v", "eps", "x"])
+def test_what_is_told_and_taken_out_of_the_state_is_taken_out_of_the_target(prediction, monkeypatch):
+    """The output then speaks of the image alone."""
+    model, batch = image_label_model(prediction, remove_told=True, curve=mt.constant(1.0)), image_label_batch(16)
+    spy = Spy(model, monkeypatch)
+    loss = mt.multitask_loss(model, batch, give={"label": 1.0}, generator=generator())
+    signal, noise = model.process.level(spy.t, spy.z)
+    image, code = batch["image"], model.encode(batch)["label"]
+    eps = (spy.z - signal * (image + code)) / noise
+    target = {"v": signal * eps - noise * image, "eps": eps, "x": image}[prediction]
+    assert loss.terms["denoise"].item() == pytest.approx(F.mse_loss(spy.prediction.output, target).item(), rel=1e-4)
+
+
+def test_an_aggregate_of_one_number_is_scored_like_any_other(monkeypatch):
+    """Heads alone, one coordinate, and told who is present: each example's square over the one that is open."""
+    process = mt.ForwardProcess(mt.NoiseSchedule.log_snr(20), {"x": 1.0, "label": 0.0})
+    model = mt.MTDiffusion(process, {"x": mt.Vector(1), "label": mt.Label(2)}, mt.MLP((1,), width=8), (1,), "heads")
+    spy = Spy(model, monkeypatch)
+    batch = {"x": torch.randn(8, 1, generator=generator(1)), "label": torch.arange(8) % 2}
+    loss = mt.multitask_loss(model, batch, drop={"label": 0.5}, generator=generator())
+    error = (batch["x"] - spy.prediction.aggregate) / process.level(spy.t, spy.z)[1]
+    assert loss.terms["denoise"].item() == pytest.approx(error.square().mean().item(), rel=1e-5)
+
+
+def test_a_chance_of_nothing_takes_no_number():
+    alone, beside = (coins(chances, 50, torch.device("cpu"), generator()) for chances in ({"b": 0.5}, {"a": 0.0, "b": 0.5}))
+    assert list(alone) == list(beside) == ["b"]
+    assert torch.equal(alone["b"], beside["b"])
+
+
+def test_a_loss_cannot_be_changed():
+    loss = mt.multitask_loss(image_label_model(), image_label_batch(2), generator=generator())
+    with pytest.raises(AttributeError, match="cannot assign"):
+        loss.total = 0.0
 
 
 def test_the_last_step_is_the_last_whatever_is_drawn(monkeypatch):
@@ -170,6 +224,7 @@ GOOD = image_label_batch(4)
         ({}, {"weights": {"label": torch.nan}}, ValueError, r"weights\['label'\]"),
         ({}, {"drop": {"label": 1.5}}, ValueError, r"drop\['label'\] must be in \[0, 1.0\], got 1.5"),
         ({}, {"give": {"label": -0.1}}, ValueError, r"give\['label'\]"),
+        ({}, {"give": {"label": 1.05}}, ValueError, r"give\['label'\] must be in \[0, 1.0\], got 1.05"),
         ({}, {"give": {"image": 0.5}}, ValueError, "'image' cannot condition the backbone"),
     ],
 )

@@ -3,12 +3,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import generator, randn, standard_error
+from helpers import generator, randn, randomise, standard_error
 from hypothesis import given
 from hypothesis import strategies as st
 
 import mtdiff as mt
-from mtdiff.modalities import simplex_codes
+from mtdiff.modalities import Continuous, Modality, View, simplex_codes
 from mtdiff.modalities.base import gaussian_log_prob
 
 
@@ -88,6 +88,7 @@ def test_what_is_missing_is_filled_with_zeros_whatever_its_shape():
     assert mt.Label(3).filled(torch.tensor([2, -1])).tolist() == [2, 0]
     assert mt.Label(3).missing(torch.tensor([2, -1])).tolist() == [False, True]
     assert mt.Vector(2).missing(value).tolist() == [False] * 3
+    assert mt.Vector(2).missing(value).dtype == torch.bool
 
 
 def test_the_smallest_of_each_kind_will_do():
@@ -95,13 +96,67 @@ def test_the_smallest_of_each_kind_will_do():
     assert mt.Caption(["a", "b"], 1).length == 1
     assert attached(mt.Vector(1, channels=slice(0, 1))).encode(torch.ones(1, 1)).tolist() == [[1.0, 0, 0, 0, 0, 0]]
     assert attached(mt.Vector(1, channels=slice(5, 6))).encode(torch.ones(1, 1)).tolist() == [[0, 0, 0, 0, 0, 1.0]]
+    assert attached(mt.Vector(1, channels=slice(0, 1, 1))).slice_shape == (1,)
     assert simplex_codes(2, (1,)).flatten().abs().tolist() == [1.0, 1.0]
+
+
+BESIDE = {"channels": None, "start": "state", "tell": False}
+OF_IMAGES = {"head": True, "levels": None, "revealed_by": [], **BESIDE}
+PLAIN = [
+    (mt.Vector(2), {"kind": "Vector", "size": 2, "head": True, **BESIDE}),
+    (Continuous((2, 3)), {"kind": "Continuous", "shape": [2, 3], "head": True, **BESIDE}),
+    (mt.Image((1, 2, 2)), {"kind": "Image", "shape": [1, 2, 2], **OF_IMAGES}),
+    (
+        mt.Encoded((5,)),
+        {"kind": "Encoded", "shape": [5], "encoder": "generator", "width": 32, "spread": 0.1, "seed": 0, "sense": False,
+         **BESIDE},
+    ),
+    (
+        mt.Label(2),
+        {"kind": "Label", "classes": 2, "names": ["0", "1"], "codes": "simplex", "seed": 0, "tell": "vector",
+         "sense": False, "channels": None},
+    ),
+    (
+        mt.LabelMap(2, (3, 4)),
+        {"kind": "LabelMap", "classes": 2, "names": ["0", "1"], "size": [3, 4], "seed": 0, "tell": False, "channels": None},
+    ),
+    (mt.Mask((3, 4)), {"kind": "Mask", "size": [3, 4], "tell": False, "channels": None}),
+    (
+        mt.Caption(["a", "b"], 3),
+        {"kind": "Caption", "vocabulary": ["a", "b"], "length": 3, "codes": "none", "channels": None},
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("modality", "config"), PLAIN, ids=[config["kind"] for _, config in PLAIN])
+def test_what_is_not_asked_for_is_what_it_always_was(modality, config):
+    """Cards hold it all, and code that names less means this."""
+    assert modality.config == config
+    again = Modality.from_config(config)
+    assert again.config == config
+    assert vars(again).keys() == vars(modality).keys()
+
+
+def test_a_view_cannot_be_changed():
+    view = View(*[torch.zeros(1)] * 7)
+    with pytest.raises(AttributeError, match="cannot assign"):
+        view.z = torch.ones(1)
 
 
 def test_a_continuous_modality_is_its_own_code():
     image, x = attached(mt.Image((1, 2, 2)), (1, 2, 2)), torch.rand(3, 1, 2, 2)
     assert torch.equal(image.encode(x), x)
     assert torch.equal(image.estimate(x), x)
+
+
+@pytest.mark.parametrize("start", ["state", "rest", "nothing"])
+def test_the_head_of_real_numbers_by_hand(start):
+    """The linear guess, and in units of the noise that is left what the network adds; or that alone."""
+    vector, g = randomise(attached(mt.Vector(6, start=start))), generator(3)
+    features, z, gain, variance = (torch.rand(4, n, generator=g) + 0.1 for n in (16, 6, 1, 1))
+    learned = vector.out(features)
+    expected = learned if start == "nothing" else gain * z + variance.sqrt() * learned
+    assert torch.allclose(vector.head(View(features, features, z, z, gain, gain, variance)), expected)
 
 
 def test_a_labels_estimate_is_the_mean_of_its_codes():
@@ -198,6 +253,7 @@ IMAGE = torch.zeros(2, 1, 2, 2)
         (IMAGE.long(), "got torch.int64"),
         (IMAGE.numpy(), "floating point"),
         (torch.cat([IMAGE, IMAGE[:1] * math.nan]), r"not finite \(NaN or inf\) in rows \[2\]"),
+        (torch.cat([IMAGE.flatten()[:7], torch.tensor([math.nan])]).reshape(IMAGE.shape), r"in rows \[1\]"),
         (IMAGE - math.inf, r"rows \[0, 1\]"),
         (IMAGE + 255, r"\[-1, 1\], got values in \[255, 255\]"),
         (IMAGE - 1.01, r"\[-1, 1\]"),
