@@ -258,7 +258,7 @@ def test_lists_of_strangers_are_not_read(tmp_path):
     assert find(top / "ILSVRC" / "Data" / "CLS-LOC", "val").names[0] == "name 0"
 
 
-@pytest.mark.parametrize("name", ["../../secret.JPEG", "/tmp/secret.JPEG", "..", "a\\b.JPEG", "images/val_0.JPEG"])
+@pytest.mark.parametrize("name", ["../../secret.JPEG", "/secret.JPEG", "..", "a\\b.JPEG", "images/val_0.JPEG"])
 def test_a_list_names_files_of_its_own_folder(tmp_path, name):
     root = tiny(tmp_path / "in")
     save(tmp_path / "secret.JPEG", picture(0))
@@ -714,7 +714,7 @@ def test_a_wrong_checksum_is_refused_and_the_file_deleted(tmp_path, served):
 
 
 @pytest.mark.parametrize("kind", ["tar", "zip"])
-@pytest.mark.parametrize("name", ["../evil", "/tmp/evil", "toy/../../evil", "C:\\evil"])
+@pytest.mark.parametrize("name", ["../evil", "/evil", "toy/../../evil", "C:\\evil"])
 def test_nothing_is_written_outside_the_folder(tmp_path, served, kind, name):
     write(tmp_path / "toy" / "a", "x")
     archive = toy(served, packed_up(tmp_path / "toy", kind, [name]))
