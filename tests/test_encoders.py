@@ -197,12 +197,27 @@ def test_tiles_cover_an_image_that_is_no_square(space):
     assert bool((frame[:, space[1] // 2 :, : space[2] // 2, 2] != 0).all())
 
 
+def test_the_head_of_a_lift_by_hand():
+    """The posterior mean of a normal, and in units of its deviation what the network adds."""
+    rep, g = randomise(attached(mt.Encoded((5,), "lift"), (8,))), generator(3)
+    pooled, z = torch.randn(3, 16, generator=g), torch.randn(3, 8, generator=g)
+    snr = torch.tensor([[0.1], [1.0], [10.0]])
+    gain, variance = snr / (1 + snr), 1 / (1 + snr)  # for signal 1: z = s A x + noise of variance 1 / SNR
+    left = 1 / (1 + rep.scale**2 * snr)
+    posterior = left * snr * rep.scale * (z @ rep.frame)
+    head = rep.head(View(pooled, pooled, z, z, gain, gain, variance))
+    assert torch.allclose(head, posterior + left.sqrt() * rep.out(pooled), atol=1e-5)
+
+
 def test_a_lift_depends_on_its_seed_alone():
-    frames = []
+    numbers = torch.randn(8, 3, dtype=torch.float64, generator=generator(3))
+    expected = torch.linalg.qr(numbers).Q.float()
+    frames = [expected]
     for elsewhere, seed in ((0, 3), (1, 3), (1, 4)):
         frames.append(attached(mt.Encoded((3,), "lift", seed=seed), (8,), seed=elsewhere).frame)
-    assert torch.equal(frames[0], frames[1])
-    assert not torch.allclose(frames[1], frames[2])
+    assert torch.allclose(frames[0], frames[1], atol=1e-6)
+    assert torch.equal(frames[1], frames[2])
+    assert not torch.allclose(frames[2], frames[3])
 
 
 def test_a_tile_is_a_chess_board_times_its_number():

@@ -143,6 +143,22 @@ def test_an_aggregate_of_one_number_is_scored_like_any_other(monkeypatch):
     assert loss.terms["denoise"].item() == pytest.approx(error.square().mean().item(), rel=1e-5)
 
 
+def test_the_noise_of_float64_is_no_float32(monkeypatch):
+    model = image_label_model()
+    spy, batch = Spy(model, monkeypatch), image_label_batch(8)
+    image = batch["image"].double()
+    mt.multitask_loss(model, {**batch, "image": image}, drop={"label": 1.0}, generator=generator())
+    signal, noise = model.process.level(spy.t, spy.z)
+    eps = (spy.z - signal * image) / noise
+    assert float((eps - eps.float().double()).abs().max()) > 1e-9
+
+
+def test_a_coin_falls_below_its_chance_and_not_on_it(monkeypatch):
+    """A chance of 0.5 is that of the numbers in [0, 0.5)."""
+    monkeypatch.setattr(torch, "rand", lambda size, **_: torch.tensor([0.0, 0.5 - 2**-24, 0.5, 1 - 2**-24]))
+    assert coins({"a": 0.5}, 4, torch.device("cpu"))["a"].tolist() == [True, True, False, False]
+
+
 def test_a_chance_of_nothing_takes_no_number():
     alone, beside = (coins(chances, 50, torch.device("cpu"), generator()) for chances in ({"b": 0.5}, {"a": 0.0, "b": 0.5}))
     assert list(alone) == list(beside) == ["b"]

@@ -257,6 +257,8 @@ IMAGE = torch.zeros(2, 1, 2, 2)
         (IMAGE - math.inf, r"rows \[0, 1\]"),
         (IMAGE + 255, r"\[-1, 1\], got values in \[255, 255\]"),
         (IMAGE - 1.01, r"\[-1, 1\]"),
+        (torch.linspace(-0.5, 2.0, 8).reshape(IMAGE.shape), r"got values in \[-0.5, 2\]"),
+        (IMAGE.double() + 1.000105, r"\[-1, 1\]"),
     ],
 )
 def test_bad_images_are_refused(value, message):
@@ -278,6 +280,10 @@ def test_values_up_to_the_limits_pass_and_none_beyond(modality, good, bad):
     assert attached(modality, space).check(good) is None
     with pytest.raises(ValueError, match="'it' "):
         modality.check(good * bad)
+
+
+def test_a_limit_is_passed_by_rounding():
+    assert attached(mt.Image((1, 2, 2)), (1, 2, 2)).check(IMAGE.double() + 1 + 1e-4) is None
 
 
 @pytest.mark.parametrize(
@@ -309,7 +315,7 @@ def test_a_modality_without_an_embedding_cannot_condition():
 
 def test_a_discretised_image_has_the_probabilities_of_its_bins():
     """They add up to 1 over all levels, also far out and at tiny noise; where bins are fine they are density times width."""
-    for levels, mean, variance in ((17, 0.3, 0.02), (256, -0.99, 1e-5), (256, 3.0, 0.5)):
+    for levels, mean, variance in ((17, 0.2, 0.02), (256, -0.99, 1e-5), (256, 3.0, 0.5)):
         image = mt.Image((1, 4, 4), levels=levels)
         grid = torch.linspace(-1, 1, levels, dtype=torch.float64).reshape(-1, 1, 1, 1)
         mass = image.log_prob(
@@ -320,6 +326,16 @@ def test_a_discretised_image_has_the_probabilities_of_its_bins():
     x, mean = torch.full((1, 1, 1, 1), 0.25, dtype=torch.float64), torch.full((1, 1, 1, 1), 0.3, dtype=torch.float64)
     v = torch.full((1, 1, 1, 1), 0.04, dtype=torch.float64)
     assert fine.log_prob(x, mean, v) == pytest.approx(float(plain.log_prob(x, mean, v)) + math.log(2 / 4096), abs=1e-4)
+
+
+def test_the_outer_bins_are_open():
+    """Three levels: up to -1/2 and from 1/2 on all is -1 or 1, whatever lies beyond them; seen from far and near."""
+    image, normal = mt.Image((1, 1, 1), levels=3), torch.distributions.Normal(0.2, 0.7)
+    mean, variance = torch.full((4, 1, 1, 1), 0.2).double(), torch.full((4, 1, 1, 1), 0.49).double()
+    value = torch.tensor([-1.0, -0.5, 0.5, 1.0], dtype=torch.float64).reshape(4, 1, 1, 1)
+    below = [float(normal.cdf(torch.tensor(edge))) for edge in (-0.5, 0.0)]
+    above = [1 - float(normal.cdf(torch.tensor(edge))) for edge in (0.0, 0.5)]
+    assert image.log_prob(value, mean, variance).exp().tolist() == pytest.approx([*below, *above], rel=1e-5)
 
 
 def test_the_discretised_likelihood_has_finite_gradients_everywhere():
