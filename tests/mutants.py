@@ -114,16 +114,6 @@ REASONS = {
         "board = 1.0 - 2.0 * ((height[:, None] «+ → -» width[None]) % 2)",
     ): "a sum is even where the difference is",
     (
-        "modalities/encoded.py",
-        "_tiles",
-        "tiles = (block[..., None] == torch.arange(size)) «* → /» board[..., None].double()",
-    ): "the board is 1 and -1",
-    (
-        "modalities/encoded.py",
-        "_tiles",
-        "tiles = (block[..., None] == torch.arange(size)) * board[..., None]«.double() → »",
-    ): "the frame is float32 in the end",
-    (
         "modalities/generators.py",
         "generator",
         "while doublings < 3 and all("

@@ -1,5 +1,6 @@
 """The command line, as a user types it."""
 
+import dataclasses
 import errno
 import json
 import shutil
@@ -18,6 +19,7 @@ import mtdiff as mt
 from mtdiff import cli
 from mtdiff.datasets import digits
 from mtdiff.evaluation import head_accuracy
+from mtdiff.experiments import label_scores
 from mtdiff.run_folder import RunFolder
 from mtdiff.stopping import Interrupted
 
@@ -164,6 +166,8 @@ def test_repeats_are_refused_before_anything_is_judged(monkeypatch):
 
 @pytest.mark.parametrize("variant", ["from-zero", "constant", "own-channels", "unshared"])
 def test_every_variant_trains_and_is_judged(variant, tmp_path, monkeypatch):
+    quick = dataclasses.replace(label_scores.referee("digits"), steps=3)
+    monkeypatch.setattr(label_scores, "referee", lambda data: quick)
     run(monkeypatch, "train", "image-label", "--variant", variant, "--steps", 1, "--batch-size", 4, "--out", tmp_path / "m")
     out, other = tmp_path / "result.json", mt.load(tmp_path / "m")
     other.card["training"]["seed"] = 1

@@ -137,6 +137,10 @@ def test_what_is_not_asked_for_is_what_it_always_was(modality, config):
     assert vars(again).keys() == vars(modality).keys()
 
 
+def test_an_image_may_leave_its_range_by_a_rounding():
+    attached(mt.Image((1, 1, 1)), (1, 1, 1)).check(torch.full((1, 1, 1, 1), 1 + 1e-4, dtype=torch.float64))
+
+
 def test_a_view_cannot_be_changed():
     view = View(*[torch.zeros(1)] * 7)
     with pytest.raises(AttributeError, match="cannot assign"):
