@@ -10,6 +10,7 @@ ancestral steps, in FD.
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import torch
@@ -59,7 +60,7 @@ def main():
         "model": arguments.model,
         "n": arguments.n,
         "parts": PARTS,
-        "provenance": {**provenance(), "command": "python tests/benchmarks/samplers.py"},
+        "provenance": {**provenance(), "command": " ".join(["python tests/benchmarks/samplers.py", *sys.argv[1:]])},
         "samplers": table,
     }
     if arguments.out:
