@@ -37,9 +37,7 @@ class Telling:
             return torch.full((len(self.z_t),), name in self.given, device=self.z_t.device)
         return self.told[name].to(self.z_t.device)
 
-    def inputs(
-        self, sensed: Tensor, absent: Mapping[str, Tensor], dtype: torch.dtype, removed: bool = False
-    ) -> dict[str, Tensor]:
+    def inputs(self, sensed: Tensor, absent: Mapping[str, Tensor], dtype: torch.dtype, removed: bool) -> dict[str, Tensor]:
         """Arguments of the backbone: the sum of all vectors, the sum of all maps, and all tokens.
 
         Args:

@@ -295,6 +295,7 @@ def test_a_limit_is_passed_by_rounding():
     [
         (lambda: mt.Label(1), "classes must be at least 2, got 1"),
         (lambda: mt.Label(3, names=["a"]), "names has 1 entries for 3 classes"),
+        (lambda: simplex_codes(3, (1,)), r"3 classes need more than one dimension, got a code of shape \(1,\)"),
         (lambda: mt.Label(3, codes="onehot"), "codes must be"),
         (lambda: mt.Label(3, channels=slice(0, 4, 2)), "without a step"),
         (lambda: mt.Image((2, 2)), r"shape is \(C, H, W\), got \(2, 2\)"),

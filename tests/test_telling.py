@@ -94,6 +94,7 @@ def test_what_lies_under_the_mask_does_not_matter(options):
     junk = torch.where(clean["mask"].bool(), clean["image"], clean["image"].flip(0))
     dirty = {**clean, "masked": junk}
     assert not torch.equal(dirty["masked"], clean["masked"])
+    assert torch.equal(model.cleared(dirty)["masked"], clean["masked"])
 
     def both(function):
         return function(clean), function(dirty)
@@ -148,7 +149,7 @@ def test_the_network_sees_what_is_left_of_the_state_at_unit_rms(present):
     seen = {}
     model.backbone.register_forward_pre_hook(lambda _, a: seen.update(z=a[0]))
     given = {"masked": values["masked"], "mask": values["mask"]}
-    told = {name: torch.tensor([True, False, True, False, True, False]) for name in given}
+    told = {"masked": torch.tensor([True, False, True, False, True, False]), "mask": torch.tensor([True] * 3 + [False] * 3)}
     masks = None if present else {"masked": torch.tensor([True, True, True, False, False, False])}
     z = torch.randn(6, *SHAPE, generator=generator(2))
     with torch.no_grad():
@@ -165,10 +166,39 @@ def test_the_network_sees_what_is_left_of_the_state_at_unit_rms(present):
             else:
                 power = power + abar * w**2
         expected = (z[k] - abar.sqrt().float() * known) / power.sqrt().float()
-        if told["mask"][k]:
+        if told["mask"][k] and told["masked"][k]:
             linear = abar.sqrt().float() * (z[k] - abar.sqrt().float() * known)
             expected = torch.where(values["mask"][k].bool(), values["image"][k], linear)
         torch.testing.assert_close(seen["z"][k], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("removed", [False, True])
+def test_the_aggregate_is_what_the_output_says_and_what_was_taken_out(removed):
+    """v of the state, or of what the told codes leave of it, and then those codes."""
+    model, values = masked_model(remove_told=removed), batch()
+    given = {"masked": values["masked"], "mask": values["mask"]}
+    z = torch.randn(6, *SHAPE, generator=generator(2))
+    found = model.predict(z, 30, given=given)
+    signal, noise = model.process.level(30, z)
+    codes = model.encode(given)
+    known = sum(model.process.weight(name, 30, z) * codes[name] for name in given) if removed else torch.zeros_like(z)
+    expected = signal * (z - signal * known) - noise * found.output + known
+    torch.testing.assert_close(found.aggregate, expected)
+    assert (found.known is None) != removed
+    if removed:
+        torch.testing.assert_close(found.known, known)
+    assert model.predict(z, 30).known is None
+
+
+def test_a_head_that_starts_from_the_rest_starts_without_what_is_told():
+    """Untrained: the best linear guess from the state less the told code, though the network sees the whole state."""
+    process = mt.ForwardProcess(mt.NoiseSchedule.log_snr(100), {"a": 1.0, "b": 0.7})
+    modalities = {"a": mt.Image(SHAPE, start="rest"), "b": mt.Image(SHAPE, start="rest", tell=True)}
+    model = mt.MTDiffusion(process, modalities, mt.UNet(SHAPE, base=8), SHAPE).eval()
+    z, b = torch.randn(3, *SHAPE, generator=generator(2)), batch(3)["image"]
+    rest = z - process.level(20, z)[0] * 0.7 * b
+    gain = process.wiener("a", 20, z)[0]
+    torch.testing.assert_close(model.predict(z, 20, given={"b": b}).params["a"], gain * rest)
 
 
 def test_a_revealed_pixel_is_left_in_the_state_where_another_modality_writes():

@@ -22,7 +22,7 @@ class DenseMap(Modality):
 
     told_as = "map"
 
-    def __init__(self, size: Sequence[int], channels: slice | None = None, tell: bool = False, **config):
+    def __init__(self, size: Sequence[int], channels: slice | None, tell: bool, **config):
         size = tuple(size)
         if len(size) != 2 or min(size) < 1:
             raise ValueError(f"size must be (H, W), got {size}")
