@@ -454,7 +454,8 @@ class MTDiffusion(nn.Module):
     @property
     def _looks_at_told(self) -> bool:
         """Whether codes of what is told are used, and not only their conditions."""
-        return self.remove_told or self.denoise is None or any(m.start == "rest" for m in self.modalities.values())
+        looks = any(m.start == "rest" or m.sense for m in self.modalities.values())
+        return looks or self.remove_told or self.denoise is None
 
     def _check_revealed(self) -> None:
         """A modality that others reveal needs these two: pictures of its own shape, and a mask of their pixels."""

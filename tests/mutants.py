@@ -114,6 +114,31 @@ REASONS = {
         "board = 1.0 - 2.0 * ((height[:, None] «+ → -» width[None]) % 2)",
     ): "a sum is even where the difference is",
     (
+        "modalities/encoded.py",
+        "_tiles",
+        "tiles = torch.zeros(*shape[1:], side**«2 → 3», dtype=torch.float64)",
+    ): "columns of nothing, which are cut off again",
+    (
+        "modalities/label.py",
+        "simplex_codes",
+        "basis = torch.ones(classes - 1, classes«, dtype=torch.float64 → »).tril()",
+    ): PROMOTED,
+    (
+        "model.py",
+        "check_prior",
+        "if nats «> → >=» PRIOR_NATS:",
+    ): TOLERANCE,
+    (
+        "model.py",
+        "check_prior",
+        "stacklevel=«3 → 4»,",
+    ): "the line of the caller that a warning names",
+    (
+        "losses.py",
+        "multitask_loss",
+        "terms[name] = torch.where(mask, each, 0.0).sum() / count.to(each).clamp(min=«1e-6 → 1.1e-06»)",
+    ): TOLERANCE,
+    (
         "modalities/generators.py",
         "generator",
         "while doublings < 3 and all("

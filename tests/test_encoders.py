@@ -155,6 +155,13 @@ def test_learned_codes_are_made_of_as_many_numbers_as_those_that_are_saved():
     assert network((5,), (7,))[1].out_features == 32
 
 
+def test_codes_that_are_all_the_same_are_nothing():
+    """Centred they are 0, and 0 over its own size would be no number."""
+    table = CodeTable("learned", (3,), (6,)).requires_grad_(False)
+    table.table.fill_(2.0)
+    assert torch.equal(table(), torch.zeros(3, 6))
+
+
 def test_a_generator_of_images_keeps_their_size():
     with pytest.raises(ValueError, match="needs the same height and width"):
         network((1, 8, 8), (3, 4, 4))
@@ -278,6 +285,22 @@ def test_what_is_sensed_is_the_posterior_where_it_is_present_and_not_told(kind):
     torch.testing.assert_close(state[0], z[0])
     torch.testing.assert_close(state[1], z[1] - a * expected[1], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(state[2], z[2], atol=1e-5, rtol=1e-4)
+
+
+def test_what_is_told_is_no_noise_around_what_is_sensed():
+    """A told image is taken out before Bayes' rule for the label, whose sum then holds nothing but the state's noise."""
+    process, shown = mt.ForwardProcess(mt.NoiseSchedule.log_snr(20), {"image": 1.0, "it": 0.7}), []
+    modalities = {"image": mt.Image((1, 8, 8), tell=True), "it": mt.Label(4, sense=True)}
+    model = mt.MTDiffusion(process, modalities, mt.UNet((1, 8, 8), base=8, multipliers=(1, 1)), (1, 8, 8)).eval()
+    it, z, image = model.modalities["it"], 0.3 * randn(3, 1, 8, 8).float(), torch.rand(3, 1, 8, 8, generator=generator(1))
+    model.backbone.register_forward_pre_hook(lambda net, args, options: shown.append(options), with_kwargs=True)
+    abar = float(process.schedule.abar[9])
+    with torch.no_grad():
+        model.predict(z, 9, given={"image": image})
+        rest = (z - math.sqrt(abar) * image).flatten(1)
+        squares = (rest[:, None] - math.sqrt(abar) * 0.7 * it.codes.flatten(1)).square().sum(2)
+        expected = it.notice((-0.5 * squares / (1 - abar)).softmax(1))
+    torch.testing.assert_close(shown[0]["condition"], expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("removed", [False, True])

@@ -85,6 +85,13 @@ def test_log_prob_and_loss_by_hand():
     assert torch.allclose(mask.log_prob(value["mask"], logits[:, :2], one), expected)
 
 
+def test_pixels_that_are_drawn_repeat_by_generator():
+    label_map = attached(mt.LabelMap(3, (4, 4)))
+    drawn = [label_map.draw(torch.zeros(2, 3, 4, 4), generator(seed)) for seed in (0, 0, 1)]
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+
+
 def test_pixels_are_drawn_from_their_own_softmax():
     """20,000 maps of one and of two pixels; every frequency within 4 standard errors; seed 0."""
     n = 20_000

@@ -35,6 +35,8 @@ def test_simplex_codes_depend_on_their_seed_alone():
     assert first.shape == (10, 1, 8, 8)
     assert torch.equal(first, simplex_codes(10, (1, 8, 8), seed=3))
     assert not torch.equal(first, simplex_codes(10, (1, 8, 8), seed=4))
+    assert torch.equal(simplex_codes(10, (1, 8, 8)), simplex_codes(10, (1, 8, 8), seed=0))
+    assert torch.equal(simplex_codes(10, (8,), seed=3), simplex_codes(10, (8,), seed=3)), "too few dimensions for a simplex"
 
 
 def test_simplex_codes_are_the_same_whatever_lapack_chooses(monkeypatch):
@@ -141,6 +143,10 @@ def test_an_image_may_leave_its_range_by_a_rounding():
     attached(mt.Image((1, 1, 1)), (1, 1, 1)).check(torch.full((1, 1, 1, 1), 1 + 1e-4, dtype=torch.float64))
 
 
+def test_a_million_classes_are_not_too_many():
+    assert mt.Label(1_000_000).classes == 1_000_000
+
+
 def test_a_view_cannot_be_changed():
     view = View(*[torch.zeros(1)] * 7)
     with pytest.raises(AttributeError, match="cannot assign"):
@@ -172,6 +178,7 @@ def test_a_labels_estimate_is_the_mean_of_its_codes():
 def test_given_codes_are_used_as_they_are():
     codes = [[1.0, 0, 0, 0, 0, 2], [0, 1.0, 0, 0, 3, 0]]
     assert attached(mt.Label(2, codes=codes)).encode(torch.tensor([1])).tolist() == [codes[1]]
+    assert attached(mt.Label(2, codes=torch.tensor(codes, dtype=torch.float64))).codes.dtype == torch.float32
 
 
 def test_log_prob_of_a_label_is_the_categorical():
