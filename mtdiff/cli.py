@@ -278,7 +278,8 @@ class Evaluate:
             if model.card.get("experiment", self.experiment) != self.experiment:
                 raise ValueError(f"{name} was trained for {model.card['experiment']}, not for {self.experiment}")
             try:
-                matched(model, experiment.data[data]("test"), self.elsewhere)
+                if test := experiment.data[data]:
+                    matched(model, test("test"), self.elsewhere)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
         _refuse_repeats([(name, model.card) for name, model in models])
