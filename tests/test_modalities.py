@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import mtdiff as mt
 from mtdiff.modalities import Continuous, Modality, View, simplex_codes
 from mtdiff.modalities.base import gaussian_log_prob
+from mtdiff.modalities.label import class_names
 
 
 def attached(modality, space=(6,)):
@@ -364,3 +365,11 @@ def test_the_discretised_likelihood_has_finite_gradients_everywhere():
 def test_too_few_levels_are_refused():
     with pytest.raises(ValueError, match="levels must be at least 2, got 1"):
         mt.Image((1, 4, 4), levels=1)
+
+
+def test_a_label_has_two_to_a_million_classes():
+    assert len(class_names(2, None)) == 2
+    assert len(class_names(1_000_000, None)) == 1_000_000
+    for classes in (1, 1_000_001):
+        with pytest.raises(ValueError, match=f"got {classes}$"):
+            class_names(classes, None)
