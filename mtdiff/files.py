@@ -92,7 +92,7 @@ def check_weights(folder: Path, card: Mapping) -> None:
             digest.update(part)
     if digest.hexdigest() != card["sha256"]:
         raise ValueError(f"{path} is truncated or damaged, or of another save than its card: sha256 {digest.hexdigest()}, "
-                         f"the card says {card['sha256']}")  # fmt: skip
+                         f"the card says {reprlib.repr(card['sha256'])}")  # fmt: skip
 
 
 def save_network(path: str | Path, network: nn.Module, config: Mapping, card: Mapping) -> Path:

@@ -101,9 +101,9 @@ class Trainer:
         self.folder = None if folder is None else RunFolder(folder, keep)
         self.device = torch.device(device)
         self.model = model.to(self.device).train()
-        taught = {} if model.taught is None else {"taught": sorted(model.taught)}
+        taught = {} if model.taught is None or loss is not None else {"taught": sorted(model.taught)}
         model.card = {**_inherited(model.card), **taught}
-        if loss is None:  # what the card says of rule "conditioned"
+        if loss is None:  # what the card says of rule "conditioned"; another loss tells what it likes
             self.model.teach(config.give)
         self.loss, self.probe, self.draw = loss or self._multitask, probe, draw
         self.compile, self.best = compile, best

@@ -504,7 +504,7 @@ def drawn(request, monkeypatch):
 
     def spy(*args, **kwargs):
         calls.append(inspect.signature(draw).bind(*args, **kwargs).arguments)
-        fewer = {"n": 20} if "n" in inspect.signature(draw).parameters and "n" not in kwargs else {}
+        fewer = {"n": 4} if "n" in inspect.signature(draw).parameters and "n" not in kwargs else {}
         return draw(*args, **kwargs, **fewer)
 
     monkeypatch.setattr(room, request.param, spy)

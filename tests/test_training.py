@@ -133,6 +133,8 @@ def test_a_training_notes_what_it_tells(tmp_path):
     assert untold.averaged().taught == set()
     assert mt.load(untold.averaged().save(tmp_path)).taught == set()
     assert Trainer(point_model(width=16), DATA, CONFIG, loss=mt.multitask_loss).averaged().taught is None, "not known"
+    further = Trainer(told.averaged(), DATA, CONFIG, loss=mt.multitask_loss)
+    assert further.averaged().taught is None, "what another loss tells after it is not known, either"
 
 
 def test_the_config_reaches_the_loss():
