@@ -152,7 +152,7 @@ def head_logits(
         part = {k: v[rows].to(model.device) for k, v in values.items()}
         present = {k: torch.full((len(rows),), k in part, device=model.device) for k in model.modalities}
         z, _ = model.process.diffuse(model.encode(part), t, present=present, generator=generator)
-        logits.append(model.predict(z, t, present=present).params[name])
+        logits.append(model.predict(z, t, present=present).law[name].logits)
     return torch.cat(logits)
 
 
