@@ -48,10 +48,11 @@ def check_names(what: str, names: Collection[str], known: Collection[str]) -> tu
     """The names as a tuple; ValueError for a string, which is no collection of names, KeyError for one that is not known."""
     if isinstance(names, str):
         raise ValueError(f"{what} must be a collection of names, got the string {names!r}")
+    names = tuple(names)
     for name in names:
         if name not in known:
             raise KeyError(f"{what} names an unknown modality {name!r}; known are {list(known)}")
-    return tuple(names)
+    return names
 
 
 def check_values(known: Mapping[str, Checked], values: Mapping[str, Tensor], what: str) -> int:

@@ -71,7 +71,7 @@ def sample(
 
     Source: rules 1 and 2 follow Chen et al. 2024 (classifier guidance as a special case); see theory 4.
     """
-    given = _values(model, n, given)
+    given, present = _values(model, n, given), _once(present)
     rules = _rules(model, given, rule)
     if given and all(r == "readout" for r in rules.values()):
         _check_guidance(guidance, rules, towards)
@@ -128,7 +128,7 @@ def sample_path(
     if not isinstance(repeats, int) or repeats < 1:
         raise ValueError(f"repeats must be a whole number from 1 on, got {repeats!r}")
     codes = _double(model.encode(given)) if given else {}
-    inform = _Informed(model, given, codes, rules, guidance, _carried(model, n, present, rules), towards, guide)
+    inform = _Informed(model, given, codes, rules, guidance, _carried(model, n, _once(present), rules), towards, guide)
     times = process.times(steps, None if start is None else start[0])
     z = _end(model, n, codes, generator) if start is None else _started(model, n, start[1])
 
@@ -295,13 +295,18 @@ def _noise(model: Denoiser, n: int, generator: torch.Generator | None) -> Tensor
     return torch.randn((n, *model.space), dtype=torch.float64, device=model.device, generator=generator)
 
 
+def _once(present: Present | None) -> Present | None:
+    """The present set, whatever its names come in."""
+    return present if present is None or isinstance(present, Mapping | str) else set(present)
+
+
 def _carried(model: Denoiser, n: int, present: Present | None, rules: Mapping[str, str]) -> Present | None:
     """The present set, which must hold what rules work on in the chain."""
     if present is None:
         return None
     if isinstance(present, Mapping):
         return model.process.masks(present, n, model.device)
-    present = set(check_names("present", present, list(model.modalities)))
+    check_names("present", present, list(model.modalities))
     left_out = [name for name, rule in rules.items() if rule != "conditioned" and name not in present]
     if not present or left_out or model.process.prior not in (None, *present):
         needed = left_out or [model.process.prior or "one modality"]

@@ -6,6 +6,8 @@ import torch
 from torch import nn
 
 import mtdiff as mt
+from mtdiff.checks import check_real
+from mtdiff.laws import Gaussian
 from mtdiff.datasets import MIXTURE
 
 
@@ -59,12 +61,17 @@ def point_model(width: int = 32, seed: int = 0, dropout: float = 0.0, curve=None
     return mt.MTDiffusion(process, {"x": mt.Vector(2), "label": mt.Label(3)}, backbone, (2,))
 
 
-class OneModality:
+class Real:
+    """A modality that takes any real numbers."""
+
+    def check(self, value):
+        check_real("value", value)
+
+
+class OneModality(mt.Denoiser):
     """A model of one modality "x" alone, whose aggregate is any function (z, t) -> E[m_t | z_t]."""
 
-    rule = None
-    modalities = ("x",)
-    device = torch.device("cpu")
+    modalities = {"x": Real()}  # noqa: RUF012
 
     def __init__(self, process: mt.ForwardProcess, space: tuple[int, ...], aggregate):
         self.process, self.space, self.aggregate = process, space, aggregate
@@ -72,20 +79,17 @@ class OneModality:
     def predict(self, z_t, t, *, given=None, present=None) -> mt.Prediction:
         m = self.aggregate(z_t, t)
         x = m / self.process.at(t, z_t).W["x"]
-        return mt.Prediction(m, {"x": x}, {"x": x})
-
-    def read(self, z_t, t, *, given=None, present=None, generator=None):
-        return self.predict(z_t, t).params
+        return mt.Prediction(m, {"x": Gaussian(x, torch.ones_like(x))}, {"x": x})
 
 
 def gaussian_model(process: mt.ForwardProcess, mean: float, std: float) -> OneModality:
     """The exact model of x ~ N(mean, std^2) in one dimension."""
 
     def aggregate(z, t):
-        signal, noise = process.at(t, z).level
-        a = signal * process.at(t, z).W["x"]
-        x = mean + a * std**2 / (a**2 * std**2 + noise**2) * (z - a * mean)
-        return process.at(t, z).W["x"] * x
+        at = process.at(t, z)
+        a = at.signal * at.W["x"]
+        x = mean + a * std**2 / (a**2 * std**2 + at.noise**2) * (z - a * mean)
+        return at.W["x"] * x
 
     return OneModality(process, (1,), aggregate)
 

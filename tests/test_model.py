@@ -99,7 +99,9 @@ def test_log_prob_is_that_of_the_heads():
     label = torch.distributions.Categorical(logits=p.law["label"].logits).log_prob(batch["label"])
     assert torch.allclose(model.log_prob("label", batch["label"], z, t), label)
     std = model.process.at(t, z).variance("image").sqrt()
-    image = torch.distributions.Normal(p.law["image"].mean, std.expand_as(z)).log_prob(batch["image"].double()).sum((1, 2, 3))
+    image = (
+        torch.distributions.Normal(p.law["image"].mean, std.expand_as(z)).log_prob(batch["image"].double()).sum((1, 2, 3))
+    )
     assert torch.allclose(model.log_prob("image", batch["image"], z, t), image)
     assert torch.equal(
         model.log_prob("image", batch["image"], z, t, prediction=p), model.log_prob("image", batch["image"], z, t)
