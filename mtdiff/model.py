@@ -93,18 +93,7 @@ class MTDiffusion(nn.Module, Denoiser):
         conditions: Sequence[str] = (),
     ):
         super().__init__()
-        if set(modalities) != set(process.names):
-            raise ValueError(f"modalities are {sorted(modalities)}, but the process has {sorted(process.names)}")
-        if tuple(backbone.space) != tuple(space):
-            raise ValueError(f"the backbone works on {tuple(backbone.space)}, but the space is {tuple(space)}")
-        if prediction not in AGGREGATES:
-            raise ValueError(f"prediction must be one of {tuple(AGGREGATES)}, got {prediction!r}")
-        odd = [n for n in modalities if n in TAKEN or not n or "." in n or hasattr(nn.ModuleDict(), n)]
-        if odd:
-            raise ValueError(f"modalities cannot be called {odd}: these names, or signs in them, mean something else")
-        unknown = [name for name in conditions if name not in modalities]
-        if unknown:
-            raise ValueError(f"conditions names {unknown}, the modalities are {sorted(modalities)}")
+        _check_parts(process, modalities, backbone, space, prediction, conditions)
         self.process, self.space, self.prediction = process, tuple(space), prediction
         self.rule, self.sampler, self.remove_told = rule, sampler, remove_told
         self.conditions = tuple(name for name in modalities if name in conditions or name == process.prior)
@@ -206,31 +195,29 @@ class MTDiffusion(nn.Module, Denoiser):
         Take out what is known, look once, let the heads read in order, add up.
         """
         state = State.of(self.process, self.modalities, z_t, t, self.tidy(given or {}), present, known or {})
-        at, rest = state.at, state.rest
-        law = {name: m.sensed(rest, *state.amid(name)) for name, m in self.modalities.items() if m.sense}
-        sensed = at.signal * state.sum({name: self._code(name, law) for name in law})
-        seen = state.seen(rest - sensed, whole=self.denoise is not None) if self.remove_told else z_t - sensed
-        features, pooled = self.backbone(
-            seen.to(self.dtype), self.clock(t, len(z_t)), **state.inputs(law, self.absent, self.dtype, self.remove_told)
-        )
-        output, codes = None, {}
-        if self.denoise is not None:
-            shift = state.known_sum if self.remove_told else torch.zeros_like(z_t)
-            output = self.aggregate.estimate(self.denoise(features).to(z_t.dtype), z_t - at.signal * shift, at) + shift
+        law, codes = state.sensed(), {}
+        inputs = state.inputs(law, self.absent, self.dtype, self.remove_told)
+        features, pooled = self.backbone(self._seen(state, law).to(self.dtype), self.clock(t, len(z_t)), **inputs)
+        output = None if self.denoise is None else self._output(state, self.denoise(features).to(z_t.dtype))
         for name in self.order:
-            others = state.sum(codes)  # in training without a gradient: each head answers to its own loss
-            left = rest - at.signal * (others.detach() if self.training else others)
-            view = state.view(name, left, features, pooled, output, law.get(name))
+            view = state.view(name, state.left(codes, self.training), features, pooled, output, law.get(name))
             law[name] = self.modalities[name].head(view)
-            codes[name] = self._code(name, law).to(z_t.dtype)
-        law, estimate = ({name: each[name] for name in self.modalities} for each in (law, codes))
+            codes[name] = state.code(name, law[name])
+        law, codes = ({name: each[name] for name in self.modalities} for each in (law, codes))
         if output is not None:
-            return Prediction(output, law, estimate)
-        return Prediction(state.known_sum + state.sum(codes), law, estimate, state.unknown(law))
+            return Prediction(output, law, codes)
+        return Prediction(state.shift + state.sum(codes), law, codes, state.unknown(law))
 
-    def _code(self, name: str, law: Mapping[str, Law]) -> Tensor:
-        """E[E_i(x_i) | z_t] in the whole space, (B, *Z)."""
-        return self.modalities[name].place(law[name].expected_code())
+    def _seen(self, state: State, sensed: Mapping[str, Law]) -> Tensor:
+        """What the network sees of the state (theory 6): without what is known, if so it was made, and what is sensed."""
+        codes = state.at.signal * state.sum({name: state.code(name, law) for name, law in sensed.items()})
+        return state.seen(state.rest - codes, whole=self.denoise is not None) if self.remove_told else state.z - codes
+
+    def _output(self, state: State, output: Tensor) -> Tensor:
+        """E[m_t | z_t] from the denoising output, which speaks of what the network sees."""
+        if self.remove_told:
+            return self.aggregate.estimate(output, state.rest, state.at) + state.shift
+        return self.aggregate.estimate(output, state.z, state.at)
 
     def predict(
         self,
@@ -309,6 +296,22 @@ class MTDiffusion(nn.Module, Denoiser):
         tensors["process/abar"] = self.process.schedule.abar
         write_model(Path(path), tensors, {**self.card, **(card or {}), "config": self.config()})
         return Path(path)
+
+
+def _check_parts(process, modalities, backbone, space, prediction, conditions) -> None:
+    """Refuse parts that do not make a model."""
+    if set(modalities) != set(process.names):
+        raise ValueError(f"modalities are {sorted(modalities)}, but the process has {sorted(process.names)}")
+    if tuple(backbone.space) != tuple(space):
+        raise ValueError(f"the backbone works on {tuple(backbone.space)}, but the space is {tuple(space)}")
+    if prediction not in AGGREGATES:
+        raise ValueError(f"prediction must be one of {tuple(AGGREGATES)}, got {prediction!r}")
+    odd = [n for n in modalities if n in ("", *TAKEN) or "." in n or hasattr(nn.ModuleDict(), n)]
+    if odd:
+        raise ValueError(f"modalities cannot be called {odd}: these names, or signs in them, mean something else")
+    unknown = [name for name in conditions if name not in modalities]
+    if unknown:
+        raise ValueError(f"conditions names {unknown}, the modalities are {sorted(modalities)}")
 
 
 def _told(give: Mapping[str, float | str]) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from mtdiff.checks import check_finite, check_names, check_real
+from mtdiff.checks import check_finite, check_names, check_real, check_whole
 from mtdiff.laws import detached
 from mtdiff.prediction import Denoiser, Prediction
 from mtdiff.process import ForwardProcess, Present, per_example
@@ -125,8 +125,7 @@ def sample_path(
         raise ValueError(f'rule "readout" has no path and cannot be mixed with others, got {rules}: name one rule for all')
     _check_guidance(guidance, rules, towards)
     step, process = _step(model, sampler), model.process
-    if not isinstance(repeats, int) or repeats < 1:
-        raise ValueError(f"repeats must be a whole number from 1 on, got {repeats!r}")
+    check_whole("repeats", repeats)
     codes = _double(model.encode(given)) if given else {}
     inform = _Informed(model, given, codes, rules, guidance, _carried(model, n, _once(present), rules), towards, guide)
     times = process.times(steps, None if start is None else start[0])
@@ -226,8 +225,7 @@ class _Informed:
 
 def _values(model: Denoiser, n: int, given: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
     """Given values, n of each, on the model's device."""
-    if not isinstance(n, int) or n < 1:
-        raise ValueError(f"n must be a positive int, got {n!r}")
+    check_whole("n", n)
     values = {}
     for name, value in (given or {}).items():
         model.check({name: value}, "given")
@@ -243,30 +241,33 @@ def _values(model: Denoiser, n: int, given: Mapping[str, Tensor] | None) -> dict
 
 
 def _rules(model: Denoiser, values: Mapping[str, Tensor], rule: str | Mapping[str, str] | None) -> dict[str, str]:
-    """{name: rule} for each given value."""
-    if isinstance(rule, Mapping) and (strange := [name for name in rule if name not in values]):
-        raise KeyError(f"rule names {strange[0]!r}, which is not given; given are {list(values)}")
-    chosen = model.rule if rule is None else rule
-    for r in chosen.values() if isinstance(chosen, Mapping) else [chosen]:
-        if r is not None and r not in RULES:
-            raise ValueError(f"rule must be one of {RULES}, got {r!r}")
+    """{name: rule} for each given value: as asked for, or the model's own, or what its place in the chain allows."""
+    check_names("rule", rule if isinstance(rule, Mapping) else (), values)
+    wanted = model.rule if rule is None else rule
+    for each in wanted.values() if isinstance(wanted, Mapping) else [wanted]:
+        if each not in (None, *RULES):
+            raise ValueError(f"rule must be one of {RULES}, got {each!r}")
+    if not isinstance(wanted, Mapping):
+        wanted = dict.fromkeys(values, wanted)
     if rule is None and set(values) == set(model.modalities):  # nothing is left to draw
         return dict.fromkeys(values, "readout")
-    rules = {}
-    for name in values:
-        wanted, coded = chosen.get(name) if isinstance(chosen, Mapping) else chosen, name in model.process.entering
-        rules[name] = wanted or ("substitute" if coded else "conditioned")
-        if not coded and rules[name] in ("substitute", "readout"):
-            raise ValueError(f'{name!r} is not in the chain: give it by rule "conditioned" or "bayes", not {wanted!r}')
-    never = [
-        name for name, r in rules.items() if r == "conditioned" and model.taught is not None and name not in model.taught
-    ]
-    if never:
+    usual = {name: "substitute" if name in model.process.entering else "conditioned" for name in values}
+    rules = {name: wanted.get(name) or usual[name] for name in values}
+    _check_rules(model, rules)
+    return rules
+
+
+def _check_rules(model: Denoiser, rules: Mapping[str, str]) -> None:
+    """Refuse rules that cannot do what they say."""
+    for name, rule in rules.items():
+        if name not in model.process.entering and rule in ("substitute", "readout"):
+            raise ValueError(f'{name!r} is not in the chain: give it by rule "conditioned" or "bayes", not {rule!r}')
+    conditioned = [name for name, rule in rules.items() if rule == "conditioned"]
+    if model.taught is not None and (never := [name for name in conditioned if name not in model.taught]):
         text = f'rule "conditioned" for {never}, which this model was never told in training: draws would not follow it'
         raise ValueError(f"{text}. Train with `give`, or use another of {RULES}")
     if list(rules.values()).count("bayes") > 1:
         raise ValueError('rule "bayes" takes one given modality: heads do not give the joint p(x_K | z_t) (theory 4)')
-    return rules
 
 
 def _check_guidance(guidance: float, rules: Mapping[str, str], towards: Towards | None) -> None:

@@ -7,8 +7,8 @@ from torch import nn
 
 import mtdiff as mt
 from mtdiff.checks import check_real
-from mtdiff.laws import Gaussian
 from mtdiff.datasets import MIXTURE
+from mtdiff.laws import Gaussian
 
 
 def generator(seed: int = 0) -> torch.Generator:

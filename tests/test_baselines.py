@@ -16,7 +16,7 @@ from mtdiff.laws import Gaussian
 class GaussianImage(mt.Denoiser):
     """The exact model of an image x ~ N(mean, covariance) of 1x1x2 pixels, alone in its chain."""
 
-    sampler, modalities, space = "ddpm", {"image": Real()}, (1, 1, 2)  # noqa: RUF012
+    sampler, modalities, space = "ddpm", {"image": Real()}, (1, 1, 2)
     mean = torch.tensor([0.3, -0.4], dtype=torch.float64)
     covariance = torch.tensor([[0.5, 0.35], [0.35, 0.4]], dtype=torch.float64)
 

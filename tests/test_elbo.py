@@ -275,11 +275,11 @@ def test_it_repeats_by_generator():
     ("batch", "options", "error", "message"),
     [
         ({"image": torch.zeros(2, 1, 4, 4)}, {}, KeyError, r"batch lacks \['label'\]"),
-        (image_label_batch(2), {"samples": 0}, ValueError, "samples >= 1"),
-        (image_label_batch(2), {"samples": 1.5}, ValueError, "samples >= 1 .* got 1.5"),
+        (image_label_batch(2), {"samples": 0}, ValueError, "samples must be a whole number from 1 on, got 0"),
+        (image_label_batch(2), {"samples": 1.5}, ValueError, "samples must be a whole number from 1 on, got 1.5"),
         (image_label_batch(2), {"present": "image"}, ValueError, "present must be a collection of names, got the string"),
         (image_label_batch(2), {"given": "label"}, ValueError, "given must be a collection of names, got the string"),
-        (image_label_batch(2), {"present": ()}, ValueError, "a set of modalities"),
+        (image_label_batch(2), {"present": ()}, ValueError, "nothing is left to read"),
         ({"sound": torch.zeros(2)}, {}, KeyError, "unknown modality 'sound'"),
     ],
 )
@@ -353,7 +353,7 @@ def test_the_error_of_what_is_given_is_no_part_of_a_step():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"given": ("label", "image")}, "is given: nothing is left to read"),
+        ({"given": ("label", "image")}, "nothing is left to read: given are"),
         ({"given": ("label",), "present": {"image"}}, r"given names \['label'\], which are not in the present set"),
         ({"given": ("sound",)}, r"given names an unknown modality 'sound'"),
     ],

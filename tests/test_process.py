@@ -426,7 +426,8 @@ def test_states_codes_and_noise_are_finite_real_numbers_of_somebody(bad):
     p, value = mt.ForwardProcess(mt.NoiseSchedule.log_snr(4), {"x": 1.0, "y": mt.fade_in(1.0)}), NO_NUMBERS[bad]
     good, expected = {"x": X, "y": X}, "has values that are not finite" if bad in ("nan", "inf") else "must be a floating"
     calls = [
-        p.aggregate, p.marginal, p.diffuse, lambda codes, t: p.transition(X, codes, t), lambda codes, t: p.posterior(X, codes, t)
+        p.aggregate, p.marginal, p.diffuse,
+        lambda codes, t: p.transition(X, codes, t), lambda codes, t: p.posterior(X, codes, t),
     ]  # fmt: skip
     for call in calls:
         with pytest.raises(ValueError, match=rf"codes\['y'\] {expected}"):

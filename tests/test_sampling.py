@@ -451,7 +451,8 @@ def test_a_path_carries_no_graph(rule, exact):
     if exact:
         model, values = mixture(mt.fade_in(0.5)), {"x": torch.zeros(1, 2, dtype=torch.float64, requires_grad=True)}
     for _, z, p in mt.sample_path(model, 2, given=values, rule=rule, steps=3, generator=generator()):
-        assert not any(a.requires_grad for a in (z, p.aggregate, *p.estimate.values(), *(part for law in p.law.values() for part in vars(law).values() if isinstance(part, torch.Tensor))))
+        parts = [part for law in p.law.values() for part in vars(law).values() if isinstance(part, torch.Tensor)]
+        assert not any(a.requires_grad for a in (z, p.aggregate, *p.estimate.values(), *parts))
 
 
 @pytest.mark.parametrize("curve", CURVES)
@@ -636,8 +637,8 @@ LABEL = torch.tensor([0, 1, 2])
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"n": 0}, ValueError, "n must be a positive int, got 0"),
-        ({"n": 2.5}, ValueError, "n must be a positive int, got 2.5"),
+        ({"n": 0}, ValueError, "n must be a whole number from 1 on, got 0"),
+        ({"n": 2.5}, ValueError, "n must be a whole number from 1 on, got 2.5"),
         ({"steps": 51}, ValueError, r"steps must be in 1\.\.50 from t = 50, got 51"),
         ({"steps": 0}, ValueError, r"steps must be in 1\.\.50"),
         ({"steps": 2.5}, ValueError, r"steps must be in 1\.\.50 from t = 50, got 2.5"),
@@ -645,7 +646,7 @@ LABEL = torch.tensor([0, 1, 2])
         ({"sampler": "euler"}, ValueError, "sampler must be one of .* got 'euler'"),
         ({"given": {"label": LABEL}, "rule": "magic"}, ValueError, "rule must be one of .* got 'magic'"),
         ({"rule": "magic"}, ValueError, "magic"),
-        ({"given": {"label": LABEL}, "rule": {"sound": "bayes"}}, KeyError, "rule names 'sound', which is not given"),
+        ({"given": {"label": LABEL}, "rule": {"sound": "bayes"}}, KeyError, "rule names an unknown modality .sound."),
         ({"given": {"sound": LABEL}}, KeyError, "given names an unknown modality 'sound'"),
         ({"given": {"label": LABEL + 1}}, ValueError, r"given: 'label' has values outside 0\.\.2: \[3\]"),
         ({"given": {"label": LABEL[:2]}}, ValueError, r"given\['label'\] has 2 examples, expected 3"),
