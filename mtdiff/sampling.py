@@ -244,15 +244,14 @@ def _rules(model: Denoiser, values: Mapping[str, Tensor], rule: str | Mapping[st
     """{name: rule} for each given value: as asked for, or the model's own, or what its place in the chain allows."""
     check_names("rule", rule if isinstance(rule, Mapping) else (), values)
     wanted = model.rule if rule is None else rule
-    for each in wanted.values() if isinstance(wanted, Mapping) else [wanted]:
+    by_name = wanted if isinstance(wanted, Mapping) else dict.fromkeys(["", *values], wanted)
+    for each in by_name.values():
         if each not in (None, *RULES):
             raise ValueError(f"rule must be one of {RULES}, got {each!r}")
-    if not isinstance(wanted, Mapping):
-        wanted = dict.fromkeys(values, wanted)
     if rule is None and set(values) == set(model.modalities):  # nothing is left to draw
         return dict.fromkeys(values, "readout")
     usual = {name: "substitute" if name in model.process.entering else "conditioned" for name in values}
-    rules = {name: wanted.get(name) or usual[name] for name in values}
+    rules = {name: by_name.get(name) or usual[name] for name in values}
     _check_rules(model, rules)
     return rules
 
