@@ -6,7 +6,7 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ class Dataset:
 
     name: str
     values: Mapping[str, Tensor]
-    names: tuple[str, ...] = field(default=())
+    names: tuple[str, ...] = ()
     source: str = ""
 
     def __post_init__(self):

@@ -17,7 +17,6 @@ COLOURS = ("red", "green", "blue", "yellow", "magenta", "cyan")
 BACKGROUNDS = ("white", "grey", "brown", "black")
 VOCABULARY = ("", *BACKGROUNDS, *SIZES, *COLOURS, *SHAPES)
 """The words of captions; token 0 is padding."""
-
 OBJECTS = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS)
 """The names of labels."""
 SETS = {"shapes16": 16, "shapes32": 32}

@@ -3,7 +3,7 @@
 import itertools
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +51,7 @@ class Listing:
     boxes: np.ndarray
     wnids: tuple[str, ...]
     names: tuple[str, ...]
-    left_out: list[tuple[Path, str]] = field(default_factory=list)
+    left_out: list[tuple[Path, str]]
 
 
 def find(root: str | Path, split: str = "train", classes: Sequence[str] | None = None) -> Listing:
