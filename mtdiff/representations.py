@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mtdiff.checkpoint import shipped
 from mtdiff.datasets.base import Dataset, digest
-from mtdiff.datasets.shapes import render, shapes
+from mtdiff.datasets.shapes import SETS, render, shapes
 from mtdiff.files import CARD, load_network, save_network
 
 STREAM = 6 * 10**8
@@ -258,7 +258,7 @@ def represented(data: str, split: str) -> Dataset:
         The data set.
     """
     wanted = ("image", "label", "caption")
-    scenes = shapes(split, size=int(data[6:]), n=EXAMPLES if split == "train" else None, modalities=wanted)
+    scenes = shapes(split, size=SETS[data], n=EXAMPLES if split == "train" else None, modalities=wanted)
     encoder = representation(data)
     values = {**scenes.values, "representation": encoder(scenes.values["image"])}
     source = f"{scenes.source}, represented by {digest(encoder.state_dict())}"

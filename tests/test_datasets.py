@@ -110,6 +110,13 @@ def test_indexing():
     assert numbers(5)[torch.tensor([4, 0])]["x"].tolist() == [4, 0]
 
 
+def test_examples_say_what_shape_they_have():
+    data = digits("test")
+    assert (data.shape("image"), data.shape("label")) == ((1, 8, 8), ())
+    with pytest.raises(KeyError, match=r"'digits/test' has no 'mask', it has \['image', 'label'\]"):
+        data.shape("mask")
+
+
 def test_a_modality_is_not_an_index():
     with pytest.raises(KeyError, match=r"\.values\['image'\]"):
         digits("test")["image"]

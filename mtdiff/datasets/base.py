@@ -2,8 +2,11 @@
 
 import functools
 import hashlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+import itertools
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -24,7 +27,7 @@ class Dataset:
 
     name: str
     values: Mapping[str, Tensor]
-    names: tuple[str, ...] = field(default=())
+    names: tuple[str, ...] = ()
     source: str = ""
 
     def __post_init__(self):
@@ -40,6 +43,12 @@ class Dataset:
         if isinstance(rows, str):
             raise KeyError(f"a data set is indexed by example; for all examples of {rows!r} write .values[{rows!r}]")
         return {name: value[rows] for name, value in self.values.items()}
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of one example of a modality, as models take it."""
+        if name not in self.values:
+            raise KeyError(f"data set {self.name!r} has no {name!r}, it has {list(self.values)}")
+        return tuple(self[:1][name].shape[1:])
 
     def hash(self) -> str:
         """SHA-256 of what a result was measured on: names and shapes, and the source, or without one all bytes.
@@ -60,19 +69,10 @@ class Dataset:
     def batches(
         self, size: int, seed: int, start: int = 0, device: str | torch.device = "cpu", part: slice = ALL
     ) -> Iterator[dict]:
-        """An endless stream of batches: a new random order every epoch, the last incomplete batch left out.
+        """An endless stream of batches {modality: (size, ...)}, in a new order every epoch; an incomplete one is left out.
 
-        Batch k depends on seed and k alone, so a stream that starts at k continues one that was interrupted there.
-
-        Args:
-            size: examples per batch; at most N.
-            seed: seed of the orders.
-            start: number of batches to skip.
-            device: where batches are wanted; the data are moved there once.
-            part: the rows of every batch that are wanted, for processes that share one.
-
-        Yields:
-            {modality: (size, ...)}, or its part.
+        Batch k depends on seed and k alone, so a stream that starts at k continues one that was interrupted there. The data
+        are moved to the device once. Of every batch only the rows `part` are wanted, where processes share it.
 
         Raises:
             ValueError: size is not in 1..N.
@@ -85,14 +85,12 @@ class Dataset:
         """The rows of every batch, (size,); see `batches`."""
         if not 1 <= size <= len(self):
             raise ValueError(f"batch size must be in 1..{len(self)} (the examples of {self.name!r}), got {size}")
-        per_epoch = len(self) // size
-        epoch, k = divmod(start, per_epoch)
-        while True:
-            order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed + 1_000_003 * epoch))
-            order = order.to(device)
-            for k in range(k, per_epoch):  # noqa: B020  (the first epoch begins where `start` says)
-                yield order[k * size : (k + 1) * size]
-            epoch, k = epoch + 1, 0
+        for k in itertools.count(start):
+            epoch, at = divmod(k, len(self) // size)
+            if k == start or at == 0:
+                generator = torch.Generator().manual_seed(seed + 1_000_003 * epoch)
+                order = torch.randperm(len(self), generator=generator).to(device)
+            yield order[at * size : (at + 1) * size]
 
     def sample(self) -> dict[str, Tensor]:
         """What is looked at to see whether a model fits: everything."""
@@ -108,3 +106,28 @@ def digest(values: Mapping[str, Tensor], source: str = "") -> str:
         if not source:
             found.update(value.cpu().numpy().tobytes())
     return found.hexdigest()
+
+
+def ahead(function: Callable, items: Iterable, most: int, workers: int = 1) -> Iterator:
+    """map(function, items) by threads, at most so many items ahead of whoever asks; an error comes where its item is due."""
+    threads, due, items = ThreadPoolExecutor(workers, "mtdiff-ahead"), deque(), iter(items)
+    try:
+        due.extend(threads.submit(function, item) for item in itertools.islice(items, most))
+        while due:
+            result = due.popleft().result()
+            due.extend(threads.submit(function, item) for item in itertools.islice(items, 1))
+            yield result
+    finally:
+        threads.shutdown(cancel_futures=True)
+
+
+def one_of(what: str, given: object, known: Collection) -> None:
+    """Refuse (ValueError) what is not among the known."""
+    if given not in known:
+        raise ValueError(f"{what} must be one of {tuple(known)}, got {given!r}")
+
+
+def some_of(what: str, given: Collection, known: Collection) -> None:
+    """Refuse (ValueError) a selection that is empty, a text, or has something unknown."""
+    if isinstance(given, str) or not given or set(given) - set(known):
+        raise ValueError(f"{what} must be some of {tuple(known)}, got {given!r}")

@@ -72,16 +72,7 @@ def orientation(picture: PIL.Image.Image) -> int:
 
 
 def upright(box: Sequence[float], turn: int, size: tuple[int, int]) -> np.ndarray:
-    """A box of stored pixels in the upright picture.
-
-    Args:
-        box: left, top, right, bottom.
-        turn: EXIF orientation.
-        size: width and height of the upright picture.
-
-    Returns:
-        (4,) left, top, right, bottom.
-    """
+    """A box (left, top, right, bottom) of stored pixels in the upright picture of (width, height), which was turned."""
     x, y = np.array(box[::2], float), np.array(box[1::2], float)
     width, height = size[::-1] if turn >= 5 else size
     if turn in (2, 3, 7, 8):

@@ -2,17 +2,11 @@
 
 import torch
 
-from mtdiff.datasets.base import Dataset
+from mtdiff.datasets.base import Dataset, one_of
 
 
 def digits(split: str = "train") -> Dataset:
-    """Images (N, 1, 8, 8) in [-1, 1] and labels (N,) of scikit-learn's digits, with a fixed stratified split.
-
-    Args:
-        split: "train" (1437), "test" (360) or "all" (1797).
-
-    Returns:
-        The data set.
+    """Images (N, 1, 8, 8) in [-1, 1] and labels (N,) of "train" (1437), "test" (360) or "all" (1797): a stratified split.
 
     Raises:
         ImportError: scikit-learn is not installed.
@@ -26,8 +20,7 @@ def digits(split: str = "train") -> Dataset:
         from sklearn.model_selection import train_test_split
     except ImportError:
         raise ImportError("digits come with scikit-learn: pip install 'mtdiff[notebooks]'") from None
-    if split not in ("train", "test", "all"):
-        raise ValueError(f'split must be "train", "test" or "all", got {split!r}')
+    one_of("split", split, ("train", "test", "all"))
     raw = load_digits()
     image = torch.from_numpy(raw.images).float()[:, None] / 8 - 1
     label = torch.from_numpy(raw.target).long()

@@ -3,22 +3,17 @@
 import torch
 from torch import Tensor
 
+from mtdiff.datasets.base import one_of
+
 MASKS = ("box", "border", "blobs", "strokes", "pixels")
 """Kinds of mask. Hidden is a rectangle, all but a rectangle (outpainting), free-form blobs, brush strokes, single pixels."""
 
 
 def masks(n: int, size: int, kind: str = "mixed", hidden: float | tuple[float, float] = (0.1, 0.9), seed: int = 0) -> Tensor:
-    """Random binary masks, 1 where a pixel is known and 0 where it is hidden.
+    """Random masks (n, 1, size, size), 1.0 where a pixel is known and 0.0 where it is hidden.
 
-    Args:
-        n: number of masks.
-        size: height and width.
-        kind: one of `MASKS`, or "mixed", which takes them in turn.
-        hidden: share of hidden pixels, in (0, 1), or its range, from which it is drawn uniformly.
-        seed: the same seed gives the same masks.
-
-    Returns:
-        (n, 1, size, size) float; the hidden share is exact up to one pixel.
+    A kind is one of `MASKS` or "mixed", which takes them in turn; `hidden` is the share of hidden pixels, in (0, 1) and
+    exact up to one pixel, or its range, from which it is drawn uniformly.
 
     Raises:
         ValueError: an unknown kind, n < 1, size < 2, or a share outside (0, 1).
@@ -26,8 +21,7 @@ def masks(n: int, size: int, kind: str = "mixed", hidden: float | tuple[float, f
     Source: ours; the kinds follow the inpainting literature (Lugmayr et al. 2022, RePaint).
     """
     low, high = hidden if isinstance(hidden, tuple) else (hidden, hidden)
-    if kind not in (*MASKS, "mixed"):
-        raise ValueError(f"kind must be one of {(*MASKS, 'mixed')}, got {kind!r}")
+    one_of("kind", kind, (*MASKS, "mixed"))
     if n < 1 or size < 2:
         raise ValueError(f"n must be at least 1 and size at least 2, got {n} and {size}")
     if not 0 < low <= high < 1:

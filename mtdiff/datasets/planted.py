@@ -9,6 +9,8 @@ from mtdiff.datasets.shapes import BACKGROUNDS, COLOURS, RENDERING, SHAPES, hash
 
 OWN = (0, 1, 2)
 """The colour of its own that each shape has, an index into `COLOURS`: circles red, squares green, triangles blue."""
+SHARES = {"planted60": 0.60, "planted80": 0.80, "planted95": 0.95}
+"""Sets that experiments know by name, and how often a shape has its own colour there."""
 RADIUS, PLACE = 0.30, 0.10
 """Mean radius of a shape, and how far from the middle its own may be, in widths of the image."""
 
@@ -16,25 +18,14 @@ RADIUS, PLACE = 0.30, 0.10
 def planted(share: float, split: str = "train", size: int = 16, n: int | None = None, seed: int = 0) -> Dataset:
     """One large shape on grey, in a colour of its own with probability `share`, else in any of the five others.
 
-    Values: "image" (N, 3, s, s), "label" (N,) the shape and "colour" (N,). Kind, size and place do not depend on the share:
-    the scenes of two shares differ in colour alone.
-
-    Args:
-        share: how often a shape has its own colour, in [0, 1]; 1/6 is no correlation.
-        split: "train" or "test".
-        size: as in `shapes`.
-        n: number of scenes; 10,000 to train on and 2,000 to test on unless given.
-        seed: another seed is another world.
-
-    Returns:
-        The data set.
+    Values: "image" (N, 3, s, s), "label" (N,) the shape and "colour" (N,). Kind, size and place do not depend on the share
+    in [0, 1], of which 1/6 is no correlation: the scenes of two shares differ in colour alone. The rest is as in `shapes`.
 
     Raises:
         ValueError: a share outside [0, 1], an unknown split, or an n out of range.
     """
     if not 0 <= share <= 1:
         raise ValueError(f"share must be in [0, 1], got {share}")
-    n = (10_000 if split == "train" else 2_000) if n is None else n
     index = numbers(split, n, seed, objects=1)
     scenes, (luck, other) = layout(index, seed), hashed(index, seed + 2**32, 2).T
     own = torch.tensor(OWN)[scenes.shape[:, 0]]

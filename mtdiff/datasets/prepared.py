@@ -1,7 +1,5 @@
 """Packed images as a data set: bytes in memory or mapped from a file, decoded a batch at a time where they are used."""
 
-import queue
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtdiff.datasets.base import ALL, Dataset
+from mtdiff.datasets.base import ALL, Dataset, ahead, one_of, some_of
+from mtdiff.datasets.imagenet.layouts import SPLITS
 from mtdiff.datasets.imagenet.packing import BOXES, DAMAGED, IMAGES, LABELS, read_meta
 from mtdiff.datasets.masks import masks
 from mtdiff.reading import naming
@@ -21,7 +20,7 @@ POOL = 4096
 ROOM = 0.5
 """Share of a GPU's free memory that a data set may fill."""
 AHEAD = 3
-"""Batches that a loader prepares while the GPU computes."""
+"""Batches that are gathered while the GPU computes."""
 
 
 def prepared(
@@ -29,34 +28,28 @@ def prepared(
 ) -> "Prepared":
     """A split that `mtdiff data prepare` wrote; its pixels stay in the file until they are used.
 
-    Args:
-        folder: the folder that was written.
-        split: "train" or "val"; "test" is another word for "val".
-        modalities: names out of `MODALITIES`. "masked" is the image where the "mask" is 1 and grey where it hides; masks
-            are of all kinds and hide 10 to 90% (`mtdiff.datasets.masks`).
-        flip: mirror a random half of every batch; None: in "train" only.
-
-    Returns:
-        The data set; its names are those of the classes.
+    "test" is another word for "val". Of `MODALITIES`, "masked" is the image where the "mask" is 1 and grey where it hides;
+    masks are of all kinds and hide 10 to 90% (`mtdiff.datasets.masks`). To flip is to mirror a random half of every batch;
+    None does so in "train" only.
 
     Raises:
         FileNotFoundError: no such set, or a file of it is missing.
         ValueError: an unknown split or modality, files that do not fit their description, splits of different classes, or
             boxes that the set lacks.
     """
-    split = {"test": "val"}.get(split, split)
-    unknown = [name for name in modalities if name not in MODALITIES]
-    if unknown or not modalities or split not in ("train", "val"):
-        raise ValueError(f'expected "train" or "val" and some of {MODALITIES}, got {split!r} and {tuple(modalities)}')
-    path = Path(folder) / split
+    split = "val" if split == "test" else split
+    one_of("split", split, SPLITS)
+    some_of("modalities", modalities, MODALITIES)
+    if "masked" in modalities and "image" not in modalities:
+        raise ValueError("the modality 'masked' is made of 'image': ask for both")
+    path, beside = (Path(folder) / name for name in (split, "train" if split == "val" else "val"))
     meta = read_meta(path)
-    beside = Path(folder) / {"train": "val", "val": "train"}[split]
     if beside.is_dir() and read_meta(beside)["names"] != meta["names"]:
         raise ValueError(f"train and val do not have the same classes in {folder}: delete it, and prepare both together")
-    n, size = meta["count"], meta["size"]
     lacking = [name for name in (IMAGES, LABELS, BOXES) if not (path / name).is_file()]
     if lacking:
         raise FileNotFoundError(f"{path} lacks {', '.join(lacking)}: delete the folder and prepare it again")
+    n, size = meta["count"], meta["size"]
     found, expected = (path / IMAGES).stat().st_size, 3 * size * size * n
     if found != expected:
         raise ValueError(f"{path / IMAGES} has {found:,} bytes, expected {expected:,}: it is truncated; prepare it again")
@@ -64,19 +57,15 @@ def prepared(
         "image": torch.from_numpy(np.memmap(path / IMAGES, np.uint8, "c", shape=(n, 3, size, size))),
         "label": _array(path / LABELS, np.int64, (n,), 0, len(meta["names"]) - 1),
         "box": _array(path / BOXES, np.float32, (n, 4), 0, 1),
-        "mask": torch.arange(n) % POOL,
+        **dict.fromkeys(("masked", "mask"), torch.arange(n) % POOL),
     }
-    values["masked"] = values["mask"]
     without = int(values["box"].isnan().any(1).sum())
     if "box" in modalities and without:
         raise ValueError(f"{without:,} of {n:,} images in {path} have no box: leave out the modality 'box'")
-    if "masked" in modalities and "image" not in modalities:
-        raise ValueError("the modality 'masked' is made of 'image': ask for both")
-    used = {name: values[name] for name in modalities}
-    masked = {"mask", "masked"} & set(modalities)
+    masked = not {"mask", "masked"}.isdisjoint(modalities)
     return Prepared(
         f"{Path(folder).name}/{split}",
-        used,
+        {name: values[name] for name in modalities},
         tuple(meta["names"]),
         size=size,
         sha256=meta["sha256"],
@@ -92,7 +81,8 @@ class Prepared(Dataset):
     A batch has "image" (B, 3, s, s) in [-1, 1], "label" (B,), "box" (B, 1, s, s), a mask of one object, "mask" likewise,
     1 where a pixel is known, and "masked" (B, 3, s, s), the image there. Examples that are picked by their index have the
     mask of that index; those of `batches` one drawn at random. Where a GPU has room, all bytes are moved there once;
-    otherwise a thread prepares pinned batches ahead.
+    otherwise a thread gathers pinned batches ahead. (Not a process, which would copy the mapped file where it is not forked,
+    and wants scripts to guard `__main__`.)
 
     Attributes:
         size: height and width.
@@ -121,19 +111,25 @@ class Prepared(Dataset):
     def batches(
         self, size: int, seed: int, start: int = 0, device: str | torch.device = "cpu", part: slice = ALL
     ) -> Iterator[dict]:
-        """As `Dataset.batches`: batch k depends on seed and k alone, whatever the device and however the bytes come."""
+        """Batches as of any `Dataset`, whatever the device and however the bytes come there."""
         device = torch.device(device)
-        plan = self._plan(size, seed, start, part)
-        if device.type == "cuda" and not self._fits(device):
-            yield from self._ahead(plan, device)
-        data = {name: value.to(device) for name, value in self.values.items()}
+        fits, plan = self._fits(device), self._plan(size, seed, start, part)
+        data = {name: value.to(device) for name, value in self.values.items()} if fits else self.values
         pool = None if self.pool is None else self.pool.to(device)
-        for rows, mirrored, picked in plan:
-            rows = _moved(rows, device)
-            yield self._decoded({name: value[rows] for name, value in data.items()} | picked, mirrored, pool)
+
+        def gather(each: tuple[Tensor, Tensor | None, dict]) -> tuple[dict[str, Tensor], Tensor | None]:
+            rows, mirrored, picked = each
+            rows = _moved(rows, device) if fits else rows
+            stored = {name: value[rows] for name, value in data.items()} | picked
+            return {name: _pinned(value, device) for name, value in stored.items()}, mirrored
+
+        for stored, mirrored in map(gather, plan) if fits else ahead(gather, plan, AHEAD):
+            yield self._decoded({name: _moved(value, device) for name, value in stored.items()}, mirrored, pool)
 
     def _fits(self, device: torch.device) -> bool:
-        """Whether all bytes may lie on the GPU."""
+        """Whether all bytes may lie on the device."""
+        if device.type != "cuda":
+            return True
         return sum(value.nbytes for value in self.values.values()) <= ROOM * torch.cuda.mem_get_info(device)[0]
 
     def _plan(self, size: int, seed: int, start: int, part: slice = ALL) -> Iterator[tuple[Tensor, Tensor | None, dict]]:
@@ -147,37 +143,6 @@ class Prepared(Dataset):
                 picked = {name: number for name in ("mask", "masked") if name in self.values}
             yield rows[part], mirrored, picked
 
-    def _ahead(self, plan: Iterator[tuple[Tensor, Tensor | None, dict]], device: torch.device) -> Iterator[dict]:
-        """Batches of a set that stays in host memory: a thread gathers the next few and starts their way to the device."""
-        ready: queue.Queue = queue.Queue(AHEAD)
-        pool = None if self.pool is None else self.pool.to(device)
-        over = threading.Event()
-
-        def gather() -> None:
-            try:
-                for rows, mirrored, picked in plan:
-                    stored = {name: value[rows] for name, value in self.values.items()} | picked
-                    if device.type == "cuda":
-                        stored = {name: value.pin_memory() for name, value in stored.items()}
-                    if not _put(ready, (stored, mirrored), over):
-                        return
-            except Exception as error:  # handed to whoever waits for a batch
-                _put(ready, error, over)
-
-        thread = threading.Thread(target=gather, daemon=True, name="mtdiff-batches")
-        thread.start()
-        try:
-            while True:
-                item = ready.get()
-                if isinstance(item, Exception):
-                    raise item
-                stored, mirrored = item
-                moved = {name: v.to(device, non_blocking=True) for name, v in stored.items()}
-                yield self._decoded(moved, mirrored, pool)
-        finally:
-            over.set()
-            thread.join()
-
     def _decoded(
         self, stored: Mapping[str, Tensor], mirrored: Tensor | None = None, pool: Tensor | None = None
     ) -> dict[str, Tensor]:
@@ -188,14 +153,12 @@ class Prepared(Dataset):
         if "box" in stored:
             out["box"] = box_masks(stored["box"], self.size)
         if mirrored is not None:
-            for name in ("image", "box"):
-                if name in out:
-                    turned = _moved(mirrored, out[name].device).view(-1, 1, 1, 1)
-                    out[name] = torch.where(turned, out[name].flip(3), out[name])
-        for name in ("mask", "masked"):
-            if name in stored:
-                known = pool[_moved(stored[name], pool.device)].float()
-                out[name] = known if name == "mask" else out["image"] * known
+            for name in {"image", "box"} & stored.keys():
+                turned = _moved(mirrored, out[name].device).view(-1, 1, 1, 1)
+                out[name] = torch.where(turned, out[name].flip(3), out[name])
+        for name in {"mask", "masked"} & stored.keys():
+            known = pool[stored[name]].float()
+            out[name] = known if name == "mask" else out["image"] * known
         return out
 
 
@@ -210,33 +173,20 @@ def _array(path: Path, dtype: type, shape: tuple[int, ...], low: float, high: fl
         return torch.from_numpy(np.array(found))
 
 
+def _pinned(value: Tensor, device: torch.device) -> Tensor:
+    """A tensor where a device can take it from without anybody waiting."""
+    return value.pin_memory() if device.type == "cuda" and value.device.type == "cpu" else value
+
+
 def _moved(value: Tensor, device: torch.device) -> Tensor:
-    """A small tensor on a device, without waiting for it."""
-    if device.type == "cuda" and value.device.type == "cpu":
-        return value.pin_memory().to(device, non_blocking=True)
-    return value.to(device)
-
-
-def _put(ready: queue.Queue, item, over: threading.Event) -> bool:
-    """Put an item into a queue that is full at times; False when nobody wants it any more."""
-    while not over.is_set():
-        try:
-            ready.put(item, timeout=0.1)
-        except queue.Full:
-            continue
-        return True
-    return False
+    """A tensor on a device, without waiting for it."""
+    return _pinned(value, device).to(device, non_blocking=True)
 
 
 def box_masks(boxes: Tensor, size: int) -> Tensor:
-    """Masks of boxes: 1 where a pixel's centre is inside, and at least one pixel.
+    """Masks (N, 1, s, s) of boxes (N, 4), left, top, right, bottom in [0, 1]: 1.0 where a pixel's centre is inside.
 
-    Args:
-        boxes: (N, 4) left, top, right, bottom in [0, 1].
-        size: s, height and width.
-
-    Returns:
-        (N, 1, s, s) float32 of zeros and ones.
+    At least one pixel is.
     """
     centre = (torch.arange(size, device=boxes.device) + 0.5) / size
     left, top, right, bottom = boxes.float().unbind(-1)

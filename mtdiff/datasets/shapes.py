@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtdiff.datasets.base import Dataset
+from mtdiff.datasets.base import Dataset, one_of, some_of
 
 MODALITIES = ("image", "night", "segmentation", "masks", "depth", "sketch", "label", "caption")
 SHAPES = ("circle", "square", "triangle")
@@ -17,20 +17,17 @@ COLOURS = ("red", "green", "blue", "yellow", "magenta", "cyan")
 BACKGROUNDS = ("white", "grey", "brown", "black")
 VOCABULARY = ("", *BACKGROUNDS, *SIZES, *COLOURS, *SHAPES)
 """The words of captions; token 0 is padding."""
-
-SPLITS = {"train": 0, "test": 10**9}
-"""Index of the first scene of each split."""
+OBJECTS = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS)
+"""The names of labels."""
+SETS = {"shapes16": 16, "shapes32": 32}
+"""Sets that experiments know by name, and their height and width."""
+SPLITS = {"train": (0, 10_000), "test": (10**9, 2_000)}
+"""Index of the first scene of each split, and how many there are unless somebody says."""
 RENDERING = 1
 """Version of what `paint` does; a change that alters a pixel is another one."""
 
-_INK = (
-    (0.88, 0.12, 0.14),
-    (0.13, 0.62, 0.20),
-    (0.12, 0.26, 0.90),
-    (0.98, 0.84, 0.10),
-    (0.85, 0.15, 0.75),
-    (0.10, 0.78, 0.86),
-)
+_INK = ((0.88, 0.12, 0.14), (0.13, 0.62, 0.20), (0.12, 0.26, 0.90))  # of `COLOURS`
+_INK += ((0.98, 0.84, 0.10), (0.85, 0.15, 0.75), (0.10, 0.78, 0.86))
 _PAPER = ((0.95, 0.95, 0.95), (0.55, 0.55, 0.56), (0.40, 0.27, 0.17), (0.06, 0.06, 0.07))
 _RADIUS, _SQUARE, _CIRCUMRADIUS = (0.14, 0.21), 0.90, 1.30  # of the width; half a square's side, a triangle's: of the radius
 _EXTENT = ((1.0, 1.0), (_SQUARE, _SQUARE), (_CIRCUMRADIUS * math.sqrt(0.75), _CIRCUMRADIUS * 0.75))  # half width and height
@@ -40,12 +37,7 @@ _PALETTE = ((-1.0, -1.0, -1.0), (1.0, 1.0, -1.0), (1.0, -1.0, 1.0), (-1.0, 1.0, 
 
 @dataclass(frozen=True)
 class Scene:
-    """What a caption says.
-
-    Attributes:
-        background: its name.
-        objects: (size, colour, shape) of each object, left to right.
-    """
+    """What a caption says: a background, and (size, colour, shape) of each object, left to right."""
 
     background: str
     objects: tuple[tuple[str, str, str], ...]
@@ -75,16 +67,12 @@ class Layout:
 
 
 def shapes(
-    split: str = "train",
-    size: int = 16,
-    n: int | None = None,
-    seed: int = 0,
-    modalities: Sequence[str] | None = None,
+    split: str = "train", size: int = 16, n: int | None = None, seed: int = 0, modalities: Sequence[str] | None = None
 ) -> Dataset:
     """Scenes of 1 to 3 shapes on a plain background; scene i is the same whatever n, and the same scene at any size.
 
     It is the same on every processor, too: all but "night" takes nothing but sums, products, quotients and square roots,
-    each of which IEEE arithmetic rounds in one way only.
+    each of which IEEE arithmetic rounds in one way only. No scene is in both splits.
 
     The modalities of N scenes of s x s pixels:
 
@@ -94,76 +82,47 @@ def shapes(
     - "masks" (N, 3, s, s) bool: what is seen of each object, left to right.
     - "depth" (N, 1, s, s) in [-1, 1]: of the nearest surface, -1 is near; the background is 1.
     - "sketch" (N, 1, s, s) in [-1, 1]: visible outlines, white on black.
-    - "label" (N,) int64: shape and colour of the nearest object; 18 classes.
+    - "label" (N,) int64: shape and colour of the nearest object, one of `OBJECTS`.
     - "caption" (N, 10) int64: background, then size, colour and shape of each object from left to right, then 0.
 
-    Args:
-        split: "train" or "test"; no scene is in both.
-        size: height and width, a multiple of 8, at least 16.
-        n: number of scenes; 10,000 to train on and 2,000 to test on unless given.
-        seed: another seed is another world of scenes.
-        modalities: names of those wanted; None is all of them.
-
-    Returns:
-        The data set.
+    All of them are there unless some are asked for. s is a multiple of 8, at least 16; N is 10,000 to train on and 2,000 to
+    test on unless given; another seed is another world of scenes.
 
     Raises:
         ValueError: an unknown split or modality, a size or an n out of range.
     """
-    n = (10_000 if split == "train" else 2_000) if n is None else n
     values = render(numbers(split, n, seed), size, seed, modalities)
-    names = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS)
-    return Dataset(f"shapes{size}/{split}", values, names, f"shapes {split} {size} seed {seed}, rendering {RENDERING}")
+    return Dataset(f"shapes{size}/{split}", values, OBJECTS, f"shapes {split} {size} seed {seed}, rendering {RENDERING}")
 
 
-def numbers(split: str, n: int, seed: int = 0, objects: int | None = None) -> np.ndarray:
-    """Indices (n,) of the first scenes of a split.
-
-    Args:
-        split: as in `shapes`.
-        n: how many.
-        seed: as in `shapes`.
-        objects: how many objects each scene has, 1 to 3; None takes scenes as they come, a third of each.
-
-    Returns:
-        The indices, ascending.
+def numbers(split: str, n: int | None = None, seed: int = 0, objects: int | None = None) -> np.ndarray:
+    """Indices (n,) of the first scenes of a split, ascending; of those with 1, 2 or 3 `objects` alone, a third each.
 
     Raises:
         ValueError: an unknown split, an n or a number of objects out of range.
     """
-    if split not in SPLITS:
-        raise ValueError(f'split must be "train" or "test", got {split!r}')
-    if objects not in (None, 1, 2, 3):
-        raise ValueError(f"objects must be 1, 2 or 3, got {objects}")
-    most = SPLITS["test"] if objects is None else 10**7
+    one_of("split", split, SPLITS)
+    one_of("objects", objects, (None, 1, 2, 3))
+    first, usual = SPLITS[split]
+    n, most = usual if n is None else n, 10**9 if objects is None else 10**7
     if not 1 <= n <= most:
         raise ValueError(f"n must be in 1..{most}, got {n}")
     if objects is None:
-        return np.arange(SPLITS[split], SPLITS[split] + n)
-    index = np.arange(SPLITS[split], SPLITS[split] + 4 * n + 100)
+        return np.arange(first, first + n)
+    index = np.arange(first, first + 4 * n + 100)
     return index[(1 + 3 * hashed(index, seed, 1)[:, 0]).long().numpy() == objects][:n]
 
 
 def render(
     index: Sequence[int] | Tensor, size: int, seed: int = 0, modalities: Sequence[str] | None = None
 ) -> dict[str, Tensor]:
-    """The scenes of given indices, {modality: (N, ...)} as in `shapes`; there are endlessly many.
-
-    Args:
-        index: N numbers >= 0; test scenes begin at 10**9.
-        size: as in `shapes`.
-        seed: as in `shapes`.
-        modalities: as in `shapes`.
-
-    Returns:
-        {modality: (N, ...)}.
+    """`shapes` of N given indices >= 0, of which there are endlessly many; test scenes begin at 10**9.
 
     Raises:
         ValueError: an unknown modality, none, a size out of range, no index or one below 0.
     """
-    wanted = MODALITIES if modalities is None else tuple(modalities)
-    if isinstance(modalities, str) or not wanted or set(wanted) - set(MODALITIES):
-        raise ValueError(f"modalities must be some of {MODALITIES}, got {modalities!r}")
+    wanted = MODALITIES if modalities is None else modalities
+    some_of("modalities", wanted, MODALITIES)
     if size < 16 or size % 8:
         raise ValueError(f"size must be a multiple of 8, at least 16, got {size}")
     index = torch.as_tensor(index if isinstance(index, Tensor) else np.asarray(index, dtype=np.int64))
@@ -173,38 +132,15 @@ def render(
 
 
 def paint(scenes: Layout, size: int, wanted: Sequence[str]) -> dict[str, Tensor]:
-    """The modalities of given layouts, a few scenes at a time.
-
-    Args:
-        scenes: N layouts.
-        size: height and width.
-        wanted: names out of `MODALITIES`.
-
-    Returns:
-        {modality: (N, ...)}.
-    """
+    """The modalities of given layouts as in `shapes`, a few scenes at a time."""
     room = max(1, 2**17 // (3 * size**2))  # scenes that stay in a core's cache
-    out: dict[str, Tensor] = {}
-    n = len(scenes.count)
-    for start in range(0, n, room):
-        part = Layout(*(field[start : start + room] for field in vars(scenes).values()))
-        for name, value in _draw(part, size, wanted).items():
-            if not start:
-                out[name] = value.new_empty(n, *value.shape[1:])
-            out[name][start : start + room] = value
-    return out
+    parts = zip(*(field.split(room) for field in vars(scenes).values()), strict=True)
+    drawn = [_draw(Layout(*part), size, wanted) for part in parts]
+    return {name: torch.cat([part.pop(name) for part in drawn]) for name in list(drawn[0])}  # popped: not all is there twice
 
 
 def layout(index: Sequence[int] | Tensor, seed: int = 0) -> Layout:
-    """What is where in the scenes of given indices: the law that `shapes` draws from.
-
-    Args:
-        index: N numbers >= 0.
-        seed: as in `shapes`.
-
-    Returns:
-        The layout of N scenes.
-    """
+    """What is where in the scenes of N given indices: the law that `shapes` draws from."""
     u = hashed(np.asarray(index), seed, 2 + 3 * 8)  # (N, 26)
     count, background = (1 + 3 * u[:, 0]).long(), (len(BACKGROUNDS) * u[:, 1]).long()
     shape, colour, word, jitter, x, y, order, depth = u[:, 2:].unflatten(1, (3, 8)).unbind(-1)  # (N, 3) each
@@ -221,15 +157,9 @@ def layout(index: Sequence[int] | Tensor, seed: int = 0) -> Layout:
 
 
 def hashed(index: np.ndarray, seed: int, fields: int) -> Tensor:
-    """Uniform numbers in [0, 1) that are the same for ever, each a hash of seed, index and field (splitmix64).
+    """Uniform numbers in [0, 1) that are the same for ever, each a hash of seed, index and field: (N, fields) float64.
 
-    Args:
-        index: (N,) numbers >= 0.
-        seed: of the world.
-        fields: how many numbers for each index; the first few are the same whatever the number.
-
-    Returns:
-        (N, fields) float64.
+    Source: Steele, Lea and Flood 2014 (splitmix64).
     """
 
     def mix(z: np.ndarray) -> np.ndarray:
@@ -307,13 +237,7 @@ def night(image: Tensor, rounded: bool = True) -> Tensor:
 
     With x the image in [0, 1], C a colour matrix, l(p) the light at a place and x - mean x its colour,
     night = floor + l(p) C x + glow blur(max(x - mean x, 0)). Day can be had back from it, but not by one colour matrix.
-
-    Args:
-        image: (N, 3, s, s) in [-1, 1].
-        rounded: to 256 levels; a gradient passes only without.
-
-    Returns:
-        (N, 3, s, s) in [-1, 1].
+    (N, 3, s, s) in [-1, 1] become as many; a gradient passes only where they are not `rounded` to 256 levels.
     """
     x, size = (image.double() + 1) / 2, image.shape[-1]  # in float64 no processor's rounding reaches a level
     grid = (torch.arange(size, device=x.device) + 0.5).double() / size
@@ -344,13 +268,7 @@ def _caption(scene: Layout) -> Tensor:
 
 
 def words(tokens: Tensor) -> list[str]:
-    """Captions as text, such as "grey small red circle large blue square".
-
-    Args:
-        tokens: (N, 10) or (10,) int64.
-
-    Returns:
-        N strings, or one in a list.
+    """Captions (N, 10) or (10,) as N texts, such as "grey small red circle large blue square".
 
     Raises:
         ValueError: a token that is no word.
@@ -362,57 +280,31 @@ def words(tokens: Tensor) -> list[str]:
 
 
 def parse(captions: Tensor | str | Sequence[str]) -> list[Scene | None]:
-    """What captions say; None for one that is not well formed, so that drawn captions can be scored exactly.
-
-    Args:
-        captions: (N, 10) or (10,) tokens, padded at the end only, or text.
-
-    Returns:
-        A scene for each, or None.
-    """
+    """What captions say, tokens (N, 10) or (10,) padded at the end only, or texts; None for one that is not well formed."""
     if isinstance(captions, Tensor):
-        rows = [
-            [VOCABULARY[k] if 0 <= k < len(VOCABULARY) else "?" for k in row] for row in torch.atleast_2d(captions).tolist()
-        ]
-    else:
-        rows = [text.split() for text in ([captions] if isinstance(captions, str) else captions)]
-    return [_scene(row) for row in rows]
+        word = dict(enumerate(VOCABULARY))
+        return [_scene([word.get(k, "?") for k in row]) for row in torch.atleast_2d(captions).tolist()]
+    return [_scene(text.split()) for text in ([captions] if isinstance(captions, str) else captions)]
 
 
 def _scene(row: list[str]) -> Scene | None:
     """The scene of a list of words, or None."""
     while row and not row[-1]:
         row = row[:-1]
-    objects = tuple(zip(row[1::3], row[2::3], row[3::3], strict=False))
-    lists = (SIZES, COLOURS, SHAPES)
-    fits = len(row) in (4, 7, 10) and row[0] in BACKGROUNDS
-    if not fits or any(word not in names for o in objects for word, names in zip(o, lists, strict=True)):
+    if len(row) not in (4, 7, 10) or row[0] not in BACKGROUNDS:
         return None
-    return Scene(row[0], objects)
+    lists = (SIZES, COLOURS, SHAPES)
+    if any(word not in lists[k % 3] for k, word in enumerate(row[1:])):
+        return None
+    return Scene(row[0], tuple(zip(row[1::3], row[2::3], row[3::3], strict=True)))
 
 
 def palette(segmentation: Tensor) -> Tensor:
-    """A segmentation as an image, in four colours as far apart as can be.
-
-    Args:
-        segmentation: (N, H, W) int64 in 0..3.
-
-    Returns:
-        (N, 3, H, W) in [-1, 1].
-    """
+    """A segmentation (N, H, W) as an image (N, 3, H, W), in four colours as far apart as can be."""
     return torch.tensor(_PALETTE, device=segmentation.device)[segmentation].movedim(-1, 1).contiguous()
 
 
 def unpalette(image: Tensor) -> Tensor:
-    """The segmentation whose palette is nearest to an image, pixel by pixel.
-
-    Args:
-        image: (N, 3, H, W).
-
-    Returns:
-        (N, H, W) int64 in 0..3.
-    """
+    """The segmentation (N, H, W) whose palette is nearest to an image (N, 3, H, W), pixel by pixel."""
     colours = torch.tensor(_PALETTE, device=image.device, dtype=image.dtype)
-    return torch.einsum("kc,nchw->nkhw", colours, image).argmax(
-        1
-    )  # all colours are equally long: the nearest is the best aligned
+    return torch.einsum("kc,nchw->nkhw", colours, image).argmax(1)  # all are equally long: the nearest is the best aligned

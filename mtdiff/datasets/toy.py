@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from mtdiff.datasets.base import Dataset
+from mtdiff.datasets.base import Dataset, one_of
 
 MIXTURE = {
     "weights": (0.5, 0.3, 0.2),
@@ -18,17 +18,12 @@ MIXTURE = {
 def toy(kind: str = "moons", n: int = 2000, seed: int = 0) -> Dataset:
     """Points "x" (n, 2), of about unit scale, and the "label" (n,) of the part that they come from.
 
-    Args:
-        kind: "moons" (two arcs), "spiral" (three arms) or "mixture" (three Gaussians, `MIXTURE`).
-        n: number of points.
-        seed: the same seed gives the same points.
-
-    Returns:
-        The data set.
+    Kinds are "moons" (two arcs), "spiral" (three arms) and "mixture" (three Gaussians, `MIXTURE`).
 
     Raises:
         ValueError: an unknown kind, or n < 1.
     """
+    one_of("kind", kind, ("moons", "spiral", "mixture"))
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
     g = torch.Generator().manual_seed(seed)
@@ -42,11 +37,9 @@ def toy(kind: str = "moons", n: int = 2000, seed: int = 0) -> Dataset:
         along = torch.rand(n, generator=g).sqrt()
         angle = 1.2 * math.pi * along + 2 * math.pi / 3 * label
         x = 1.8 * along[:, None] * torch.stack([angle.cos(), angle.sin()], 1) + 0.05 * torch.randn(n, 2, generator=g)
-    elif kind == "mixture":
+    else:
         label = torch.multinomial(torch.tensor(MIXTURE["weights"]), n, replacement=True, generator=g)
         spread = torch.tensor(MIXTURE["stds"])[label, None]
         x = torch.tensor(MIXTURE["means"])[label] + spread * torch.randn(n, 2, generator=g)
-    else:
-        raise ValueError(f'kind must be "moons", "spiral" or "mixture", got {kind!r}')
     names = ("0", "1") if kind == "moons" else ("0", "1", "2")
     return Dataset(f"toy/{kind}", {"x": x, "label": label}, names)

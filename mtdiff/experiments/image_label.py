@@ -7,6 +7,8 @@ import torch
 
 from mtdiff.backbones import UNet
 from mtdiff.datasets import Dataset, digits, planted
+from mtdiff.datasets.planted import SHARES
+from mtdiff.datasets.shapes import SETS
 from mtdiff.experiments.base import Experiment, noise_schedule
 from mtdiff.experiments.label_scores import amplification, evaluate, named_shapes
 from mtdiff.experiments.unshared import Unshared
@@ -43,8 +45,6 @@ DEFAULT_SAMPLER = "ddpm"
 """The rule and sampler whose samples the judge agreed with most (data/results/image-label-digits-fade-in.json)."""
 LABEL_WEIGHT = {"light": 0.05, "heavy": 5.0}
 """Weight of the label's loss; 0.5 for all that are not named."""
-SHARES = (60, 80, 95)
-"""Percent of shapes in a colour of their own, where it is planted."""
 DRAWS = 300
 """Planted scenes of each kind that are drawn for each note along the training."""
 
@@ -61,9 +61,8 @@ def build(data: str, variant: str, seed: int = 0, base: int | None = None) -> MT
     Returns:
         The model.
     """
-    size = {"digits": 8, "shapes32": 32}.get(data, 16)
-    shape = (1 if data == "digits" else 3, size, size)
-    names = EXPERIMENT.data[data]("test").names
+    test = EXPERIMENT.data[data]("test")
+    shape, size, names = test.shape("image"), test.shape("image")[-1], test.names
     apart = variant in ("own-channels", "unshared")
     never = variant in ("conditional", "token") or "classifier" in variant  # the label is never in the sum
     sense = data != "digits" and not (apart or never or variant == "image-only")
@@ -119,7 +118,7 @@ def config(data: str, variant: str, budget: str) -> TrainConfig:
         options = {"weights": {**options["weights"], "image": 0.1}, "drop": {"label": 0.5}, "give": {"label": 0.3}}
     steps = {"digits": 5000, "shapes16": 2500, "shapes32": 4000}.get(data, 1500)
     full = {"steps": steps if budget == "full" else 600, "batch_size": 32 if data == "shapes32" else 64}
-    if data.startswith("planted"):
+    if data in SHARES:
         options["probe_every"] = full["steps"] // 5
     return TrainConfig(**full, lr=2e-3, ema=0.998, save_every=600, **options)
 
@@ -178,11 +177,11 @@ def probe(data: str, variant: str) -> Callable[[MTDiffusion], dict[str, float]] 
     Returns:
         Averaged model -> {"joint", "told": share of those of the right shape}; None for other data.
     """
-    if not data.startswith("planted"):
+    if data not in SHARES:
         return None
 
     def look(model: MTDiffusion) -> dict[str, float]:
-        scores = amplification(model, int(data[7:]) / 100, seed=0, n=DRAWS, scales=(1.0,))
+        scores = amplification(model, SHARES[data], seed=0, n=DRAWS, scales=(1.0,))
         return {name: scores[kind]["own"] for name, kind in (("joint", "joint"), ("told", "guidance 1.0")) if kind in scores}
 
     return look
@@ -192,8 +191,8 @@ EXPERIMENT = Experiment(
     "image-label",
     {
         "digits": digits,
-        **{name: functools.partial(named_shapes, name) for name in ("shapes16", "shapes32")},
-        **{f"planted{share}": functools.partial(planted, share / 100) for share in SHARES},
+        **{name: functools.partial(named_shapes, name) for name in SETS},
+        **{name: functools.partial(planted, share) for name, share in SHARES.items()},
     },
     VARIANTS,
     build,

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 
 from mtdiff.backbones import UNet
+from mtdiff.datasets.shapes import SETS
 from mtdiff.experiments.base import Experiment, noise_schedule
 from mtdiff.experiments.representation_scores import alone, evaluate, joint
 from mtdiff.judges import scene_judge
@@ -44,7 +45,7 @@ def build(data: str, variant: str, seed: int = 0) -> MTDiffusion:
     Returns:
         The model.
     """
-    size, apart = int(data[6:]), variant == "own-channels"
+    size, apart = SETS[data], variant == "own-channels"
     shape, space = (3, size, size), (3 + apart, size, size)
     joint, sense = variant in JOINT, variant in ("lifted", "own-channels")
     mine, others = (slice(0, 3), slice(3, 4)) if apart else (None, None)
@@ -104,7 +105,7 @@ def probe(data: str, variant: str) -> Callable[[MTDiffusion], dict[str, float]]:
 
 EXPERIMENT = Experiment(
     "image-representation",
-    {name: functools.partial(represented, name) for name in ("shapes16", "shapes32")},
+    {name: functools.partial(represented, name) for name in SETS},
     VARIANTS,
     build,
     config,

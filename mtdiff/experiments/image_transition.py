@@ -9,6 +9,7 @@ from torch import Tensor
 from mtdiff.backbones import UNet
 from mtdiff.baselines import sdedit
 from mtdiff.datasets import Dataset, palette, shapes, unpalette
+from mtdiff.datasets.shapes import SETS
 from mtdiff.elbo import elbo
 from mtdiff.evaluation import frechet_distance, psnr, sample_many, ssim
 from mtdiff.experiments.base import Experiment, noise_schedule
@@ -55,7 +56,7 @@ def pairs(data: str, split: str, n: int | None = None) -> Dataset:
         The data set; its names are the directions.
     """
     n = n or (EXAMPLES if split == "train" else 1200)
-    drawn = shapes(split, size=int(data[6:]), n=n, modalities=("image", "night", "sketch", "segmentation"))
+    drawn = shapes(split, size=SETS[data], n=n, modalities=("image", "night", "sketch", "segmentation"))
     scenes = drawn.values
     kinds = {
         "day": scenes["image"],
@@ -94,7 +95,7 @@ def build(data: str, variant: str, seed: int = 0) -> MTDiffusion:
     Returns:
         The model.
     """
-    size = int(data[6:])
+    size = SETS[data]
     space = (3, size, size)
     modalities = {"target": Image(space, start="rest"), "source": Image(space, tell=True)}
     modalities["direction"] = Label(len(DIRECTIONS), names=DIRECTIONS)
@@ -207,7 +208,7 @@ def evaluate(model: MTDiffusion, data: str, seed: int = 0, n: int = 200) -> dict
     generator = torch.Generator(model.device).manual_seed(seed)
     judge, out, bounds = scene_judge(data), {}, {}
     test, train = pairs(data, "test", len(DIRECTIONS) * n), pairs(data, "train").values
-    real = shapes("test", size=int(data[6:]), modalities=("image",)).values["image"]  # what undetermined targets are like
+    real = shapes("test", size=SETS[data], modalities=("image",)).values["image"]  # what undetermined targets are like
     for k, words in enumerate(DIRECTIONS):
         part = test[test.values["direction"] == k]
         strength = {}
@@ -236,7 +237,7 @@ def _best_strength(model, words: str, rows: Tensor, train, judge, generator) -> 
 
 EXPERIMENT = Experiment(
     "image-transition",
-    {name: functools.partial(pairs, name) for name in ("shapes16", "shapes32")},
+    {name: functools.partial(pairs, name) for name in SETS},
     VARIANTS,
     build,
     config,

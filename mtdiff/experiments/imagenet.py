@@ -36,8 +36,8 @@ MODALITIES = {
     "classifier": ("image", "label"),
 }
 """What each variant is shown."""
-SETS = ("imagenette32", "imagenette64", "tiny-imagenet32", "tiny-imagenet64")
-"""Packed sets: the name of a set that `mtdiff data get` fetches, and the height and width of its images."""
+SETS = {f"{name}{size}": (name, size) for name in ("imagenette", "tiny-imagenet") for size in (32, 64)}
+"""Packed sets: the name of what `mtdiff data get` fetches for each, and the height and width of its images."""
 BACKBONES: Mapping[int, dict] = {
     32: {"base": 16, "multipliers": (1, 2, 2, 2), "attention": (8,)},
     64: {"base": 32, "multipliers": (1, 2, 2, 3), "blocks": 2, "attention": (8,)},
@@ -72,8 +72,8 @@ def packed_folder(data: str) -> Path:
     """
     folder = Path(os.environ.get(FOLDER, "data/prepared")) / data
     if not folder.is_dir():
-        name = data.rstrip("0123456789")
-        source, size = f"data/raw/{ARCHIVES[name].folder}", data[len(name) :]
+        name, size = SETS[data]
+        source = f"data/raw/{ARCHIVES[name].folder}"
         commands = f"mtdiff data get {name} && mtdiff data prepare {source} --size {size} --out {folder}"
         raise FileNotFoundError(f"{data} is not in {folder.parent} ({FOLDER} names another folder). To make it: {commands}")
     return folder
@@ -90,8 +90,8 @@ def build(data: str, variant: str, seed: int = 0) -> MTDiffusion:
     Returns:
         The model.
     """
-    names = packed(data, "test").names
-    return assemble(int(data.lstrip("abcdefghijklmnopqrstuvwxyz-")), variant, names, seed)
+    test = packed(data, "test")
+    return assemble(test.size, variant, test.names, seed)
 
 
 def assemble(size: int, variant: str, names: tuple[str, ...], seed: int = 0) -> MTDiffusion:
@@ -140,7 +140,7 @@ def assemble(size: int, variant: str, names: tuple[str, ...], seed: int = 0) -> 
 
 def config(data: str, variant: str, budget: str) -> TrainConfig:
     """Full: at 64x64 for minutes of a GPU (with --precision bf16 --compile), at 32x32 for an hour or two of a CPU."""
-    large = data.endswith("64")
+    large = SETS[data][1] == 64
     options: dict = {"weights": {"image": 0.1 if variant in ("masked", "label", "box") else 0.0}}
     if variant == "masked":
         options["weights"] |= {"masked": 0.02, "mask": 0.02}

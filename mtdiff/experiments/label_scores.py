@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from mtdiff.datasets import Dataset, digits, planted
-from mtdiff.datasets.planted import OWN
-from mtdiff.datasets.shapes import COLOURS, SHAPES
+from mtdiff.datasets.planted import OWN, SHARES
+from mtdiff.datasets.shapes import COLOURS, OBJECTS, SETS, SHAPES
 from mtdiff.evaluation import (
     LABEL_RULES,
     Judge,
@@ -51,10 +51,9 @@ def named_shapes(data: str, split: str) -> Dataset:
     Returns:
         The data set; names are "red circle" ....
     """
-    scenes = planted(1 / len(COLOURS), split, int(data[6:]), EXAMPLES if split == "train" else None)
+    scenes = planted(1 / len(COLOURS), split, SETS[data], EXAMPLES if split == "train" else None)
     label = len(COLOURS) * scenes.values["label"] + scenes.values["colour"]
-    names = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS)
-    return Dataset(f"{data}/{split}", {"image": scenes.values["image"], "label": label}, names, f"{scenes.source}, named")
+    return Dataset(f"{data}/{split}", {"image": scenes.values["image"], "label": label}, OBJECTS, f"{scenes.source}, named")
 
 
 @dataclass(frozen=True)
@@ -106,8 +105,8 @@ def evaluate(model: MTDiffusion, data: str, seed: int = 0, n: int = 2000, rules:
         them: for "unshared" its own way of conditioning stands as "conditioned", and it has no bound; for "image-only"
         those of its images. For planted scenes `amplification`.
     """
-    if data.startswith("planted"):
-        return amplification(model, int(data[7:]) / 100, seed, n)
+    if data in SHARES:
+        return amplification(model, SHARES[data], seed, n)
     r = referee(data)
     halves = r.real[torch.randperm(len(r.real), generator=torch.Generator().manual_seed(0))].chunk(2)
     known = {"judge_accuracy": r.accuracy, "frechet_pixels_of_two_real_halves": frechet_distance(*halves)}

@@ -10,6 +10,7 @@ from torch import Tensor
 from mtdiff.backbones import UNet
 from mtdiff.baselines import repaint, sdedit
 from mtdiff.datasets import Dataset, masks, shapes
+from mtdiff.datasets.shapes import SETS
 from mtdiff.evaluation import frechet_distance, psnr, sample_many, ssim
 from mtdiff.experiments.base import Experiment, noise_schedule
 from mtdiff.experiments.unshared import Unshared
@@ -55,7 +56,7 @@ def masked_scenes(data: str, split: str, n: int | None = None) -> Dataset:
     Returns:
         The data set.
     """
-    n, size = n or (EXAMPLES if split == "train" else 2000), int(data[6:])
+    n, size = n or (EXAMPLES if split == "train" else 2000), SETS[data]
     scenes, seed = shapes(split, size=size, n=n, modalities=("image",)), 0 if split == "train" else 1
     image, mask = scenes.values["image"], masks(n, size, seed=seed)
     values = {"image": image, "masked": image * mask, "mask": mask}
@@ -73,7 +74,7 @@ def build(data: str, variant: str, seed: int = 0) -> MTDiffusion:
     Returns:
         The model.
     """
-    size = int(data[6:])
+    size = SETS[data]
     shape, apart = (3, size, size), variant in ("own-channels", "unshared")
     space = (7, size, size) if apart else shape
     where = {"image": slice(0, 3), "masked": slice(3, 6), "mask": slice(6, 7)} if apart else {}
@@ -275,7 +276,7 @@ def _best(model, data: str, share: float, way: str, generator) -> dict[str, floa
 
 EXPERIMENT = Experiment(
     "masked-image",
-    {name: functools.partial(masked_scenes, name) for name in ("shapes16", "shapes32")},
+    {name: functools.partial(masked_scenes, name) for name in SETS},
     VARIANTS,
     build,
     config,

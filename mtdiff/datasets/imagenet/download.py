@@ -13,20 +13,15 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
+from mtdiff.datasets.base import one_of
+
 BLOCK, GROWTH = 2**20, 10
 """Bytes that are read at a time; how many times its own size, and a little, an archive may unpack to."""
 
 
 @dataclass(frozen=True)
 class Archive:
-    """An archive on the web.
-
-    Attributes:
-        url: its official address.
-        md5: checksum of the file.
-        folder: what it unpacks to.
-        mebibytes: size of the file, for people.
-    """
+    """An archive on the web: its official address, the file's checksum, what it unpacks to, and its size for people."""
 
     url: str
     md5: str
@@ -34,11 +29,10 @@ class Archive:
     mebibytes: int
 
 
-_FASTAI = "https://s3.amazonaws.com/fast-ai-imageclas"
+_STANFORD, _FASTAI = "http://cs231n.stanford.edu", "https://s3.amazonaws.com/fast-ai-imageclas"
+_TINY = "tiny-imagenet-200"
 ARCHIVES = {
-    "tiny-imagenet": Archive(
-        "http://cs231n.stanford.edu/tiny-imagenet-200.zip", "90528d7ca1a48142e341f4ef8d21d0de", "tiny-imagenet-200", 237
-    ),
+    "tiny-imagenet": Archive(f"{_STANFORD}/{_TINY}.zip", "90528d7ca1a48142e341f4ef8d21d0de", _TINY, 237),
     "imagenette": Archive(f"{_FASTAI}/imagenette2-160.tgz", "e793b78cc4c9e9a4ccc0c1155377a412", "imagenette2-160", 94),
     "imagenette-320": Archive(f"{_FASTAI}/imagenette2-320.tgz", "3df6f0d01a2c9592104656642f5e78a3", "imagenette2-320", 326),
     "imagenette-full": Archive(f"{_FASTAI}/imagenette2.tgz", "fe2fc210e6bb7c5664d602c3cd71e612", "imagenette2", 1488),
@@ -47,24 +41,18 @@ ARCHIVES = {
 
 
 def get(name: str, folder: str | Path, archive: Archive | None = None, progress: bool = True) -> Path:
-    """Fetch and unpack an archive; what is there already is not fetched again, and a broken transfer goes on.
+    """Fetch one of `ARCHIVES` or another one and unpack it to a folder; returned is the folder of images, for `prepare`.
 
-    Args:
-        name: one of `ARCHIVES`.
-        folder: where to unpack it; the archive lies there, too, until it is unpacked.
-        archive: another one than `ARCHIVES` says.
-        progress: show a progress bar.
-
-    Returns:
-        The folder of images, for `prepare`.
+    What is there already is not fetched again, and a broken transfer goes on. The archive itself is deleted in the end.
 
     Raises:
         ValueError: an unknown name, a checksum that does not fit (the file is deleted), or an archive that would write
             outside the folder, or far more than its own size.
         ConnectionError: the address cannot be reached; what came so far is kept, and the same call goes on from there.
+        RuntimeError: a Python whose `tarfile` cannot unpack safely.
     """
-    if archive is None and name not in ARCHIVES:
-        raise ValueError(f"unknown data {name!r}; there are {', '.join(ARCHIVES)}")
+    if archive is None:
+        one_of("data", name, ARCHIVES)
     archive, folder = archive or ARCHIVES[name], Path(folder)
     target = folder / archive.folder
     if target.is_dir():
@@ -89,16 +77,12 @@ def _fetch(url: str, file: Path, progress: bool) -> None:
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
-            resumed = answer.status == 206
+            have = have if answer.status == 206 else 0
             length = int(answer.headers.get("Content-Length", 0))
-            have = have if resumed else 0
-            bar = tqdm(
-                total=have + length or None, initial=have, disable=not progress, unit="B", unit_scale=True, desc=file.name
-            )
-            with bar, part.open("ab" if resumed else "wb") as out:
+            options = {"total": have + length or None, "initial": have, "unit": "B", "unit_scale": True}
+            with tqdm(disable=not progress, desc=file.name, **options) as bar, part.open("ab" if have else "wb") as out:
                 while block := answer.read(BLOCK):
-                    out.write(block)
-                    bar.update(len(block))
+                    bar.update(out.write(block))
             if length and part.stat().st_size != have + length:
                 raise ConnectionError(f"the transfer broke off after {part.stat().st_size:,} bytes")
     except urllib.error.HTTPError as error:
@@ -119,40 +103,31 @@ def _md5(file: Path) -> str:
 
 
 def _unpack(file: Path, target: Path) -> None:
-    """The archive's own folder, in full or not at all; no entry may lead out of it, and all have to fit."""
+    """The archive's own folder, in full or not at all; the standard library sees to it that no entry leads out of it."""
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
+    zipped = zipfile.is_zipfile(file)
+    if not zipped and not hasattr(tarfile, "data_filter"):
+        raise RuntimeError(f"Python unpacks safely from 3.10.12 and 3.11.4 on: take a newer one, or unpack {file} by hand")
     try:
-        if zipfile.is_zipfile(file):
-            with zipfile.ZipFile(file) as archive:
-                _fits(((info.filename, info.file_size) for info in archive.infolist()), file)
-                archive.extractall(partial)
-        else:
-            with tarfile.open(file) as archive:
-                _fits(((member.name, member.size) for member in archive), file)
-                odd = [member.name for member in archive if not (member.isreg() or member.isdir())]
-                if odd:
-                    raise ValueError(f"{file} holds a link or device, {odd[0]!r}: not unpacked")
-                safe = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # from Python 3.10.12 and 3.11.4 on
-                archive.extractall(partial, **safe)
+        with zipfile.ZipFile(file) if zipped else tarfile.open(file) as archive:
+            _fits((entry.file_size for entry in archive.infolist()) if zipped else (entry.size for entry in archive), file)
+            archive.extractall(partial, **({} if zipped else {"filter": "data"}))
         inner = partial / target.name
         if not inner.is_dir():
-            found = sorted(path.name for path in partial.iterdir())
+            found = sorted(path.name for path in partial.glob("*"))
             raise ValueError(f"{file} was expected to hold the folder {target.name}, it holds {found[:5]}")
         inner.rename(target)
     except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
-        raise ValueError(f"{file} cannot be unpacked ({error}): delete it and fetch it again") from None
+        raise ValueError(f"{file} cannot be unpacked: {error}") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _fits(entries: Iterable[tuple[str, int]], file: Path) -> None:
-    """Refuse names that are absolute or climb upwards, and more than pictures can unpack to or the disk has room for."""
+def _fits(sizes: Iterable[int], file: Path) -> None:
+    """Refuse more than pictures can unpack to or the disk has room for."""
     most, free, total = GROWTH * file.stat().st_size + BLOCK * 64, shutil.disk_usage(file.parent).free, 0
-    for name, size in entries:
-        path = PurePosixPath(name.replace("\\", "/"))
-        if path.is_absolute() or ".." in path.parts or ":" in "".join(path.parts[:1]):
-            raise ValueError(f"{file} holds {name!r}, which would be written outside its folder: not unpacked")
+    for size in sizes:
         total += max(size, 512)
         if total > most:
             raise ValueError(f"{file} would unpack to more than {most:,} bytes, pictures do not: not unpacked")

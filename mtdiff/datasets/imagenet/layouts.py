@@ -1,12 +1,14 @@
 """Where images, classes and boxes are in the folders that the archives of ImageNet and its subsets unpack to."""
 
+import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from mtdiff.datasets.base import one_of
 from mtdiff.datasets.imagenet.tables import boxes_of, names_of, numbered_classes, solution
 
 SPLITS = ("train", "val")
@@ -25,6 +27,8 @@ IMAGENETTE = {
 }
 """The ten classes of Imagenette; its archives do not name them."""
 TRUTH = "ILSVRC2012_validation_ground_truth.txt"
+UNKNOWN = (float("nan"),) * 4
+"""The box of an image of which none is known."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class Listing:
     boxes: np.ndarray
     wnids: tuple[str, ...]
     names: tuple[str, ...]
-    left_out: list[tuple[Path, str]] = field(default_factory=list)
+    left_out: list[tuple[Path, str]]
 
 
 def find(root: str | Path, split: str = "train", classes: Sequence[str] | None = None) -> Listing:
@@ -57,51 +61,38 @@ def find(root: str | Path, split: str = "train", classes: Sequence[str] | None =
     and images/ (Tiny-ImageNet), val/<wnid>/ (Imagenette), images in val/ with LOC_val_solution.csv (Kaggle's ILSVRC) or
     with ILSVRC2012_validation_ground_truth.txt and meta.mat (ILSVRC's development kit), in the folder or in
     ILSVRC2012_devkit_t12/data/. Kaggle's Data/CLS-LOC is found by itself. Boxes are read from Tiny-ImageNet's lists and
-    Kaggle's tables, names from words.txt in the folder or Kaggle's table.
-
-    Args:
-        root: the folder that the archive unpacked to.
-        split: "train" or "val".
-        classes: WordNet ids or names to keep, in the order of their labels; None keeps all, in the order of their ids.
-
-    Returns:
-        The listing.
+    Kaggle's tables, names from words.txt in the folder or Kaggle's table. The classes to keep are given by WordNet ids or
+    names, in the order of their labels; None keeps all, in the order of their ids.
 
     Raises:
         FileNotFoundError: no such folder.
         ValueError: another layout (the message says what was found), an unknown class, a name that two classes have, a
             class without an image, a folder that is a link to elsewhere, or a list that cannot be read.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
+    one_of("split", split, SPLITS)
     tree = _Tree(Path(root))
     train = tree.root / "train"
     folders, beside = tree.look(train)
-    known = [folder.name for folder in folders]
-    if not known:
+    if not folders:
         raise ValueError(f"{train} has no folder of a class (train/<wnid>/): it holds {_seen(train)}")
-    words = _words(tree, known)
+    words = _words(tree, [folder.name for folder in folders])
     wnids = _chosen(words, classes)
     if split == "train":
         tree.leave(beside, "in no folder of a class")
         layout, rows = _train(tree, wnids)
     else:
         tree.left_out.clear()  # of train/
-        layout, rows = _val(tree, known)
-    by_class: dict[str, list] = {wnid: [] for wnid in wnids}
-    for wnid, path, box in rows:
-        if wnid in by_class:
-            by_class[wnid].append((path, box))
-        elif wnid not in words:
+        layout, rows = _val(tree, words)
+    for wnid, path, _ in rows:
+        if wnid not in words:
             tree.leave([path], f"of class {wnid}, which train/ does not have")
-    empty = [wnid for wnid, images in by_class.items() if not images]
+    rank, found = {wnid: k for k, wnid in enumerate(wnids)}, {wnid for wnid, _, _ in rows}
+    empty = [wnid for wnid in wnids if wnid not in found]
     if empty:
         raise ValueError(f"{root} has no {split} image of {len(empty)} of {len(wnids)} classes: {', '.join(empty[:5])}")
-    images = [(k, *image) for k, wnid in enumerate(wnids) for image in sorted(by_class[wnid], key=lambda image: image[0])]
-    label, files, boxes = zip(*images, strict=True)
-    unknown = (float("nan"),) * 4
-    boxes = np.array([unknown if box is None else box for box in boxes], np.float32)
-    names = tuple(words[wnid] for wnid in wnids)
+    rows = sorted((rank[wnid], path, box or UNKNOWN) for wnid, path, box in rows if wnid in rank)
+    label, files, boxes = zip(*rows, strict=True)
+    names, boxes = tuple(words[wnid] for wnid in wnids), np.array(boxes, np.float32)
     return Listing(layout, list(files), np.array(label, np.int64), boxes, wnids, names, sorted(tree.left_out))
 
 
@@ -109,10 +100,17 @@ class _Tree:
     """The folder of a data set, and what is left out of it."""
 
     def __init__(self, given: Path):
-        self.given, self.root = given, _data_root(given)
+        if not given.is_dir():
+            raise FileNotFoundError(f"there is no folder {given}")
+        places = (given, given / "Data" / "CLS-LOC", given / "ILSVRC" / "Data" / "CLS-LOC")
+        roots = [place for place in places if (place / "train").is_dir()]
+        if not roots:
+            expected = "Expected is what an archive unpacks to: train/<wnid>/"
+            raise ValueError(f"{given} has no folder train/: it holds {_seen(given)}. {expected}")
+        self.given, self.root = given, roots[0]
         self.left_out: list[tuple[Path, str]] = []
 
-    def leave(self, paths: Sequence[Path], why: str) -> None:
+    def leave(self, paths: Iterable[Path], why: str) -> None:
         self.left_out += [(path, why) for path in paths]
 
     def look(self, folder: Path, known: str = "") -> tuple[list[Path], list[Path]]:
@@ -121,21 +119,14 @@ class _Tree:
         Raises:
             ValueError: the folder, or one in it, is a link that leads out of the data set.
         """
-        folders, images = [], []
-        for path in sorted(self._stays(folder).iterdir()):
-            if path.name.startswith(".") or path.name == known:
-                continue
-            if path.is_dir():
-                folders.append(self._stays(path))
-            elif not path.is_file():
-                self.leave([path], "not a regular file")
-            elif path.suffix.lower() not in SUFFIXES:
-                self.leave([path], f"not one of {', '.join(SUFFIXES)}")
-            elif path.is_symlink() and not self._within(path):
-                self.leave([path], "a link that leads out of the folder")
-            else:
-                images.append(path)
-        return folders, images
+        found = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".") and path.name != known]
+        folders = [path for path in found if path.is_dir()]
+        astray = [path for path in (folder, *folders) if self._leads_out(path)]
+        if astray:
+            raise ValueError(f"{astray[0]} is a link that leads out of {self.given}: name the folder where the images are")
+        reasons = {path: self._why_not(path) for path in found if not path.is_dir()}
+        self.left_out += [(path, why) for path, why in reasons.items() if why]
+        return folders, [path for path, why in reasons.items() if not why]
 
     def images(self, folder: Path) -> list[Path]:
         """The images in a folder that should hold nothing else."""
@@ -143,13 +134,16 @@ class _Tree:
         self.leave(folders, "a folder in a folder of a class")
         return images
 
-    def _within(self, path: Path) -> bool:
-        return path.resolve().is_relative_to(self.given.resolve())
+    def _leads_out(self, path: Path) -> bool:
+        return path.is_symlink() and not path.resolve().is_relative_to(self.given.resolve())
 
-    def _stays(self, folder: Path) -> Path:
-        if folder.is_symlink() and not self._within(folder):
-            raise ValueError(f"{folder} is a link that leads out of {self.given}: name the folder where the images are")
-        return folder
+    def _why_not(self, path: Path) -> str:
+        """Why a file is no image of the set; "" if it is."""
+        if not path.is_file():
+            return "not a regular file"
+        if path.suffix.lower() not in SUFFIXES:
+            return f"not one of {', '.join(SUFFIXES)}"
+        return "a link that leads out of the folder" if self._leads_out(path) else ""
 
     def table(self, name: str) -> Path | None:
         """A list that comes with the data: in their folder, or where Kaggle's archive and ILSVRC's kit have it."""
@@ -159,18 +153,6 @@ class _Tree:
         if name == TRUTH:
             folders += [folder / "ILSVRC2012_devkit_t12" / "data" for folder in folders]
         return next((folder / name for folder in folders if (folder / name).is_file()), None)
-
-
-def _data_root(root: Path) -> Path:
-    """The folder that holds train/, which may be Data/CLS-LOC below."""
-    if not root.is_dir():
-        raise FileNotFoundError(f"there is no folder {root}")
-    for folder in (root, root / "Data" / "CLS-LOC", root / "ILSVRC" / "Data" / "CLS-LOC"):
-        if (folder / "train").is_dir():
-            return folder
-    raise ValueError(
-        f"{root} has no folder train/: it holds {_seen(root)}. Expected is what an archive unpacks to: train/<wnid>/"
-    )
 
 
 def _seen(folder: Path) -> str:
@@ -183,8 +165,8 @@ def _words(tree: _Tree, known: Sequence[str]) -> dict[str, str]:
     """WordNet id -> a name of its own, from the list that comes with the images; where two share one, with the id."""
     path = tree.table("words.txt") or tree.table("LOC_synset_mapping.txt")
     listed = IMAGENETTE if path is None else names_of(path)
-    often = Counter(listed.get(wnid, wnid) for wnid in known)
     names = {wnid: listed.get(wnid, wnid) for wnid in known}
+    often = Counter(names.values())
     return {wnid: name if often[name] == 1 else f"{name} ({wnid})" for wnid, name in names.items()}
 
 
@@ -192,16 +174,15 @@ def _chosen(words: Mapping[str, str], classes: Sequence[str] | None) -> tuple[st
     """The WordNet ids of the classes to keep."""
     if classes is None:
         return tuple(words)
-    chosen, unknown = [], []
-    for name in classes:
-        found = [name] if name in words else [w for w, text in words.items() if name in (text, text.removesuffix(f" ({w})"))]
-        if len(found) > 1:
-            raise ValueError(f"{len(found)} classes are called {name!r}: give the id, {' or '.join(found)}")
-        chosen, unknown = chosen + found, unknown + [name] * (not found)
-    if unknown or len(set(chosen)) < len(chosen) or not chosen:
+    found = {name: [w for w, text in words.items() if name in (w, text, text.removesuffix(f" ({w})"))] for name in classes}
+    for name, wnids in found.items():
+        if len(wnids) > 1:
+            raise ValueError(f"{len(wnids)} classes are called {name!r}: give the id, {' or '.join(wnids)}")
+    unknown, chosen = [name for name in found if not found[name]], tuple(itertools.chain(*found.values()))
+    if unknown or not chosen or len(set(chosen)) < len(classes):
         problem = f"unknown classes {unknown}" if unknown else f"classes must be different, and some: {list(classes)}"
         raise ValueError(f"{problem}; there are {len(words)}, such as {', '.join([*words.values()][:5])}")
-    return tuple(chosen)
+    return chosen
 
 
 def _train(tree: _Tree, wnids: Sequence[str]) -> tuple[str, list[tuple]]:
@@ -222,7 +203,7 @@ def _train(tree: _Tree, wnids: Sequence[str]) -> tuple[str, list[tuple]]:
     return layout, rows
 
 
-def _val(tree: _Tree, known: Sequence[str]) -> tuple[str, list[tuple]]:
+def _val(tree: _Tree, known: Collection[str]) -> tuple[str, list[tuple]]:
     """(wnid, path, box) of all validation images."""
     folder, annotations = tree.root / "val", tree.root / "val" / "val_annotations.txt"
     if not folder.is_dir():

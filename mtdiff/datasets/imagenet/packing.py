@@ -1,11 +1,11 @@
 """Decode once: images of one size, as bytes that can be mapped into memory, with labels, boxes and a hash."""
 
+import contextlib
 import errno
 import hashlib
 import os
 import shutil
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +13,8 @@ import numpy as np
 import PIL.Image
 from tqdm import tqdm
 
+from mtdiff.datasets.base import ahead
 from mtdiff.datasets.decoding import decoded, upright
-from mtdiff.datasets.decoding import rgb as _rgb  # noqa: F401
 from mtdiff.datasets.imagenet.layouts import SPLITS, Listing, find
 from mtdiff.files import to_json, write_atomic
 from mtdiff.reading import check_types, naming, read_json
@@ -25,8 +25,8 @@ TYPES = {"format": int, "count": int, "size": int, "sha256": str, "skipped": lis
 TYPES |= {"names": list[str], "classes": list[str]}
 """What is read of a split's meta."""
 DAMAGED = "is damaged: delete its folder and prepare it again"
-CHUNK, WORKERS = 512, 8
-"""Files that are decoded before their pixels are written, and how many at a time at most."""
+WAITING, WORKERS = 256, 8
+"""Files that are decoded before their pixels are written, and how many at a time, at most."""
 
 
 def prepare(
@@ -44,16 +44,8 @@ def prepare(
     (left, top, right, bottom in [0, 1] of the packed image; NaN where unknown or outside) and meta.json. An image that
     cannot be read is skipped and listed there, as is what `find` leaves out. A split appears only when it is complete, and
     what was packed before is returned only if nothing has changed: names, sizes, times, labels and boxes of the files, the
-    folder, and which of them can be read. Smaller images are enlarged by a bicubic filter and counted.
-
-    Args:
-        root: the folder of images, see `find`.
-        out: the folder to write.
-        size: height and width.
-        classes: as in `find`.
-        splits: which of "train" and "val".
-        limit: at most so many images of each class, the first by name; None is all.
-        progress: show a progress bar.
+    folder, and which of them can be read. Smaller images are enlarged by a bicubic filter and counted. Of each class at
+    most `limit` images are taken, the first by name; `root` and `classes` are those of `find`.
 
     Returns:
         {split: its meta}: "count", "classes", "names", "size", "sha256" of all arrays, "skipped" and "left_out", both
@@ -77,8 +69,6 @@ def prepare(
 
 def _first(listing: Listing, limit: int | None) -> Listing:
     """The first few images of each class."""
-    if limit is None:
-        return listing
     keep = np.concatenate([np.flatnonzero(listing.label == k)[:limit] for k in range(len(listing.wnids))])
     files = [listing.files[i] for i in keep]
     return replace(listing, files=files, label=listing.label[keep], boxes=listing.boxes[keep])
@@ -90,9 +80,10 @@ def _pack(listing: Listing, folder: Path, root: Path, size: int, limit: int | No
     asked |= {"root": str(root.resolve()), "state": _state(listing, root)}
     if folder.exists():
         return _already(folder, asked, root)
-    need, free = 3 * size * size * len(listing.files), shutil.disk_usage(_existing(folder)).free
+    there = next(path for path in folder.absolute().parents if path.is_dir())
+    need, free = 3 * size * size * len(listing.files) / 2**20, shutil.disk_usage(there).free / 2**20
     if need > free:
-        raise OSError(errno.ENOSPC, f"{folder} needs {need / 2**20:.0f} MiB, and {free / 2**20:.0f} MiB are free")
+        raise OSError(errno.ENOSPC, f"{folder} needs {need:.0f} MiB, and {free:.0f} MiB are free")
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -103,7 +94,7 @@ def _pack(listing: Listing, folder: Path, root: Path, size: int, limit: int | No
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        raise OSError(errno.ENOSPC, f"the disk is full: {folder} needs {need / 2**20:.0f} MiB; nothing was kept") from None
+        raise OSError(errno.ENOSPC, f"the disk is full: {folder} needs {need:.0f} MiB; nothing was kept") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return meta
@@ -114,8 +105,7 @@ def _state(listing: Listing, root: Path) -> str:
     digest = hashlib.sha256(repr(listing.names).encode())
     for path, label, box in zip(listing.files, listing.label, listing.boxes, strict=True):
         stat = path.stat()
-        name = path.relative_to(root).as_posix()
-        digest.update(repr((name, stat.st_size, stat.st_mtime_ns, int(label), box.tolist())).encode())
+        digest.update(repr((_named(path, root), stat.st_size, stat.st_mtime_ns, int(label), box.tolist())).encode())
     return digest.hexdigest()
 
 
@@ -136,12 +126,7 @@ def _already(folder: Path, asked: dict, root: Path) -> dict:
 
 
 def read_meta(folder: Path) -> dict:
-    """What `prepare` wrote about a split.
-
-    Raises:
-        FileNotFoundError: the folder holds no packed images.
-        ValueError: the file is damaged or of another format.
-    """
+    """What `prepare` wrote about a split; an error names the folder that holds none, or the file that is damaged."""
     if not (folder / META).is_file():
         raise FileNotFoundError(f"{folder} holds no prepared images: see mtdiff data prepare --help")
     with naming(folder / META, DAMAGED):
@@ -154,37 +139,32 @@ def read_meta(folder: Path) -> dict:
     return meta
 
 
-def _existing(path: Path) -> Path:
-    """The nearest folder above that is there."""
-    path = path.absolute()
-    return next(folder for folder in (path, *path.parents) if folder.is_dir())
+def _named(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix()
 
 
 def _write(listing: Listing, folder: Path, root: Path, size: int, progress: bool) -> dict:
     """All arrays of a split; returns what its meta says of them."""
     digest, kept, boxes, skipped, enlarged = hashlib.sha256(), [], [], [], 0
-    bar = tqdm(total=len(listing.files), disable=not progress, unit="image", desc=folder.name.strip(".").split(".")[0])
-    workers = min(WORKERS, os.cpu_count() or 1)
-    with bar, ThreadPoolExecutor(workers) as pool, (folder / IMAGES).open("wb") as file:
-        for start in range(0, len(listing.files), CHUNK):
-            part = range(start, min(start + CHUNK, len(listing.files)))
-            for i, read in zip(part, pool.map(lambda i: _read(listing.files[i], size, listing.boxes[i]), part), strict=True):
-                if isinstance(read, str):
-                    skipped.append([listing.files[i].relative_to(root).as_posix(), read])
-                    continue
-                pixels, box, side = read
-                file.write(pixels)
-                digest.update(pixels)
-                kept.append(i)
-                boxes.append(box)
-                enlarged += side < size
-            bar.update(len(part))
+    every, workers = range(len(listing.files)), min(WORKERS, os.cpu_count() or 1)
+    results = ahead(lambda i: _read(listing.files[i], size, listing.boxes[i]), every, WAITING, workers)
+    bar = tqdm(every, disable=not progress, unit="image", desc=folder.name.strip(".").split(".")[0])
+    with contextlib.closing(results), (folder / IMAGES).open("wb") as file:
+        for i, read in zip(bar, results, strict=True):
+            if isinstance(read, str):
+                skipped.append([_named(listing.files[i], root), read])
+                continue
+            pixels, box, side = read
+            file.write(pixels)
+            digest.update(pixels)
+            kept.append(i)
+            boxes.append(box)
+            enlarged += side < size
     label, boxes = listing.label[kept], np.array(boxes, np.float32).reshape(-1, 4)
     counts = np.bincount(label, minlength=len(listing.wnids))
     if not counts.all():
-        raise ValueError(
-            f"no image of class {listing.wnids[int(counts.argmin())]} can be read; the first problem: {skipped[0]}"
-        )
+        wnid = listing.wnids[int(counts.argmin())]
+        raise ValueError(f"no image of class {wnid} can be read; the first problem: {skipped[0]}")
     np.save(folder / LABELS, label)
     np.save(folder / BOXES, boxes)
     digest.update(label.tobytes() + boxes.tobytes())
@@ -196,7 +176,7 @@ def _write(listing: Listing, folder: Path, root: Path, size: int, progress: bool
         "enlarged": int(enlarged),
         "boxes": int(np.isfinite(boxes).all(1).sum()),
         "skipped": skipped,
-        "left_out": [[path.relative_to(root).as_posix(), why] for path, why in listing.left_out],
+        "left_out": [[_named(path, root), why] for path, why in listing.left_out],
         "sha256": digest.hexdigest(),
     }
 
@@ -209,14 +189,8 @@ def _read(path: Path, size: int, box: Sequence[float] = (np.nan,) * 4) -> tuple[
             left, top = (picture.width - side) / 2, (picture.height - side) / 2
             kernel = PIL.Image.Resampling.BOX if side >= size else PIL.Image.Resampling.BICUBIC
             small = picture.resize((size, size), kernel, box=(left, top, left + side, top + side))
-            box = _clipped((upright(box, turn, picture.size) - np.array([left, top, left, top])) / side)
+            box = ((upright(box, turn, picture.size) - (left, top, left, top)) / side).clip(0, 1)
     except Exception as error:  # a broken file makes decoders raise anything, and the others are packed
         return f"{type(error).__name__}: {error}"[:200]
+    box = np.where((box[2:] > box[:2]).all(), box, np.nan)  # NaN where nothing of it is left
     return np.ascontiguousarray(np.asarray(small).transpose(2, 0, 1)).tobytes(), box, side
-
-
-def _clipped(box: np.ndarray) -> np.ndarray:
-    """A box within the square, or NaN where nothing of it is left."""
-    box = box.clip(0, 1)
-    left, top, right, bottom = box
-    return box if right > left and bottom > top else np.full(4, np.nan)

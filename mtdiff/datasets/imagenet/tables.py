@@ -10,11 +10,7 @@ Box = tuple[float, float, float, float]
 
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines of a text file in UTF-8, with or without a byte order mark; blank ones are left out.
-
-    Raises:
-        ValueError: another encoding.
-    """
+    """Numbered lines of a text file in UTF-8, with or without a byte order mark; blank ones are left out."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -29,11 +25,7 @@ def names_of(path: Path) -> dict[str, str]:
 
 
 def boxes_of(path: Path, named: bool) -> list[tuple[str, str | None, Box]]:
-    """Tiny-ImageNet's lists: file name, WordNet id (where `named`), and a box, whose right and bottom are the last pixel.
-
-    Raises:
-        ValueError: other fields, or a name that leads out of the folder.
-    """
+    """Tiny-ImageNet's lists: file name, WordNet id (where `named`), and a box, whose right and bottom are the last pixel."""
     rows = []
     for number, line in lines(path):
         name, *rest = line.split("\t")
@@ -43,19 +35,14 @@ def boxes_of(path: Path, named: bool) -> list[tuple[str, str | None, Box]]:
         try:
             left, top, right, bottom = map(float, rest)
         except ValueError:
-            raise ValueError(
-                f"{path}, line {number}: expected {5 + named} fields with a box of four numbers, got {line!r}"
-            ) from None
+            expected = f"{5 + named} fields with a box of four numbers"
+            raise ValueError(f"{path}, line {number}: expected {expected}, got {line!r}") from None
         rows.append((name, wnid, (left, top, right + 1, bottom + 1)))
     return rows
 
 
 def solution(path: Path) -> dict[str, tuple[str, Box | None]]:
-    """Kaggle's tables: image -> (WordNet id, its first box); "n01440764 111 108 233 230 n01440764 ...".
-
-    Raises:
-        ValueError: other columns.
-    """
+    """Kaggle's tables: image -> (WordNet id, its first box); "n01440764 111 108 233 230 n01440764 ..."."""
     found = {}
     for row in csv.DictReader(line for _, line in lines(path)):
         try:
@@ -67,12 +54,7 @@ def solution(path: Path) -> dict[str, tuple[str, Box | None]]:
 
 
 def numbered_classes(truth: Path, count: int) -> list[str]:
-    """ILSVRC's development kit: the WordNet id of each validation image, in the order of their names.
-
-    Raises:
-        ImportError: scipy is not installed.
-        ValueError: meta.mat is not beside the list, or does not know its numbers, or there are not `count` of them.
-    """
+    """ILSVRC's development kit: the WordNet id of each of `count` validation images, in the order of their names."""
     try:
         from scipy.io import loadmat
     except ImportError:
