@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mtdiff.checkpoint import shipped
 from mtdiff.datasets.shapes import BACKGROUNDS, COLOURS, SHAPES, SIZES, VOCABULARY, render, shapes
 from mtdiff.files import CARD, load_network, save_network
+from mtdiff.provenance import provenance
 
 STREAM = 5 * 10**8
 """Index of the first scene that judges are trained on: far from those of generators (from 0) and of tests (from 10**9)."""
@@ -296,8 +297,6 @@ def _train(
         seed: seed of weights and scenes.
         reads: what it reads, a caption or the label of the nearest object.
     """
-    from mtdiff.experiments.base import provenance  # experiments ask judges: not when this file is imported
-
     begin = time.perf_counter()
     judge = train_judge(size, steps, seed, kind=SceneJudge if reads == "caption" else LabelJudge)
     seconds = round(time.perf_counter() - begin, 1)

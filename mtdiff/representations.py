@@ -18,6 +18,7 @@ from mtdiff.checkpoint import shipped
 from mtdiff.datasets.base import Dataset, digest
 from mtdiff.datasets.shapes import render, shapes
 from mtdiff.files import CARD, load_network, save_network
+from mtdiff.provenance import provenance
 
 STREAM = 6 * 10**8
 """Index of the first scene that encoders are trained on: far from those of generators, judges and tests."""
@@ -399,8 +400,6 @@ def _train(size: Literal[16, 32], out: Path, steps: int = 1500, seed: int = 0, d
         seed: seed of weights, scenes and views.
         d: number of principal components.
     """
-    from mtdiff.experiments.base import provenance  # experiments use representations: not when this file is imported
-
     begin = time.perf_counter()
     made = train_representation(size, steps, seed, d)
     seconds = round(time.perf_counter() - begin, 1)
