@@ -69,19 +69,20 @@ def build(config: Mapping, tensors: dict[str, torch.Tensor]) -> MTDiffusion:
     check_types({"config": config}, {"config": dict[str, object]}, "the card")
     own = {"kind": str, "dtype": str, "prior": str | None, "modalities": dict[str, dict]}
     check_types(config, {**hints(MTDiffusion), **own}, "the card's config")
-    kinds = {"MTDiffusion": MTDiffusion, **MTDiffusion.kinds}
+    kinds = MTDiffusion.kinds
     for name, known in (("kind", kinds), ("dtype", DTYPES), ("sampler", SAMPLERS), ("rule", (None, *RULES))):
-        values = config[name].values() if isinstance(config[name], dict) else [config[name]]
-        if not set(values) <= set(known):
-            raise ValueError(f"{name} must be one of {list(known)}, got {config[name]!r}")
+        value = config.get(name)
+        values = value.values() if isinstance(value, dict) else [value]
+        if name in config and not set(values) <= set(known):
+            raise ValueError(f"{name} must be one of {list(known)}, got {value!r}")
     tables = {name: tensors.pop(f"process.{name}") for name in config["modalities"]}
     process = ForwardProcess(NoiseSchedule(tensors.pop("process/abar")), tables, config["prior"])
-    chosen = {key: config[key] for key in ("prediction", "rule", "sampler")}
-    chosen |= {key: config[key] for key in ("remove_told", "conditions") if config.get(key)}  # not in every card
     with Allowance(tensors):
         modalities = {name: Modality.from_config(entry) for name, entry in config["modalities"].items()}
         backbone = Backbone.from_config(config["backbone"])
-        model = kinds[config["kind"]](process, modalities, backbone, tuple(config["space"]), **chosen)
+        kind, made = kinds[config["kind"]], {**config, "process": process, "modalities": modalities, "backbone": backbone}
+        made = {name: value for name, value in made.items() if value or name in hints(kind)}  # older cards name all options
+        model = kind(**{name: value for name, value in made.items() if name not in ("kind", "prior", "dtype")})
     if model.dtype != (dtype := getattr(torch, config["dtype"])):
         model.to(dtype)
     model.load_state_dict(tensors)

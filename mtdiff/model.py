@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from mtdiff.backbones.base import Backbone
 from mtdiff.files import to_json, write_model
 from mtdiff.modalities.base import Modality, View
 from mtdiff.process import ForwardProcess, check_real
+from mtdiff.recorded import Recorded
 from mtdiff.telling import Telling
 
 PREDICTIONS = ("v", "eps", "x", "heads")
@@ -46,7 +46,7 @@ class Prediction:
     open: Tensor | None = None
 
 
-class MTDiffusion(nn.Module):
+class MTDiffusion(Recorded, nn.Module):
     """All modalities of an example, diffused in one space and denoised by one backbone with a head each.
 
     Args:
@@ -71,11 +71,7 @@ class MTDiffusion(nn.Module):
     Source: Chen et al. 2024 for the architecture; v-prediction: Salimans and Ho 2022.
     """
 
-    kinds: ClassVar[dict[str, type["MTDiffusion"]]] = {}
-
-    def __init_subclass__(cls, **kwargs):
-        super().__init_subclass__(**kwargs)
-        MTDiffusion.kinds[cls.__name__] = cls
+    apart = ("process",)  # its tables are saved among the weights
 
     def __init__(
         self,
@@ -376,25 +372,13 @@ class MTDiffusion(nn.Module):
             return signal * eps - noise * m_t
         return eps if self.prediction == "eps" else m_t
 
-    def config(self) -> dict:
+    def architecture(self) -> dict:
         """What a card says of the architecture; with the tensors it is enough to rebuild the model."""
-        return {
-            "kind": type(self).__name__,
-            "space": list(self.space),
-            "prediction": self.prediction,
-            "rule": self.rule,
-            "sampler": self.sampler,
-            "remove_told": self.remove_told,
-            "conditions": list(self.conditions),
-            "prior": self.process.prior,
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "modalities": {name: modality.config for name, modality in self.modalities.items()},
-            "backbone": self.backbone.config,
-        }
+        return {**self.config, "prior": self.process.prior, "dtype": str(self.dtype).removeprefix("torch.")}
 
     def fingerprint(self) -> str:
         """SHA-256 of architecture, schedule and curves: equal for models that can share weights and mean the same."""
-        digest = hashlib.sha256(to_json(self.config()).encode())
+        digest = hashlib.sha256(to_json(self.architecture()).encode())
         for table in (self.process.schedule.abar, *map(self.process.cumulative, self.process.names)):
             digest.update(table.numpy().tobytes())
         return digest.hexdigest()
@@ -420,7 +404,7 @@ class MTDiffusion(nn.Module):
             tensors = {name: t.half() if t.is_floating_point() else t for name, t in tensors.items()}
         tensors |= {f"process.{name}": self.process.cumulative(name) for name in self.process.names}
         tensors["process/abar"] = self.process.schedule.abar
-        write_model(Path(path), tensors, {**self.card, **(card or {}), "config": self.config()})
+        write_model(Path(path), tensors, {**self.card, **(card or {}), "config": self.architecture()})
         return Path(path)
 
     def _to_aggregate(self, output: Tensor, z_t: Tensor, t: int | Tensor) -> Tensor:

@@ -126,7 +126,7 @@ def _named(hint: object) -> str:
 @functools.cache
 def hints(kind: type) -> dict[str, object]:
     """The types of a class's arguments as it annotates them, {name: type}."""
-    return {name: each.annotation for name, each in inspect.signature(kind).parameters.items()}
+    return {name: each.annotation for name, each in inspect.signature(kind.__init__).parameters.items()}
 
 
 def check_types(values: Mapping, hints: Mapping, what: str) -> None:
@@ -144,29 +144,6 @@ def check_types(values: Mapping, hints: Mapping, what: str) -> None:
         hint = hints.get(name, object)
         if not fits(value, hint):
             raise ValueError(f"{name} of {what} must be {_named(hint)}, got {reprlib.repr(value)}")
-
-
-def rebuild(entry: object, kinds: Mapping[str, type], what: str) -> object:
-    """What an entry {"kind": name of a class, ...} of a card describes; `channels` there is a slice.
-
-    Args:
-        entry: the entry.
-        kinds: {name: class}.
-        what: "backbone" or "modality", for errors.
-
-    Raises:
-        ValueError: no such entry, an unknown kind (the class that defines it has not been imported), or an argument of
-            another type than the class says.
-    """
-    if not isinstance(entry, Mapping) or not isinstance(kind := entry.get("kind"), str):
-        raise ValueError(f'a {what} is described by {{"kind": ..., ...}}, got {reprlib.repr(entry)}')
-    if kind not in kinds:
-        raise ValueError(f"unknown {what} kind {kind!r}; known: {sorted(kinds)}. Import the class first")
-    given = {name: value for name, value in entry.items() if name != "kind"}
-    check_types(given, hints(kinds[kind]), f"the {what} {kind}")
-    if given.get("channels") is not None:
-        given["channels"] = slice(*given["channels"])
-    return kinds[kind](**given)
 
 
 class Allowance(TorchFunctionMode):

@@ -144,7 +144,7 @@ def changed(saved, change, *names):
         (lambda c: c["modalities"]["label"].update(classes=10**9, names=None), "at most a million"),
         (lambda c: c["modalities"]["label"].update(classes=10**6, names=None), "asks for far more than"),
         (lambda c: c["modalities"]["label"].update(classes=1500, names=None), "does not fit its card"),
-        (lambda c: c["modalities"]["label"].update(names=["a", "b", "c", 4]), "names of the modality Label must be a list"),
+        (lambda c: c["modalities"]["label"].update(names=["a", "b", 4.5]), "names of the modality Label must be a list"),
         (lambda c: c["modalities"]["label"].update(codes=[[[]]]), "codes of 'label' must have shape"),
         (lambda c: c["modalities"]["label"].update(channels=[0, 1, 1]), "channels of the modality Label"),
         (lambda c: c["modalities"]["caption"].update(length=10**9), "asks for far more than"),
@@ -242,7 +242,6 @@ def test_a_class_of_ones_own_is_rebuilt_with_what_it_computes_for_itself(tmp_pat
 
         def __init__(self, space, width=16, blocks=1, dropout=0.0, top=3):
             super().__init__(space, width, blocks, dropout)
-            self.config |= {"kind": "Scaled", "top": top}
             self.scales = torch.linspace(1, top, self.space[0])
 
         def forward(self, z, u, **told):

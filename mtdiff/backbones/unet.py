@@ -53,9 +53,6 @@ class UNet(Backbone):
         for what, chosen in (("attention", attention), ("cross", cross)):
             if not set(chosen) <= set(heights):
                 raise ValueError(f"{what} must be among the heights {heights} of the levels, got {tuple(chosen)}")
-        self.config = {"kind": "UNet", "space": list(space), "base": base, "multipliers": list(multipliers),
-                       "blocks": blocks, "attention": list(attention), "head_channels": head_channels,
-                       "dropout": dropout, "cross": list(cross)}  # fmt: skip
         self.space, self.embedding, self.pooled = space, 4 * base, base * multipliers[-1]
         self.width, self.attends = base * multipliers[0], bool(cross)
         self.level = NoiseLevel(self.embedding)

@@ -1,14 +1,14 @@
 """What every kind of modality does: enter the diffusion space, and be read back from it (theory 1)."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from mtdiff.reading import rebuild
+from mtdiff.recorded import Recorded
 
 
 @dataclass(frozen=True)
@@ -34,16 +34,15 @@ class View:
     variance: Tensor
 
 
-class Modality(nn.Module):
+class Modality(Recorded, nn.Module):
     """One kind of data: its encoder E_i into the space, its head D_i, likelihood, estimate and draw.
 
-    A subclass implements `build`, `check`, `code`, `head`, `log_prob`, `loss`, `expected_code` and `draw`, and
-    passes its arguments to `super().__init__` so that a saved model can be rebuilt from its card. Values are
-    batched tensors; a code is (B, *slice): the part of the space that the modality writes.
+    A subclass implements `build`, `check`, `code`, `head`, `log_prob`, `loss`, `expected_code` and `draw`. Its arguments
+    are noted in saved models' cards by themselves (see `Recorded`). Values are batched tensors; a code is (B, *slice): the
+    part of the space that the modality writes.
 
     Args:
         channels: slice of the space's first axis that the codes are written to; None is all of it.
-        **config: the subclass's own arguments, plain JSON values.
 
     Attributes:
         told_as: how `condition` reaches the backbone: as a "vector", a "map" or "tokens" (see `mtdiff.backbones`).
@@ -53,34 +52,18 @@ class Modality(nn.Module):
         sense: True for what the backbone is told as far as the state shows it to a linear guess; see `sensed`.
     """
 
-    kinds: ClassVar[dict[str, type["Modality"]]] = {}
     told_as: ClassVar[str] = "vector"
     start: str = "state"
     revealed_by: tuple[str, ...] = ()
     has_code: bool = True
     sense: bool = False
 
-    def __init_subclass__(cls, **kwargs):
-        super().__init_subclass__(**kwargs)
-        Modality.kinds[cls.__name__] = cls
-
-    def __init__(self, channels: slice | None = None, **config):
+    def __init__(self, channels: slice | None = None):
         super().__init__()
         if channels is not None and channels.step not in (None, 1):
             raise ValueError(f"channels must be a slice without a step, got {channels}")
         self.channels = channels
-        span = None if channels is None else [channels.start, channels.stop]
-        self.config = {"kind": type(self).__name__, **config, "channels": span}
         self.space: tuple[int, ...] = ()
-
-    @staticmethod
-    def from_config(config: Mapping) -> "Modality":
-        """Rebuild a modality from its card entry.
-
-        Raises:
-            ValueError: see `rebuild`.
-        """
-        return rebuild(config, Modality.kinds, "modality")
 
     def attach(self, name: str, space: Sequence[int], backbone: nn.Module) -> None:
         """Bind to a space and a backbone; creates the parameters of encoder and head. The model calls it once.
