@@ -1,6 +1,5 @@
 """Judges of drawn scenes: small networks that read a caption or a label off an image and never saw a generator."""
 
-import json
 import shlex
 import sys
 import time
@@ -12,16 +11,17 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from mtdiff.checkpoint import shipped
+from mtdiff.checkpoint import load
 from mtdiff.datasets.shapes import BACKGROUNDS, COLOURS, SHAPES, SIZES, VOCABULARY, render, shapes
-from mtdiff.files import CARD, load_network, save_network
+from mtdiff.files import CARD, save
 from mtdiff.provenance import provenance
+from mtdiff.recorded import Recorded
 
 STREAM = 5 * 10**8
 """Index of the first scene that judges are trained on: far from those of generators (from 0) and of tests (from 10**9)."""
 
 
-class Judge(nn.Module):
+class Judge(Recorded, nn.Module):
     """Reads the scenes of `mtdiff.datasets.shapes`: a convolutional network of about 100,000 parameters.
 
     Args:
@@ -72,19 +72,8 @@ class Judge(nn.Module):
         raise NotImplementedError
 
     def save(self, path: str | Path, card: Mapping | None = None) -> Path:
-        """Write weights, as float16, and the card to a folder, each file whole or not at all.
-
-        Args:
-            path: the folder; made where it does not exist.
-            card: what people should know, added to `.card`.
-
-        Returns:
-            The folder.
-
-        Raises:
-            PermissionError: the folder cannot be written.
-        """
-        return save_network(path, self, {"size": self.size, "width": self.width}, {**self.card, **(card or {})})
+        """Write it to a folder, weights as float16; see `mtdiff.files.save`."""
+        return save(path, self, card, half=True)
 
 
 class SceneJudge(Judge):
@@ -140,46 +129,17 @@ class LabelJudge(Judge):
 
 
 def scene_judge(name: str | Path = "shapes16") -> SceneJudge:
-    """A judge of captions that comes with mtdiff, or one that was saved, in evaluation mode.
+    """A judge of captions: "shapes16" or "shapes32", which come with mtdiff, or one in a folder; see `mtdiff.load`.
 
-    Args:
-        name: "shapes16", "shapes32", or a folder that `Judge.save` wrote.
-
-    Returns:
-        The judge; `.card` says how good it is.
-
-    Raises:
-        FileNotFoundError: neither a folder nor a shipped name.
-        ValueError: the files are damaged, of another format or kind, or do not fit each other.
+    Its `.card` says how good it is.
     """
-    return _load(SceneJudge, name)
+    return load(name, kind=SceneJudge, room="judge").requires_grad_(False)
 
 
 def label_judge(name: str | Path = "shapes16") -> LabelJudge:
-    """A judge of labels that comes with mtdiff, or one that was saved, in evaluation mode.
-
-    Args:
-        name: "shapes16", "shapes32", or a folder that `Judge.save` wrote.
-
-    Returns:
-        The judge; `.card` says how good it is.
-
-    Raises:
-        FileNotFoundError: neither a folder nor a shipped name.
-        ValueError: as in `scene_judge`.
-    """
-    return _load(LabelJudge, name if (Path(name) / CARD).is_file() else f"{name}-label")
-
-
-def _load(kind: type[Judge], name: str | Path) -> Judge:
-    """A judge of one kind from a folder, or from the shipped one of that name."""
-    folder = Path(name) if (Path(name) / CARD).is_file() else shipped() / "judge" / name
-    if not (folder / CARD).is_file():
-        cards = {file.parent.name: json.loads(file.read_text()) for file in (shipped() / "judge").glob(f"*/{CARD}")}
-        names = sorted(name for name, card in cards.items() if card["config"]["kind"] == kind.__name__)
-        raise FileNotFoundError(f"no judge at {str(name)!r}, and no shipped judge of that name: {names}")
-    judge, judge.card = load_network(folder, kind, "a judge")
-    return judge
+    """A judge of labels, as `scene_judge` is one of captions."""
+    name = name if (Path(name) / CARD).is_file() else f"{name}-label"
+    return load(name, kind=LabelJudge, room="judge").requires_grad_(False)
 
 
 def caption_accuracy(read: Tensor, caption: Tensor) -> dict[str, float]:

@@ -11,13 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from mtdiff.backbones.base import Backbone
-from mtdiff.files import to_json, write_model
+from mtdiff.files import save, to_json
 from mtdiff.modalities.base import Modality, View
 from mtdiff.process import ForwardProcess, check_real
+from mtdiff.reading import check_types
 from mtdiff.recorded import Recorded
+from mtdiff.schedules import NoiseSchedule
 from mtdiff.telling import Telling
 
 PREDICTIONS = ("v", "eps", "x", "heads")
+DTYPES = ("float16", "bfloat16", "float32", "float64")
 TAKEN = ("denoise", "total", "gradient", "step", "seconds", "prior", "diffusion")
 """What a loss, a row of the history and a bound say beside the names of modalities."""
 PRIOR_NATS = 0.1
@@ -71,7 +74,7 @@ class MTDiffusion(Recorded, nn.Module):
     Source: Chen et al. 2024 for the architecture; v-prediction: Salimans and Ho 2022.
     """
 
-    apart = ("process",)  # its tables are saved among the weights
+    family, apart = "model", ("process",)
 
     def __init__(
         self,
@@ -373,39 +376,41 @@ class MTDiffusion(Recorded, nn.Module):
         return eps if self.prediction == "eps" else m_t
 
     def architecture(self) -> dict:
-        """What a card says of the architecture; with the tensors it is enough to rebuild the model."""
+        """What a card says of it; with the tables it is enough to rebuild the model."""
         return {**self.config, "prior": self.process.prior, "dtype": str(self.dtype).removeprefix("torch.")}
+
+    def tables(self) -> dict[str, Tensor]:
+        """Schedule and curves, float64."""
+        curves = {f"process.{name}": self.process.cumulative(name) for name in self.process.names}
+        return {"process/abar": self.process.schedule.abar, **curves}
+
+    @classmethod
+    def restored(cls, architecture: Mapping, tensors: dict[str, Tensor]) -> "MTDiffusion":
+        """Build it from its architecture and its tables, which are taken out of the tensors.
+
+        Raises:
+            KeyError: the tables lack an entry.
+            ValueError: an entry of another type than it should be, or an unknown kind or dtype.
+        """
+        check_types({"config": architecture}, {"config": dict[str, object]}, "the card")
+        check_types(architecture, {"prior": str | None, "dtype": str, "modalities": dict[str, object]}, "the model")
+        rest = {name: value for name, value in architecture.items() if value or name not in ("remove_told", "conditions")}
+        if (dtype := rest.pop("dtype", None)) not in DTYPES:
+            raise ValueError(f"dtype must be one of {list(DTYPES)}, got {dtype!r}")
+        tables = {name: tensors.pop(f"process.{name}") for name in rest.get("modalities", {})}
+        process = ForwardProcess(NoiseSchedule(tensors.pop("process/abar")), tables, rest.pop("prior", None))
+        return cls.from_config(rest, process=process).to(getattr(torch, dtype))
 
     def fingerprint(self) -> str:
         """SHA-256 of architecture, schedule and curves: equal for models that can share weights and mean the same."""
         digest = hashlib.sha256(to_json(self.architecture()).encode())
-        for table in (self.process.schedule.abar, *map(self.process.cumulative, self.process.names)):
+        for table in self.tables().values():
             digest.update(table.numpy().tobytes())
         return digest.hexdigest()
 
     def save(self, path: str | Path, card: Mapping | None = None, half: bool = False) -> Path:
-        """Write the model to a folder: model.safetensors and card.json, each replaced whole or not at all.
-
-        The card holds the hash of the weights; `load` refuses the one with another's other.
-
-        Args:
-            path: the folder; made where it does not exist.
-            card: what people should know (data, seed, steps, hardware, metrics ...; JSON values), added to `.card`.
-            half: store network weights as float16 (the schedule and the curves stay float64).
-
-        Returns:
-            The folder.
-
-        Raises:
-            OSError: the folder cannot be written; what was there stays.
-        """
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        if half:
-            tensors = {name: t.half() if t.is_floating_point() else t for name, t in tensors.items()}
-        tensors |= {f"process.{name}": self.process.cumulative(name) for name in self.process.names}
-        tensors["process/abar"] = self.process.schedule.abar
-        write_model(Path(path), tensors, {**self.card, **(card or {}), "config": self.architecture()})
-        return Path(path)
+        """Write the model to a folder; see `mtdiff.files.save`."""
+        return save(path, self, card, half)
 
     def _to_aggregate(self, output: Tensor, z_t: Tensor, t: int | Tensor) -> Tensor:
         """m^_t from v (sqrt(abar) z - sqrt(1 - abar) v), eps ((z - sqrt(1 - abar) eps) / sqrt(abar)) or x."""

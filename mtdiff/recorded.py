@@ -3,26 +3,29 @@
 import inspect
 import reprlib
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, get_args
+from typing import ClassVar, get_args, get_origin
 
-from mtdiff.reading import check_types, hints
+from torch import Tensor
+
+from mtdiff.reading import check_types
 
 
 class Recorded:
     """An object that notes what it was made of: `config` is {"kind": name of its class, **arguments}, JSON values.
 
     A direct subclass begins a family, whose classes `kinds` holds by name: none has to register, or to pass anything on.
-    What is `apart` is left out of `config`, and kept by other means.
+    `family` is what people call one of them. Arguments in `apart` are left out of `config`, and kept by other means.
     """
 
     kinds: ClassVar[dict[str, type]]
+    family: ClassVar[str]
     apart: ClassVar[tuple[str, ...]] = ()
     config: dict
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         if Recorded in cls.__bases__:
-            cls.kinds = {}
+            cls.kinds, cls.family = {}, vars(cls).get("family", cls.__name__.lower())
         cls.kinds[cls.__name__] = cls
 
     def __new__(cls, *args, **kwargs):
@@ -43,26 +46,51 @@ class Recorded:
         return made
 
     @classmethod
-    def from_config(cls, config: Mapping) -> "Recorded":
-        """Build what a config describes, of this class or one below it; `channels`, and what is annotated so, is a slice.
+    def known(cls) -> dict[str, type]:
+        """This class and all below it, by name."""
+        return {name: kind for name, kind in cls.kinds.items() if issubclass(kind, cls)}
+
+    @classmethod
+    def from_config(cls, config: Mapping, **apart) -> "Recorded":
+        """Build what a config describes, of this class or one below it, with what was kept apart.
 
         Raises:
             ValueError: no such config, an unknown kind (the class that defines it has not been imported), or an argument of
                 another type than the class says.
         """
-        what = cls.__name__.lower()
         if not isinstance(config, Mapping) or not isinstance(kind := config.get("kind"), str):
-            raise ValueError(f'a {what} is described by {{"kind": ..., ...}}, got {reprlib.repr(config)}')
-        known = {name: each for name, each in cls.kinds.items() if issubclass(each, cls)}
-        if kind not in known:
-            raise ValueError(f"unknown {what} kind {kind!r}; known: {sorted(known)}. Import the class first")
+            raise ValueError(f'a {cls.family} is described by {{"kind": ..., ...}}, got {reprlib.repr(config)}')
+        if kind not in (known := cls.known()):
+            raise ValueError(f"unknown {cls.family} kind {kind!r}; known: {sorted(known)}. Import the class first")
         given = {name: value for name, value in config.items() if name != "kind"}
-        types = hints(known[kind])
-        check_types(given, types, f"the {what} {kind}")
-        for name, value in given.items():
-            if value is not None and (name == "channels" or slice in (types.get(name), *get_args(types.get(name)))):
-                given[name] = slice(*value)
-        return known[kind](**given)
+        check_types(given, annotated(known[kind]), f"the {cls.family} {kind}")
+        types = annotated(*reversed(known[kind].__mro__))  # a class of one's own may leave them to its parents
+        return known[kind](**{name: revived(value, types.get(name)) for name, value in given.items()}, **apart)
+
+    # ---- what is saved of a network of its own, and how it is built again ----
+
+    def architecture(self) -> dict:
+        """What a card says of it."""
+        return self.config
+
+    def tables(self) -> dict[str, Tensor]:
+        """What is saved among the weights as it is, whatever their precision."""
+        return {}
+
+    @classmethod
+    def restored(cls, architecture: Mapping, tensors: dict[str, Tensor]) -> "Recorded":
+        """Build it from its architecture and its tables, which are taken out of the tensors."""
+        return cls.from_config(architecture)
+
+
+def annotated(*classes: type) -> dict[str, object]:
+    """{argument: type} of constructors, the last that says one."""
+    arguments = [each for kind in classes for each in inspect.signature(kind.__init__).parameters.values()]
+    return {
+        each.name: each.annotation
+        for each in arguments
+        if not isinstance(each.annotation, str) and each.annotation is not each.empty
+    }
 
 
 def plain(value: object) -> object:
@@ -76,3 +104,13 @@ def plain(value: object) -> object:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [plain(each) for each in value]
     return value.tolist() if hasattr(value, "tolist") else value
+
+
+def revived(value: object, hint: object) -> object:
+    """What JSON has for a slice, for something recorded or for a table of such, as the annotated type says it was."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if value is not None and slice in (hint, *inner):
+        return slice(*value)
+    if origin is Mapping:
+        return {name: revived(each, inner[1]) for name, each in value.items()}
+    return hint.from_config(value) if origin is None and hasattr(hint, "from_config") else value

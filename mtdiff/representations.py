@@ -14,11 +14,12 @@ import torch.nn.functional as F
 import tyro
 from torch import Tensor, nn
 
-from mtdiff.checkpoint import shipped
+from mtdiff.checkpoint import load
 from mtdiff.datasets.base import Dataset, digest
 from mtdiff.datasets.shapes import render, shapes
-from mtdiff.files import CARD, load_network, save_network
+from mtdiff.files import save
 from mtdiff.provenance import provenance
+from mtdiff.recorded import Recorded
 
 STREAM = 6 * 10**8
 """Index of the first scene that encoders are trained on: far from those of generators, judges and tests."""
@@ -191,7 +192,7 @@ class PCA(nn.Module):
         return (features - self.mean) @ self.components.T
 
 
-class Representation(nn.Module):
+class Representation(Recorded, nn.Module):
     """Images (N, C, s, s) -> representations (N, d): the features of an `Encoder`, reduced and normalised by PCA.
 
     Args:
@@ -213,38 +214,13 @@ class Representation(nn.Module):
         return torch.cat([self.pca(self.encoder(part)) for part in image.split(batch)])
 
     def save(self, path: str | Path, card: Mapping | None = None) -> Path:
-        """Write weights, as float16, and the card to a folder; see `mtdiff.files.save_network`.
-
-        Args:
-            path: the folder.
-            card: what people should know, added to `.card`.
-
-        Returns:
-            The folder.
-        """
-        config = {"shape": list(self.encoder.shape), "width": self.encoder.width, "d": self.pca.d}
-        return save_network(path, self, config, {**self.card, **(card or {})})
+        """Write it to a folder, weights as float16; see `mtdiff.files.save`."""
+        return save(path, self, card, half=True)
 
 
 def representation(name: str | Path = "shapes16") -> Representation:
-    """A representation that comes with mtdiff, or one that was saved, in evaluation mode.
-
-    Args:
-        name: "shapes16", "shapes32", or a folder that `Representation.save` wrote.
-
-    Returns:
-        The representation.
-
-    Raises:
-        FileNotFoundError: neither a folder nor a shipped name.
-        ValueError: the files are damaged, of another format or kind, or do not fit each other.
-    """
-    folder = Path(name) if (Path(name) / CARD).is_file() else shipped() / "representation" / name
-    if not (folder / CARD).is_file():
-        names = sorted(file.parent.name for file in (shipped() / "representation").glob(f"*/{CARD}"))
-        raise FileNotFoundError(f"no representation at {str(name)!r}, and no shipped one of that name: {names}")
-    found, found.card = load_network(folder, Representation, "a representation")
-    return found
+    """A representation: "shapes16" or "shapes32", which come with mtdiff, or one in a folder; see `mtdiff.load`."""
+    return load(name, kind=Representation, room="representation").requires_grad_(False)
 
 
 @functools.lru_cache(4)

@@ -43,7 +43,7 @@ def test_a_class_is_built_again_from_its_config_where_it_belongs():
     assert made.config == {"kind": "Member", "channels": [1, 2], "count": 5}
     assert Family.from_config({"kind": "Member", "channels": [1, 2]}).config["count"] == 3  # an older card
     for family, config, message in (
-        (Member, Family(1).config, r"unknown member kind 'Family'; known: \['Member'\]"),
+        (Member, Family(1).config, r"unknown family kind 'Family'; known: \['Member'\]"),
         (Modality, made.config, "unknown modality kind 'Member'"),
         (Family, {"kind": "Member", "channels": [1, 2], "count": "5"}, "count of the family Member must be a whole number"),
         (Family, ["Member"], "a family is described by"),
