@@ -1,7 +1,6 @@
 """Judges of drawn scenes: small networks that read a caption or a label off an image and never saw a generator."""
 
-import shlex
-import sys
+import itertools
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from mtdiff.checkpoint import load
 from mtdiff.datasets.shapes import BACKGROUNDS, COLOURS, SHAPES, SIZES, VOCABULARY, render, shapes
 from mtdiff.files import CARD, save
+from mtdiff.fit import fit
 from mtdiff.provenance import provenance
 from mtdiff.recorded import Recorded
 
@@ -22,16 +22,15 @@ STREAM = 5 * 10**8
 
 
 class Judge(Recorded, nn.Module):
-    """Reads the scenes of `mtdiff.datasets.shapes`: a convolutional network of about 100,000 parameters.
+    """Reads the modality `reads` off scenes of `mtdiff.datasets.shapes`: a convolutional network, 100,000 parameters.
 
     Args:
         size: height and width of the images, 16 or 32.
-        width: number of features.
+        width: number of features, in which images can be compared.
         outputs: number of logits.
 
     Attributes:
-        card: how it was trained and how good it is, for one that was loaded.
-        reads: the modality that it reads.
+        card: how it was trained and how good it is.
     """
 
     reads: ClassVar[str]
@@ -55,14 +54,7 @@ class Judge(Recorded, nn.Module):
         self.head = nn.Linear(width, outputs)
 
     def features(self, image: Tensor) -> Tensor:
-        """What the last layer sees, (B, width); for a Frechet distance.
-
-        Args:
-            image: (B, 3, size, size) in [-1, 1].
-
-        Raises:
-            ValueError: images of another shape.
-        """
+        """What the last layer sees of images (B, 3, size, size) in [-1, 1]: (B, width); for a Frechet distance."""
         if image.shape[1:] != (3, self.size, self.size):
             raise ValueError(f"image must be (B, 3, {self.size}, {self.size}), got {tuple(image.shape)}")
         return self.body(image)
@@ -77,12 +69,7 @@ class Judge(Recorded, nn.Module):
 
 
 class SceneJudge(Judge):
-    """Reads the caption of a scene.
-
-    Args:
-        size: height and width of the images, 16 or 32.
-        width: number of features.
-    """
+    """Reads the caption of a scene."""
 
     reads = "caption"
 
@@ -106,12 +93,7 @@ class SceneJudge(Judge):
 
 
 class LabelJudge(Judge):
-    """Reads the label of a scene: shape and colour of its nearest object.
-
-    Args:
-        size: height and width of the images, 16 or 32.
-        width: number of features.
-    """
+    """Reads the label of a scene: shape and colour of its nearest object."""
 
     reads = "label"
 
@@ -143,18 +125,11 @@ def label_judge(name: str | Path = "shapes16") -> LabelJudge:
 
 
 def caption_accuracy(read: Tensor, caption: Tensor) -> dict[str, float]:
-    """How much of captions is right.
-
-    Args:
-        read: (N, 10) tokens, as read or drawn.
-        caption: (N, 10) tokens, as they should be.
+    """How much is right of captions that were read or drawn, both (N, 10) tokens.
 
     Returns:
         Shares in [0, 1]: "background" and "count" of the scenes, "size", "colour" and "shape" of all objects that
         there should be, "scene": every token of the scene.
-
-    Raises:
-        ValueError: not two equal sets of captions.
     """
     if read.shape != caption.shape or caption.shape[1:] != (10,):
         raise ValueError(f"read and caption must both be (N, 10), got {tuple(read.shape)} and {tuple(caption.shape)}")
@@ -166,27 +141,12 @@ def caption_accuracy(read: Tensor, caption: Tensor) -> dict[str, float]:
 
 
 def label_accuracy(read: Tensor, label: Tensor) -> dict[str, float]:
-    """How many labels are right.
-
-    Args:
-        read: (N,) labels as read.
-        label: (N,) labels as they should be.
-
-    Returns:
-        Shares in [0, 1]: "label", and of its two parts "shape" and "colour".
-
-    Raises:
-        ValueError: not two equal sets of labels.
-    """
+    """How many labels (N,) are right: shares in [0, 1] of the "label", and of its parts "shape" and "colour"."""
     if read.shape != label.shape or label.ndim != 1:
         raise ValueError(f"read and label must both be (N,), got {tuple(read.shape)} and {tuple(label.shape)}")
-    shape, colour = ((x == y).double().mean() for x, y in zip(_parts(read), _parts(label), strict=True))
-    return {"label": float((read == label).double().mean()), "shape": float(shape), "colour": float(colour)}
-
-
-def _parts(label: Tensor) -> tuple[Tensor, Tensor]:
-    """Shape and colour of a label."""
-    return label // len(COLOURS), label % len(COLOURS)
+    k = len(COLOURS)
+    right = {"label": read == label, "shape": read // k == label // k, "colour": read % k == label % k}
+    return {name: float(each.double().mean()) for name, each in right.items()}
 
 
 def train_judge(
@@ -202,33 +162,23 @@ def train_judge(
     Args:
         size: 16 or 32.
         steps: optimiser steps.
-        seed: seed of weights, scenes and what spoils them.
+        seed: of weights, scenes and what spoils them.
         batch_size: scenes per step.
-        lr: peak learning rate of a one-cycle schedule.
+        lr: peak learning rate, see `fit`.
         kind: `SceneJudge` or `LabelJudge`.
-
-    Returns:
-        The judge, in evaluation mode.
-
-    Raises:
-        ValueError: an unknown size.
     """
-    g = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
         judge = kind(size)
-    optimizer = torch.optim.AdamW(judge.parameters(), lr, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
-    for step in range(steps):
-        start = STREAM + step * batch_size
-        scenes = render(range(start, start + batch_size), size, seed, ("image", judge.reads))
-        logits = judge(spoil(scenes["image"], g))
-        loss = nn.functional.cross_entropy(logits.flatten(0, -2), scenes[judge.reads].flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    return judge.eval()
+
+    def loss(judge: Judge, scenes: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
+        logits = judge(spoil(scenes["image"], generator))
+        return nn.functional.cross_entropy(logits.flatten(0, -2), scenes[judge.reads].flatten())
+
+    starts = itertools.count(STREAM, batch_size)
+    scenes = (render(range(k, k + batch_size), size, seed, ("image", kind.reads)) for k in starts)
+    fit(judge, scenes, loss, steps, lr, generator=torch.Generator().manual_seed(seed))
+    return judge
 
 
 def spoil(image: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -245,7 +195,7 @@ def _possible() -> Tensor:
     return torch.tensor([[word in names for word in VOCABULARY] for names in kinds])
 
 
-def _train(
+def make_judge(
     size: Literal[16, 32], out: Path, steps: int = 2000, seed: int = 0, reads: Literal["caption", "label"] = "caption"
 ) -> None:
     """Train a judge of scenes, measure it on 2,000 held-out ones and save it.
@@ -265,21 +215,16 @@ def _train(
     spoilt = spoil(image, torch.Generator().manual_seed(1))
     score = caption_accuracy if reads == "caption" else label_accuracy
     metrics = {name: score(judge.read(x), truth) for name, x in (("clean", image), ("spoilt", spoilt))}
-    judge.card = {
+    card = {
         "judge": f"reads {reads}s off shapes at {size}x{size}",
         "parameters": sum(p.numel() for p in judge.parameters()),
         "training": {"seed": seed, "steps": steps, "batch_size": 256, "wall_seconds": seconds},
         "metrics": {**metrics, "n": len(test), "test_sha256": test.hash()},
-        "provenance": {**provenance(), "command": shlex.join(["python", "-m", "mtdiff.judges", *sys.argv[1:]])},
+        "provenance": provenance(),
     }
-    judge.save(out)
+    judge.save(out, card)
     print(f"{out}: {seconds} s, {metrics}")
 
 
-def main() -> None:
-    """Entry point of `python -m mtdiff.judges`."""
-    tyro.cli(_train, prog="python -m mtdiff.judges")
-
-
 if __name__ == "__main__":
-    main()
+    tyro.cli(make_judge, prog="python -m mtdiff.judges")

@@ -12,7 +12,11 @@ import torch
 def provenance(device: str = "cpu") -> dict[str, str | int]:
     """Where and how a result came about: command (of absolute paths the last part), commit, versions and hardware."""
     words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
-    command = " ".join(["mtdiff", *words]) if Path(sys.argv[0]).stem in ("mtdiff", "__main__") else "python"
+    module = getattr(sys.modules["__main__"].__spec__, "name", "")  # of python -m
+    if Path(sys.argv[0]).stem in ("mtdiff", "__main__"):
+        command = " ".join(["mtdiff", *words])
+    else:
+        command = " ".join(["python", "-m", module, *words]) if module.startswith("mtdiff.") else "python"
     hardware = torch.cuda.get_device_name(device) if device.startswith("cuda") else f"CPU, {_cpu()}"
     return {
         "command": command,
