@@ -60,8 +60,8 @@ def load(folder: Path, kind: type[Network]) -> Network:
         ValueError: the files are damaged, of another format or kind, or do not fit each other.
     """
     card = read_json(folder / CARD, what := f"is not a {kind.family} card")
-    if "config" not in card:
-        raise ValueError(f"{folder / CARD} {what}: it lacks 'config'")
+    with naming(folder / CARD, what):
+        kind.kind_of(card.get("config"))
     if type(card.get("format")) is not int or card["format"] != FORMAT:
         raise ValueError(f"{folder / CARD} has format {reprlib.repr(card.get('format'))}, this version reads {FORMAT}")
     if not (folder / WEIGHTS).is_file():

@@ -377,7 +377,9 @@ class MTDiffusion(Recorded, nn.Module):
 
     def architecture(self) -> dict:
         """What a card says of it; with the tables it is enough to rebuild the model."""
-        return {**self.config, "prior": self.process.prior, "dtype": str(self.dtype).removeprefix("torch.")}
+        defaults = {name: getattr(self, name) for name in ("rule", "sampler") if name in self.config}  # may be set later
+        more = {"prior": self.process.prior, "dtype": str(self.dtype).removeprefix("torch.")}
+        return {**self.config, **defaults, **more}
 
     def tables(self) -> dict[str, Tensor]:
         """Schedule and curves, float64."""
@@ -390,9 +392,8 @@ class MTDiffusion(Recorded, nn.Module):
 
         Raises:
             KeyError: the tables lack an entry.
-            ValueError: an entry of another type than it should be, or an unknown kind or dtype.
+            ValueError: an entry of another type than it should be, or an unknown dtype.
         """
-        check_types({"config": architecture}, {"config": dict[str, object]}, "the card")
         check_types(architecture, {"prior": str | None, "dtype": str, "modalities": dict[str, object]}, "the model")
         rest = {name: value for name, value in architecture.items() if value or name not in ("remove_told", "conditions")}
         if (dtype := rest.pop("dtype", None)) not in DTYPES:

@@ -51,21 +51,29 @@ class Recorded:
         return {name: kind for name, kind in cls.kinds.items() if issubclass(kind, cls)}
 
     @classmethod
-    def from_config(cls, config: Mapping, **apart) -> "Recorded":
-        """Build what a config describes, of this class or one below it, with what was kept apart.
+    def kind_of(cls, config: Mapping) -> type:
+        """The class that a config names, this one or one below it.
 
         Raises:
-            ValueError: no such config, an unknown kind (the class that defines it has not been imported), or an argument of
-                another type than the class says.
+            ValueError: no such config, or an unknown kind (the class that defines it has not been imported).
         """
         if not isinstance(config, Mapping) or not isinstance(kind := config.get("kind"), str):
             raise ValueError(f'a {cls.family} is described by {{"kind": ..., ...}}, got {reprlib.repr(config)}')
         if kind not in (known := cls.known()):
             raise ValueError(f"unknown {cls.family} kind {kind!r}; known: {sorted(known)}. Import the class first")
-        given = {name: value for name, value in config.items() if name != "kind"}
-        check_types(given, annotated(known[kind]), f"the {cls.family} {kind}")
-        types = annotated(*reversed(known[kind].__mro__))  # a class of one's own may leave them to its parents
-        return known[kind](**{name: revived(value, types.get(name)) for name, value in given.items()}, **apart)
+        return known[kind]
+
+    @classmethod
+    def from_config(cls, config: Mapping, **apart) -> "Recorded":
+        """Build what a config describes, with what was kept apart.
+
+        Raises:
+            ValueError: see `kind_of`; or an argument of another type than the class says.
+        """
+        kind, given = cls.kind_of(config), {name: value for name, value in config.items() if name != "kind"}
+        check_types(given, annotated(kind), f"the {cls.family} {kind.__name__}")
+        types = annotated(*reversed(kind.__mro__))  # a class of one's own may leave them to its parents
+        return kind(**{name: revived(value, types.get(name)) for name, value in given.items()}, **apart)
 
     # ---- what is saved of a network of its own, and how it is built again ----
 
