@@ -17,7 +17,7 @@ def fit(
     loss: Callable[..., Loss | Tensor],
     steps: int,
     lr: float = 1e-3,
-    ema: float | None = None,
+    ema: float = 0.0,
     generator: torch.Generator | None = None,
     progress: bool = False,
 ) -> list[dict[str, float]]:
@@ -26,15 +26,12 @@ def fit(
     What has to survive (checkpoints, exact resume, many processes) is trained by a `Trainer`.
 
     Args:
-        model: any network.
         batches: one for each step, in whatever form the loss takes; an endless stream will do.
         loss: (model, batch, generator=...) -> a `Loss` or a scalar. `multitask_loss` fits as it is.
-        steps: optimiser steps.
         lr: peak of the learning rate, which it reaches after 0.3 of the steps.
-        ema: decay of the average mean_k = mean_{k-1} + (1 - decay_k) (weights_k - mean_{k-1}), decay_k = min(ema,
-            (1 + k) / (10 + k)), which the model holds in the end; None: it holds the last weights.
+        ema: decay of the weights' average, which the model holds in the end; 0 is the last weights. At step k it is
+            average <- decay average + (1 - decay) weights with decay = min(ema, (1 + k) / (10 + k)).
         generator: handed to the loss.
-        progress: show a progress bar.
 
     Returns:
         For each step {"total": loss, name: each of its terms}.
@@ -55,10 +52,10 @@ def fit(
         optimizer.step()
         schedule.step()
         history.append({name: term.detach() for name, term in (("total", found.total), *found.terms.items())})
-        for mean, weight in zip(average, weights, strict=True) if ema is not None else ():
+        for mean, weight in zip(average, weights, strict=True):
             mean.lerp_(weight.detach(), 1 - min(ema, (1 + k) / (10 + k)))
-    for weight, mean in zip(weights, average, strict=True) if ema is not None else ():
-        weight.data.copy_(mean)
+    for weight, mean in zip(weights, average, strict=True):
+        weight.detach().copy_(mean)
     model.eval()
     history = [{name: float(term) for name, term in row.items()} for row in history]
     if len(history) < steps:

@@ -161,10 +161,8 @@ def train_judge(
 
     Args:
         size: 16 or 32.
-        steps: optimiser steps.
         seed: of weights, scenes and what spoils them.
-        batch_size: scenes per step.
-        lr: peak learning rate, see `fit`.
+        lr: see `fit`.
         kind: `SceneJudge` or `LabelJudge`.
     """
     with torch.random.fork_rng(devices=()):

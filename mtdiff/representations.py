@@ -243,11 +243,10 @@ def train_representation(
 
     Args:
         size: 16 or 32.
-        steps: optimiser steps.
         seed: of weights, scenes and views.
         d: number of principal components.
         batch_size: scenes per step, each in two views.
-        lr: peak learning rate, see `fit`.
+        lr: see `fit`.
 
     Source: Chen et al. 2020 (SimCLR): two views, a projection head that is thrown away, NT-Xent.
     """
