@@ -12,7 +12,7 @@ import torch
 def provenance(device: str = "cpu") -> dict[str, str | int]:
     """Where and how a result came about: command (of absolute paths the last part), commit, versions and hardware."""
     words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
-    module = getattr(sys.modules["__main__"].__spec__, "name", "")  # of python -m
+    module = getattr(getattr(sys.modules["__main__"], "__spec__", None), "name", "")  # of python -m
     if Path(sys.argv[0]).stem in ("mtdiff", "__main__"):
         command = " ".join(["mtdiff", *words])
     else:
