@@ -6,19 +6,22 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from mtdiff.backbones.base import Backbone
-from mtdiff.files import to_json, write_model
+from mtdiff.files import save, to_json
 from mtdiff.laws import Law
 from mtdiff.modalities.base import Modality
 from mtdiff.prediction import Denoiser, Prediction, check_state
 from mtdiff.process import At, ForwardProcess, Present
+from mtdiff.reading import check_types
+from mtdiff.recorded import Recorded
+from mtdiff.schedules import NoiseSchedule
 from mtdiff.state import State
 
+DTYPES = ("float16", "bfloat16", "float32", "float64")
 TAKEN = ("denoise", "total", "gradient", "step", "seconds", "prior", "diffusion")
 """What a loss, a row of the history and a bound say beside the names of modalities."""
 PRIOR_NATS = 0.1
@@ -49,7 +52,7 @@ HEADS = Aggregate(None, V.weight)
 AGGREGATES = {"v": V, "eps": EPS, "x": X, "heads": HEADS}
 
 
-class MTDiffusion(nn.Module, Denoiser):
+class MTDiffusion(Recorded, nn.Module, Denoiser):
     """All modalities of an example, diffused in one space and denoised by one backbone with a head each.
 
     Args:
@@ -74,11 +77,7 @@ class MTDiffusion(nn.Module, Denoiser):
     Source: Chen et al. 2024 for the architecture; v-prediction: Salimans and Ho 2022.
     """
 
-    kinds: ClassVar[dict[str, type["MTDiffusion"]]] = {}
-
-    def __init_subclass__(cls, **kwargs):
-        super().__init_subclass__(**kwargs)
-        MTDiffusion.kinds[cls.__name__] = cls
+    family, apart = "model", ("process",)
 
     def __init__(
         self,
@@ -250,52 +249,43 @@ class MTDiffusion(nn.Module, Denoiser):
         values = super().read(z_t, t, given=given, present=present, prediction=prediction, generator=generator)
         return {name: v.to(self.dtype) if v.is_floating_point() else v for name, v in values.items()}
 
-    def config(self) -> dict:
-        """What a card says of the architecture; with the tensors it is enough to rebuild the model."""
-        return {
-            "kind": type(self).__name__,
-            "space": list(self.space),
-            "prediction": self.prediction,
-            "rule": self.rule,
-            "sampler": self.sampler,
-            "remove_told": self.remove_told,
-            "conditions": list(self.conditions),
-            "prior": self.process.prior,
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "modalities": {name: modality.config for name, modality in self.modalities.items()},
-            "backbone": self.backbone.config,
-        }
+    def architecture(self) -> dict:
+        """What a card says of it; with the tables it is enough to rebuild the model."""
+        defaults = {name: getattr(self, name) for name in ("rule", "sampler") if name in self.config}  # may be set later
+        more = {"prior": self.process.prior, "dtype": str(self.dtype).removeprefix("torch.")}
+        return {**self.config, **defaults, **more}
+
+    def tables(self) -> dict[str, Tensor]:
+        """Schedule and curves, float64."""
+        curves = {f"process.{name}": self.process.cumulative(name) for name in self.process.names}
+        return {"process/abar": self.process.schedule.abar, **curves}
+
+    @classmethod
+    def restored(cls, architecture: Mapping, tensors: dict[str, Tensor]) -> "MTDiffusion":
+        """Build it from its architecture and its tables, which are taken out of the tensors.
+
+        Raises:
+            KeyError: the tables lack an entry.
+            ValueError: an entry of another type than it should be, or an unknown dtype.
+        """
+        check_types(architecture, {"prior": str | None, "dtype": str, "modalities": dict[str, object]}, "the model")
+        rest = {name: value for name, value in architecture.items() if value or name not in ("remove_told", "conditions")}
+        if (dtype := rest.pop("dtype", None)) not in DTYPES:
+            raise ValueError(f"dtype must be one of {list(DTYPES)}, got {dtype!r}")
+        tables = {name: tensors.pop(f"process.{name}") for name in rest.get("modalities", {})}
+        process = ForwardProcess(NoiseSchedule(tensors.pop("process/abar")), tables, rest.pop("prior", None))
+        return cls.from_config(rest, process=process).to(getattr(torch, dtype))
 
     def fingerprint(self) -> str:
         """SHA-256 of architecture, schedule and curves: equal for models that can share weights and mean the same."""
-        digest = hashlib.sha256(to_json(self.config()).encode())
-        for table in (self.process.schedule.abar, *map(self.process.cumulative, self.process.names)):
+        digest = hashlib.sha256(to_json(self.architecture()).encode())
+        for table in self.tables().values():
             digest.update(table.numpy().tobytes())
         return digest.hexdigest()
 
     def save(self, path: str | Path, card: Mapping | None = None, half: bool = False) -> Path:
-        """Write the model to a folder: model.safetensors and card.json, each replaced whole or not at all.
-
-        The card holds the hash of the weights; `load` refuses the one with another's other.
-
-        Args:
-            path: the folder; made where it does not exist.
-            card: what people should know (data, seed, steps, hardware, metrics ...; JSON values), added to `.card`.
-            half: store network weights as float16 (the schedule and the curves stay float64).
-
-        Returns:
-            The folder.
-
-        Raises:
-            OSError: the folder cannot be written; what was there stays.
-        """
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        if half:
-            tensors = {name: t.half() if t.is_floating_point() else t for name, t in tensors.items()}
-        tensors |= {f"process.{name}": self.process.cumulative(name) for name in self.process.names}
-        tensors["process/abar"] = self.process.schedule.abar
-        write_model(Path(path), tensors, {**self.card, **(card or {}), "config": self.config()})
-        return Path(path)
+        """Write the model to a folder; see `mtdiff.files.save`."""
+        return save(path, self, card, half)
 
 
 def _check_parts(process, modalities, backbone, space, prediction, conditions) -> None:

@@ -116,12 +116,12 @@ PLAIN = [
     ),
     (
         mt.Label(2),
-        {"kind": "Label", "classes": 2, "names": ["0", "1"], "codes": "simplex", "seed": 0, "tell": "vector",
+        {"kind": "Label", "classes": 2, "names": None, "codes": "simplex", "seed": 0, "tell": "vector",
          "sense": False, "channels": None},
     ),
     (
         mt.LabelMap(2, (3, 4)),
-        {"kind": "LabelMap", "classes": 2, "names": ["0", "1"], "size": [3, 4], "seed": 0, "tell": False, "channels": None},
+        {"kind": "LabelMap", "classes": 2, "names": None, "size": [3, 4], "seed": 0, "tell": False, "channels": None},
     ),
     (mt.Mask((3, 4)), {"kind": "Mask", "size": [3, 4], "tell": False, "channels": None}),
     (

@@ -47,9 +47,6 @@ class UNet(Backbone):
         space = tuple(space)
         check_sizes(space=space, base=base, multipliers=multipliers, blocks=blocks, head_channels=head_channels)
         _check_levels(space, multipliers, {"attention": attention, "cross": cross})
-        self.config = {"kind": "UNet", "space": list(space), "base": base, "multipliers": list(multipliers),
-                       "blocks": blocks, "attention": list(attention), "head_channels": head_channels,
-                       "dropout": dropout, "cross": list(cross)}  # fmt: skip
         self.space, self.embedding, self.pooled = space, 4 * base, base * multipliers[-1]
         self.width, self.attends = base * multipliers[0], bool(cross)
         self.level = NoiseLevel(self.embedding)

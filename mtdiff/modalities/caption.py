@@ -32,7 +32,7 @@ class Caption(Modality):
 
     told_as = "tokens"
 
-    def __init__(self, vocabulary: Sequence[str], length: int, codes: str = "none", channels: slice | None = None):
+    def __init__(self, vocabulary: Sequence[str | int], length: int, codes: str = "none", channels: slice | None = None):
         vocabulary = [str(word) for word in vocabulary]
         if len(vocabulary) < 2 or len(set(vocabulary)) < len(vocabulary):
             raise ValueError(f"vocabulary must be at least two different words, got {vocabulary[:8]}")
@@ -40,7 +40,7 @@ class Caption(Modality):
             raise ValueError(f"length must be at least 1, got {length}")
         if codes not in ("none", *KINDS):
             raise ValueError(f"codes must be one of {('none', *KINDS)}, got {codes!r}")
-        super().__init__(channels, vocabulary=vocabulary, length=length, codes=codes)
+        super().__init__(channels)
         self.vocabulary, self.length, self.has_code = vocabulary, length, codes != "none"
 
     def build(self, backbone: nn.Module) -> None:

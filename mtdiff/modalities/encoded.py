@@ -70,8 +70,6 @@ class Encoded(Continuous):
         if sense and (encoder == "generator" or len(shape) != 1):
             raise ValueError(f"only a vector that is lifted can be sensed in the state, got {encoder!r} of {tuple(shape)}")
         super().__init__(shape, channels, True, start, tell)
-        del self.config["head"]
-        self.config |= {"encoder": encoder, "width": width, "spread": spread, "seed": seed, "sense": sense}
         self.encoder, self.width, self.spread, self.seed, self.sense = encoder, width, spread, seed, sense
         self.told_as = "vector" if len(self.shape) == 1 else "map"
         self.size, self.linear = torch.Size(self.shape).numel(), encoder != "generator"

@@ -38,7 +38,7 @@ class Label(Modality):
     def __init__(
         self,
         classes: int,
-        names: Sequence[str] | None = None,
+        names: Sequence[str | int] | None = None,
         codes: str | Tensor | list = "simplex",
         channels: slice | None = None,
         seed: int = 0,
@@ -50,8 +50,7 @@ class Label(Modality):
         names = class_names(classes, names)
         if isinstance(codes, str) and codes not in ("simplex", *KINDS):
             raise ValueError(f"codes must be one of {('simplex', *KINDS)} or numbers (K, ...), got {codes!r}")
-        plain = codes if isinstance(codes, str) else torch.as_tensor(codes).tolist()
-        super().__init__(channels, classes=classes, names=names, codes=plain, seed=seed, tell=tell, sense=sense)
+        super().__init__(channels)
         self.told_as = "tokens" if tell == "token" else "vector"
         self.classes, self.names, self.sense, self._codes, self._seed = classes, names, sense, codes, seed
 
@@ -129,7 +128,7 @@ class Label(Modality):
         return torch.tensordot(chances, self.table().to(chances.dtype), dims=1)
 
 
-def class_names(classes: int, names: Sequence[str] | None) -> list[str]:
+def class_names(classes: int, names: Sequence[str | int] | None) -> list[str]:
     """The names of K classes, counted where there are none.
 
     Raises:

@@ -16,9 +16,9 @@ import torch
 import mtdiff as mt
 from mtdiff.datasets import digits
 from mtdiff.evaluation import mean_and_error, sample_many, svm_judge
-from mtdiff.experiments import provenance
 from mtdiff.files import to_json
 from mtdiff.metrics import frechet_distance
+from mtdiff.provenance import provenance
 from mtdiff.sampling import SAMPLERS
 
 EVALUATIONS = (5, 10, 20, 50, 100, 250)
