@@ -9,12 +9,12 @@ from mtdiff.comparison import mean_and_error
 from mtdiff.datasets.base import Dataset
 from mtdiff.elbo import elbo
 from mtdiff.metrics import energy_distance, frechet_distance, psnr, ssim
-from mtdiff.sampling import sample
+from mtdiff.sampling import sample_many
 
 __all__ = [
     "LABEL_RULES", "Judge", "bound_draws", "energy_distance", "evaluate_image_label", "frechet_distance", "head_accuracy",
     "head_logits",    "image_label_bounds", "image_label_metrics", "image_metrics", "mean_and_error", "pooled", "psnr",
-    "sample_many", "ssim", "svm_judge",
+    "ssim", "svm_judge",
 ]  # fmt: skip
 
 Judge = Callable[[Tensor], Tensor]
@@ -84,27 +84,6 @@ def image_metrics(image: Tensor, real: Tensor) -> dict[str, float]:
     """
     image = image.cpu()
     return {"spread": float(image.std() / real.std()), "frechet_pixels": frechet_distance(image, real)}
-
-
-def sample_many(model, n: int, batch: int = 250, given: Mapping[str, Tensor] | None = None, **options) -> dict[str, Tensor]:
-    """`mtdiff.sample` in batches, so that memory does not grow with n.
-
-    Args:
-        model: as in `sample`.
-        n: number of examples.
-        batch: how many at a time.
-        given: {name: (n, ...)}.
-        **options: the other arguments of `sample`.
-
-    Returns:
-        {name: (n, ...)}.
-    """
-    parts = []
-    for start in range(0, n, batch):
-        rows = slice(start, min(start + batch, n))
-        part = {name: value[rows] for name, value in (given or {}).items()}
-        parts.append(sample(model, rows.stop - rows.start, given=part, **options))
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 @torch.no_grad()

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from mtdiff.datasets import Dataset, masks
 from mtdiff.elbo import elbo
-from mtdiff.evaluation import head_logits, learned, sample_many
+from mtdiff.evaluation import head_logits, learned
 from mtdiff.experiments.base import matched
 from mtdiff.experiments.label_scores import head_scores
 from mtdiff.experiments.masked_image import HIDDEN, inpaint
 from mtdiff.features import FeatureNetwork, Seen, compared, feature_network, seen
 from mtdiff.metrics import kernel_distance, psnr, ssim
 from mtdiff.model import MTDiffusion
+from mtdiff.sampling import sample_many
 
 STEPS = 24
 """Network evaluations of every sample that is judged, the final reading not counted."""

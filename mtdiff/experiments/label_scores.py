@@ -20,13 +20,13 @@ from mtdiff.evaluation import (
     image_label_metrics,
     image_metrics,
     learned,
-    sample_many,
     svm_judge,
 )
 from mtdiff.experiments.unshared import Unshared
 from mtdiff.judges import label_judge, scene_judge
 from mtdiff.metrics import calibration_error, frechet_distance, precision_recall, temperature
 from mtdiff.model import MTDiffusion
+from mtdiff.sampling import sample_many
 
 GUIDANCE = (1.0, 1.5, 2.0, 4.0)
 """Scales of classifier-free guidance that are compared."""

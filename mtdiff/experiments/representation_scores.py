@@ -7,11 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mtdiff.datasets import Dataset
-from mtdiff.evaluation import pooled, sample_many
+from mtdiff.evaluation import pooled
 from mtdiff.judges import label_judge, scene_judge
 from mtdiff.metrics import frechet_distance, precision_recall
 from mtdiff.model import MTDiffusion, Prediction
 from mtdiff.representations import linear_probe, representation, represented
+from mtdiff.sampling import sample_many
 
 STEPS = 25
 """Network evaluations of every sample that is judged."""
