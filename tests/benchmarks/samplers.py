@@ -16,9 +16,9 @@ import torch
 import mtdiff as mt
 from mtdiff.comparison import mean_and_error
 from mtdiff.datasets import digits
-from mtdiff.evaluation import svm_judge
 from mtdiff.experiments import provenance
 from mtdiff.files import to_json
+from mtdiff.judges import svm_judge
 from mtdiff.metrics import frechet_distance
 from mtdiff.sampling import SAMPLERS, sample_many
 
