@@ -95,14 +95,7 @@ def loss_curves(history: Sequence[Mapping[str, float]], title: str = "") -> Figu
 def forward_picture(process: ForwardProcess, codes: Mapping[str, Tensor], steps: Sequence[int], noise: Tensor) -> Figure:
     """How one example enters the diffusion space: what each modality adds, their sum m_t, and the noisy z_t.
 
-    Args:
-        process: the forward process.
-        codes: {name: (1, C, H, W)} codes of one example.
-        steps: the steps t to show, one column each.
-        noise: (1, C, H, W) the noise of z_t, the same in every column.
-
-    Returns:
-        The figure; rows are W_t E(x) of each modality, m_t and z_t, each on the same grey scale.
+    Rows are W_t E(x) of each code (1, C, H, W), m_t and z_t, on the same grey scale; columns are steps, with the same noise.
     """
     rows = [f"$W_t\\,E$({name})" for name in codes] + ["$m_t$ (sum)", "$z_t$ (noisy)"]
     figure, axes = _panels(len(rows), len(steps), (1.05 * len(steps) + 1, 1.05 * len(rows)))
@@ -175,13 +168,9 @@ def trajectory(states: Sequence[Tensor], steps: Sequence[int], title: str = "") 
 
 
 def error_bars(axis: Axes, x: Iterable[float], cells: Iterable[Mapping], **look) -> None:
-    """Means over seeds, and their standard errors as bars; a single seed has none.
+    """Means over seeds at places x, of cells {"mean", "stderr"} of a result file, with standard errors as bars.
 
-    Args:
-        axis: where to draw.
-        x: a place for each.
-        cells: entries of a result file, {"mean", "stderr"}.
-        **look: options of `Axes.errorbar`.
+    A single seed has none. `look` is options of `Axes.errorbar`.
     """
     cells = list(cells)
     mean, error = [cell["mean"] for cell in cells], [cell["stderr"] or 0.0 for cell in cells]
@@ -191,10 +180,7 @@ def error_bars(axis: Axes, x: Iterable[float], cells: Iterable[Mapping], **look)
 def picture_rows(rows: Mapping[str, Tensor], titles: Sequence[str] = (), title: str = "") -> Figure:
     """Pictures of the same examples below each other: a row for each kind, a column for each example.
 
-    Args:
-        rows: {what it is: (N, C, H, W) in [-1, 1], or a mask of zeros and ones (N, 1, H, W) bool}.
-        titles: text above each column.
-        title: text above the figure.
+    Rows are {what it is: (N, C, H, W) in [-1, 1], or a mask (N, 1, H, W) bool}; the titles stand above the columns.
     """
     columns = min(len(picture) for picture in rows.values())
     size = (0.78 * columns + 1.2, 0.8 * len(rows) + 0.3 * bool(title) + 0.2 * bool(titles))
@@ -209,12 +195,9 @@ def picture_rows(rows: Mapping[str, Tensor], titles: Sequence[str] = (), title: 
 
 
 def save_grid(drawn: Mapping[str, Tensor], labels: Mapping[str, Sequence[str]], path: str | Path) -> None:
-    """Write samples as a picture file, whole or not at all: a grid where there is one kind of picture, else a row for each.
+    """Write what `sample` drew as a picture file, whole or not at all: a grid for one kind of picture, else a row for each.
 
-    Args:
-        drawn: {name: (N, ...)} what `mtdiff.sample` returned.
-        labels: {name of a label: its class names}.
-        path: the file; its ending says the format, PNG without one.
+    `labels` are {name of a label: its class names}; the file's ending says the format, PNG without one.
 
     Raises:
         OSError: the file cannot be written; one that is there stays.

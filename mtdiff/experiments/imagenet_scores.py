@@ -37,13 +37,8 @@ def evaluate(
 ) -> dict:
     """All that a variant can do, on held-out photographs.
 
-    Args:
-        model: the trained model.
-        test: held-out images, and labels and boxes where the model has them; classes are matched by their names.
-        seed: seed of all noise.
-        n: images that are drawn for a distance, and at most so many real ones, chosen at random; a tenth as many are filled
-            at each share.
-        features: who looks at images, by name (see `feature_network`); None: `PIXELS`.
+    Classes are matched by their names. n images are drawn for a distance, and compared with at most so many real ones,
+    chosen at random; a tenth as many are filled at each share. Who looks at them is a `feature_network`, or `PIXELS`.
 
     Returns:
         "alone", "joint" and "guidance S": {name of the network: `compared`, "classes": share whose label it confirms};

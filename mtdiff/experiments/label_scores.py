@@ -69,10 +69,8 @@ class Referee:
         return fidelity(self.features(mixed), self.features(image.cpu()))
 
     def scores(self, drawn: Mapping[str, Tensor]) -> dict[str, float | int]:
-        """`image_label_metrics` by this judge, or what of it there is without labels."""
-        if "label" in drawn:
-            return image_label_metrics(drawn, self.judge, self.real)
-        return image_metrics(drawn["image"], self.real)
+        """`image_label_metrics` by this judge."""
+        return image_label_metrics(drawn, self.judge, self.real)
 
 
 @functools.cache
@@ -148,21 +146,17 @@ def _classes(model: MTDiffusion, n: int) -> Tensor:
 def image_label_metrics(
     drawn: Mapping[str, Tensor], judge: Callable[[Tensor], Tensor], real: Tensor
 ) -> dict[str, float | int]:
-    """How good pairs {"image": (N, C, H, W), "label": (N,)} are, beside real images (M, C, H, W).
+    """How good images (N, C, H, W) are, beside real ones (M, C, H, W), and their labels (N,), if they have any.
 
     Returns:
-        "agreement": share of images that the judge calls by their label; "classes": number of classes drawn; and
-        those of `image_metrics`.
+        "agreement": share of images that the judge calls by their label; "classes": number of classes drawn; "spread":
+        pixel standard deviation over the real one; "frechet_pixels": `frechet_distance` of pixels.
     """
-    image, label = drawn["image"].cpu(), drawn["label"].cpu()
-    agreement = float((judge(image) == label).double().mean())
-    return {"agreement": agreement, "classes": int(label.unique().numel()), **image_metrics(image, real)}
-
-
-def image_metrics(image: Tensor, real: Tensor) -> dict[str, float]:
-    """Drawn images (N, C, H, W) beside real ones: "spread", pixel standard deviation over theirs, and "frechet_pixels"."""
-    image = image.cpu()
-    return {"spread": float(image.std() / real.std()), "frechet_pixels": frechet_distance(image, real)}
+    image, out = drawn["image"].cpu(), {}
+    if "label" in drawn:
+        label = drawn["label"].cpu()
+        out = {"agreement": float((judge(image) == label).double().mean()), "classes": label.unique().numel()}
+    return {**out, "spread": float(image.std() / real.std()), "frechet_pixels": frechet_distance(image, real)}
 
 
 @torch.no_grad()

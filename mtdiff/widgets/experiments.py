@@ -17,7 +17,7 @@ from mtdiff.widgets.base import Board
 
 
 def draw_class(model: MTDiffusion, label: int, guidance: float = 1.0, steps: int = 25, seed: int = 0, n: int = 10) -> Figure:
-    """N samples of one class, by the rule "conditioned", as a figure whose title repeats the settings."""
+    """Samples of one class, by the rule "conditioned"; the title repeats the settings."""
     names = model.modalities["label"].names
     generator = torch.Generator(model.device).manual_seed(seed)
     given = {"label": torch.tensor([label], device=model.device)}
@@ -39,18 +39,10 @@ class_sampler = Board(
 def draw_transition(
     model: MTDiffusion, pairs: Dataset, direction: str, scene: int = 0, steps: int = 25, seed: int = 0
 ) -> Figure:
-    """One transition of held-out pairs: the source, five states on the way, the drawn target and the true one.
+    """One transition: the source, five states on the way, the drawn target and the true one, their SSIM in the title.
 
-    Args:
-        model: a model with "source", "target" and "direction".
-        pairs: pairs with these values; their names are the directions.
-        direction: one of `pairs.names`.
-        scene: which of the pairs of this direction, counted from 0; past the last it starts again.
-        steps: sampler steps, at least 4.
-        seed: seed of the noise of the start and of all steps.
-
-    Returns:
-        The figure; its title gives the settings and the SSIM of drawn and true target.
+    Of the pairs of this direction, one of `pairs.names`, it is the one at `scene`, counted from 0; past the last it starts
+    again.
 
     Raises:
         ValueError: an unknown direction, or fewer than 4 steps.
@@ -98,19 +90,9 @@ def draw_inpainting(
 ) -> Figure:
     """An image, what is known of it, and n ways to fill in the rest, by 24 evaluations of a network each.
 
-    Args:
-        model: a model of the masked-image experiment, which is told masked image and mask.
-        plain: a model of images alone, for the other ways.
-        image: (N, 3, s, s) images to choose from.
-        kind: a kind of mask, as in `mtdiff.datasets.masks`.
-        hidden: share of hidden pixels, in (0, 1).
-        scene: which image.
-        seed: seed of mask and noise.
-        way: "told", "repeated", "repaint" or "sdedit", as in `mtdiff.experiments.masked_image.inpaint`.
-        n: how many fillings.
-
-    Returns:
-        The figure; its title repeats the settings and gives the mean PSNR of hidden pixels.
+    The ways are those of `mtdiff.experiments.masked_image.inpaint`: "told" and "repeated" of a model that is told masked
+    image and mask, "repaint" and "sdedit" of a `plain` one of images alone. `kind` and `hidden`, a share in (0, 1), are of
+    the mask (`mtdiff.datasets.masks`); the title has the mean PSNR of hidden pixels.
     """
     truth, mask = image[scene : scene + 1], masks(1, image.shape[-1], kind, hidden, seed)
     rows, generator = (truth.expand(n, -1, -1, -1), mask.expand(n, -1, -1, -1)), torch.Generator().manual_seed(seed)
@@ -175,17 +157,8 @@ def draw_between(
 ) -> Figure:
     """Images for the representations on the way from one scene's to another's: what does a representation keep?
 
-    Args:
-        model: a model with "image" and "representation" that can be told the latter.
-        scenes: scenes with these values.
-        first: row of the scene to start from.
-        second: row of the scene to end at.
-        guidance: how far to go from the untold estimate towards the told one; 1 is no guidance.
-        seed: seed of the noise; every column starts from its own.
-        n: images for each representation.
-
-    Returns:
-        The figure: a row for each of five representations, the two scenes at its left and right ends.
+    A row for each of five, from the scene at row `first` to that at `second`, which stand at its left; every column starts
+    from its own noise. The model can be told representations; guidance goes from the untold estimate towards the told one.
     """
     image, value = scenes.values["image"], scenes.values["representation"]
     options = {"rule": "conditioned", "present": {"image"}, "guidance": guidance, "steps": 25, "sampler": "ddim"}

@@ -112,19 +112,8 @@ def draw_rules(
 ) -> Figure:
     """Samples of the mixture's exact model for a given label, over true points of that label.
 
-    Args:
-        weight: the label's weight, at t = T if it fades in.
-        curve: "constant" or "fade-in".
-        rule: "substitute", "bayes" or "conditioned".
-        guidance: scale of "bayes" and "conditioned"; "substitute" has none and goes without.
-        sampler: as in `mtdiff.sample`.
-        steps: sampler steps.
-        label: the class that is asked for.
-        n: how many points.
-        seed: seed of the noise.
-
-    Returns:
-        The figure; its title repeats the settings and gives the energy distance to the truth.
+    `weight` is the label's, at t = T where the curve is "fade-in" and not "constant"; "substitute" goes without guidance.
+    The title gives the energy distance to the truth.
     """
     process = ForwardProcess(
         NoiseSchedule.log_snr(200, 8.0, -8.0), {"x": 1.0, "label": fade_in(weight) if curve == "fade-in" else weight}
