@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -11,6 +11,7 @@ import tyro
 from torch import Tensor, nn
 
 from mtdiff.checkpoint import load
+from mtdiff.datasets.base import Dataset
 from mtdiff.datasets.shapes import BACKGROUNDS, COLOURS, SHAPES, SIZES, VOCABULARY, render, shapes
 from mtdiff.files import CARD, save
 from mtdiff.fit import fit
@@ -122,6 +123,20 @@ def label_judge(name: str | Path = "shapes16") -> LabelJudge:
     """A judge of labels, as `scene_judge` is one of captions."""
     name = name if (Path(name) / CARD).is_file() else f"{name}-label"
     return load(name, kind=LabelJudge, room="judge").requires_grad_(False)
+
+
+def svm_judge(data: Dataset) -> Callable[[Tensor], Tensor]:
+    """A support-vector classifier of the pixels, trained on real images and labels alone: images -> class ids (B,).
+
+    Raises:
+        ImportError: scikit-learn is not installed.
+    """
+    try:
+        from sklearn.svm import SVC
+    except ImportError:
+        raise ImportError("the judge comes with scikit-learn: pip install 'mtdiff[notebooks]'") from None
+    machine = SVC(C=10.0, gamma=0.05).fit(data.values["image"].flatten(1).numpy(), data.values["label"].numpy())
+    return lambda image: torch.from_numpy(machine.predict(image.detach().cpu().flatten(1).numpy()))
 
 
 def caption_accuracy(read: Tensor, caption: Tensor) -> dict[str, float]:

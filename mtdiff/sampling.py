@@ -148,6 +148,18 @@ def sample_path(
     yield times[-1], z, look.predict(z, times[-1])
 
 
+def sample_many(
+    model: Denoiser, n: int, batch: int = 250, given: Mapping[str, Tensor] | None = None, **options
+) -> dict[str, Tensor]:
+    """`sample` in batches, so that memory does not grow with n; `given` holds n values of each name, never one."""
+    parts = []
+    for start in range(0, n, batch):
+        rows = slice(start, min(start + batch, n))
+        part = {name: value[rows] for name, value in (given or {}).items()}
+        parts.append(sample(model, rows.stop - rows.start, given=part, **options))
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
 class _Chain:
     """The model as a step sees it (`mtdiff.solvers.Look`); asked again for the last state, it does not compute."""
 

@@ -37,8 +37,8 @@ import torch
 
 import mtdiff as mt
 from mtdiff import datasets, plots, widgets
-from mtdiff.evaluation import energy_distance
 from mtdiff.laws import gaussian_log_prob
+from mtdiff.metrics import energy_distance
 from mtdiff.training import TrainConfig, Trainer
 
 torch.set_num_threads(1)

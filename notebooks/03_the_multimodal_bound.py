@@ -36,8 +36,8 @@ from torch import nn
 
 import mtdiff as mt
 from mtdiff import datasets, plots, widgets
-from mtdiff.evaluation import energy_distance
 from mtdiff.laws import gaussian_log_prob
+from mtdiff.metrics import energy_distance
 from mtdiff.training import TrainConfig, Trainer
 
 torch.set_num_threads(1)

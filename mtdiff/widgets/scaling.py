@@ -3,16 +3,14 @@
 import functools
 from dataclasses import dataclass
 
-import ipywidgets
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.figure import Figure
 
 from mtdiff.backbones import UNet
 from mtdiff.losses import Loss
-from mtdiff.plots import show
 from mtdiff.speed import training_flops, training_memory
-from mtdiff.widgets.base import board
+from mtdiff.widgets.base import Board
 
 PARTS = ("weights", "gradients", "AdamW", "average", "activations")
 
@@ -71,9 +69,6 @@ def plan(
         share: share of it that the step reaches.
         link: bytes per second between devices.
 
-    Returns:
-        The plan.
-
     Source: all-reduce around a ring moves 2 (n - 1) / n times the gradients' bytes through every link (Patarasuk and Yuan
     2009).
     """
@@ -109,23 +104,13 @@ def draw_plan(
     return figure
 
 
-def plan_board() -> ipywidgets.Widget:
-    """Sliders over `draw_plan`.
-
-    Returns:
-        The widget; its `.controls` are the sliders by name.
-    """
-    slow = {"continuous_update": False}
-    controls = {
-        "base": ipywidgets.SelectionSlider(options=[16, 32, 64, 96, 128, 192, 256], value=32, description="base", **slow),
-        "size": ipywidgets.SelectionSlider(options=[64, 128, 256], value=64, description="size", **slow),
-        "batch": ipywidgets.SelectionSlider(options=[64, 128, 256, 512, 1024, 2048], value=256, description="batch", **slow),
-        "devices": ipywidgets.SelectionSlider(options=[1, 2, 4, 8, 16, 64], value=1, description="devices", **slow),
-        "accumulate": ipywidgets.SelectionSlider(options=[1, 2, 4, 8], value=1, description="accumulate", **slow),
-        "bf16": ipywidgets.Checkbox(False, description="bf16"),
-    }
-
-    def redraw(**settings):
-        show(draw_plan(**settings), "Bars of memory by part beside the memory of four devices")
-
-    return board(controls, redraw)
+plan_board = Board(
+    draw_plan,
+    "Bars of memory by part beside the memory of four devices",
+    base=(32, [16, 32, 64, 96, 128, 192, 256]),
+    size=(64, [64, 128, 256]),
+    batch=(256, [64, 128, 256, 512, 1024, 2048]),
+    devices=(1, [1, 2, 4, 8, 16, 64]),
+    accumulate=(1, [1, 2, 4, 8]),
+    bf16=False,
+)
