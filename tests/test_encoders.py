@@ -497,7 +497,7 @@ def test_bad_encoders_are_refused(make, message):
 def test_a_label_may_be_told_as_a_token_to_what_attends():
     label = attached(mt.Label(3, tell="token"))
     assert torch.equal(label.condition(torch.tensor([2, 0])), label.embed.weight[[2, 0]][:, None])
-    with pytest.raises(ValueError, match="'it' is told as a token, which this MLP cannot attend to"):
+    with pytest.raises(ValueError, match="'it' is told as tokens, which this MLP cannot attend to"):
         attached(mt.Label(3, tell="token"), (8,))
 
 

@@ -88,6 +88,11 @@ def zero(layer: nn.Module) -> nn.Module:
     return layer
 
 
+def vector_head(pooled: int, size: int) -> nn.Sequential:
+    """An MLP from the pooled vector to `size` numbers that begin as zeros."""
+    return nn.Sequential(nn.Linear(pooled, pooled), nn.SiLU(), zero(nn.Linear(pooled, size)))
+
+
 def check_sizes(**sizes: int | Sequence[int]) -> None:
     """Refuse, by its name, what is not a whole number from 1 on, or a sequence of such.
 

@@ -171,6 +171,12 @@ class Modality(Recorded, nn.Module):
         """Whether another one writes into the same channels."""
         return bool(set(self.span) & set(other.span))
 
+    def check_attention(self, backbone: nn.Module) -> None:
+        """Raise ValueError where the backbone would have to attend to the value, and cannot."""
+        if self.told_as == "tokens" and not backbone.attends:
+            kind = type(backbone).__name__
+            raise ValueError(f"{self.name!r} is told as tokens, which this {kind} cannot attend to: use UNet(cross=...)")
+
     def refuse(self, value: object, expected: str) -> None:
         """Raise the ValueError that names the modality, what came and what was expected."""
         raise ValueError(f"{self.name!r} must be {expected}, got {described(value)}")

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mtdiff.backbones.base import vector_head
 from mtdiff.checks import check_ids
 from mtdiff.laws import Categorical
 from mtdiff.modalities.base import Modality, View
@@ -44,18 +45,12 @@ class Caption(Modality):
         self.vocabulary, self.length, self.has_code = vocabulary, length, codes != "none"
 
     def build(self, backbone: nn.Module) -> None:
-        """Create tokens, head and codes; see `Modality.build`."""
-        if not backbone.attends:
-            kind = type(backbone).__name__
-            raise ValueError(f"{self.name!r} is told as tokens, which this {kind} cannot attend to: use UNet(cross=...)")
+        """Create tokens, head and codes."""
+        self.check_attention(backbone)
         words = len(self.vocabulary)
         self.embed = nn.Embedding(words, backbone.embedding)
         self.position = nn.Parameter(torch.randn(self.length, backbone.embedding))
-        self.out = nn.Sequential(
-            nn.Linear(backbone.pooled, backbone.pooled), nn.SiLU(), nn.Linear(backbone.pooled, self.length * words)
-        )
-        nn.init.zeros_(self.out[2].weight)
-        nn.init.zeros_(self.out[2].bias)
+        self.out = vector_head(backbone.pooled, self.length * words)
         self.table = CodeTable(self.config["codes"], (self.length, words), self.slice_shape) if self.has_code else None
 
     def check(self, value: Tensor) -> None:

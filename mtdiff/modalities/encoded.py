@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from mtdiff.backbones.base import vector_head
 from mtdiff.laws import CodedGaussian, Gaussian
 from mtdiff.modalities.base import View
 from mtdiff.modalities.continuous import Continuous
@@ -93,7 +94,7 @@ class Encoded(Continuous):
         if image and self.shape[1:] != self.slice_shape[1:]:
             raise ValueError(f"{self.name!r} of {self.shape} needs the height and width of the space {self.slice_shape}")
         self.from_map = image
-        self.out = backbone.readout(self.shape) if image else _vector_head(backbone.pooled, self.size)
+        self.out = backbone.readout(self.shape) if image else vector_head(backbone.pooled, self.size)
         self.embed = None
         if self.tell:
             self.embed = backbone.entrance(self.shape) if self.told_as == "map" else nn.Linear(self.size, backbone.embedding)
@@ -162,10 +163,3 @@ def _tiles(size: int, shape: Sequence[int]) -> Tensor:
     tiles = tiles.scatter(2, block[..., None], board[..., None].double())[..., :size]
     tiles = tiles.expand(shape[0], *tiles.shape).flatten(0, 2)
     return tiles / tiles.norm(dim=0)
-
-
-def _vector_head(pooled: int, size: int) -> nn.Sequential:
-    """An MLP on the pooled vector that begins at zero."""
-    last = nn.Linear(pooled, size)
-    nn.init.zeros_(last.weight), nn.init.zeros_(last.bias)
-    return nn.Sequential(nn.Linear(pooled, pooled), nn.SiLU(), last)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from mtdiff.backbones.base import vector_head
 from mtdiff.checks import check_ids
 from mtdiff.laws import Categorical
 from mtdiff.modalities.base import Modality, View
@@ -55,7 +56,7 @@ class Label(Modality):
         self.classes, self.names, self.sense, self._codes, self._seed = classes, names, sense, codes, seed
 
     def build(self, backbone: nn.Module) -> None:
-        """Create codes, embedding and head; see `Modality.build`."""
+        """Create codes, embedding and head."""
         shape, learned = (self.classes, *self.slice_shape), isinstance(self._codes, str) and self._codes in KINDS
         if learned:
             codes = None
@@ -65,16 +66,10 @@ class Label(Modality):
             codes = torch.as_tensor(self._codes, dtype=torch.float32)
             if tuple(codes.shape) != shape:
                 raise ValueError(f"codes of {self.name!r} must have shape {shape}, got {tuple(codes.shape)}")
-        if self.told_as == "tokens" and not backbone.attends:
-            kind = type(backbone).__name__
-            raise ValueError(f"{self.name!r} is told as a token, which this {kind} cannot attend to: use UNet(cross=...)")
+        self.check_attention(backbone)
         self.register_buffer("codes", codes)
         self.embed = nn.Embedding(self.classes, backbone.embedding)
-        self.out = nn.Sequential(
-            nn.Linear(backbone.pooled, backbone.pooled), nn.SiLU(), nn.Linear(backbone.pooled, self.classes)
-        )
-        nn.init.zeros_(self.out[2].weight)
-        nn.init.zeros_(self.out[2].bias)
+        self.out = vector_head(backbone.pooled, self.classes)
         self.learned = CodeTable(self._codes, shape[:1], self.slice_shape) if learned else None
         if self.sense:
             self.notice = nn.Linear(self.classes, backbone.embedding)
