@@ -270,12 +270,15 @@ print(f"closed form:   mean {abar[T].sqrt() * x:.6f}, variance {1 - abar[T]:.6f}
 
 # %% [markdown]
 # And simulate: 20,000 chains from one $x$, step by step, against the marginal; and the library's `transition` and
-# `marginal` against ours.
+# `marginal` against ours. (`transition` is one step of `process.ahead`, which goes from any $s$ to any $t > s$.)
 
 # %%
 n, t, g = 20_000, 50, rng(4)
 one = {"x": torch.full((n, 1), x, dtype=torch.float64)}
 z = abar[0].sqrt() * x + (1 - abar[0]).sqrt() * gauss(g, n, 1)
+mean, std = process.ahead(z, one["x"], one["x"], 0, t)  # all t steps at once; W = 1, so m_0 = m_t = x
+assert torch.allclose(mean, (abar[t] / abar[0]).sqrt() * z)
+assert torch.allclose(std**2, (1 - abar[t] / abar[0]).expand_as(std))
 for s in range(1, t + 1):
     mean, std = process.transition(z, one, s)
     assert torch.allclose(mean, alpha[s - 1].sqrt() * z)
@@ -297,7 +300,7 @@ assert agree("variance", z.var(), std[0] ** 2, std[0] ** 2 * (2 / n) ** 0.5)
 #
 # It is a weighted mean: some $z_t$, some $x$. Four ways: fact 2, this formula, the library, and Bayes' rule on a grid.
 # In the library these two lines are `process.back`, from any $t$ to any $s < t$; `process.posterior` is one step of it.
-# With a guess in the place of $x$ the same lines are the sampler's step (section 8) and the bound's (section 4).
+# With a guess in the place of $x$ the same lines are the sampler's step (section 8) and the bound's (section 5).
 
 # %%
 t, x, z_t = 50, -1.3, 0.4

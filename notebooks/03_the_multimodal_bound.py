@@ -461,7 +461,9 @@ assert cost["fade-in, aggregate alone"].mean() > cost["fade-in"].mean() + 0.1
 #
 # Everything above fits into some fifty lines. A network with one trunk and three heads; the noisy sum; three losses. (The
 # point's head predicts around $\sqrt{\bar\alpha_t} z_t$, so that its error is measured in units of the noise that is
-# left.) First what depends on the step alone, and the network:
+# left, $\sqrt{1 - \bar\alpha_t}$. These two numbers are $c_\text{skip} / \sqrt{\bar\alpha_t}$ and $c_\text{out}$ of Karras
+# et al. 2022, EDM, for data of variance 1; the library has them for any weight, as `.gain` and `.variance` of
+# `process.at(t, z)`.) First what depends on the step alone, and the network:
 
 
 # %%
@@ -572,8 +574,8 @@ torch.manual_seed(0)
 library_process = mt.ForwardProcess(mt.NoiseSchedule.log_snr(T, 8.0, -8.0), {"x": 1.0, "label": mt.fade_in(1.0)})
 modalities = {"x": mt.Vector(2), "label": mt.Label(3, codes=C)}
 library = mt.MTDiffusion(library_process, modalities, mt.MLP((2,), width=96, blocks=1), (2,))
-
-
+at = library_process.at(50, torch.zeros(1, 2))
+assert torch.allclose(torch.cat([at.gain("x"), at.variance("x")]).flatten(), torch.stack([abar[50].sqrt(), 1 - abar[50]]))
 with torch.no_grad():
     for parameter in library.parameters():  # its heads start at zero, where a wrong sign would not show
         parameter += 0.05 * torch.randn(parameter.shape, generator=rng(4))

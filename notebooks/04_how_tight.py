@@ -178,6 +178,8 @@ def regression(rows, given):
 posterior_variance = (1 - alpha) * (1 - abar[:-1]) / (1 - abar[1:])  # beta~_t
 inside = H(z[1], [*z[2], *X])
 assert abs(inside - d / 2 * math.log(2 * math.pi * math.e * posterior_variance[1])) < 1e-9
+nought = torch.zeros(1, d, dtype=torch.float64)  # the variance of a step back is the same wherever it starts
+assert abs(float(process.back(nought, nought, nought, 2, 1)[1]) ** 2 - float(posterior_variance[1])) < 1e-12
 print(f"H(z_1 | z_2, X): joint law {inside:.6f}, from beta~_2 of notebook 02 the same")
 
 # %% [markdown] tags=["slide"]
