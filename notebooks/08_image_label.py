@@ -422,7 +422,8 @@ for rule in ("conditioned", "bayes"):
     print(rule, tuple(three["image"].shape), three["label"].tolist())
 
 # %% [markdown]
-# And the chain of section 2 by hand, to the last digit:
+# And the chain of section 2 by hand, to the last digit. (`sample_group` is `mt.sample_path` with `towards`: any function of
+# the prediction that says $\log p$ of what is wanted, here that the label is one of two.)
 
 # %%
 z = torch.randn((6, 2), dtype=torch.float64, generator=rng(11))
