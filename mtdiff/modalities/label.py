@@ -98,7 +98,7 @@ class Label(Modality):
     def head(self, view: View) -> Categorical:
         """Softmax of an MLP of the pooled vector.
 
-        Of a label that is sensed, the logits h have the gradient of h + s in evaluation, s the code's own logits (theory 4):
+        Of a label that is sensed, the logits h have the gradient of h + s in evaluation, s the code's own logits (theory 6):
         log p(y | z) = log p(y | code) + log p(y | rest) + const, logits add. The values of s are in h already, as they were
         shown, but not their gradient, which vanishes where the network is shown a probability near 0 or 1. In training it is
         h as it is (notebook 08).
