@@ -172,6 +172,28 @@ def test_absence_is_told_only_where_a_modality_is_absent():
     assert bool(((some.aggregate - plain.aggregate)[~present].flatten(1).abs().amax(1) > 1e-4).all())
 
 
+def test_a_set_of_names_says_who_is_present_in_all_examples():
+    model = image_label_model()
+    z, t = state(model)
+    names, masks = (model.predict(z, t, present=p) for p in ({"image"}, {"label": torch.zeros(4, dtype=torch.bool)}))
+    assert torch.equal(names.aggregate, masks.aggregate)
+    for name, law in names.law.items():
+        assert all(torch.equal(*pair) for pair in zip(tensors(law), tensors(masks.law[name]), strict=True)), name
+    everybody = model.predict(z, t, present={"image", "label"})
+    assert torch.equal(everybody.aggregate, model.predict(z, t).aggregate)
+    for odd, error, message in (
+        ({"sound"}, KeyError, "present names an unknown modality 'sound'"),
+        ("image", ValueError, "present must be a collection of names, got the string 'image'"),
+        (
+            {"label": torch.ones(3, dtype=torch.bool)},
+            ValueError,
+            r"present\['label'\] must be bool \(4,\), got torch.bool \(3,\)",
+        ),
+    ):
+        with pytest.raises(error, match=message):
+            model.predict(z, t, present=odd)
+
+
 def test_what_was_never_absent_makes_no_difference_when_it_is():
     """The vectors that tell absence begin at zero: only training on smaller sets gives them a meaning."""
     model = mt.MTDiffusion(
