@@ -184,7 +184,10 @@ class _Informed:
         self.guidance, self.guide = guidance, guide
         self.given = {name: given[name] for name, r in rules.items() if r == "conditioned"}
         bayes = next((name for name, r in rules.items() if r == "bayes"), None)
-        self.towards = towards if bayes is None else lambda prediction: prediction.law[bayes].log_prob(given[bayes])
+        self.towards = towards
+        if bayes is not None:
+            value = model.tidy(given)[bayes]
+            self.towards = lambda prediction: prediction.law[bayes].log_prob(value)
         self.absent = model.process.masks(present, 1, model.device) if isinstance(present, set) else {}
 
     def __call__(self, z: Tensor, t: int) -> Prediction:

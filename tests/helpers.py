@@ -8,7 +8,8 @@ from torch import nn
 import mtdiff as mt
 from mtdiff.checks import check_real
 from mtdiff.datasets import MIXTURE
-from mtdiff.laws import Gaussian
+from mtdiff.laws import Gaussian, Law
+from mtdiff.modalities import Modality, View
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -26,6 +27,30 @@ def randomise(module: nn.Module, seed: int = 0, scale: float = 0.2) -> nn.Module
         for parameter in module.parameters():
             parameter.add_(scale * torch.randn(parameter.shape, generator=g))
     return module
+
+
+class Output(nn.Module):
+    """Stands in for a readout: puts out what it is made with."""
+
+    def __init__(self, value: torch.Tensor):
+        super().__init__()
+        self.value = value
+
+    def forward(self, features):
+        return self.value
+
+
+def law_of(modality: Modality, output: torch.Tensor, variance: torch.Tensor | None = None) -> Law:
+    """What a modality says of a state of zeros where its readout puts out these numbers; variance (B, 1, ...), 1 if None."""
+    modality.out = Output(output)
+    z = output.new_zeros(len(output), *modality.space)
+    one = z.new_ones(len(z), *[1] * (z.ndim - 1))
+    return modality.head(View(None, None, z, z, None, one, one, one if variance is None else variance))
+
+
+def tensors(law: Law) -> list[torch.Tensor]:
+    """All that a law holds."""
+    return [part for part in vars(law).values() if isinstance(part, torch.Tensor)]
 
 
 def mixture(label, T: int = 200, x=1.0, prior: str | None = None, high: float = 8.0, low: float = -8.0):
