@@ -19,6 +19,11 @@ def learned(model) -> Mapping[str, str | None]:
     return model.rule if isinstance(model.rule, Mapping) else dict.fromkeys(model.modalities, model.rule)
 
 
+def each_class(model, n: int) -> Tensor:
+    """(n,) labels, equally many of every class."""
+    return torch.arange(n, device=model.device) % model.modalities["label"].classes
+
+
 def levels(model, n: int) -> list[int]:
     """N steps t, evenly from the first to the last."""
     return torch.linspace(model.process.first, model.process.steps, n).round().long().tolist()
