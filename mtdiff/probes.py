@@ -21,6 +21,11 @@ def learned(model: Denoiser) -> Mapping[str, str | None]:
     return model.rule if isinstance(model.rule, Mapping) else dict.fromkeys(model.modalities, model.rule)
 
 
+def each_class(model: Denoiser, n: int) -> Tensor:
+    """(n,) labels, equally many of every class."""
+    return torch.arange(n, device=model.device) % model.modalities["label"].classes
+
+
 def levels(model: Denoiser, n: int) -> list[int]:
     """N steps t, evenly from the first to the last."""
     return model.process.times(n - 1)[::-1]

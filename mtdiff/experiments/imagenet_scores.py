@@ -15,7 +15,7 @@ from mtdiff.experiments.masked_image import HIDDEN, inpaint
 from mtdiff.features import FeatureNetwork, Seen, compared, feature_network, seen
 from mtdiff.metrics import kernel_distance, psnr, ssim
 from mtdiff.model import MTDiffusion
-from mtdiff.probes import head_accuracy, learned, levels, noised
+from mtdiff.probes import each_class, head_accuracy, learned, levels, noised
 from mtdiff.sampling import sample_many
 
 STEPS = 24
@@ -74,7 +74,7 @@ def evaluate(
     if "label" in model.modalities:
         out |= head_scores(model, _images(real), seed)
     if "label" in learned(model):
-        label = torch.arange(n, device=model.device) % model.modalities["label"].classes
+        label = each_class(model, n)
         for scale in GUIDANCE:
             out[f"guidance {scale}"] = judged(label, rule="conditioned", guidance=scale)
     if "mask" in model.modalities:

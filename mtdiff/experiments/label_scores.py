@@ -15,7 +15,7 @@ from mtdiff.experiments.unshared import Unshared
 from mtdiff.judges import label_judge, scene_judge, svm_judge
 from mtdiff.metrics import calibration_error, fidelity, frechet_distance, temperature
 from mtdiff.model import MTDiffusion
-from mtdiff.probes import head_accuracy, head_logits, learned, levels, noised
+from mtdiff.probes import each_class, head_accuracy, head_logits, learned, levels, noised
 from mtdiff.sampling import sample_many
 
 LABEL_RULES = ("substitute", "bayes", "conditioned")
@@ -129,17 +129,12 @@ def sample_scores(model: MTDiffusion, r: Referee, n: int, rules: Sequence[str] =
     joint = sample_many(model, n, **options)
     out = {"joint": r.scores(joint), "joint_ddim": r.scores(sample_many(model, n, sampler="ddim", **options))}
     for rule in rules:
-        out[rule] = r.scores(sample_many(model, n, given={"label": _classes(model, n)}, rule=rule, **options))
+        out[rule] = r.scores(sample_many(model, n, given={"label": each_class(model, n)}, rule=rule, **options))
     if "label" in model.modalities:
         out["head_accuracy"] = head_accuracy(model, r.test, generator=generator)
     draws = max(1, round(10 * n / len(r.test)))  # about 10 n in all: as costly as the samples that it stands beside
     out["bound"] = image_label_bounds(model, r.test, draws, generator)
     return {**out, **r.fidelity(joint["image"])}
-
-
-def _classes(model: MTDiffusion, n: int) -> Tensor:
-    """(n,) labels, equally many of every class."""
-    return torch.arange(n, device=model.device) % model.modalities["label"].classes
 
 
 def image_label_metrics(
@@ -232,7 +227,7 @@ def guidance_scores(model: MTDiffusion, r: Referee, n: int, seed: int = 0) -> di
     for scale in GUIDANCE:
         generator = torch.Generator(model.device).manual_seed(seed)
         options = {"rule": "conditioned", "guidance": scale, "steps": r.steps, "generator": generator}
-        drawn = sample_many(model, n, given={"label": _classes(model, n)}, **options)
+        drawn = sample_many(model, n, given={"label": each_class(model, n)}, **options)
         out[str(scale)] = {**r.scores(drawn), **r.fidelity(drawn["image"])}
     return out
 
@@ -243,7 +238,7 @@ def _unshared(model: Unshared, r: Referee, n: int, generator: torch.Generator) -
     return {
         "joint": r.scores(model.sample(n, generator=generator)),
         "joint_ddim": r.scores(model.sample(n, sampler="ddim", generator=generator)),
-        "conditioned": r.scores(model.sample(n, {"label": _classes(model, n)}, generator=generator)),
+        "conditioned": r.scores(model.sample(n, {"label": each_class(model, n)}, generator=generator)),
         "head_accuracy": float(right.double().mean()),
     }
 
@@ -257,10 +252,9 @@ def amplification(model: MTDiffusion, share: float, seed: int, n: int, scales: S
         {"joint", "joint, ddim", "guidance S" for each scale: `colour_scores`}; given labels by the model's own sampler.
     """
     judges, out = shape_and_colour(), {}
-    label = torch.arange(n, device=model.device) % len(SHAPES)
     kinds = {"joint": {}, "joint, ddim": {"sampler": "ddim"}} if "image" in learned(model) else {}
     for scale in scales:
-        kinds[f"guidance {scale}"] = {"guidance": scale, "rule": "conditioned", "given": {"label": label}}
+        kinds[f"guidance {scale}"] = {"guidance": scale, "rule": "conditioned", "given": {"label": each_class(model, n)}}
     for kind, options in kinds.items():
         generator = torch.Generator(model.device).manual_seed(seed)
         drawn = sample_many(model, n, steps=25, generator=generator, **options)

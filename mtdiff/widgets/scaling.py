@@ -58,16 +58,9 @@ def plan(
 ) -> Plan:  # fmt: skip
     """Memory and time of training a U-Net with widths (1, 2, 2, 3) times a base, from counted operations and bytes.
 
-    Args:
-        base: channels at the top, a multiple of 8.
-        size: height and width of the images, a multiple of 8; attention is at an eighth of it.
-        batch: images of a step, of all devices together.
-        devices: how many, each with the same share of the batch.
-        accumulate: parts in which a device computes its share.
-        bf16: whether activations are kept in two bytes.
-        peak: operations per second of a matrix product on one device.
-        share: share of it that the step reaches.
-        link: bytes per second between devices.
+    The `size` of images and `base`, the channels at the top, are multiples of 8; attention is at an eighth of the size.
+    A step has `batch` images, of which each device computes its share in `accumulate` parts. `peak` is operations per second
+    of a matrix product on one device, of which a step reaches a `share`; `link` is bytes per second between devices.
 
     Source: all-reduce around a ring moves 2 (n - 1) / n times the gradients' bytes through every link (Patarasuk and Yuan
     2009).

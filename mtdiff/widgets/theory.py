@@ -37,6 +37,11 @@ cloud_slider = Board(
 )
 
 
+def _mixture(schedule: NoiseSchedule, weight) -> LabelledMixture:
+    """The course's mixture of the plane with its exact model; the label's weight is a number or a curve."""
+    return LabelledMixture(**MIXTURE, process=ForwardProcess(schedule, {"x": 1.0, "label": weight}))
+
+
 def draw_curve(start: float, end: float, bend: float, steps: int = 20, n: int = 500, seed: int = 0) -> Figure:
     """What the curve W(u) = start + (end - start) u^bend of a label does: injected weights, SNR, and samples.
 
@@ -48,9 +53,8 @@ def draw_curve(start: float, end: float, bend: float, steps: int = 20, n: int = 
     def curve(u):
         return start + (end - start) * u**bend
 
-    process = ForwardProcess(NoiseSchedule.log_snr(100, high=8.0, low=-8.0), {"x": 1.0, "label": curve})
-    model = LabelledMixture(**MIXTURE, process=process)
-    generator = torch.Generator().manual_seed(seed)
+    model = _mixture(NoiseSchedule.log_snr(100, 8.0, -8.0), curve)
+    process, generator = model.process, torch.Generator().manual_seed(seed)
     truth, drawn = model.draw(n, generator), sample(model, n, sampler="ddim", steps=steps, generator=generator)
     figure, axes = plt.subplots(1, 3, figsize=(9, 2.7), layout="constrained")
     for name in process.names:
@@ -81,8 +85,7 @@ def draw_bound(start: float, end: float, T: int = 20, low: float = -6.0, n: int 
 
     Of n examples with four draws each; the log-SNR goes from 6 at t = 0 to `low` at t = T.
     """
-    process = ForwardProcess(NoiseSchedule.log_snr(T, 6.0, low), {"x": 1.0, "label": fade_in(end, start)})
-    model = LabelledMixture(**MIXTURE, process=process)
+    model = _mixture(NoiseSchedule.log_snr(T, 6.0, low), fade_in(end, start))
     generator = torch.Generator().manual_seed(seed)
     bound = elbo(model, model.draw(n, generator), samples=4, generator=generator)
     return bound_terms(bound, f"W from {start:g} to {end:g}, T = {T}, log-SNR 6 to {low:g}")
@@ -115,10 +118,8 @@ def draw_rules(
     `weight` is the label's, at t = T where the curve is "fade-in" and not "constant"; "substitute" goes without guidance.
     The title gives the energy distance to the truth.
     """
-    process = ForwardProcess(
-        NoiseSchedule.log_snr(200, 8.0, -8.0), {"x": 1.0, "label": fade_in(weight) if curve == "fade-in" else weight}
-    )
-    model, generator = LabelledMixture(**MIXTURE, process=process), torch.Generator().manual_seed(seed)
+    model = _mixture(NoiseSchedule.log_snr(200, 8.0, -8.0), fade_in(weight) if curve == "fade-in" else weight)
+    generator = torch.Generator().manual_seed(seed)
     scale = 1.0 if rule == "substitute" else guidance
     options = {"rule": rule, "guidance": scale, "sampler": sampler, "steps": steps, "generator": generator}
     given = torch.full((n,), label)
