@@ -100,7 +100,7 @@ def build(data: str, variant: str, seed: int = 0, base: int | None = None) -> MT
         options = {"rule": rule, "sampler": DEFAULT_SAMPLER}
         if variant == "unshared":
             return Unshared(process, modalities, backbone, space, **options)
-        return MTDiffusion(process, modalities, backbone, space, "heads" if sense else "v", remove_told=sense, **options)
+        return MTDiffusion(process, modalities, backbone, space, "heads" if sense else "v", remove_known=sense, **options)
 
 
 def config(data: str, variant: str, budget: str) -> TrainConfig:

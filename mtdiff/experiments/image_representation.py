@@ -63,7 +63,7 @@ def build(data: str, variant: str, seed: int = 0) -> MTDiffusion:
         torch.manual_seed(seed)
         backbone = UNet(space, base=16, multipliers=(1, 2, 2) if size == 16 else (1, 2, 2, 2))
         rule = {name: "readout" if name == "image" else "conditioned" for name in modalities}
-        return MTDiffusion(process, modalities, backbone, space, rule=rule, sampler="ddpm", remove_told=sense)
+        return MTDiffusion(process, modalities, backbone, space, rule=rule, sampler="ddpm", remove_known=sense)
 
 
 def config(data: str, variant: str, budget: str) -> TrainConfig:

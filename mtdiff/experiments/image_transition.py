@@ -112,7 +112,7 @@ def build(data: str, variant: str, seed: int = 0) -> MTDiffusion:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone = UNet(space, base=16, multipliers=(1, 2, 2) if size == 16 else (1, 2, 2, 2))
-        options = {"rule": "conditioned", "sampler": "ddpm", "remove_told": True, "conditions": conditions}
+        options = {"rule": "conditioned", "sampler": "ddpm", "remove_known": True, "conditions": conditions}
         return MTDiffusion(process, modalities, backbone, space, prediction="heads", **options)
 
 

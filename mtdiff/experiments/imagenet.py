@@ -133,7 +133,7 @@ def assemble(size: int, variant: str, names: tuple[str, ...], seed: int = 0) -> 
             "prediction": "heads",
             "rule": rule,
             "sampler": "ddpm",
-            "remove_told": variant not in ("plain", "classifier"),
+            "remove_known": variant not in ("plain", "classifier"),
         }
         return MTDiffusion(process, {name: modalities[name] for name in used}, backbone, shape, **options)
 

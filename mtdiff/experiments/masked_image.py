@@ -98,7 +98,7 @@ def build(data: str, variant: str, seed: int = 0) -> MTDiffusion:
         backbone = UNet(space, base=16, multipliers=(1, 2, 2) if size == 16 else (1, 2, 2, 2))
         if variant == "unshared":
             return Unshared(process, modalities, backbone, space)
-        options = {"prediction": "heads", "rule": "conditioned", "sampler": "ddpm", "remove_told": variant != "plain"}
+        options = {"prediction": "heads", "rule": "conditioned", "sampler": "ddpm", "remove_known": variant != "plain"}
         return MTDiffusion(process, modalities, backbone, space, **options)
 
 
