@@ -29,6 +29,7 @@
 # [theory.md](theory.md).
 
 # %%
+import functools
 import itertools
 import math
 
@@ -39,7 +40,6 @@ import mtdiff as mt
 from mtdiff import datasets, plots, widgets
 from mtdiff.laws import gaussian_log_prob
 from mtdiff.metrics import energy_distance
-from mtdiff.training import TrainConfig, Trainer
 
 torch.set_num_threads(1)
 plots.style()
@@ -655,10 +655,14 @@ assert torch.allclose(before.terms["denoise"], before.terms["x"], rtol=1e-4)
 print(f"{sum(p.numel() for p in network.parameters()):,} parameters; loss before training", end=" ")
 print(f"{before.terms['denoise']:.4f} (denoise) and {before.terms['x']:.4f} (x): the same")
 
+# %% [markdown]
+# `mt.fit` is the training loop at its shortest, and worth reading (`mtdiff/fit.py`): batch, loss, gradient, step, and an
+# average of the weights over the last 100 steps or so, which is what the network holds in the end.
+
 # %% tags=["nbval-ignore-output"]
-config = TrainConfig(steps=2000, batch_size=256, lr=3e-3, ema=0.99, weights={"x": 0.0})
-trainer = Trainer(network, train, config)
-network = trainer.run()
+loss, batches = functools.partial(mt.multitask_loss, weights={"x": 0.0}), train.batches(256, seed=0)
+history = mt.fit(network, batches, loss, steps=2000, lr=3e-3, ema=0.99, generator=rng(12), progress=True)
+last = sum(row["denoise"] for row in history[-50:]) / 50
 
 # %% [markdown] tags=["slide"]
 # **How good is it?** The loss alone does not say: most of it is noise that nobody can predict. Split it. The error of
@@ -680,7 +684,7 @@ with torch.no_grad():
         cross[t], spread[t] = product.mean(), product.std() / 4000**0.5
 in_v = (1 / (2 * (1 - abar))).double()  # from |x|^2 to the v-loss per coordinate
 assert float((cross.abs() / spread).max()) < 4.5, "the cross term is 0, up to noise"
-print(f"v-loss before training {before.terms['denoise']:.4f}, of the last 50 steps {trainer.history[-1]['denoise']:.4f}")
+print(f"v-loss before training {before.terms['denoise']:.4f}, of the last 50 steps {last:.4f}")
 print(f"split on fresh data: nobody can do better than {(in_v * floor).mean():.4f}, excess {(in_v * excess).mean():.4f}")
 for t in (0, 25, 50, 75, 100):
     print(f"t = {t:3d}: error of the best guess {floor[t]:.5f}, excess {excess[t] / floor[t]:.2%} of it")

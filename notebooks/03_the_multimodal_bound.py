@@ -39,7 +39,6 @@ from mtdiff import datasets, plots, widgets
 from mtdiff.laws import Categorical, Gaussian, gaussian_log_prob
 from mtdiff.metrics import energy_distance
 from mtdiff.model import AGGREGATES
-from mtdiff.training import TrainConfig, Trainer
 
 torch.set_num_threads(1)
 plots.style()
@@ -600,8 +599,7 @@ print(f"from scratch {float(ours):.6f}, mt.multitask_loss {float(theirs.total):.
 # exact model.
 
 # %% tags=["nbval-ignore-output"]
-trainer = Trainer(library, train, TrainConfig(steps=steps, batch_size=512, lr=2e-3, ema=0.99))
-library = trainer.run(progress=False)
+mt.fit(library, train.batches(512, seed=0), mt.multitask_loss, steps, lr=2e-3, ema=0.99, generator=rng(20))
 
 
 # %%
