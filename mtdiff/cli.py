@@ -16,9 +16,9 @@ import tyro
 
 from mtdiff import distributed
 from mtdiff.checkpoint import load
+from mtdiff.comparison import mean_and_error
 from mtdiff.datasets.decoding import decoded
 from mtdiff.datasets.imagenet import ARCHIVES, get, prepare
-from mtdiff.evaluation import mean_and_error
 from mtdiff.experiments import EXPERIMENTS, Experiment, budget, matched, provenance, trained_on
 from mtdiff.experiments.report import markdown
 from mtdiff.files import CARD, WEIGHTS, check_weights, to_json, write_atomic

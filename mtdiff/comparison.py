@@ -6,8 +6,6 @@ import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["LEVEL", "Difference", "by_seed", "mean_and_error", "paired", "tally"]
-
 LEVEL = 0.05
 """A difference is called clear below this probability of one as far from 0 by chance alone: the course's one threshold."""
 
@@ -22,13 +20,7 @@ def mean_and_error(values: Sequence[float]) -> dict[str, float | int | None]:
 
 @dataclass(frozen=True)
 class Difference:
-    """A mean difference over pairs; formatted as `+0.010 ± 0.002`, with a star if it is clear.
-
-    Attributes:
-        mean: of the differences.
-        stderr: its standard error; None for one pair.
-        n: number of pairs.
-    """
+    """A mean difference over n pairs, its error None for one; formatted as `+0.010 ± 0.002`, with a star if it is clear."""
 
     mean: float
     stderr: float | None
@@ -63,14 +55,7 @@ class Difference:
 
 
 def by_seed(result: Mapping, *path) -> dict[int, float]:
-    """One number of every run in a result file.
-
-    Args:
-        result: what `mtdiff evaluate` wrote.
-        *path: keys that lead from a run to the number: "metrics", "alone", "features".
-
-    Returns:
-        {seed of the training: number}.
+    """{seed of the training: number} of every run in what `mtdiff evaluate` wrote; keys like "metrics", "alone" lead there.
 
     Raises:
         ValueError: two runs have one seed.
@@ -82,14 +67,10 @@ def by_seed(result: Mapping, *path) -> dict[int, float]:
 
 
 def paired(a: Mapping[int, float], b: Mapping[int, float]) -> Difference:
-    """How much larger a is than b: mean and standard error of a_k - b_k over the seeds k that both were trained with.
+    """How much larger a is than b, {seed: number} as from `by_seed`: mean and standard error of a_k - b_k over the seeds k.
 
     What a seed does to both, the same batches and noise, falls out of the difference. The error of the test set, which all
     seeds share, is in no error over seeds.
-
-    Args:
-        a: {seed: number}, as from `by_seed`.
-        b: the same of another variant.
 
     Raises:
         ValueError: other seeds in b than in a, or none.

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from mtdiff.checkpoint import load
 from mtdiff.datasets.base import Dataset
-from mtdiff.evaluation import head_logits, pooled
 from mtdiff.metrics import Moments, frechet_distance, kernel_distance, precision_recall
+from mtdiff.probes import head_logits, pooled
 from mtdiff.representations import PRETRAINED, pretrained
 
 INCEPTION = "inception"

@@ -4,7 +4,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -13,6 +13,7 @@ import tyro
 from torch import Tensor, nn
 
 from mtdiff.checkpoint import shipped
+from mtdiff.datasets.base import Dataset
 from mtdiff.datasets.shapes import BACKGROUNDS, COLOURS, SHAPES, SIZES, VOCABULARY, render, shapes
 from mtdiff.files import CARD, load_network, save_network
 
@@ -179,6 +180,20 @@ def _load(kind: type[Judge], name: str | Path) -> Judge:
         raise FileNotFoundError(f"no judge at {str(name)!r}, and no shipped judge of that name: {names}")
     judge, judge.card = load_network(folder, kind, "a judge")
     return judge
+
+
+def svm_judge(data: Dataset) -> Callable[[Tensor], Tensor]:
+    """A support-vector classifier of the pixels, trained on real images and labels alone: images -> class ids (B,).
+
+    Raises:
+        ImportError: scikit-learn is not installed.
+    """
+    try:
+        from sklearn.svm import SVC
+    except ImportError:
+        raise ImportError("the judge comes with scikit-learn: pip install 'mtdiff[notebooks]'") from None
+    machine = SVC(C=10.0, gamma=0.05).fit(data.values["image"].flatten(1).numpy(), data.values["label"].numpy())
+    return lambda image: torch.from_numpy(machine.predict(image.detach().cpu().flatten(1).numpy()))
 
 
 def caption_accuracy(read: Tensor, caption: Tensor) -> dict[str, float]:

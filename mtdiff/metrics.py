@@ -7,14 +7,7 @@ from torch import Tensor
 
 
 class Moments:
-    """Mean and covariance of features that come in batches, without keeping them.
-
-    Args:
-        width: d, the number of features.
-
-    Attributes:
-        n: how many examples came.
-    """
+    """Mean and covariance of d = `width` features that come in batches, without keeping them; n examples came."""
 
     def __init__(self, width: int):
         self.n, self.width = 0, width
@@ -22,12 +15,8 @@ class Moments:
         self._square = torch.zeros(width, width, dtype=torch.float64)
         self._shift: Tensor | None = None  # of the first batch: sums of squares around it lose no digits
 
-    def update(self, features: Tensor) -> None:
-        """Add a batch (B, d).
-
-        Raises:
-            ValueError: another number of features.
-        """
+    def update(self, features: Tensor) -> "Moments":
+        """Add a batch (B, d); ValueError for another number of features."""
         if features.ndim != 2 or features.shape[1] != self.width:
             raise ValueError(f"expected features (B, {self.width}), got {tuple(features.shape)}")
         rows = features.detach().cpu().double()
@@ -36,6 +25,7 @@ class Moments:
         self.n += len(rows)
         self._sum += rows.sum(0)
         self._square += rows.T @ rows
+        return self
 
     @property
     def mean(self) -> Tensor:
@@ -51,38 +41,36 @@ class Moments:
 def frechet_distance(a: Tensor | Moments, b: Tensor | Moments) -> float:
     """Frechet distance of two Gaussians fitted to features: |mu_a - mu_b|^2 + tr(A + B - 2 (A B)^{1/2}).
 
-    On flattened pixels it is a distance in pixel space, and on any network's features but Inception's it is not an FID.
-
-    Args:
-        a: (N, d) features, N > d for a covariance of full rank; or both as `Moments`.
-        b: (M, d) features.
-
-    Returns:
-        The distance, >= 0, in squared units of the features.
+    Of features (N, d), N > d for a covariance of full rank, or of two `Moments`; in squared units of the features. On
+    flattened pixels it is a distance in pixel space, and on any network's features but Inception's it is not an FID.
 
     Raises:
         ValueError: different numbers of features, or fewer than two examples.
 
     Source: Dowson and Landau 1982; Heusel et al. 2017.
     """
-    if isinstance(a, Moments) and isinstance(b, Moments):
-        if a.width != b.width or min(a.n, b.n) < 2:
-            raise ValueError(f"expected two sets (N >= 2, d) of equal d, got {(a.n, a.width)} and {(b.n, b.width)}")
-        means, cov_a, cov_b = (a.mean - b.mean).square().sum(), a.covariance, b.covariance
-        root = torch.linalg.eigvals(cov_a @ cov_b).real.clamp(min=0).sqrt().sum()
-        return max(0.0, float(means + cov_a.trace() + cov_b.trace() - 2 * root))
+    if not isinstance(a, Moments) and not isinstance(b, Moments):
+        a, b = _two_sets(a, b)
+        if a.shape[1] > min(len(a), len(b)):
+            # with centred rows scaled so that A = a^T a and B = b^T b, the root's trace is the nuclear norm of a b^T
+            means = (a.mean(0) - b.mean(0)).square().sum()
+            a, b = ((x - x.mean(0)) / (len(x) - 1) ** 0.5 for x in (a, b))
+            traces, root = a.square().sum() + b.square().sum(), torch.linalg.svdvals(a @ b.T).sum()
+            return max(0.0, float(means + traces - 2 * root))
+        a, b = (Moments(x.shape[1]).update(x) for x in (a, b))
+    if a.width != b.width or min(a.n, b.n) < 2:
+        raise ValueError(f"expected two sets (N >= 2, d) of equal d, got {(a.n, a.width)} and {(b.n, b.width)}")
+    cov_a, cov_b = a.covariance, b.covariance
+    root = torch.linalg.eigvals(cov_a @ cov_b).real.clamp(min=0).sqrt().sum()  # A B has real eigenvalues >= 0
+    return max(0.0, float((a.mean - b.mean).square().sum() + cov_a.trace() + cov_b.trace() - 2 * root))
+
+
+def _two_sets(a: Tensor, b: Tensor, least: int = 2) -> tuple[Tensor, Tensor]:
+    """Two sets of vectors in float64, at least so many of the same size in each; else ValueError."""
     a, b = a.flatten(1).double(), b.flatten(1).double()
-    if a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
-        raise ValueError(f"expected two sets (N >= 2, d) of equal d, got {tuple(a.shape)} and {tuple(b.shape)}")
-    means = (a.mean(0) - b.mean(0)).square().sum()
-    if a.shape[1] <= min(len(a), len(b)):
-        cov_a, cov_b = torch.atleast_2d(a.T.cov()), torch.atleast_2d(b.T.cov())
-        root = torch.linalg.eigvals(cov_a @ cov_b).real.clamp(min=0).sqrt().sum()  # A B has real eigenvalues >= 0
-        traces = cov_a.trace() + cov_b.trace()
-    else:  # with centred rows scaled so that A = a^T a and B = b^T b, the root's trace is the nuclear norm of a b^T
-        a, b = ((x - x.mean(0)) / (len(x) - 1) ** 0.5 for x in (a, b))
-        root, traces = torch.linalg.svdvals(a @ b.T).sum(), a.square().sum() + b.square().sum()
-    return max(0.0, float(means + traces - 2 * root))
+    if a.shape[1] != b.shape[1] or min(len(a), len(b)) < least:
+        raise ValueError(f"expected two sets (N >= {least}, d) of equal d, got {tuple(a.shape)} and {tuple(b.shape)}")
+    return a, b
 
 
 def kernel_distance(a: Tensor, b: Tensor, subsets: int = 50, size: int = 1000, seed: int = 0) -> dict[str, float]:
@@ -107,9 +95,7 @@ def kernel_distance(a: Tensor, b: Tensor, subsets: int = 50, size: int = 1000, s
 
     Source: Binkowski et al. 2018; the variance of a U-statistic of two samples by Hoeffding's decomposition.
     """
-    a, b = a.flatten(1).double(), b.flatten(1).double()
-    if a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
-        raise ValueError(f"expected two sets (N >= 2, d) of equal d, got {tuple(a.shape)} and {tuple(b.shape)}")
+    a, b = _two_sets(a, b)
     if min(subsets, size) < 1:
         raise ValueError(f"subsets and size must be at least 1, got {subsets} and {size}")
     generator, parts = torch.Generator().manual_seed(seed), max(1, min(subsets, min(len(a), len(b)) // size))
@@ -143,25 +129,17 @@ def _squared_mmd(x: Tensor, y: Tensor) -> tuple[float, float]:
 
 
 def energy_distance(a: Tensor, b: Tensor) -> float:
-    """Energy distance of two laws from samples: 2 E|a - b| - E|a - a'| - E|b - b'|, 0 for equal laws only.
+    """Energy distance of two laws from draws (N, d), (M, d): 2 E|a - b| - E|a - a'| - E|b - b'|, 0 for equal laws only.
 
-    The pairs of a point with itself are left out, so the estimate is unbiased and may be slightly negative.
-
-    Args:
-        a: (N, d) draws of one law, N >= 2.
-        b: (M, d) draws of the other, M >= 2.
-
-    Returns:
-        The distance, in units of the data.
+    In units of the data. The pairs of a point with itself are left out, so the estimate is unbiased and may be slightly
+    negative.
 
     Raises:
         ValueError: different numbers of coordinates, or fewer than two draws.
 
     Source: Szekely and Rizzo 2013.
     """
-    a, b = a.flatten(1).double(), b.flatten(1).double()
-    if a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
-        raise ValueError(f"expected two sets (N >= 2, d) of equal d, got {tuple(a.shape)} and {tuple(b.shape)}")
+    a, b = _two_sets(a, b)
 
     def within(x: Tensor) -> Tensor:
         return torch.cdist(x, x).sum() / (len(x) * (len(x) - 1))
@@ -173,26 +151,20 @@ def precision_recall(real: Tensor, drawn: Tensor, k: int = 3) -> dict[str, float
     """Improved precision and recall: how many drawn points lie among the real ones, and the other way round.
 
     A set's manifold is the union of balls around its points, each as large as the distance to its k-th neighbour in the set.
-
-    Args:
-        real: (N, d) features, N > k.
-        drawn: (M, d) features, M > k; compare sets of the same sizes only.
-        k: which neighbour.
+    Compare sets (N, d) of the same sizes only.
 
     Returns:
         Shares in [0, 1]: "precision" of the drawn points that are in the real manifold (fidelity), "recall" of the real
         points that are in the drawn one (diversity).
 
     Raises:
-        ValueError: different numbers of features, or too few points.
+        ValueError: different numbers of features, k < 1, or no more than k points.
 
     Source: Kynkaanniemi et al. 2019.
     """
-    real, drawn = real.flatten(1).double(), drawn.flatten(1).double()
-    if real.shape[1] != drawn.shape[1] or not 1 <= k < min(len(real), len(drawn)):
-        raise ValueError(
-            f"expected two sets of more than {k} points of equal size, got {tuple(real.shape)}, {tuple(drawn.shape)}"
-        )
+    if k < 1:
+        raise ValueError(f"expected a k-th neighbour, k >= 1, got {k}")
+    real, drawn = _two_sets(real, drawn, k + 1)
 
     def covered(points: Tensor, centres: Tensor) -> float:
         radius = torch.cdist(centres, centres).kthvalue(k + 1).values  # the first neighbour is the point itself
@@ -201,17 +173,17 @@ def precision_recall(real: Tensor, drawn: Tensor, k: int = 3) -> dict[str, float
     return {"precision": covered(drawn, real), "recall": covered(real, drawn)}
 
 
+def fidelity(real: Tensor, drawn: Tensor) -> dict[str, float]:
+    """`frechet_distance` of (N, d) "features", and `precision_recall` of as many drawn as real ones, the first of each."""
+    k = min(len(real), len(drawn))
+    return {"features": frechet_distance(drawn, real), **precision_recall(real[:k], drawn[:k])}
+
+
 def calibration_error(logits: Tensor, label: Tensor, bins: int = 15) -> float:
     """Expected calibration error: sum_b n_b / n |accuracy_b - confidence_b| over bins of equal width of the confidence.
 
-    Args:
-        logits: (N, K).
-        label: (N,) class ids.
-        bins: number of bins in [0, 1].
-
-    Returns:
-        The error in [0, 1]. Of a perfectly calibrated classifier it is not 0 for finite N, but of the order of
-        sqrt(bins / N) times the width of the confidences.
+    Of logits (N, K) and labels (N,), in [0, 1]. For a perfectly calibrated classifier it is not 0 for finite N, but of the
+    order of sqrt(bins / N) times the width of the confidences.
 
     Raises:
         ValueError: sizes that do not fit, or none.
@@ -232,13 +204,8 @@ TEMPERATURES = (0.01, 100.0)
 def temperature(logits: Tensor, label: Tensor) -> float:
     """The T > 0 that minimises the cross-entropy of softmax(logits / T): found by bisection, for it is convex in 1 / T.
 
-    Args:
-        logits: (N, K).
-        label: (N,) class ids.
-
-    Returns:
-        T in `TEMPERATURES`. A value at an end of it is no best temperature but a bound of one: where all labels are the
-        likeliest class, there is no smallest.
+    Of logits (N, K) and labels (N,). A value at an end of `TEMPERATURES` is no best temperature but a bound of one: where
+    all labels are the likeliest class, there is no smallest.
 
     Raises:
         ValueError: sizes that do not fit, or none.
@@ -265,15 +232,10 @@ def _same_labels(logits: Tensor, label: Tensor) -> None:
 
 
 def psnr(a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Peak signal-to-noise ratio of images in [-1, 1]: 10 log10(2^2 / mean |a - b|^2), infinite for equal ones.
+    """Peak signal-to-noise ratio of images in [-1, 1], (B,) in dB: 10 log10(2^2 / mean |a - b|^2), infinite for equal ones.
 
-    Args:
-        a: (B, C, H, W).
-        b: (B, C, H, W).
-        mask: (B, 1, H, W) bool; only the pixels where it is True count. All do unless given.
-
-    Returns:
-        (B,) in dB, of all channels; not a number for an image of which no pixel counts.
+    The mean is over all channels of (B, C, H, W); with a mask (B, 1, H, W) bool, over the pixels where it is True alone, and
+    not a number where it is nowhere.
 
     Raises:
         ValueError: images of different shapes, or a mask that does not fit them.
@@ -288,14 +250,7 @@ def psnr(a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
-    """Structural similarity of images in [-1, 1], 1 for equal ones: scikit-image's, with its 7 x 7 window.
-
-    Args:
-        a: (B, C, H, W), H and W at least 7.
-        b: (B, C, H, W).
-
-    Returns:
-        (B,), of all channels.
+    """Structural similarity (B,) of images (B, C, H, W) in [-1, 1], 1 for equal ones: scikit-image's, its window 7 x 7.
 
     Raises:
         ImportError: scikit-image is not installed.

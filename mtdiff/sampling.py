@@ -168,6 +168,16 @@ def sample_path(
     yield times[-1], z, inform(z, times[-1])
 
 
+def sample_many(model, n: int, batch: int = 250, given: Mapping[str, Tensor] | None = None, **options) -> dict[str, Tensor]:
+    """`mtdiff.sample` in batches, so that memory does not grow with n; `given` holds n values of each name, never one."""
+    parts = []
+    for start in range(0, n, batch):
+        rows = slice(start, min(start + batch, n))
+        part = {name: value[rows] for name, value in (given or {}).items()}
+        parts.append(sample(model, rows.stop - rows.start, given=part, **options))
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
 def _given(model, n, given, rule, guidance):
     """Checked values (n of each) and {name: rule} for each of them."""
     if not isinstance(n, int) or n < 1:

@@ -32,7 +32,7 @@ import matplotlib.pyplot as plt
 import torch
 
 import mtdiff as mt
-from mtdiff import datasets, evaluation, experiments, plots, widgets
+from mtdiff import datasets, experiments, judges, plots, probes, widgets
 
 torch.set_num_threads(1)  # on a small shared CPU two threads are slower than one
 plots.style()
@@ -117,7 +117,7 @@ plots.show(
 # classifier, trained on the real digits alone.
 
 # %%
-judge = evaluation.svm_judge(train)
+judge = judges.svm_judge(train)
 
 
 def agreement(examples):
@@ -171,7 +171,7 @@ rows = {
     "the judge itself, on held-out real digits": (agreement(test.values), len(test)),
     "joint pairs: the judge agrees with the label": (agreement(many), 300),
     "digits on demand: the judge sees what we asked for": (agreement(drawn), 300),
-    "reading held-out digits": (evaluation.head_accuracy(model, test, generator=g), len(test)),
+    "reading held-out digits": (probes.head_accuracy(model, test, generator=g), len(test)),
 }
 for what, (share, n) in rows.items():
     print(f"{what:52s} {share:.3f} ± {(share * (1 - share) / n) ** 0.5:.3f}  (n = {n})")
@@ -275,7 +275,7 @@ def check_1(function):
         if share is None:
             return widgets.Verdict(False, "the function returns nothing yet")
         noise = [torch.Generator().manual_seed(seed) for seed in range(4)]
-        logits = torch.stack([evaluation.head_logits(model, test, t=t, generator=g) for g in noise])
+        logits = torch.stack([probes.head_logits(model, test, t=t, generator=g) for g in noise])
         p = (logits.argmax(2) == test.values["label"]).double().mean(0)  # of each image, over four draws of the noise
         ours, error = float(p.mean()), float((5 / 3 * p * (1 - p)).sum()) ** 0.5 / len(test)
         text.append(f"t = {t}: {float(share):.2f}")

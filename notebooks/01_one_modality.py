@@ -37,7 +37,7 @@ import torch
 
 import mtdiff as mt
 from mtdiff import datasets, plots, widgets
-from mtdiff.evaluation import energy_distance
+from mtdiff.metrics import energy_distance
 from mtdiff.modalities.base import gaussian_log_prob
 from mtdiff.training import TrainConfig, Trainer
 

@@ -36,7 +36,7 @@ from torch import nn
 
 import mtdiff as mt
 from mtdiff import datasets, plots, widgets
-from mtdiff.evaluation import energy_distance
+from mtdiff.metrics import energy_distance
 from mtdiff.modalities.base import gaussian_log_prob
 from mtdiff.training import TrainConfig, Trainer
 

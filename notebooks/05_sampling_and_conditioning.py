@@ -40,11 +40,11 @@ import torch
 from IPython.display import Markdown
 
 import mtdiff as mt
-from mtdiff import datasets, evaluation, plots, widgets
+from mtdiff import datasets, judges, plots, widgets
 from mtdiff.comparison import by_seed, paired, tally
 from mtdiff.datasets import MIXTURE
-from mtdiff.evaluation import energy_distance
 from mtdiff.experiments import report
+from mtdiff.metrics import energy_distance
 from mtdiff.solvers import Guess, ancestral, ddim
 from mtdiff.training import TrainConfig, Trainer
 
@@ -965,7 +965,7 @@ Markdown(report.markdown(results))
 
 # %% tags=["nbval-ignore-output"]
 digits = mt.load("image-label/digits")
-judge = evaluation.svm_judge(datasets.digits("train"))
+judge = judges.svm_judge(datasets.digits("train"))
 asked_for = torch.arange(100) % 10
 for rule in RULES:
     for sampler in ("ddpm", "ddim"):

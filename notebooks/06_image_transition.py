@@ -44,10 +44,10 @@ from mtdiff import plots, widgets
 from mtdiff.comparison import by_seed, paired, tally
 from mtdiff.datasets import MIXTURE
 from mtdiff.datasets.shapes import words as in_words
-from mtdiff.evaluation import ssim
 from mtdiff.experiments import image_transition as transition
 from mtdiff.experiments import report
 from mtdiff.judges import scene_judge
+from mtdiff.metrics import ssim
 from mtdiff.solvers import Guess, ancestral, ddim
 
 torch.set_num_threads(1)

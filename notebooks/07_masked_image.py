@@ -42,9 +42,9 @@ from mtdiff import plots, widgets
 from mtdiff.baselines import repaint, sdedit
 from mtdiff.comparison import by_seed, mean_and_error, paired, tally
 from mtdiff.datasets.masks import MASKS, masks
-from mtdiff.evaluation import psnr
 from mtdiff.experiments import masked_image, report
 from mtdiff.judges import scene_judge
+from mtdiff.metrics import psnr
 from mtdiff.solvers import Guess, ancestral
 
 torch.set_num_threads(1)

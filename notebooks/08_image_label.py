@@ -45,11 +45,11 @@ import mtdiff as mt
 from mtdiff import plots, widgets
 from mtdiff.comparison import by_seed, paired, tally
 from mtdiff.datasets import MIXTURE, digits, planted
-from mtdiff.evaluation import head_logits
 from mtdiff.experiments import report
 from mtdiff.experiments.label_scores import named_shapes
 from mtdiff.judges import label_judge
 from mtdiff.metrics import calibration_error, frechet_distance, temperature
+from mtdiff.probes import head_logits
 from mtdiff.solvers import Guess, ddim
 
 torch.set_num_threads(1)

@@ -45,10 +45,10 @@ from mtdiff import plots, widgets
 from mtdiff.comparison import by_seed, mean_and_error, paired, tally
 from mtdiff.datasets import masks
 from mtdiff.datasets.base import Dataset
-from mtdiff.evaluation import head_accuracy, head_logits
 from mtdiff.experiments import imagenet, report
 from mtdiff.experiments.masked_image import HIDDEN, inpaint
 from mtdiff.metrics import psnr
+from mtdiff.probes import head_accuracy, head_logits
 from mtdiff.speed import training_flops
 from mtdiff.training import Trainer
 

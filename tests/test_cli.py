@@ -18,8 +18,8 @@ import torch
 import mtdiff as mt
 from mtdiff import cli
 from mtdiff.datasets import digits
-from mtdiff.evaluation import head_accuracy
 from mtdiff.experiments import label_scores
+from mtdiff.probes import head_accuracy
 from mtdiff.run_folder import RunFolder
 from mtdiff.stopping import Interrupted
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mtdiff.comparison import Difference, by_seed, paired, tally
+from mtdiff.comparison import Difference, by_seed, mean_and_error, paired, tally
 from mtdiff.experiments.image_transition import DETERMINED, DIRECTIONS
 
 ROOT = Path(__file__).parent.parent
@@ -187,3 +187,8 @@ def test_no_page_takes_the_error_of_a_difference_by_hand():
     sources = sorted((ROOT / "notebooks").glob("*.py"))
     assert sources
     assert [file.name for file in sources if by_hand.search(file.read_text())] == []
+
+
+def test_mean_and_error():
+    assert mean_and_error([1.0, 2.0, 6.0]) == {"mean": 3.0, "stderr": pytest.approx(math.sqrt(7 / 3)), "n": 3}
+    assert mean_and_error([4.0]) == {"mean": 4.0, "stderr": None, "n": 1}

@@ -1,18 +1,28 @@
 """The image-label experiment: variants, few labels, planted correlations, and how they are judged."""
 
+import math
+
 import pytest
 import torch
-from helpers import generator, image_label_batch, image_label_model, randomise
+from helpers import generator, image_label_batch, image_label_model, mixture, randomise
 
 import mtdiff as mt
 from mtdiff.datasets import MIXTURE, Dataset, digits, planted, toy
 from mtdiff.datasets.planted import OWN
 from mtdiff.datasets.shapes import COLOURS
-from mtdiff.evaluation import head_accuracy, head_logits
 from mtdiff.experiments import EXPERIMENTS, image_label
-from mtdiff.experiments.label_scores import code_scores, colour_scores, head_scores, referee, shape_and_colour
+from mtdiff.experiments.label_scores import (
+    code_scores,
+    colour_scores,
+    head_scores,
+    image_label_bounds,
+    image_label_metrics,
+    referee,
+    shape_and_colour,
+)
 from mtdiff.modalities import MISSING
 from mtdiff.modalities.label import simplex_codes
+from mtdiff.probes import head_accuracy, head_logits
 from mtdiff.training import TrainConfig, Trainer
 
 E = EXPERIMENTS["image-label"]
@@ -219,3 +229,47 @@ def test_the_referees_know_their_business():
     r = referee("shapes16")
     assert r.accuracy > 0.98
     assert r.features(r.real[:5]).shape == (5, 64)
+
+
+def test_image_label_metrics():
+    real = torch.rand(40, 1, 2, 2)
+    drawn = {"image": real, "label": torch.tensor([0, 1] * 20)}
+    metrics = image_label_metrics(drawn, lambda image: torch.zeros(len(image), dtype=torch.long), real)
+    assert metrics["agreement"] == 0.5
+    assert metrics["classes"] == 2
+    assert metrics["spread"] == pytest.approx(1)
+    assert metrics["frechet_pixels"] < 1e-6
+    darker = image_label_metrics({**drawn, "image": real / 2}, lambda image: drawn["label"], real)
+    assert darker["agreement"] == 1
+    assert darker["spread"] == pytest.approx(0.5)
+
+
+def test_head_accuracy_of_an_exact_model_is_that_of_bayes_rule():
+    """On well separated classes nearly all are right, and wrong labels are counted as wrong."""
+    model = mixture(mt.fade_in(1.0))
+    drawn = model.draw(500, torch.Generator().manual_seed(0))
+    wrong = {**drawn, "label": (drawn["label"] + 1) % 3}
+    accuracies = [
+        head_accuracy(model, Dataset("points", values), generator=torch.Generator().manual_seed(0))
+        for values in (drawn, wrong)
+    ]
+    assert accuracies[0] > 0.98
+    assert accuracies[1] < 0.02
+
+
+def test_bounds_are_those_of_elbo_and_the_label_is_read_off_the_image_alone():
+    """At log-SNR 14 z near t = 0 is the image: the label head is then asked at the image itself."""
+    model = image_label_model(schedule=mt.NoiseSchedule.log_snr(50, high=14.0))
+    batch = image_label_batch(40)
+    bounds = image_label_bounds(model, Dataset("images", batch), samples=2, generator=generator(3))
+    alone = mt.elbo(model, batch, 2, present={"image"}, generator=generator(3))
+    assert bounds["image"] == alone.total
+    assert bounds["image_bits_per_dim"] == pytest.approx(-alone.total / (16 * math.log(2)))
+    both = mt.elbo(model, batch, 50, generator=generator(4))
+    assert abs(bounds["joint"] - both.total) < 4 * (bounds["joint_stderr"] + both.stderr)
+    with torch.no_grad():
+        absent = {"label": torch.zeros(40, dtype=torch.bool)}
+        logits = model.predict(model.encode(batch)["image"], 0, present=absent).params["label"]
+    expected = logits.log_softmax(1)[torch.arange(40), batch["label"]].mean()
+    assert bounds["label_given_image"] == pytest.approx(float(expected), abs=0.02)
+    assert bounds["sum"] == pytest.approx(bounds["image"] + bounds["label_given_image"])

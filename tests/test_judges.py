@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mtdiff.checkpoint import shipped
+from mtdiff.datasets import digits
 from mtdiff.datasets.shapes import BACKGROUNDS, COLOURS, SHAPES, SIZES, VOCABULARY, parse, render, shapes
 from mtdiff.files import CARD, WEIGHTS
 from mtdiff.judges import (
@@ -18,6 +19,7 @@ from mtdiff.judges import (
     label_judge,
     scene_judge,
     spoil,
+    svm_judge,
     train_judge,
 )
 
@@ -256,3 +258,10 @@ def test_judges_were_trained_on_other_scenes_than_generators_and_tests():
     longest = max(entry["steps"] * entry["batch_size"] for entry in steps)
     ranges = [(0, 10**6), (STREAM, STREAM + longest), (10**9, 10**9 + 10**6)]
     assert all(a[1] <= b[0] for a, b in itertools.pairwise(ranges))
+
+
+def test_the_support_vector_judge_reads_held_out_digits():
+    test = digits("test")
+    judge = svm_judge(digits("train"))
+    right = judge(test.values["image"]) == test.values["label"]
+    assert float(right.double().mean()) > 0.97

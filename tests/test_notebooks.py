@@ -21,8 +21,8 @@ from nbconvert import HTMLExporter
 import mtdiff as mt
 from mtdiff import plots, widgets
 from mtdiff.datasets import MIXTURE, Dataset, masks, shapes
-from mtdiff.evaluation import psnr
 from mtdiff.experiments import image_representation, image_transition, masked_image
+from mtdiff.metrics import psnr
 
 spec = importlib.util.spec_from_file_location("course_notebooks", Path(__file__).parent / "notebooks.py")
 course = importlib.util.module_from_spec(spec)

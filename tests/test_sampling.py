@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 import mtdiff as mt
 from mtdiff.datasets import MIXTURE
-from mtdiff.evaluation import energy_distance
 from mtdiff.exact import LabelledMixture
+from mtdiff.metrics import energy_distance
 
 CURVES = {"constant": mt.constant(1.0), "fade-in": mt.fade_in(0.5)}
 BUDGET = {"ddpm": 200, "ddim": 100, "heun": 50, "dpm++": 50}

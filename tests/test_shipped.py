@@ -8,9 +8,11 @@ import torch
 import mtdiff as mt
 from mtdiff.checkpoint import shipped
 from mtdiff.datasets import Dataset, digits, masks
-from mtdiff.evaluation import head_accuracy, image_label_metrics, psnr, ssim, svm_judge
 from mtdiff.experiments import EXPERIMENTS, image_label, image_transition, imagenet, masked_image
-from mtdiff.judges import label_judge
+from mtdiff.experiments.label_scores import image_label_metrics
+from mtdiff.judges import label_judge, svm_judge
+from mtdiff.metrics import psnr, ssim
+from mtdiff.probes import head_accuracy
 from mtdiff.representations import representation, represented
 
 

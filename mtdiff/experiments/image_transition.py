@@ -11,12 +11,13 @@ from mtdiff.baselines import sdedit
 from mtdiff.datasets import Dataset, palette, shapes, unpalette
 from mtdiff.datasets.shapes import SETS
 from mtdiff.elbo import elbo
-from mtdiff.evaluation import frechet_distance, psnr, sample_many, ssim
 from mtdiff.experiments.base import Experiment, noise_schedule
 from mtdiff.judges import scene_judge
+from mtdiff.metrics import frechet_distance, psnr, ssim
 from mtdiff.modalities import Image, Label
 from mtdiff.model import MTDiffusion
 from mtdiff.process import ForwardProcess
+from mtdiff.sampling import sample_many
 from mtdiff.schedules import NoiseSchedule
 from mtdiff.training import TrainConfig
 

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from mtdiff.datasets import Dataset, masks
 from mtdiff.elbo import elbo
-from mtdiff.evaluation import head_logits, learned, sample_many
 from mtdiff.experiments.base import matched
 from mtdiff.experiments.label_scores import head_scores
 from mtdiff.experiments.masked_image import HIDDEN, inpaint
 from mtdiff.features import FeatureNetwork, Seen, compared, feature_network, seen
 from mtdiff.metrics import kernel_distance, psnr, ssim
 from mtdiff.model import MTDiffusion
+from mtdiff.probes import head_accuracy, learned, levels, noised
+from mtdiff.sampling import sample_many
 
 STEPS = 24
 """Network evaluations of every sample that is judged, the final reading not counted."""
@@ -47,8 +48,7 @@ def evaluate(
     Returns:
         "alone", "joint" and "guidance S": {name of the network: `compared`, "classes": share whose label it confirms};
         "real": the same share of real images, where there are labels; of what draws "bound" (`image_bound`); of a label
-        "head" and "levels" (`head_scores`); with masks "told" and "repeated": `fillings`; with boxes "box":
-        mean overlap (intersection over union) of the box that is read off an image with the true one.
+        "head" and "levels" (`head_scores`); with masks "told" and "repeated": `fillings`; with boxes "box": `box_overlap`.
 
     Raises:
         ValueError: classes that model, data and network do not have in common.
@@ -90,13 +90,7 @@ def evaluate(
 
 
 def drawn_scores(draw: Callable[[Tensor], dict], n: int, real: Seen, network: FeatureNetwork) -> dict:
-    """What n drawn images are worth beside real ones.
-
-    Args:
-        draw: numbers (k,) of examples -> {"image": (k, 3, s, s), ...}.
-        n: how many in all.
-        real: real images.
-        network: who looks.
+    """What n images of `draw` are worth beside real ones: numbers (k,) of examples -> {"image": (k, 3, s, s), ...}.
 
     Returns:
         {name of the network: `compared`}, and where there are labels and the network names classes, "classes": the share of
@@ -119,13 +113,9 @@ def drawn_scores(draw: Callable[[Tensor], dict], n: int, real: Seen, network: Fe
 def image_bound(model: MTDiffusion, image: Tensor, generator: torch.Generator) -> dict[str, float]:
     """What the image alone is worth to a model, by `mtdiff.elbo`: on these bytes, at this size and made smaller this way.
 
-    Args:
-        model: a model of "image".
-        image: (N, 3, s, s) held-out images, N at least 2.
-        generator: source of all draws.
-
     Returns:
-        "bits_per_dim": an upper bound on the mean of -log2 p(image) / (3 s^2), `DRAWS` draws for each image, and "stderr".
+        "bits_per_dim": an upper bound on the mean of -log2 p(image) / (3 s^2), `DRAWS` draws for each of (N, 3, s, s), N at
+        least 2, and "stderr".
     """
     parts = ({"image": part.to(model.device)} for part in image.split(BATCH))
     found = [elbo(model, part, DRAWS, present={"image"}, generator=generator).totals for part in parts]
@@ -134,13 +124,7 @@ def image_bound(model: MTDiffusion, image: Tensor, generator: torch.Generator) -
 
 
 def fillings(model: MTDiffusion, image: Tensor, network: FeatureNetwork, generator: torch.Generator) -> dict:
-    """Holes filled by told masks, with and without repeated steps, at every share of `HIDDEN`.
-
-    Args:
-        model: a model of "image", "masked" and "mask".
-        image: (N, 3, s, s) held-out images.
-        network: who looks.
-        generator: source of all noise.
+    """Holes in held-out images filled by told masks, with and without repeated steps, at every share of `HIDDEN`.
 
     Returns:
         {"told", "repeated": {share: "psnr" of hidden pixels (at most 60 dB) and "psnr_stderr" over images, "ssim", and where
@@ -152,8 +136,8 @@ def fillings(model: MTDiffusion, image: Tensor, network: FeatureNetwork, generat
             mask = masks(len(image), image.shape[-1], hidden=share, seed=2)
             drawn = inpaint(model, image, mask, way, steps=STEPS, generator=generator)
             hidden = psnr(drawn, image, ~mask.bool()).clamp(max=60)
-            lines[str(share)] = {"psnr": float(hidden.mean()), "psnr_stderr": float(hidden.std() / len(hidden) ** 0.5)}
-            lines[str(share)]["ssim"] = float(ssim(drawn, image).mean())
+            line = {"psnr": float(hidden.mean()), "psnr_stderr": float(hidden.std() / len(hidden) ** 0.5)}
+            lines[str(share)] = line | {"ssim": float(ssim(drawn, image).mean())}
             if network.classify is not None:
                 same = network.classify(drawn.to(model.device)) == network.classify(image.to(model.device))
                 lines[str(share)]["class"] = float(same.double().mean())
@@ -161,23 +145,16 @@ def fillings(model: MTDiffusion, image: Tensor, network: FeatureNetwork, generat
 
 
 def box_overlap(model: MTDiffusion, real: Dataset, generator: torch.Generator) -> dict[str, float]:
-    """How well a box is read off an image, one evaluation at the first step.
-
-    Args:
-        model: a model of "image" and "box".
-        real: held-out images with masks of their boxes.
-        generator: source of the little noise that is left there.
+    """How well a box is read off an image, one evaluation at the first step: mean intersection over union with the true one.
 
     Returns:
-        Mean intersection over union with the true box: "overlap" of the more probable value of each pixel, "drawn" of a draw
-        of each, "everything" of a box that is the whole image.
+        "overlap" of the more probable value of each pixel, "drawn" of a draw of each, "everything" of the whole image.
     """
     found: dict[str, list] = {"overlap": [], "drawn": [], "everything": []}
     t = model.process.first
     for rows in torch.arange(len(real)).split(BATCH):
-        truth, image = real.values["box"][rows].bool(), real.values["image"][rows].to(model.device)
-        present = {name: torch.full((len(rows),), name == "image", device=model.device) for name in model.modalities}
-        z, _ = model.process.diffuse(model.encode({"image": image}), t, present=present, generator=generator)
+        truth = real.values["box"][rows].bool()
+        z, present = noised(model, {"image": real.values["image"][rows]}, t, generator)
         with torch.no_grad():
             prediction = model.predict(z, t, present=present)
         likely = prediction.params["box"].argmax(1, keepdim=True).bool().cpu()
@@ -191,10 +168,6 @@ def box_overlap(model: MTDiffusion, real: Dataset, generator: torch.Generator) -
 def progress(model: MTDiffusion, test: Dataset) -> dict[str, float]:
     """What is noted along a training, with the same noise every time.
 
-    Args:
-        model: the averaged model as it is.
-        test: held-out images, and labels where the model has them.
-
     Returns:
         Of a model that draws, "error": mean square error of the image's estimate from the image alone in z, in units of the
         image, mean over `LEVELS` noise levels; and "kernel": kernel distance (`PIXELS`) of `PROBED` images, drawn alone by
@@ -204,17 +177,15 @@ def progress(model: MTDiffusion, test: Dataset) -> dict[str, float]:
     image, out = real["image"].to(model.device), {}
     generator = torch.Generator(model.device).manual_seed(0)
     if "label" not in model.modalities or "label" in learned(model):
-        present = {name: torch.full((len(image),), name == "image", device=model.device) for name in model.modalities}
         errors = []
-        for t in torch.linspace(model.process.first, model.process.steps, LEVELS).round().long().tolist():
-            z, _ = model.process.diffuse(model.encode({"image": image}), t, present=present, generator=generator)
+        for t in levels(model, LEVELS):
+            z, present = noised(model, {"image": image}, t, generator)
             errors.append((model.predict(z, t, present=present).estimate["image"] - image).square().mean())
         drawn = sample_many(model, PROBED, present={"image"}, steps=STEPS, sampler="ddim", generator=generator)["image"]
         distance = kernel_distance(PIXELS.network(image), PIXELS.network(drawn.to(model.device)))["mean"]
         out = {"error": float(torch.stack(errors).mean()), "kernel": distance}
     if "label" in model.modalities:
-        logits = head_logits(model, _images(Dataset(test.name, real)), generator=generator)
-        out["head"] = float((logits.argmax(1).cpu() == real["label"]).double().mean())
+        out["head"] = head_accuracy(model, _images(Dataset(test.name, real)), generator=generator)
     return out
 
 

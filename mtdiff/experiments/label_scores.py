@@ -1,7 +1,7 @@
 """How image-label models are judged: samples by every rule, the label head and its calibration, guidance, amplification."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,24 +10,16 @@ from torch import Tensor
 from mtdiff.datasets import Dataset, digits, planted
 from mtdiff.datasets.planted import OWN, SHARES
 from mtdiff.datasets.shapes import COLOURS, OBJECTS, SETS, SHAPES
-from mtdiff.evaluation import (
-    LABEL_RULES,
-    Judge,
-    bound_draws,
-    evaluate_image_label,
-    head_logits,
-    image_label_bounds,
-    image_label_metrics,
-    image_metrics,
-    learned,
-    sample_many,
-    svm_judge,
-)
+from mtdiff.elbo import elbo
 from mtdiff.experiments.unshared import Unshared
-from mtdiff.judges import label_judge, scene_judge
-from mtdiff.metrics import calibration_error, frechet_distance, precision_recall, temperature
+from mtdiff.judges import label_judge, scene_judge, svm_judge
+from mtdiff.metrics import calibration_error, fidelity, frechet_distance, temperature
 from mtdiff.model import MTDiffusion
+from mtdiff.probes import head_accuracy, head_logits, learned, levels, noised
+from mtdiff.sampling import sample_many
 
+LABEL_RULES = ("substitute", "bayes", "conditioned")
+"""The rules for a given label that are compared everywhere."""
 GUIDANCE = (1.0, 1.5, 2.0, 4.0)
 """Scales of classifier-free guidance that are compared."""
 FOLDS = 5
@@ -40,16 +32,10 @@ EXAMPLES = 30_000
 
 @functools.lru_cache(4)
 def named_shapes(data: str, split: str) -> Dataset:
-    """Images (N, 3, s, s) of one large shape on grey and labels (N,), 18 classes: colour and shape.
+    """Images (N, 3, s, s) of one large shape on grey and labels (N,), 18 classes "red circle" ...: colour and shape.
 
-    Colour and shape are independent of each other, as is all else that a scene has.
-
-    Args:
-        data: "shapes16" or "shapes32".
-        split: "train" (`EXAMPLES`) or "test" (2,000).
-
-    Returns:
-        The data set; names are "red circle" ....
+    Colour and shape are independent of each other, as is all else that a scene has. `data` is "shapes16" or "shapes32", the
+    split "train" (`EXAMPLES`) or "test" (2,000).
     """
     scenes = planted(1 / len(COLOURS), split, SETS[data], EXAMPLES if split == "train" else None)
     label = len(COLOURS) * scenes.values["label"] + scenes.values["colour"]
@@ -76,6 +62,17 @@ class Referee:
     features: Callable[[Tensor], Tensor]
     steps: int
 
+    def fidelity(self, image: Tensor) -> dict[str, float]:
+        """`mtdiff.metrics.fidelity` of drawn images in the referee's features, to real ones in a mixed order."""
+        mixed = self.real[torch.randperm(len(self.real), generator=torch.Generator().manual_seed(0))]
+        return fidelity(self.features(mixed), self.features(image.cpu()))
+
+    def scores(self, drawn: Mapping[str, Tensor]) -> dict[str, float | int]:
+        """`image_label_metrics` by this judge, or what of it there is without labels."""
+        if "label" in drawn:
+            return image_label_metrics(drawn, self.judge, self.real)
+        return image_metrics(drawn["image"], self.real)
+
 
 @functools.cache
 def referee(data: str) -> Referee:
@@ -91,84 +88,129 @@ def referee(data: str) -> Referee:
 
 
 def evaluate(model: MTDiffusion, data: str, seed: int = 0, n: int = 2000, rules: Sequence[str] = LABEL_RULES) -> dict:
-    """All that a variant can do, and the judge's own accuracy.
+    """All that a variant can do, as far as it has it, and the judge's own accuracy.
 
-    Args:
-        model: the trained model; its default rules say what it learned: "label" to be told labels, "image" to read them.
-        data: name of the data.
-        seed: seed of all noise.
-        n: samples for each line.
-        rules: rules for a given label; one that has no code in the chain can only be told.
+    Its default rules say what it learned: "label" to be told labels, "image" to read them. A label that has no code in the
+    chain can only be told, by the rule "conditioned".
 
     Returns:
-        The metrics of `evaluate_image_label`, `head_scores`, `guidance_scores` and `code_scores`, as far as the model has
-        them: for "unshared" its own way of conditioning stands as "conditioned", and it has no bound; for "image-only"
-        those of its images. For planted scenes `amplification`.
+        Of what draws `sample_scores`, "features", "precision" and "recall" of joint samples; `head_scores`; "guidance":
+        `guidance_scores`; "codes": `code_scores`. For "unshared" its own way of conditioning stands as "conditioned", and it
+        has no bound. For planted scenes `amplification`.
     """
     if data in SHARES:
         return amplification(model, SHARES[data], seed, n)
-    r = referee(data)
-    halves = r.real[torch.randperm(len(r.real), generator=torch.Generator().manual_seed(0))].chunk(2)
-    known = {"judge_accuracy": r.accuracy, "frechet_pixels_of_two_real_halves": frechet_distance(*halves)}
-    generator = torch.Generator(model.device).manual_seed(seed)
-    if "label" not in model.modalities:
-        drawn, by_ddim = (
-            sample_many(model, n, steps=r.steps, sampler=sampler, generator=generator) for sampler in (None, "ddim")
-        )
-        lines = {"joint": image_metrics(drawn["image"], r.real), "joint_ddim": image_metrics(by_ddim["image"], r.real)}
-        bound = image_label_bounds(model, r.test, bound_draws(n, r.test), generator)
-        return {**lines, **_distances(drawn["image"], r), "bound": bound, **known}
+    r, out = referee(data), {}
+    coded = "label" in model.process.entering
     if isinstance(model, Unshared):
-        return {**_unshared(model, r, n, generator), **known}
-    out: dict = {}
-    if {"label", "image"} <= set(learned(model)):
-        rules = rules if "label" in model.process.entering else ("conditioned",)
-        out |= evaluate_image_label(model, r.test, r.real, r.judge, rules, n, r.steps, seed=seed)
-        drawn = sample_many(model, n, steps=r.steps, generator=torch.Generator(model.device).manual_seed(seed))
-        out |= _distances(drawn["image"], r)
-    if "image" in learned(model):
-        out |= head_scores(model, r.test, seed)
-    if "label" in learned(model):
-        out["guidance"] = guidance_scores(model, r, n, seed)
-    if "label" in model.process.entering:
-        out["codes"] = code_scores(model.modalities["label"].table())
-    return {**out, **known}
+        out = _unshared(model, r, n, torch.Generator(model.device).manual_seed(seed))
+    elif "label" not in model.modalities:
+        out = sample_scores(model, r, n, (), seed)
+    else:
+        if {"label", "image"} <= set(learned(model)):
+            out = sample_scores(model, r, n, rules if coded else ("conditioned",), seed)
+        if "image" in learned(model):
+            out |= head_scores(model, r.test, seed)
+        if "label" in learned(model):
+            out["guidance"] = guidance_scores(model, r, n, seed)
+        if coded:
+            out["codes"] = code_scores(model.modalities["label"].table())
+    halves = r.real[torch.randperm(len(r.real), generator=torch.Generator().manual_seed(0))].chunk(2)
+    return {**out, "judge_accuracy": r.accuracy, "frechet_pixels_of_two_real_halves": frechet_distance(*halves)}
+
+
+def sample_scores(model: MTDiffusion, r: Referee, n: int, rules: Sequence[str] = LABEL_RULES, seed: int = 0) -> dict:
+    """Joint samples, conditional ones by each rule, the label head, and the bound.
+
+    Returns:
+        {"joint": `Referee.scores`, "joint_ddim": the same by DDIM, rule: ..., "head_accuracy": number, "bound":
+        `image_label_bounds`, and `Referee.fidelity` of joint samples}; n samples a line, as many of every given class.
+    """
+    generator = torch.Generator(model.device).manual_seed(seed)
+    options = {"steps": r.steps, "generator": generator}
+    joint = sample_many(model, n, **options)
+    out = {"joint": r.scores(joint), "joint_ddim": r.scores(sample_many(model, n, sampler="ddim", **options))}
+    for rule in rules:
+        out[rule] = r.scores(sample_many(model, n, given={"label": _classes(model, n)}, rule=rule, **options))
+    if "label" in model.modalities:
+        out["head_accuracy"] = head_accuracy(model, r.test, generator=generator)
+    draws = max(1, round(10 * n / len(r.test)))  # about 10 n in all: as costly as the samples that it stands beside
+    out["bound"] = image_label_bounds(model, r.test, draws, generator)
+    return {**out, **r.fidelity(joint["image"])}
+
+
+def _classes(model: MTDiffusion, n: int) -> Tensor:
+    """(n,) labels, equally many of every class."""
+    return torch.arange(n, device=model.device) % model.modalities["label"].classes
+
+
+def image_label_metrics(
+    drawn: Mapping[str, Tensor], judge: Callable[[Tensor], Tensor], real: Tensor
+) -> dict[str, float | int]:
+    """How good pairs {"image": (N, C, H, W), "label": (N,)} are, beside real images (M, C, H, W).
+
+    Returns:
+        "agreement": share of images that the judge calls by their label; "classes": number of classes drawn; and
+        those of `image_metrics`.
+    """
+    image, label = drawn["image"].cpu(), drawn["label"].cpu()
+    agreement = float((judge(image) == label).double().mean())
+    return {"agreement": agreement, "classes": int(label.unique().numel()), **image_metrics(image, real)}
+
+
+def image_metrics(image: Tensor, real: Tensor) -> dict[str, float]:
+    """Drawn images (N, C, H, W) beside real ones: "spread", pixel standard deviation over theirs, and "frechet_pixels"."""
+    image = image.cpu()
+    return {"spread": float(image.std() / real.std()), "frechet_pixels": frechet_distance(image, real)}
+
+
+@torch.no_grad()
+def image_label_bounds(model, test: Dataset, samples: int = 1, generator: torch.Generator | None = None) -> dict[str, float]:
+    """Likelihood of held-out examples, `samples` draws each, as bounded by `mtdiff.elbo`, and what the label head adds.
+
+    Returns:
+        "image": bound on log p(image) alone (S = {image}), in nats per example, "image_stderr" its standard error and
+        "image_bits_per_dim" the same in bits; with a label also "label_given_image": mean log p(label | z near t = 0) with
+        S = {image}; "sum" of the two, a bound on log p(image, label) with only the image in z; and "joint": the bound
+        with both in z, with its "joint_stderr".
+    """
+    values = {name: value.to(model.device) for name, value in test.values.items() if name in model.modalities}
+    alone = elbo(model, values, samples, present={"image"}, generator=generator)
+    out = {"image": alone.total, "image_stderr": alone.stderr, "image_bits_per_dim": alone.bits_per_dim("image")}
+    if "label" not in values:
+        return out
+    both = elbo(model, values, samples, generator=generator)
+    z, present = noised(model, {"image": values["image"]}, model.process.first, generator)
+    log_p = model.log_prob("label", values["label"], z, model.process.first, present=present)
+    read = float(log_p.double().mean())
+    joint = {"joint": both.total, "joint_stderr": both.stderr}
+    return {**out, "label_given_image": read, "sum": alone.total + read, **joint}
 
 
 def head_scores(model: MTDiffusion, test: Dataset, seed: int = 0) -> dict:
     """What the label head is worth on held-out images, alone in the state.
-
-    Args:
-        model: the model.
-        test: held-out images and labels.
-        seed: of the noise.
 
     Returns:
         "head": "accuracy", "nats" (cross-entropy), "calibration_error", and after temperature scaling, of the images
         "temperature" (of all), "nats_scaled" and "calibration_error_scaled" (each fifth scaled by what fits the others);
         "levels": {t: "accuracy" and "nats" at that step}.
     """
-    label, n = test.values["label"], len(test)
+    label, fold = test.values["label"], torch.arange(len(test)) % FOLDS
     generator = torch.Generator(model.device).manual_seed(seed)
     logits = head_logits(model, test, generator=generator).cpu()
-    fold, scaled = torch.arange(n) % FOLDS, logits.clone()
+    scaled = logits.clone()
     for k in range(FOLDS):
         scaled[fold == k] /= temperature(logits[fold != k], label[fold != k])
     head = {**_naming(logits, label), "calibration_error": calibration_error(logits, label)}
-    head |= {"temperature": temperature(logits, label)}
+    head["temperature"] = temperature(logits, label)
     head |= {"nats_scaled": _naming(scaled, label)["nats"], "calibration_error_scaled": calibration_error(scaled, label)}
-    first, last = model.process.first, model.process.steps
-    levels = {}
-    for t in torch.linspace(first, last, LEVELS).round().long().tolist():
-        levels[str(t)] = _naming(head_logits(model, test, t=t, generator=generator).cpu(), label)
-    return {"head": head, "levels": levels}
+    steps = levels(model, LEVELS)
+    along = {str(t): _naming(head_logits(model, test, t=t, generator=generator).cpu(), label) for t in steps}
+    return {"head": head, "levels": along}
 
 
 def code_scores(codes: Tensor) -> dict[str, float]:
-    """How far apart the codes of classes are.
-
-    Args:
-        codes: (K, *slice).
+    """How far apart the codes (K, *slice) of classes are.
 
     Returns:
         "nearest": the least distance of two codes over the largest that it can be at their RMS, which is that of a simplex;
@@ -188,56 +230,34 @@ def _naming(logits: Tensor, label: Tensor) -> dict[str, float]:
 
 
 def guidance_scores(model: MTDiffusion, r: Referee, n: int, seed: int = 0) -> dict:
-    """Fidelity against diversity: samples of given labels by rule "conditioned" at every scale of `GUIDANCE`.
+    """Fidelity against diversity: {scale of `GUIDANCE`: scores} of n samples of given labels by rule "conditioned".
 
-    Args:
-        model: the model.
-        r: who judges.
-        n: samples at each scale, equally many of every class.
-        seed: of the noise, the same at every scale.
-
-    Returns:
-        {scale: "agreement", "spread", "frechet_pixels", "features", "precision", "recall"}.
+    As many of every class, and the same noise at every scale; scores are `Referee.scores` and `Referee.fidelity`.
     """
-    label = torch.arange(n, device=model.device) % model.modalities["label"].classes
     out = {}
     for scale in GUIDANCE:
         generator = torch.Generator(model.device).manual_seed(seed)
         options = {"rule": "conditioned", "guidance": scale, "steps": r.steps, "generator": generator}
-        drawn = sample_many(model, n, given={"label": label}, **options)
-        out[str(scale)] = {**image_label_metrics(drawn, r.judge, r.real), **_distances(drawn["image"], r)}
+        drawn = sample_many(model, n, given={"label": _classes(model, n)}, **options)
+        out[str(scale)] = {**r.scores(drawn), **r.fidelity(drawn["image"])}
     return out
-
-
-def _distances(image: Tensor, r: Referee) -> dict[str, float]:
-    """Frechet distance of the referee's features, and precision and recall of as many drawn as real ones."""
-    real, drawn = r.features(r.real), r.features(image.cpu())
-    k = min(len(real), len(drawn))
-    mixed = real[torch.randperm(len(real), generator=torch.Generator().manual_seed(0))][:k]
-    return {"features": frechet_distance(drawn, real), **precision_recall(mixed, drawn[:k])}
 
 
 def _unshared(model: Unshared, r: Referee, n: int, generator: torch.Generator) -> dict:
     """The control without a shared space, which samples and reads in its own way."""
-    label = torch.arange(n, device=model.device) % model.modalities["label"].classes
     right = model.classify(r.test.values["image"], generator).cpu() == r.test.values["label"]
     return {
-        "joint": image_label_metrics(model.sample(n, generator=generator), r.judge, r.real),
-        "joint_ddim": image_label_metrics(model.sample(n, sampler="ddim", generator=generator), r.judge, r.real),
-        "conditioned": image_label_metrics(model.sample(n, {"label": label}, generator=generator), r.judge, r.real),
+        "joint": r.scores(model.sample(n, generator=generator)),
+        "joint_ddim": r.scores(model.sample(n, sampler="ddim", generator=generator)),
+        "conditioned": r.scores(model.sample(n, {"label": _classes(model, n)}, generator=generator)),
         "head_accuracy": float(right.double().mean()),
     }
 
 
 def amplification(model: MTDiffusion, share: float, seed: int, n: int, scales: Sequence[float] = GUIDANCE) -> dict:
-    """Is a planted correlation of shape and colour reproduced, amplified or reduced?
+    """Is a planted correlation of shape and colour reproduced, amplified or reduced by a model of image and shape ("label")?
 
-    Args:
-        model: a model of images and shapes ("label").
-        share: how often a shape has its own colour in the training data.
-        seed: of the noise.
-        n: samples of each kind.
-        scales: of guidance.
+    `share` is how often a shape has its own colour in the training data; `scales` are of guidance.
 
     Returns:
         {"joint", "joint, ddim", "guidance S" for each scale: `colour_scores`}; given labels by the model's own sampler.
@@ -245,17 +265,17 @@ def amplification(model: MTDiffusion, share: float, seed: int, n: int, scales: S
     judges, out = shape_and_colour(), {}
     label = torch.arange(n, device=model.device) % len(SHAPES)
     kinds = {"joint": {}, "joint, ddim": {"sampler": "ddim"}} if "image" in learned(model) else {}
-    kinds |= {f"guidance {scale}": {"guidance": scale, "rule": "conditioned"} for scale in scales}
+    for scale in scales:
+        kinds[f"guidance {scale}"] = {"guidance": scale, "rule": "conditioned", "given": {"label": label}}
     for kind, options in kinds.items():
-        given = {"label": label} if "guidance" in options else None
         generator = torch.Generator(model.device).manual_seed(seed)
-        drawn = sample_many(model, n, given=given, steps=25, generator=generator, **options)
+        drawn = sample_many(model, n, steps=25, generator=generator, **options)
         out[kind] = colour_scores(*(read(drawn["image"].cpu()) for read in judges), drawn["label"].cpu(), share)
     return out
 
 
 @functools.cache
-def shape_and_colour() -> tuple[Judge, Judge]:
+def shape_and_colour() -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
     """Judges of shape and of colour: support-vector machines, trained on scenes in which neither tells of the other."""
     data = planted(1 / len(COLOURS), n=4000, seed=1)
     colours = {"image": data.values["image"], "label": data.values["colour"]}
@@ -265,11 +285,8 @@ def shape_and_colour() -> tuple[Judge, Judge]:
 def colour_scores(shape: Tensor, colour: Tensor, label: Tensor, share: float) -> dict[str, float]:
     """Colours of drawn scenes, of those whose shape is the one that the label says.
 
-    Args:
-        shape: (N,) shapes, as a judge reads the images.
-        colour: (N,) colours, as another reads them.
-        label: (N,) shapes.
-        share: how often a shape has its own colour in the training data.
+    `shape` and `colour` are as judges read the images, `label` is the shape that was drawn, all (N,); `share` is how often
+    a shape has its own colour in the training data.
 
     Returns:
         "agreement": share of all scenes that are such; "own": how many of them have the shape's own colour, mean over

@@ -11,13 +11,14 @@ from mtdiff.backbones import UNet
 from mtdiff.baselines import repaint, sdedit
 from mtdiff.datasets import Dataset, masks, shapes
 from mtdiff.datasets.shapes import SETS
-from mtdiff.evaluation import frechet_distance, psnr, sample_many, ssim
 from mtdiff.experiments.base import Experiment, noise_schedule
 from mtdiff.experiments.unshared import Unshared
 from mtdiff.judges import scene_judge
+from mtdiff.metrics import frechet_distance, psnr, ssim
 from mtdiff.modalities import Image, Mask
 from mtdiff.model import MTDiffusion
 from mtdiff.process import ForwardProcess
+from mtdiff.sampling import sample_many
 from mtdiff.schedules import constant, fade_in
 from mtdiff.training import TrainConfig
 

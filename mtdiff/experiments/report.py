@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from mtdiff.evaluation import LABEL_RULES
+from mtdiff.experiments.label_scores import LABEL_RULES
 from mtdiff.metrics import TEMPERATURES
 from mtdiff.reading import naming, read_json
 

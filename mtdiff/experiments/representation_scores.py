@@ -7,11 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mtdiff.datasets import Dataset
-from mtdiff.evaluation import pooled, sample_many
 from mtdiff.judges import label_judge, scene_judge
-from mtdiff.metrics import frechet_distance, precision_recall
+from mtdiff.metrics import fidelity, frechet_distance
 from mtdiff.model import MTDiffusion, Prediction
+from mtdiff.probes import levels, noised, pooled
 from mtdiff.representations import linear_probe, representation, represented
+from mtdiff.sampling import sample_many
 
 STEPS = 25
 """Network evaluations of every sample that is judged."""
@@ -30,9 +31,7 @@ class RepresentationGuided:
     code, z_t - sqrt(abar_t) W_t E[r | z_t], and with the network told that it is absent (the present set S = {image}).
     Everything else is the model's own, so that `mtdiff.sample` takes it as a model.
 
-    Args:
-        model: a model with "image" and "representation" in one space.
-        scale: s; 1 is no guidance.
+    Scale s = 1 is no guidance.
 
     Raises:
         ValueError: the representation is not in the model's chain.
@@ -60,10 +59,8 @@ class RepresentationGuided:
         push = (self.scale - 1) * (joint.estimate["image"] - without.estimate["image"])
         estimate = {**joint.estimate, "image": joint.estimate["image"] + push}
         aggregate = joint.aggregate + process.weight("image", t, z_t) * push
-        return Prediction(aggregate, {**joint.params, "image": joint.params["image"] + self._image(push)}, estimate)
-
-    def _image(self, code: Tensor) -> Tensor:
-        return self.model.modalities["image"].take(code)
+        image = joint.params["image"] + self.model.modalities["image"].take(push)
+        return Prediction(aggregate, {**joint.params, "image": image}, estimate)
 
 
 def alone(model: MTDiffusion, n: int, **options) -> Tensor:
@@ -77,13 +74,7 @@ def joint(model: MTDiffusion, n: int, **options) -> Tensor:
 
 
 def evaluate(model: MTDiffusion, data: str, seed: int = 0, n: int = 1000) -> dict:
-    """Image quality with and without the representation, and what the representation is worth.
-
-    Args:
-        model: the trained model.
-        data: name of the data.
-        seed: seed of all noise.
-        n: images that are drawn for each figure.
+    """Image quality with and without the representation, n images for each figure, and what the representation is worth.
 
     Returns:
         "alone": `image_scores` of images drawn with S = {image}; for a model whose chain carries the representation
@@ -109,10 +100,8 @@ def evaluate(model: MTDiffusion, data: str, seed: int = 0, n: int = 1000) -> dic
 
 
 def image_scores(image: Tensor, real: Tensor, judge) -> dict[str, float]:
-    """Frechet distance in the judge's features, and precision and recall of as many drawn as real images."""
-    drawn, truth = judge.features(image), judge.features(real)
-    k = min(len(drawn), len(truth))
-    return {"features": frechet_distance(drawn, truth), **precision_recall(truth[:k], drawn[:k])}
+    """`mtdiff.metrics.fidelity` of drawn images in the judge's features."""
+    return fidelity(judge.features(real), judge.features(image))
 
 
 def drawn_scores(drawn: Mapping[str, Tensor], data: str) -> dict[str, float]:
@@ -159,17 +148,11 @@ def given_scores(model: MTDiffusion, test: Dataset, data: str, n: int, generator
 
 @torch.no_grad()
 def read_scores(model: MTDiffusion, test: Dataset, generator) -> dict[str, float]:
-    """The head that reads the representation off an image: share of the variance explained, clean and along the noise.
-
-    Returns:
-        {t: 1 - mean square error / variance}; the representation's coordinates have variance 1.
-    """
-    values = {"image": test.values["image"][:PROBED].to(model.device)}
-    n = len(values["image"])
-    present = {name: torch.full((n,), name == "image", device=model.device) for name in model.modalities}
-    truth, out = test.values["representation"][:n].to(model.device), {}
-    for t in torch.linspace(model.process.first, model.process.steps, LEVELS).round().long().tolist():
-        z, _ = model.process.diffuse(model.encode(values), t, present=present, generator=generator)
+    """The head that reads the representation off an image, along the noise: {t: 1 - mean square error / variance}."""
+    image = test.values["image"][:PROBED]
+    truth, out = test.values["representation"][: len(image)].to(model.device), {}
+    for t in levels(model, LEVELS):
+        z, present = noised(model, {"image": image}, t, generator)
         mean = model.modalities["representation"].draw(model.predict(z, t, present=present).params["representation"])
         out[str(t)] = float(1 - (mean - truth).square().mean() / truth.var(0).mean())
     return out
@@ -177,15 +160,12 @@ def read_scores(model: MTDiffusion, test: Dataset, generator) -> dict[str, float
 
 @torch.no_grad()
 def trunk_scores(model: MTDiffusion, data: str, generator) -> dict[str, float]:
-    """What the trunk knows, when: accuracy of a linear probe of the pooled vector for the label, at each noise level.
+    """What the trunk knows, when: {t: accuracy} of a linear probe of the pooled vector for the label, S = {image}.
 
-    Fitted to `PROBED` training images and judged on the held-out ones, the image alone in the state.
-
-    Returns:
-        {t: accuracy}.
+    Fitted to `PROBED` training images and judged on as many held-out ones.
     """
     out, sets = {}, [represented(data, split)[:PROBED] for split in ("train", "test")]
-    for t in torch.linspace(model.process.first, model.process.steps, LEVELS).round().long().tolist():
+    for t in levels(model, LEVELS):
         known = [pooled(model, values["image"], t, generator) for values in sets]
         guess = linear_probe(known[0], sets[0]["label"], known[1])
         out[str(t)] = float((guess == sets[1]["label"]).double().mean())

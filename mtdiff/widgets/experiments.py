@@ -8,9 +8,9 @@ from torch import Tensor
 
 from mtdiff.datasets import Dataset
 from mtdiff.datasets.masks import MASKS, masks
-from mtdiff.evaluation import psnr, ssim
 from mtdiff.exact import planted_mixture, sample_group
 from mtdiff.experiments import masked_image
+from mtdiff.metrics import psnr, ssim
 from mtdiff.model import MTDiffusion
 from mtdiff.plots import CLASSES, pair_grid, picture_rows, show, show_image
 from mtdiff.sampling import sample, sample_path

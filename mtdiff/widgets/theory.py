@@ -10,8 +10,8 @@ from torch import Tensor
 
 from mtdiff.datasets import MIXTURE
 from mtdiff.elbo import elbo
-from mtdiff.evaluation import energy_distance
 from mtdiff.exact import LabelledMixture, linear_gaussian_gap
+from mtdiff.metrics import energy_distance
 from mtdiff.plots import COLOURS, bound_terms, cloud, gap_bars, show
 from mtdiff.process import ForwardProcess
 from mtdiff.sampling import SAMPLERS, sample

@@ -14,12 +14,13 @@ from pathlib import Path
 import torch
 
 import mtdiff as mt
+from mtdiff.comparison import mean_and_error
 from mtdiff.datasets import digits
-from mtdiff.evaluation import mean_and_error, sample_many, svm_judge
 from mtdiff.experiments import provenance
 from mtdiff.files import to_json
+from mtdiff.judges import svm_judge
 from mtdiff.metrics import frechet_distance
-from mtdiff.sampling import SAMPLERS
+from mtdiff.sampling import SAMPLERS, sample_many
 
 EVALUATIONS = (5, 10, 20, 50, 100, 250)
 PARTS = 5

@@ -3,24 +3,20 @@ import math
 
 import pytest
 import torch
-from helpers import generator, image_label_batch, image_label_model, mixture, randn
+from helpers import randn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import mtdiff as mt
-from mtdiff.datasets import Dataset, digits
-from mtdiff.evaluation import (
+from mtdiff.metrics import (
+    calibration_error,
     energy_distance,
+    fidelity,
     frechet_distance,
-    head_accuracy,
-    image_label_bounds,
-    image_label_metrics,
-    mean_and_error,
+    precision_recall,
     psnr,
     ssim,
-    svm_judge,
+    temperature,
 )
-from mtdiff.metrics import calibration_error, precision_recall, temperature
 
 
 def exactly(mean, std, n=50, seed=0):
@@ -98,62 +94,6 @@ def test_frechet_distance_needs_two_comparable_sets():
         frechet_distance(torch.zeros(3, 2), torch.zeros(3, 4))
     with pytest.raises(ValueError, match="N >= 2"):
         frechet_distance(torch.zeros(1, 2), torch.zeros(3, 2))
-
-
-def test_mean_and_error():
-    assert mean_and_error([1.0, 2.0, 6.0]) == {"mean": 3.0, "stderr": pytest.approx(math.sqrt(7 / 3)), "n": 3}
-    assert mean_and_error([4.0]) == {"mean": 4.0, "stderr": None, "n": 1}
-
-
-def test_the_judge_reads_held_out_digits():
-    test = digits("test")
-    judge = svm_judge(digits("train"))
-    right = judge(test.values["image"]) == test.values["label"]
-    assert float(right.double().mean()) > 0.97
-
-
-def test_image_label_metrics():
-    real = torch.rand(40, 1, 2, 2)
-    drawn = {"image": real, "label": torch.tensor([0, 1] * 20)}
-    metrics = image_label_metrics(drawn, lambda image: torch.zeros(len(image), dtype=torch.long), real)
-    assert metrics["agreement"] == 0.5
-    assert metrics["classes"] == 2
-    assert metrics["spread"] == pytest.approx(1)
-    assert metrics["frechet_pixels"] < 1e-6
-    darker = image_label_metrics({**drawn, "image": real / 2}, lambda image: drawn["label"], real)
-    assert darker["agreement"] == 1
-    assert darker["spread"] == pytest.approx(0.5)
-
-
-def test_head_accuracy_of_an_exact_model_is_that_of_bayes_rule():
-    """On well separated classes nearly all are right, and wrong labels are counted as wrong."""
-    model = mixture(mt.fade_in(1.0))
-    drawn = model.draw(500, torch.Generator().manual_seed(0))
-    wrong = {**drawn, "label": (drawn["label"] + 1) % 3}
-    accuracies = [
-        head_accuracy(model, Dataset("points", values), generator=torch.Generator().manual_seed(0))
-        for values in (drawn, wrong)
-    ]
-    assert accuracies[0] > 0.98
-    assert accuracies[1] < 0.02
-
-
-def test_bounds_are_those_of_elbo_and_the_label_is_read_off_the_image_alone():
-    """At log-SNR 14 z near t = 0 is the image: the label head is then asked at the image itself."""
-    model = image_label_model(schedule=mt.NoiseSchedule.log_snr(50, high=14.0))
-    batch = image_label_batch(40)
-    bounds = image_label_bounds(model, Dataset("images", batch), samples=2, generator=generator(3))
-    alone = mt.elbo(model, batch, 2, present={"image"}, generator=generator(3))
-    assert bounds["image"] == alone.total
-    assert bounds["image_bits_per_dim"] == pytest.approx(-alone.total / (16 * math.log(2)))
-    both = mt.elbo(model, batch, 50, generator=generator(4))
-    assert abs(bounds["joint"] - both.total) < 4 * (bounds["joint_stderr"] + both.stderr)
-    with torch.no_grad():
-        absent = {"label": torch.zeros(40, dtype=torch.bool)}
-        logits = model.predict(model.encode(batch)["image"], 0, present=absent).params["label"]
-    expected = logits.log_softmax(1)[torch.arange(40), batch["label"]].mean()
-    assert bounds["label_given_image"] == pytest.approx(float(expected), abs=0.02)
-    assert bounds["sum"] == pytest.approx(bounds["image"] + bounds["label_given_image"])
 
 
 def test_psnr_by_hand():
@@ -269,6 +209,7 @@ def test_precision_by_hand():
     [
         lambda: precision_recall(torch.rand(3, 2), torch.rand(9, 2)),
         lambda: precision_recall(torch.rand(9, 2), torch.rand(9, 3)),
+        lambda: precision_recall(torch.rand(9, 2), torch.rand(9, 2), k=0),
         lambda: calibration_error(torch.rand(3, 2), torch.zeros(4).long()),
         lambda: temperature(torch.rand(0, 2), torch.zeros(0).long()),
     ],
@@ -284,3 +225,9 @@ def test_frechet_distance_is_the_same_with_fewer_examples_than_features():
     a, b = torch.randn(40, 30, generator=g), 0.5 + 1.5 * torch.randn(35, 30, generator=g)
     wide = frechet_distance(torch.cat([a, a], 1), torch.cat([b, b], 1))
     assert wide == pytest.approx(2 * frechet_distance(a, b), rel=1e-6)
+
+
+def test_fidelity_is_the_distance_of_all_and_the_shares_of_as_many():
+    real, drawn = torch.rand(30, 2, generator=torch.Generator().manual_seed(0)), torch.rand(20, 2)
+    expected = {"features": frechet_distance(drawn, real), **precision_recall(real[:20], drawn)}
+    assert fidelity(real, drawn) == pytest.approx(expected)
