@@ -395,9 +395,9 @@ class Trainer:
 
 def _inherited(card: Mapping) -> dict:
     """The card of a model that is trained further: what was true of steps, figures and commands is the parent's alone."""
-    kept = {key: value for key, value in card.items() if key in ("based on", "taught")}
+    kept = {key: value for key, value in card.items() if key == "based on"}
     parent = {key: value for key, value in card.items() if key not in ("metrics", "probes", "taught")}
-    return {**kept, "based on": parent} if card.keys() - kept.keys() else kept
+    return {**kept, "based on": parent} if card.keys() - {"based on", "taught"} else kept
 
 
 class Objective(nn.Module):

@@ -22,6 +22,15 @@ from mtdiff.run_folder import RunFolder
 from mtdiff.training import Interrupted, Trainer
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Threads do not survive a fork: in a child of two, what is shared among them waits for ever."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def elsewhere(work):
     """A process of its own that does some work; forked, so that it starts at once."""
     process = multiprocessing.get_context("fork").Process(target=work, daemon=True)
