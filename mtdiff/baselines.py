@@ -1,17 +1,16 @@
 """What a plain diffusion model can do without multi-modal training: SDEdit and RePaint."""
 
-import itertools
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from mtdiff.prediction import Denoiser
 from mtdiff.sampling import sample
-from mtdiff.solvers import Guess, ancestral, renoise
 
 
 def sdedit(
-    model,
+    model: Denoiser,
     image: Tensor,
     strength: float,
     *,
@@ -44,15 +43,14 @@ def sdedit(
     process, image = model.process, image.to(model.device)
     t = max(process.first + 1, round(strength * process.steps))
     options["steps"] = min(options.get("steps", 50), t - process.first)
-    only = {i: torch.full((len(image),), i == name, device=image.device) for i in process.names}
-    z, _ = process.diffuse(model.encode({name: image}), t, present=only, generator=generator)
+    z, _ = process.diffuse(model.encode({name: image}), t, present={name}, generator=generator)
     present = {name, *(given or {})}
     return sample(model, len(image), given=given, present=present, start=(t, z), generator=generator, **options)[name]
 
 
 @torch.no_grad()
 def repaint(
-    model,
+    model: Denoiser,
     image: Tensor,
     mask: Tensor,
     *,
@@ -83,27 +81,15 @@ def repaint(
 
     Source: Lugmayr et al. 2022, algorithm 1, with jumps of one step.
     """
-    process, image, mask = model.process, image.to(model.device), mask.to(model.device)
-    if repeats < 1 or not 1 <= steps <= process.steps - process.first:
-        raise ValueError(f"repeats must be >= 1 and steps in 1..{process.steps - process.first}, got {repeats} and {steps}")
+    image, mask = image.to(model.device), mask.to(model.device)
     if mask.shape != (len(image), 1, *image.shape[2:]):
         raise ValueError(f"mask must have shape {(len(image), 1, *image.shape[2:])}, got {tuple(mask.shape)}")
-    only = {i: torch.full((len(image),), i == name, device=image.device) for i in model.modalities}
     known = model.encode({name: torch.where(mask.bool(), image, 0.0)})[name].double()
 
-    def noise() -> Tensor:
-        return torch.randn(known.shape, dtype=torch.float64, device=known.device, generator=generator)
+    def put_back(z: Tensor, s: int) -> Tensor:
+        noise = torch.randn(z.shape, dtype=z.dtype, device=z.device, generator=generator)
+        return torch.where(mask.bool(), model.process.diffuse({name: known}, s, noise, {name})[0], z)
 
-    z = noise()
-    times = torch.linspace(process.steps, process.first, steps + 1).round().long().tolist()
-    for t, s in itertools.pairwise(times):
-        for repeat in range(repeats):
-            prediction = model.predict(z, t, present=only)
-            guess = Guess(prediction.aggregate, {i: prediction.estimate[i] for i in process.moving if i == name})
-            z_s = ancestral(process, z, guess, t, s, noise())
-            z_s = torch.where(mask.bool(), process.diffuse({name: known}, s, noise(), only)[0], z_s)
-            if repeat < repeats - 1:
-                z = renoise(process, z_s, guess, t, s, noise())
-        z = z_s
-    drawn = model.read(z, times[-1], present=only, generator=generator)[name]
+    options = {"sampler": "ddpm", "steps": steps, "repeats": repeats, "after_step": put_back}
+    drawn = sample(model, len(image), present={name}, generator=generator, **options)[name]
     return torch.where(mask.bool(), image, drawn)

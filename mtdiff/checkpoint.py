@@ -12,8 +12,9 @@ from mtdiff.modalities.base import Modality
 from mtdiff.model import MTDiffusion
 from mtdiff.process import ForwardProcess
 from mtdiff.reading import Allowance, check_types, hints, naming, read_json, read_weights
-from mtdiff.sampling import RULES, SAMPLERS
+from mtdiff.sampling import RULES
 from mtdiff.schedules import NoiseSchedule
+from mtdiff.solvers import SAMPLERS
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 

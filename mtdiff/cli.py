@@ -158,7 +158,7 @@ class Sample:
     data (source=test:7)."""
     rule: Literal[RULES] | None = None
     """How given values act; default: what the model's card says."""
-    sampler: Literal[SAMPLERS] | None = None
+    sampler: Literal[tuple(SAMPLERS)] | None = None
     """The solver of the reverse chain; default: what the model's card says."""
     steps: int = 50
     """Intervals of the reverse chain."""

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from mtdiff.process import check_names
+from mtdiff.checks import check_names
+from mtdiff.prediction import Denoiser, Prediction
+from mtdiff.process import ForwardProcess
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Bound:
 
 @torch.no_grad()
 def elbo(
-    model,
+    model: Denoiser,
     batch: Mapping[str, Tensor],
     samples: int = 1,
     *,
@@ -64,25 +66,20 @@ def elbo(
 ) -> Bound:
     """Monte Carlo estimate of the bound that theory 3 derives, unbiased for any number of draws.
 
-    The reverse process is p(z_{t-1} | z_t) = q(z_{t-1} | z_t, X = prediction) with variance beta~_t, so with
-    d_t = m_t - m^_t a step costs abar_{t-1} |(1 - alpha_t) / (1 - abar_t) d_t - (d_t - d_{t-1})|^2 / (2 beta~_t). One step t
-    is drawn per example and draw; all modalities are read at the first step. In transition mode (`process.prior`) the
-    source is told at every step and not read: the result bounds log p(the others | source).
+    The reverse process is p(z_{t-1} | z_t) = q(z_{t-1} | z_t, X = prediction), `ForwardProcess.back` with the model's
+    aggregates, so that a step costs |mu - mu^|^2 / (2 beta~_t). One step t is drawn per example and draw; all modalities are
+    read at the first step. In transition mode (`process.prior`) the source is given at every step and not read: the result
+    bounds log p(the others | source).
 
     Args:
-        model: anything with `process`, `modalities`, `check`, `encode`, `predict` and `log_prob`.
         batch: {name: (B, ...)} all modalities that are read.
         samples: draws per example, at least 1.
         present: the set S of modalities in the aggregate; None is all. Then only these are read: the result bounds
             log p_S of them alone.
-        given: modalities that are told at every step and not read (a model's `conditions` always are): the result bounds
+        given: modalities that are given at every step and not read (a model's `conditions` always are): the result bounds
             log p(the others | given).
         importance: draw t in proportion to a rough cost, 1/2 (SNR_{t-1} - SNR_t) with SNR limited to that of unit-variance
             data, instead of uniformly; the weights keep it unbiased.
-        generator: source of all draws.
-
-    Returns:
-        The terms, averaged over the batch.
 
     Raises:
         KeyError: the batch lacks a modality that is read, or names an unknown one.
@@ -91,69 +88,69 @@ def elbo(
 
     Source: ours, theory 3; importance sampling of t: Kingma et al. 2021.
     """
-    size, batch = model.check(batch), getattr(model, "cleared", dict)(batch)
-    names = list(model.modalities) if present is None else list(check_names("present", present))
+    size, batch, process = model.check(batch), model.tidy(batch), model.process
+    names, known = _sets(model, batch, samples, present, given)
+    read = [name for name in names if name not in known]
+    given = {name: batch[name] for name in known}
+    codes = {name: code.double() for name, code in model.encode({name: batch[name] for name in names}).items()}
+    like, only = next(iter(codes.values())), None if present is None else set(names)
+    chances, totals = _step_chances(process, importance).to(like.device), []
+    parts = {"prior": 0.0, "diffusion": 0.0, **dict.fromkeys(read, 0.0)}
+    prior = process.prior_kl(codes, only)
+    for _ in range(samples):
+        row = torch.multinomial(chances, size, replacement=True, generator=generator)
+        t = row + process.first + 1
+        z, _ = process.diffuse(codes, t, _noise(like, generator), only)
+        prediction = model.predict(z, t, given=given, present=only)
+        diffusion = _step_cost(process, codes, z, t, prediction, known, only) / chances[row]
+        z, _ = process.diffuse(codes, process.first, _noise(like, generator), only)
+        prediction = model.predict(z, process.first, given=given, present=only)
+        nats = {"prior": prior, "diffusion": diffusion}
+        nats |= {name: prediction.law[name].log_prob(batch[name]).double() for name in read}
+        parts = {name: parts[name] + float(value.mean()) / samples for name, value in nats.items()}
+        totals.append(sum((-1 if name in ("prior", "diffusion") else 1) * value for name, value in nats.items()))
+    total = torch.stack(totals).mean(0)  # (B,) draws of one example are averaged: examples are independent
+    error = float(total.std() / size**0.5) if size > 1 else math.nan
+    readout, dims = {name: parts[name] for name in read}, {name: batch[name][0].numel() for name in read}
+    return Bound(parts["prior"], parts["diffusion"], readout, float(total.mean()), error, frozenset(names), dims, total)
+
+
+def _sets(model: Denoiser, batch, samples, present, given) -> tuple[list[str], list[str]]:
+    """Who is in the aggregate, and who of them is given; somebody is left to be read."""
+    names = list(model.modalities) if present is None else list(check_names("present", present, list(model.modalities)))
     if not isinstance(samples, int) or samples < 1 or not names:
         raise ValueError(f"expected samples >= 1 and a set of modalities, got {samples!r} and {names}")
     missing = [name for name in names if name not in batch]
     if missing:
         raise KeyError(f"batch lacks {missing}; it has {list(batch)}")
-    process, device = model.process, next(iter(batch.values())).device
-    if process.prior is not None and process.prior not in names:
-        raise ValueError(f"the process ends at {process.prior!r}: it must be in the present set, got {names}")
-    given = {*check_names("given", given), *getattr(model, "conditions", ())}
+    prior = model.process.prior
+    if prior is not None and prior not in names:
+        raise ValueError(f"the process ends at {prior!r}: it must be in the present set, got {names}")
+    given = {*check_names("given", given, list(model.modalities)), *model.conditions}
     absent = [name for name in given if name not in names]
     if absent:
         raise ValueError(f"given names {absent}, which are not in the present set {names}")
-    codes = {name: code.double() for name, code in model.encode({name: batch[name] for name in names}).items()}
-    told = {name: batch[name] for name in names if name in given or name == process.prior}
-    read = {name: batch[name] for name in names if name not in told}
-    if not read:
+    known = [name for name in names if name in given or name == prior]
+    if known == names:
         raise ValueError(f"everything in the present set {names} is given: nothing is left to read")
-    mask = {n: torch.full((size,), n in names, device=device) for n in process.names} if present is not None else None
-    chances = _step_chances(process, importance).to(device)
-
-    shape, totals = next(iter(codes.values())).shape, []
-    parts = {"prior": 0.0, "diffusion": 0.0, **dict.fromkeys(read, 0.0)}
-
-    def noise() -> Tensor:
-        return torch.randn(shape, dtype=torch.float64, device=device, generator=generator)
-
-    prior = process.prior_kl(codes, mask)
-    for _ in range(samples):
-        row = torch.multinomial(chances, size, replacement=True, generator=generator)
-        diffusion = _step_cost(model, codes, row + process.first + 1, told, mask, noise()) / chances[row]
-        z, _ = process.diffuse(codes, process.first, noise(), mask)
-        prediction = model.predict(z, process.first, given=told, present=mask)
-        known = {"given": told, "present": mask, "prediction": prediction}
-        values = {name: model.log_prob(name, v, z, process.first, **known).double() for name, v in read.items()}
-        totals.append(sum(values.values()) - prior - diffusion)
-        for name, value in {"prior": prior, "diffusion": diffusion, **values}.items():
-            parts[name] += float(value.mean()) / samples
-    total = torch.stack(totals).mean(0)  # (B,) draws of one example are averaged: examples are independent
-    error = float(total.std() / size**0.5) if size > 1 else math.nan
-    readout = {name: parts[name] for name in read}
-    dims = {name: v[0].numel() for name, v in read.items()}
-    return Bound(parts["prior"], parts["diffusion"], readout, float(total.mean()), error, frozenset(names), dims, total)
+    return names, known
 
 
-def _step_cost(model, codes, t: Tensor, told, mask, noise: Tensor) -> Tensor:
-    """KL(q(z_{t-1} | z_t, X) || p(z_{t-1} | z_t)) at a drawn z_t, in nats, (B,)."""
-    process = model.process
-    z, _ = process.diffuse(codes, t, noise, mask)
-    prediction = model.predict(z, t, given=told, present=mask)
-    d_t = process.aggregate(codes, t, mask) - prediction.aggregate
-    errors = {name: codes[name] - prediction.estimate[name] for name in process.moving if name in codes}
-    errors |= {name: torch.zeros_like(z) for name in errors if name in told}  # what is told is known, not estimated
-    d_back = d_t + process.increment(errors, t, t - 1, mask) if errors else d_t  # d_{t-1}
-    (signal, noise_t), (signal_back, noise_back) = process.level(t, z), process.level(t - 1, z)
-    one_minus_alpha = 1 - (signal / signal_back) ** 2
-    beta = one_minus_alpha * (noise_back / noise_t) ** 2
-    difference = one_minus_alpha / noise_t**2 * d_t - (d_t - d_back)
-    return (signal_back**2 * difference**2 / (2 * beta)).flatten(1).sum(1)
+def _noise(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    return torch.randn(like.shape, dtype=like.dtype, device=like.device, generator=generator)
 
 
-def _step_chances(process, importance: bool) -> Tensor:
+def _step_cost(process: ForwardProcess, codes, z: Tensor, t: Tensor, prediction: Prediction, known, present) -> Tensor:
+    """KL(q(z_{t-1} | z_t, X) || p(z_{t-1} | z_t)) = |mu - mu^|^2 / (2 beta~_t) at a drawn z_t, in nats, (B,)."""
+    guess = {name: codes[name] if name in known else prediction.estimate[name] for name in codes if name in process.moving}
+    now, then = (process.at(step, z, present) for step in (t, t - 1))
+    guessed = prediction.aggregate + then.mix(guess) - now.mix(guess)  # m^_{t-1}
+    mean, std = process.back(z, now.mix(codes), then.mix(codes), t, t - 1)
+    mean_hat, _ = process.back(z, prediction.aggregate, guessed, t, t - 1)
+    return ((mean - mean_hat) ** 2 / (2 * std**2)).flatten(1).sum(1)
+
+
+def _step_chances(process: ForwardProcess, importance: bool) -> Tensor:
     """Probabilities of t = first+1 .. T, (T - first,) float64."""
     abar = process.schedule.abar[process.first :]
     if not importance:

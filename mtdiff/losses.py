@@ -161,34 +161,27 @@ def multitask_loss(
     there = _there(model, batch, missing)
     batch = {name: model.modalities[name].filled(value) if name in there else value for name, value in batch.items()}
     model.check(batch)
-    batch = model.cleared(batch)
+    batch = model.tidy(batch)
     lacking = [name for name in model.modalities if name not in batch]
     if lacking:
         raise KeyError(f"batch lacks {lacking}; it has {list(batch)}")
     check_options(weights, drop, give, list(model.modalities))
     process, device = model.process, next(iter(batch.values())).device
-    t, present, told, marked = _sets(model, batch, there, drop, give, generator)
+    t, present, known, marked = _sets(model, batch, there, drop, give, generator)
 
     codes = model.encode(batch)
     if device.type == "cpu":  # elsewhere nothing is read back
         model.check_prior(codes, there)
-    m_t = process.aggregate(codes, t, present)
+    at = process.at(t, next(iter(codes.values())), present)
+    m_t = at.mix(codes)
     eps = torch.randn(m_t.shape, dtype=m_t.dtype, device=device, generator=generator)
-    signal, noise = process.level(t, m_t)
-    z_t = signal * m_t + noise * eps
-    prediction = model(z_t, t, {name: batch[name] for name in told}, present, told)
+    prediction = model(at.signal * m_t + at.noise * eps, t, {name: batch[name] for name in known}, present, known)
 
-    if prediction.output is None:  # the v-loss of theory 3, of an aggregate that the heads make up
-        error = (m_t - prediction.aggregate) / noise
-    else:
-        unknown = m_t if prediction.known is None else m_t - prediction.known
-        error = model.target(unknown, eps, t) - prediction.output
-    square = error.square().flatten(1)
-    unknowns = square.shape[1] if prediction.open is None else prediction.open.flatten(1).sum(1).clamp(min=1)
+    square = (model.aggregate.weight(at) * (m_t - prediction.aggregate) ** 2).flatten(1)
+    unknowns = square.shape[1] if prediction.unknown is None else prediction.unknown.flatten(1).sum(1).clamp(min=1)
     terms = {"denoise": (square.sum(1) / unknowns).mean()}
-    for name, modality in model.modalities.items():
-        variance = process.wiener(name, t, z_t, present)[1]
-        each = modality.loss(batch[name], prediction.params[name].to(z_t.dtype), variance)
+    for name in model.modalities:
+        each = prediction.law[name].loss(batch[name])
         mask = marked.get(name, torch.ones_like(each, dtype=torch.bool))
         count = counts[name] if counts and name in marked else mask.sum()
         terms[name] = torch.where(mask, each, 0.0).sum() / count.to(each).clamp(min=1e-6)  # 0 where nobody is scored

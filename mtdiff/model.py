@@ -3,7 +3,7 @@
 import hashlib
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from mtdiff.backbones.base import Backbone
 from mtdiff.files import to_json, write_model
-from mtdiff.modalities.base import Modality, View
-from mtdiff.process import ForwardProcess, check_real
-from mtdiff.telling import Telling
+from mtdiff.laws import Law
+from mtdiff.modalities.base import Modality
+from mtdiff.prediction import Denoiser, Prediction, check_state
+from mtdiff.process import At, ForwardProcess, Present
+from mtdiff.state import State
 
-PREDICTIONS = ("v", "eps", "x", "heads")
 TAKEN = ("denoise", "total", "gradient", "step", "seconds", "prior", "diffusion")
 """What a loss, a row of the history and a bound say beside the names of modalities."""
 PRIOR_NATS = 0.1
@@ -25,28 +26,30 @@ PRIOR_NATS = 0.1
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """What a model says about a noisy state.
+class Aggregate:
+    """How E[m | z_t] is had from a network, where it is an output of its own; `HEADS` has none.
 
     Attributes:
-        aggregate: (B, *Z) E[m_t | z_t].
-        params: {name: head output}: the mean of a continuous modality, the logits of a label.
-        estimate: {name: (B, *Z)} E[E_i(x_i) | z_t]; for discrete data the softmax-averaged code.
-        output: (B, *Z) what the network put out (v, eps or x), or None where the aggregate is not an output of its own.
-        known: (B, *Z) sum_j W_t^j E_j(x_j) over what was told, where it was taken out of the state (`remove_told`): the
-            output then speaks of the rest of the aggregate. None: nothing was.
-        open: (B, *Z) bool, the coordinates of the aggregate that are not known from what was told. None: all.
+        estimate: (output, state, at) -> (B, *Z).
+        weight: at -> (B, 1, ...), the factor at |m_t - E[m_t | z_t]|^2 that makes it the squared error of the output.
     """
 
-    aggregate: Tensor
-    params: dict[str, Tensor]
-    estimate: dict[str, Tensor]
-    output: Tensor | None = None
-    known: Tensor | None = None
-    open: Tensor | None = None
+    estimate: Callable[[Tensor, Tensor, At], Tensor] | None
+    weight: Callable[[At], Tensor]
 
 
-class MTDiffusion(nn.Module):
+V = Aggregate(lambda v, z, at: at.signal * z - at.noise * v, lambda at: 1 / at.noise**2)
+"""v = sqrt(abar_t) eps - sqrt(1 - abar_t) m_t, so that |v - v^|^2 = |m - m^|^2 / (1 - abar_t). Salimans and Ho 2022."""
+EPS = Aggregate(lambda eps, z, at: (z - at.noise * eps) / at.signal, lambda at: (at.signal / at.noise) ** 2)
+"""The noise, so that |eps - eps^|^2 = SNR_t |m - m^|^2. Ho et al. 2020."""
+X = Aggregate(lambda x, z, at: x, lambda at: torch.ones_like(at.noise))
+"""The aggregate itself."""
+HEADS = Aggregate(None, V.weight)
+"""What is known, and what the heads say of the rest: sum_i W_t^i e_i, so that the two always agree. Scored like v."""
+AGGREGATES = {"v": V, "eps": EPS, "x": X, "heads": HEADS}
+
+
+class MTDiffusion(nn.Module, Denoiser):
     """All modalities of an example, diffused in one space and denoised by one backbone with a head each.
 
     Args:
@@ -94,29 +97,37 @@ class MTDiffusion(nn.Module):
             raise ValueError(f"modalities are {sorted(modalities)}, but the process has {sorted(process.names)}")
         if tuple(backbone.space) != tuple(space):
             raise ValueError(f"the backbone works on {tuple(backbone.space)}, but the space is {tuple(space)}")
-        if prediction not in PREDICTIONS:
-            raise ValueError(f"prediction must be one of {PREDICTIONS}, got {prediction!r}")
+        if prediction not in AGGREGATES:
+            raise ValueError(f"prediction must be one of {tuple(AGGREGATES)}, got {prediction!r}")
         odd = [n for n in modalities if n in TAKEN or not n or "." in n or hasattr(nn.ModuleDict(), n)]
         if odd:
             raise ValueError(f"modalities cannot be called {odd}: these names, or signs in them, mean something else")
-        self.process, self.space, self.prediction = process, tuple(space), prediction
-        self.rule, self.sampler, self.remove_told = rule, sampler, remove_told
         unknown = [name for name in conditions if name not in modalities]
         if unknown:
             raise ValueError(f"conditions names {unknown}, the modalities are {sorted(modalities)}")
+        self.process, self.space, self.prediction = process, tuple(space), prediction
+        self.rule, self.sampler, self.remove_told = rule, sampler, remove_told
         self.conditions = tuple(name for name in modalities if name in conditions or name == process.prior)
         self.card: dict = {}
         self._prior_checked = False
         self.modalities = nn.ModuleDict(modalities)
-        for name, modality in self.modalities.items():
-            modality.attach(name, space, backbone)
-            if not modality.has_code and name in process.entering:
-                raise ValueError(f"{name!r} has no code, so its weight must be 0 at every step")
-        self._check_headless()
-        self._check_revealed()
+        self._attach(backbone)
+        self.order = sorted(modalities, key=lambda name: modalities[name].reads_rest)
         self.backbone = backbone
-        self.denoise = None if prediction == "heads" else backbone.readout(self.space)
+        self.aggregate = AGGREGATES[prediction]
+        self.denoise = None if self.aggregate is HEADS else backbone.readout(self.space)
         self.absent = nn.ParameterDict({name: torch.zeros(backbone.embedding) for name in modalities})
+
+    def _attach(self, backbone: Backbone) -> None:
+        """Bind the modalities to the space, the backbone and each other."""
+        for name, modality in self.modalities.items():
+            modality.attach(name, self.space, backbone)
+            if not modality.has_code and name in self.process.entering:
+                raise ValueError(f"{name!r} has no code, so its weight must be 0 at every step")
+            if not modality.has_head and self.prediction == "heads":
+                raise ValueError(f'{name!r} has no head, which prediction "heads" needs')
+        for modality in self.modalities.values():
+            modality.join(dict(self.modalities.items()), self.process)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -141,41 +152,15 @@ class MTDiffusion(nn.Module):
         if self.taught is not None or not self.card:
             self.card = {**self.card, "taught": sorted({*(self.taught or ()), *_told(give)})}
 
-    def check(self, values: Mapping[str, Tensor], what: str = "batch") -> int:
-        """Values are known modalities, valid, and equally many; returns how many.
-
-        Raises:
-            KeyError: an unknown modality.
-            ValueError: an invalid value, different batch sizes, or no example.
-        """
-        if not values:
-            raise ValueError(f"{what} is empty; this model has {list(self.modalities)}")
-        for name, value in values.items():
-            if name not in self.modalities:
-                raise KeyError(f"{what} names an unknown modality {name!r}; this model has {list(self.modalities)}")
-            try:
-                self.modalities[name].check(value)
-            except ValueError as error:
-                raise ValueError(f"{what}: {error}") from None
-        sizes = {name: len(value) for name, value in values.items()}
-        if len(set(sizes.values())) > 1:
-            raise ValueError(f"{what} has different numbers of examples: {sizes}")
-        if 0 in sizes.values():
-            raise ValueError(f"{what} must have at least one example, got {sizes}")
-        return next(iter(sizes.values()))
-
-    def cleared(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Values without what others among them make irrelevant: a picture that reveals is 0 where its mask is 0."""
-        values = dict(values)
+    def tidy(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Values without what others among them make irrelevant: hidden pixels of a masked picture are 0."""
         for modality in self.modalities.values():
-            if modality.revealed_by and set(modality.revealed_by) <= set(values):
-                picture, mask = modality.revealed_by
-                values[picture] = torch.where(values[mask].bool(), values[picture], 0.0)
-        return values
+            values = modality.tidy(values)
+        return dict(values)
 
     def encode(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The codes E_i(x_i) of checked values, {name: (B, *Z)}."""
-        return {name: self.modalities[name].encode(value) for name, value in self.cleared(values).items()}
+        return {name: self.modalities[name].encode(value) for name, value in self.tidy(values).items()}
 
     def clock(self, t: int | Tensor, n: int) -> Tensor:
         """The noise level u = t/T as the backbone is told it: (n,), in float32 at least."""
@@ -213,51 +198,39 @@ class MTDiffusion(nn.Module):
         z_t: Tensor,
         t: int | Tensor,
         given: Mapping[str, Tensor] | None = None,
-        present: Mapping[str, Tensor] | None = None,
-        told: Mapping[str, Tensor] | None = None,
+        present: Present | None = None,
+        known: Mapping[str, Tensor] | None = None,
     ) -> Prediction:
-        """`predict` without checks, and with given values that only some examples are told (for training).
+        """`predict` without checks, and with given values that only some examples know: known {name: (B,) bool}; None: all.
 
-        Args:
-            z_t: (B, *Z).
-            t: step in 0..T, an int or a (B,) int tensor.
-            given: {name: value (B, ...)} to condition the backbone on (theory 4, rule 3).
-            present: {name: (B,) bool} which modalities are in the aggregate; None: all.
-            told: {name: (B,) bool} which examples may use `given[name]`; None: all.
-
-        Returns:
-            The prediction, in the dtype of z_t.
+        Take out what is known, look once, let the heads read in order, add up.
         """
-        telling = Telling(self.process, self.modalities, z_t, t, self.cleared(given or {}), present or {}, told)
-        signal = self.process.level(t, z_t)[0]
-        known = telling.known() if given and self._looks_at_told else torch.zeros_like(z_t)
-        rest = z_t - signal * known
-        sensed, codes = telling.sensing(rest, self.backbone.embedding, self.dtype)
-        state = self._seen(telling, rest - signal * codes) if self.remove_told else z_t - signal * codes
-        inputs = telling.inputs(sensed, self.absent, self.dtype, self.remove_told)
-        features, pooled = self.backbone(state.to(self.dtype), self.clock(t, len(z_t)), **inputs)
-        output, aggregate, removed = None, None, known if given and self.remove_told else None
+        state = State.of(self.process, self.modalities, z_t, t, self.tidy(given or {}), present, known or {})
+        at, rest = state.at, state.rest
+        law = {name: m.sensed(rest, *state.amid(name)) for name, m in self.modalities.items() if m.sense}
+        sensed = at.signal * state.sum({name: self._code(name, law) for name in law})
+        seen = state.seen(rest - sensed, whole=self.denoise is not None) if self.remove_told else z_t - sensed
+        features, pooled = self.backbone(
+            seen.to(self.dtype), self.clock(t, len(z_t)), **state.inputs(law, self.absent, self.dtype, self.remove_told)
+        )
+        output, codes = None, {}
         if self.denoise is not None:
-            output = self.denoise(features).to(z_t.dtype)
-            aggregate = self._to_aggregate(output, rest if self.remove_told else z_t, t)
-            aggregate = aggregate if removed is None else aggregate + removed
-        params, estimate = dict.fromkeys(self.modalities), dict.fromkeys(self.modalities)
-        for name, modality in sorted(self.modalities.items(), key=lambda item: item[1].start == "rest"):
-            start = z_t
-            if modality.start == "rest":  # in training without a gradient: each head answers to its own loss
-                others = telling.guessed(estimate, without=name)
-                start = rest - signal * (others.detach() if self.training else others)
-            gain, variance = self.process.wiener(name, t, z_t, present)
-            weight = self.process.weight(name, t, z_t)
-            params[name] = modality.head(View(features, pooled, start, aggregate, weight, gain, variance))
-            if modality.revealed_by:
-                params[name] = telling.revealed(*modality.revealed_by, params[name])
-            estimate[name] = modality.estimate(params[name]).to(z_t.dtype)
-        unknown = None
-        if aggregate is None:
-            aggregate = known + telling.guessed(estimate)
-            unknown = telling.open() if given or present else None
-        return Prediction(aggregate, params, estimate, output, removed, unknown)
+            shift = state.known_sum if self.remove_told else torch.zeros_like(z_t)
+            output = self.aggregate.estimate(self.denoise(features).to(z_t.dtype), z_t - at.signal * shift, at) + shift
+        for name in self.order:
+            others = state.sum(codes)  # in training without a gradient: each head answers to its own loss
+            left = rest - at.signal * (others.detach() if self.training else others)
+            view = state.view(name, left, features, pooled, output, law.get(name))
+            law[name] = self.modalities[name].head(view)
+            codes[name] = self._code(name, law).to(z_t.dtype)
+        law, estimate = ({name: each[name] for name in self.modalities} for each in (law, codes))
+        if output is not None:
+            return Prediction(output, law, estimate)
+        return Prediction(state.known_sum + state.sum(codes), law, estimate, state.unknown(law))
+
+    def _code(self, name: str, law: Mapping[str, Law]) -> Tensor:
+        """E[E_i(x_i) | z_t] in the whole space, (B, *Z)."""
+        return self.modalities[name].place(law[name].expected_code())
 
     def predict(
         self,
@@ -265,81 +238,16 @@ class MTDiffusion(nn.Module):
         t: int | Tensor,
         *,
         given: Mapping[str, Tensor] | None = None,
-        present: Mapping[str, Tensor] | None = None,
+        present: Present | None = None,
     ) -> Prediction:
-        """E[m_t | z_t], and what the heads say of every modality.
-
-        Args:
-            z_t: (B, *Z); its dtype is that of the result, the network computes in its own.
-            t: step in 0..T, an int or a (B,) int tensor.
-            given: {name: value (B, ...)} that the backbone is conditioned on.
-            present: {name: (B,) bool} which modalities are in z_t; None: all are.
-
-        Returns:
-            `.aggregate` (B, *Z), `.params[name]`, `.estimate[name]` (B, *Z).
+        """E[m_t | z_t], and what the heads say; the network computes in its own dtype (see `Denoiser.predict`).
 
         Raises:
             ValueError: z_t, t or a given value has the wrong shape, dtype or range.
             KeyError: given or present names an unknown modality.
         """
-        if tuple(z_t.shape[1:]) != self.space:
-            raise ValueError(f"z_t must have shape (B, {', '.join(map(str, self.space))}), got {tuple(z_t.shape)}")
-        check_real("z_t", z_t)
-        if given and self.check(given, "given") != len(z_t):
-            raise ValueError(f"given has {self.check(given, 'given')} examples, z_t has {len(z_t)}")
-        for name, mask in (present or {}).items():
-            if name not in self.modalities:
-                raise KeyError(f"present names an unknown modality {name!r}; this model has {list(self.modalities)}")
-            if mask.dtype != torch.bool or mask.shape != (len(z_t),):
-                raise ValueError(f"present[{name!r}] must be bool ({len(z_t)},), got {mask.dtype} {tuple(mask.shape)}")
-        if isinstance(t, Tensor) and t.ndim and t.shape != (len(z_t),):
-            raise ValueError(f"t must be an int or have shape ({len(z_t)},), got {tuple(t.shape)}")
+        check_state(self, z_t, t, given, present)
         return self(z_t, t, given, present)
-
-    def log_prob(
-        self,
-        name: str,
-        value: Tensor,
-        z_t: Tensor,
-        t: int | Tensor,
-        *,
-        given: Mapping[str, Tensor] | None = None,
-        present: Mapping[str, Tensor] | None = None,
-        prediction: Prediction | None = None,
-    ) -> Tensor:
-        """Log p(x_i = value | z_t) of the modality's head, differentiable in z_t in evaluation mode; of what is not known.
-
-        Of a label whose code is sensed, the gradient is log p(y | code) + log p(y | rest)'s and not the value's own, which
-        vanishes where the network is told a probability near 0 or 1: see `Label.steered`.
-
-        Args:
-            name: the modality.
-            value: (B, ...) its value.
-            z_t: (B, *Z).
-            t: step in 0..T, an int or a (B,) int tensor.
-            given: as in `predict`.
-            present: as in `predict`.
-            prediction: the result of `predict` for the same arguments, where it is there already.
-
-        Returns:
-            (B,) nats.
-
-        Raises:
-            KeyError: no such modality.
-            ValueError: the value does not fit.
-        """
-        if self.check({name: value}, "value") != len(z_t):
-            raise ValueError(f"value has {len(value)} examples, z_t has {len(z_t)}")
-        prediction = self.predict(z_t, t, given=given, present=present) if prediction is None else prediction
-        modality, variance = self.modalities[name], self.process.wiener(name, t, z_t, present)[1]
-        value = self.cleared({**(given or {}), name: value})[name]
-        telling = Telling(self.process, self.modalities, z_t, t, given or {}, present or {}, None)
-        params = prediction.params[name]
-        if modality.sense and name not in telling.given:
-            params = modality.steered(params, z_t, *telling.amid(name))
-        if not modality.revealed_by:
-            return modality.log_prob(value, params, variance)
-        return modality.log_prob(value, params, variance, where=~telling.shown(*modality.revealed_by))
 
     def read(
         self,
@@ -347,34 +255,13 @@ class MTDiffusion(nn.Module):
         t: int,
         *,
         given: Mapping[str, Tensor] | None = None,
-        present: Mapping[str, Tensor] | None = None,
-        generator: torch.Generator | None = None,
+        present: Present | None = None,
         prediction: Prediction | None = None,
+        generator: torch.Generator | None = None,
     ) -> dict[str, Tensor]:
-        """Read every modality jointly at one state: draw from each head (theory 3: at one time, not along the path).
-
-        Args:
-            z_t: (B, *Z), near t = 0.
-            t: its step.
-            given: as in `predict`.
-            present: as in `predict`.
-            generator: source of the draws.
-            prediction: what the heads say, where it is there already; `given` is then not looked at.
-
-        Returns:
-            {name: value}, in the network's dtype.
-        """
-        prediction = self.predict(z_t, t, given=given, present=present) if prediction is None else prediction
-        params = prediction.params
-        values = {name: m.draw(params[name], generator) for name, m in self.modalities.items()}
+        """Draw from each head, as `Denoiser.read`; values are in the network's dtype."""
+        values = super().read(z_t, t, given=given, present=present, prediction=prediction, generator=generator)
         return {name: v.to(self.dtype) if v.is_floating_point() else v for name, v in values.items()}
-
-    def target(self, m_t: Tensor, eps: Tensor, t: int | Tensor) -> Tensor:
-        """What the denoising output should be: v = sqrt(abar_t) eps - sqrt(1 - abar_t) m_t, or eps, or m_t itself."""
-        if self.prediction == "v":
-            signal, noise = self.process.level(t, m_t)
-            return signal * eps - noise * m_t
-        return eps if self.prediction == "eps" else m_t
 
     def config(self) -> dict:
         """What a card says of the architecture; with the tensors it is enough to rebuild the model."""
@@ -422,66 +309,6 @@ class MTDiffusion(nn.Module):
         tensors["process/abar"] = self.process.schedule.abar
         write_model(Path(path), tensors, {**self.card, **(card or {}), "config": self.config()})
         return Path(path)
-
-    def _to_aggregate(self, output: Tensor, z_t: Tensor, t: int | Tensor) -> Tensor:
-        """m^_t from v (sqrt(abar) z - sqrt(1 - abar) v), eps ((z - sqrt(1 - abar) eps) / sqrt(abar)) or x."""
-        if self.prediction == "x":
-            return output
-        signal, noise = self.process.level(t, z_t)
-        if self.prediction == "v":
-            return signal * z_t - noise * output
-        return (z_t - noise * output) / signal
-
-    def _seen(self, telling: Telling, rest: Tensor) -> Tensor:
-        """What the network sees of a state less what is told: at unit RMS, but the best linear guess of a revealed picture.
-
-        That guess is the pixel itself where it is known, and k_t times the rest where it is hidden. Where others write
-        into the picture's channels, the rest says something of them at every pixel, and stays.
-        """
-        state = rest / telling.spread()
-        if self.denoise is not None:  # an output for the whole state needs all of it
-            return state
-        for name, modality in self.modalities.items():
-            others = (self.modalities[n] for n in self.process.entering if n not in (name, *modality.revealed_by))
-            if modality.revealed_by and not any(set(m.span) & set(modality.span) for m in others):
-                told = telling.heard(modality.revealed_by[0]) & telling.heard(modality.revealed_by[1])
-                gain = self.process.wiener(name, telling.t, rest)[0]
-                guess = telling.revealed(*modality.revealed_by, gain * modality.take(rest))
-                part = modality.take(state)
-                state = state + modality.place(torch.where(told.reshape(-1, 1, 1, 1), guess, part) - part)
-        return state
-
-    @property
-    def _looks_at_told(self) -> bool:
-        """Whether codes of what is told are used, and not only their conditions."""
-        looks = any(m.start == "rest" or m.sense for m in self.modalities.values())
-        return looks or self.remove_told or self.denoise is None
-
-    def _check_revealed(self) -> None:
-        """A modality that others reveal needs these two: pictures of its own shape, and a mask of their pixels."""
-        for name, modality in self.modalities.items():
-            if not modality.revealed_by:
-                continue
-            picture, mask = (dict(self.modalities).get(other) for other in modality.revealed_by)
-            binary = getattr(mask, "binary", False)
-            if getattr(picture, "shape", None) != modality.shape or not binary or mask.size != modality.shape[1:]:
-                raise ValueError(
-                    f"{name!r} is revealed by {modality.revealed_by}: expected a picture of its shape and a mask"
-                )
-
-    def _check_headless(self) -> None:
-        """A modality without a head reads its slice of the aggregate: nobody else may write there, and W_t > 0."""
-        for name, modality in self.modalities.items():
-            if getattr(modality, "has_head", True):
-                continue
-            if self.prediction == "heads":
-                raise ValueError(f'{name!r} has no head, which prediction "heads" needs')
-            if bool((self.process.cumulative(name) == 0).any()):
-                raise ValueError(f"{name!r} has no head, so its weight must not be 0 at any step")
-            for other, rival in self.modalities.items():
-                shared = set(modality.span) & set(rival.span)
-                if other != name and shared and other in self.process.entering:
-                    raise ValueError(f"{name!r} has no head but shares channels {sorted(shared)} with {other!r}")
 
 
 def _told(give: Mapping[str, float | str]) -> list[str]:

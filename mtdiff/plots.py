@@ -135,7 +135,7 @@ def forward_picture(process: ForwardProcess, codes: Mapping[str, Tensor], steps:
         len(rows), len(steps), figsize=(1.05 * len(steps) + 1, 1.05 * len(rows)), squeeze=False, layout="constrained"
     )
     for column, t in enumerate(steps):
-        parts = [process.weight(name, t, code) * code for name, code in codes.items()]
+        parts = [process.at(t, code).W[name] * code for name, code in codes.items()]
         z, _ = process.diffuse(codes, t, noise)
         for axis, picture in zip(axes[:, column], [*parts, sum(parts), z], strict=True):
             axis.imshow(picture[0, 0].cpu(), cmap="gray", vmin=-2, vmax=2)

@@ -59,7 +59,7 @@ def head_logits(
     values = {k: v for k, v in data.values.items() if k in model.modalities and k != name}
     for rows in torch.arange(len(data)).split(batch):
         z, present = noised(model, {k: v[rows] for k, v in values.items()}, t, generator)
-        logits.append(model.predict(z, t, present=present).params[name])
+        logits.append(model.predict(z, t, present=present).law[name].logits)
     return torch.cat(logits)
 
 

@@ -1,13 +1,60 @@
 """The forward process of several modalities in one diffusion space (theory 2). Tensors in, tensors out; no network."""
 
 import math
-import numbers
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from mtdiff.checks import check_names, check_real
 from mtdiff.schedules import NoiseSchedule, tabulate
+
+Present = Collection[str] | Mapping[str, Tensor]
+"""Which modalities are in the aggregate: names, the same for all examples, or {name: (B,) bool} of those not all have."""
+
+
+@dataclass(frozen=True)
+class At:
+    """What a process says of a batch at its steps t: numbers (B, 1, ...) that broadcast over the state, in its dtype.
+
+    Attributes:
+        signal: sqrt(abar_t).
+        noise: sqrt(1 - abar_t).
+        W: {name: W_t}, 0 where a modality is absent.
+    """
+
+    signal: Tensor
+    noise: Tensor
+    W: dict[str, Tensor]
+
+    @property
+    def level(self) -> tuple[Tensor, Tensor]:
+        """Signal and noise."""
+        return self.signal, self.noise
+
+    def mix(self, codes: Mapping[str, Tensor]) -> Tensor:
+        """sum_i W_t^i E_i(x_i) over these codes (B, *Z)."""
+        return sum(self.W[name] * code for name, code in codes.items())
+
+    def gain(self, name: str) -> Tensor:
+        """k_t = W_t sqrt(abar_t) / (W_t^2 abar_t + 1 - abar_t), by which k_t z_t is the best linear guess of a modality.
+
+        For x ~ N(0, 1) in z_t = sqrt(abar_t) W_t x + sqrt(1 - abar_t) eps it gives E[x | z_t]; for W = 1 it is sqrt(abar_t), v-prediction's. With sigma = noise / (W signal) it is EDM's c_skip(sigma) / (W signal)
+        for data of variance 1. What is absent leaves no trace: 0.
+
+        Source: Karras et al. 2022, table 1 (c_skip); as a Wiener filter, theory 2.
+        """
+        mine = self.W[name] * self.signal
+        return torch.where(mine == 0, 0.0, mine / (mine**2 + self.noise**2))
+
+    def variance(self, name: str) -> Tensor:
+        """1 / (1 + SNR_t), what z_t leaves open of that coordinate; 1 for what is absent.
+
+        Source: Karras et al. 2022, table 1: c_out(sigma)^2 for data of variance 1.
+        """
+        mine = self.W[name] * self.signal
+        return torch.where(mine == 0, 1.0, self.noise**2 / (mine**2 + self.noise**2))
 
 
 class ForwardProcess:
@@ -17,18 +64,22 @@ class ForwardProcess:
     q(z_t | z_{t-1}, X) = N(sqrt(alpha_t) (z_{t-1} + sum_i w_t^i E_i(x_i)), (1 - alpha_t) I) injects
     w_t^i = sqrt(abar_{t-1}) (W_t^i - W_{t-1}^i); with one modality and W = 1 all of this is DDPM.
 
+    In all methods codes are {name: (B, *Z)}, E_i(x_i), of every modality that is present and has any weight; t is a step in
+    0..T, an int or a (B,) int tensor; `present` is a `Present`. A mean is (B, *Z), a standard deviation (B, 1, ...), both in
+    the dtype of the codes. An unknown name, or a code that is missing, is a KeyError; shapes that do not fit, numbers
+    that are not finite and a t out of range are a ValueError.
+
     Args:
         schedule: the noise schedule, T steps.
         weights: name -> W^i as a number, a function of u = t/T, or a (T+1,) tensor.
         prior: name of the modality that the chain ends at (transition mode), or None where it ends at noise.
 
     Attributes:
-        moving: names of the modalities whose curve is not constant: those that are injected at some step.
-        entering: names of the modalities whose weight is not 0 throughout.
-
-    Raises:
-        ValueError: no modality, a curve of the wrong length, or another modality than `prior` is left at T.
-        KeyError: prior is not one of the modalities.
+        names: the modalities, in order.
+        moving: those whose curve is not constant, which are injected at some step.
+        entering: those whose weight is not 0 throughout.
+        steps: T.
+        first: the step at which modalities are read (0, or 1 where abar_0 = 1).
 
     Source: Chen et al. 2024, transition kernel; cumulative weights and closed forms are ours (theory 2).
     """
@@ -41,8 +92,8 @@ class ForwardProcess:
     ):
         if not weights:
             raise ValueError("weights names no modality")
-        self.schedule = schedule
-        self.prior = prior
+        self.schedule, self.steps, self.first = schedule, schedule.steps, schedule.first
+        self.prior, self.names = prior, tuple(weights)
         self._weights = {name: tabulate(name, weight, schedule.steps) for name, weight in weights.items()}
         self._moved: dict[torch.device, dict[str, Tensor]] = {}
         self.moving = tuple(name for name, table in self._weights.items() if bool((table != table[0]).any()))
@@ -53,223 +104,128 @@ class ForwardProcess:
             if left:
                 raise ValueError(f"the chain should end at {prior!r} alone, but {left} have weight left at t = T")
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The modalities, in order."""
-        return tuple(self._weights)
-
-    @property
-    def steps(self) -> int:
-        """T, the number of steps."""
-        return self.schedule.steps
-
-    @property
-    def first(self) -> int:
-        """The step at which modalities are read (0, or 1 where abar_0 = 1)."""
-        return self.schedule.first
-
     def cumulative(self, name: str) -> Tensor:
-        """W_t of one modality, (T+1,) float64.
-
-        Raises:
-            KeyError: no such modality.
-        """
+        """W_t of one modality, (T+1,) float64."""
         return self._table(name).clone()
 
     def injected(self, name: str) -> Tensor:
-        """The paper's w_t = sqrt(abar_{t-1}) (W_t - W_{t-1}) of one modality, (T+1,) float64; entry 0 is 0.
-
-        Raises:
-            KeyError: no such modality.
-        """
+        """The paper's w_t = sqrt(abar_{t-1}) (W_t - W_{t-1}) of one modality, (T+1,) float64; entry 0 is 0."""
         increments = self._table(name).diff()
         return torch.cat([increments.new_zeros(1), self.schedule.abar[:-1].sqrt() * increments])
 
     def snr(self, name: str) -> Tensor:
-        """Signal-to-noise ratio of one modality with codes of unit RMS: (W_t)^2 abar_t / (1 - abar_t), (T+1,).
-
-        Raises:
-            KeyError: no such modality.
-        """
+        """Signal-to-noise ratio of one modality with codes of unit RMS: (W_t)^2 abar_t / (1 - abar_t), (T+1,) float64."""
         abar, w = self.schedule.abar, self._table(name)
         return torch.where(w == 0, 0.0, w**2 * abar / (1 - abar))
 
-    def aggregate(self, codes: Mapping[str, Tensor], t: int | Tensor, present: Mapping | None = None) -> Tensor:
-        """The aggregate of all modalities: m_t(X) = sum_i W_t^i E_i(x_i).
-
-        Args:
-            codes: {name: (B, *Z)} encoded modalities E_i(x_i). One whose weight is 0 throughout may be left out.
-            t: step in 0..T, an int or a (B,) int tensor.
-            present: {name: (B,) bool}; an absent modality contributes nothing. None: all are present.
-
-        Returns:
-            (B, *Z), in the dtype of the codes.
+    def times(self, intervals: int, start: int | None = None) -> list[int]:
+        """The steps of a chain from `start` (None: T) down to the first, in so many intervals of about the same length.
 
         Raises:
-            KeyError: codes or present names an unknown modality, or a modality that is present has no code.
-            ValueError: shapes do not fit, or t leaves 0..T.
+            ValueError: a start that is not above the first step, or not 1..start - first intervals.
         """
-        like = self._check(codes, present, self.entering)
-        t = self._steps(t, like, lowest=0)
-        return self._mix(codes, lambda table: table[t], like, present)
+        start = self.steps if start is None else start
+        if not isinstance(start, int) or not self.first < start <= self.steps:
+            raise ValueError(f"start must be a step in {self.first + 1}..{self.steps}, got {start!r}")
+        if not isinstance(intervals, int) or not 1 <= intervals <= start - self.first:
+            raise ValueError(f"steps must be in 1..{start - self.first} from t = {start}, got {intervals!r}")
+        return torch.linspace(start, self.first, intervals + 1, dtype=torch.float64).round().long().tolist()
 
-    def increment(
-        self, codes: Mapping[str, Tensor], t: int | Tensor, s: int | Tensor, present: Mapping | None = None
-    ) -> Tensor:
-        """How far the aggregate moves between two steps: m_s - m_t = sum_i (W_s^i - W_t^i) E_i(x_i).
+    def at(self, t: int | Tensor, like: Tensor, present: Present | None = None) -> At:
+        """Signal, noise and weights at t, for states like (B, *Z)."""
+        t, tables = self._steps(t, like), self._on(like.device)
+        masks = self.masks(present, len(like), like.device)
+        W = {name: per_example(tables[name][t], like) for name in self.names}
+        W |= {name: W[name] * per_example(mask, like) for name, mask in masks.items()}
+        abar = tables["abar"][t]
+        return At(per_example(abar.sqrt(), like), per_example((1 - abar).sqrt(), like), W)
 
-        Args:
-            codes: {name: (B, *Z)}; only those that move are needed.
-            t: step in 0..T that is left, an int or a (B,) int tensor.
-            s: step in 0..T that is entered, likewise.
-            present: {name: (B,) bool}, as in `aggregate`.
+    def masks(self, present: Present | None, n: int, device: torch.device) -> dict[str, Tensor]:
+        """Who is present as {name: (n,) bool}, of the modalities that not all examples have."""
+        if present is None:
+            return {}
+        check_names("present", present, self.names)
+        if not isinstance(present, Mapping):
+            return {name: torch.zeros(n, dtype=torch.bool, device=device) for name in self.names if name not in present}
+        for name, mask in present.items():
+            if mask.dtype != torch.bool or mask.shape != (n,):
+                raise ValueError(f"present[{name!r}] must be bool ({n},), got {mask.dtype} {tuple(mask.shape)}")
+        return {name: mask.to(device) for name, mask in present.items()}
 
-        Returns:
-            (B, *Z).
-
-        Raises:
-            KeyError: as in `aggregate`.
-            ValueError: as in `aggregate`.
-        """
-        like = self._check(codes, present, self.moving)
-        t, s = self._steps(t, like, lowest=0), self._steps(s, like, lowest=0)
-        return self._mix(codes, lambda table: table[s] - table[t], like, present)
+    def aggregate(self, codes: Mapping[str, Tensor], t: int | Tensor, present: Present | None = None) -> Tensor:
+        """The aggregate of all modalities: m_t(X) = sum_i W_t^i E_i(x_i), (B, *Z)."""
+        return self.at(t, self._checked(codes, present), present).mix(codes)
 
     def marginal(
-        self, codes: Mapping[str, Tensor], t: int | Tensor, present: Mapping | None = None
+        self, codes: Mapping[str, Tensor], t: int | Tensor, present: Present | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Law of z_t given every modality: q(z_t | X) = N(sqrt(abar_t) m_t(X), (1 - abar_t) I).
-
-        Args:
-            codes: {name: (B, *Z)} encoded modalities E_i(x_i).
-            t: step in 0..T, an int or a (B,) int tensor.
-            present: {name: (B,) bool}; an absent modality contributes nothing.
-
-        Returns:
-            mean (B, *Z) and std (B, 1, ...) of the Gaussian.
-
-        Raises:
-            KeyError: as in `aggregate`.
-            ValueError: as in `aggregate`.
+        """Mean and standard deviation of z_t given every modality: q(z_t | X) = N(sqrt(abar_t) m_t(X), (1 - abar_t) I).
 
         Source: the closed form of the paper's kernel is ours (theory 2, by induction).
         """
-        m_t = self.aggregate(codes, t, present)
-        signal, noise = self.level(t, m_t)
-        return signal * m_t, noise
+        at = self.at(t, self._checked(codes, present), present)
+        return at.signal * at.mix(codes), at.noise
 
-    def prior_kl(self, codes: Mapping[str, Tensor], present: Mapping | None = None) -> Tensor:
-        """How far z_T is from noise: KL(q(z_T | X) || N(0, I)) = 1/2 [abar_T (|m_T|^2 - d) - d log(1 - abar_T)], d = dim Z.
+    def ahead(self, z_s: Tensor, m_s: Tensor, m_t: Tensor, s: int | Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
+        """From s up to any t > s: q(z_t | z_s) = N(sqrt(a) z_s + sqrt(abar_t) (m_t - m_s), (1 - a) I), a = abar_t / abar_s.
 
-        That is about 1/2 abar_T |m_T|^2, for one code of unit RMS half of SNR times dimension: the same weight speaks louder
-        in a larger space. On average over X it is the prior term of the bound, and no less than what z_T tells of X.
-
-        Args:
-            codes: {name: (B, *Z)}, of images too: they are part of what is left.
-            present: {name: (B,) bool}.
+        The aggregates m_s and m_t (B, *Z) are given: true ones, or a model's.
 
         Returns:
-            (B,) nats, float64; 0 in transition mode, where the chain starts at what is left.
+            mean and standard deviation.
 
-        Raises:
-            KeyError: as in `aggregate`.
-            ValueError: as in `aggregate`.
-
-        Source: ours, theory 5.
+        Source: Chen et al. 2024, transition kernel, over several steps and with cumulative weights (theory 2).
         """
-        m_T, abar = self.aggregate(codes, self.steps, present).double().flatten(1), float(self.schedule.abar[-1])
-        if self.prior is not None:
-            return m_T.new_zeros(len(m_T))
-        return 0.5 * (abar * (m_T.square().sum(1) - m_T.shape[1]) - m_T.shape[1] * math.log1p(-abar))
+        abar_s, abar_t = self._abar(s, t, z_s, m_s, m_t)
+        a = abar_t / abar_s
+        mean = per_example(a.sqrt(), z_s) * z_s + per_example(abar_t.sqrt(), z_s) * (m_t - m_s)
+        return mean, per_example((1 - a).sqrt(), z_s)
+
+    def back(self, z_t: Tensor, m_t: Tensor, m_s: Tensor, t: int | Tensor, s: int | Tensor) -> tuple[Tensor, Tensor]:
+        """From t back to any s < t, knowing every modality: q(z_s | z_t, X) = N(mu, beta~ I).
+
+        With a = abar_t / abar_s:
+
+            mu = [sqrt(a) (1 - abar_s) (z_t - sqrt(abar_t) (m_t - m_s)) + sqrt(abar_s) (1 - a) m_s] / (1 - abar_t),
+            beta~ = (1 - a) (1 - abar_s) / (1 - abar_t).
+
+        DDPM's posterior with the injection taken out. With a model's estimates of the aggregates it is the ancestral step.
+
+        Returns:
+            mean and standard deviation.
+
+        Source: Chen et al. 2024 state it with an explicit aggregation term; this form is derived in theory 2.
+        """
+        abar_s, abar_t = self._abar(s, t, z_t, m_s, m_t)
+        a = abar_t / abar_s
+        of_z = per_example(a.sqrt() * (1 - abar_s) / (1 - abar_t), z_t)
+        of_m = per_example(abar_s.sqrt() * (1 - a) / (1 - abar_t), z_t)
+        mean = of_z * (z_t - per_example(abar_t.sqrt(), z_t) * (m_t - m_s)) + of_m * m_s
+        return mean, per_example(((1 - a) * (1 - abar_s) / (1 - abar_t)).sqrt(), z_t)
 
     def transition(
-        self, z_prev: Tensor, codes: Mapping[str, Tensor], t: int | Tensor, present: Mapping | None = None
+        self, z_prev: Tensor, codes: Mapping[str, Tensor], t: int | Tensor, present: Present | None = None
     ) -> tuple[Tensor, Tensor]:
-        """One forward step: q(z_t | z_{t-1}, X) = N(sqrt(alpha_t) z_{t-1} + sqrt(abar_t) (m_t - m_{t-1}), (1 - alpha_t) I).
-
-        Args:
-            z_prev: (B, *Z), z_{t-1}.
-            codes: {name: (B, *Z)}.
-            t: step in 1..T, an int or a (B,) int tensor.
-            present: {name: (B,) bool}.
-
-        Returns:
-            mean (B, *Z) and std (B, 1, ...).
-
-        Raises:
-            KeyError: as in `aggregate`.
-            ValueError: as in `aggregate`, or t = 0.
-
-        Source: Chen et al. 2024, transition kernel, written with cumulative weights.
-        """
-        like = self._check(codes, present, self.entering, z_prev=z_prev)
-        t = self._steps(t, like, lowest=1)
-        abar = self._on(like.device)["abar"]
-        alpha = abar[t] / abar[t - 1]
-        moved = self._mix(codes, lambda table: table[t] - table[t - 1], like, present)
-        mean = _per_example(alpha.sqrt(), z_prev) * z_prev + _per_example(abar[t].sqrt(), z_prev) * moved
-        return mean, _per_example((1 - alpha).sqrt(), z_prev)
+        """One forward step, q(z_t | z_{t-1}, X): `ahead` from t - 1."""
+        t = self._steps(t, self._checked(codes, present, z_prev=z_prev), lowest=1)
+        return self.ahead(z_prev, self.aggregate(codes, t - 1, present), self.aggregate(codes, t, present), t - 1, t)
 
     def posterior(
-        self, z_t: Tensor, codes: Mapping[str, Tensor], t: int | Tensor, present: Mapping | None = None
+        self, z_t: Tensor, codes: Mapping[str, Tensor], t: int | Tensor, present: Present | None = None
     ) -> tuple[Tensor, Tensor]:
-        """One step back, knowing every modality: q(z_{t-1} | z_t, X) = N(mu, beta~_t I).
-
-        mu = [sqrt(alpha_t) (1 - abar_{t-1}) (z_t - sqrt(abar_t) (m_t - m_{t-1})) + sqrt(abar_{t-1}) (1 - alpha_t) m_{t-1}]
-        / (1 - abar_t), beta~_t = (1 - alpha_t) (1 - abar_{t-1}) / (1 - abar_t): DDPM's posterior with the
-        injection taken out.
-
-        Args:
-            z_t: (B, *Z).
-            codes: {name: (B, *Z)}.
-            t: step in 1..T, an int or a (B,) int tensor.
-            present: {name: (B,) bool}.
-
-        Returns:
-            mean (B, *Z) and std (B, 1, ...).
-
-        Raises:
-            KeyError: as in `aggregate`.
-            ValueError: as in `aggregate`, or t = 0.
-
-        Source: Chen et al. 2024 states it with an explicit aggregation term; this form is derived in theory 2.
-        """
-        like = self._check(codes, present, self.entering, z_t=z_t)
-        t = self._steps(t, like, lowest=1)
-        table = self._on(like.device)["abar"]
-        abar, abar_prev = table[t], table[t - 1]
-        alpha = abar / abar_prev
-        moved = self._mix(codes, lambda w: w[t] - w[t - 1], like, present)
-        m_prev = self._mix(codes, lambda w: w[t - 1], like, present)
-        of_z = _per_example(alpha.sqrt() * (1 - abar_prev) / (1 - abar), z_t)
-        of_m = _per_example(abar_prev.sqrt() * (1 - alpha) / (1 - abar), z_t)
-        mean = of_z * (z_t - _per_example(abar.sqrt(), z_t) * moved) + of_m * m_prev
-        return mean, _per_example(((1 - alpha) * (1 - abar_prev) / (1 - abar)).sqrt(), z_t)
+        """One step back, q(z_{t-1} | z_t, X): `back` to t - 1."""
+        t = self._steps(t, self._checked(codes, present, z_t=z_t), lowest=1)
+        return self.back(z_t, self.aggregate(codes, t, present), self.aggregate(codes, t - 1, present), t, t - 1)
 
     def diffuse(
         self,
         codes: Mapping[str, Tensor],
         t: int | Tensor,
         noise: Tensor | None = None,
-        present: Mapping | None = None,
+        present: Present | None = None,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Draw z_t = sqrt(abar_t) m_t(X) + sqrt(1 - abar_t) eps.
-
-        Args:
-            codes: {name: (B, *Z)}.
-            t: step in 0..T, an int or a (B,) int tensor.
-            noise: (B, *Z) eps; drawn where None.
-            present: {name: (B,) bool}.
-            generator: source of the noise.
-
-        Returns:
-            z_t (B, *Z) and the noise eps (B, *Z).
-
-        Raises:
-            KeyError: as in `aggregate`.
-            ValueError: as in `aggregate`.
-        """
+        """Draw z_t = sqrt(abar_t) m_t(X) + sqrt(1 - abar_t) eps; returns z_t and eps, drawn where it is not given."""
         mean, std = self.marginal(codes, t, present)
         if noise is None:
             noise = torch.randn(mean.shape, dtype=mean.dtype, device=mean.device, generator=generator)
@@ -278,65 +234,21 @@ class ForwardProcess:
             raise ValueError(f"noise must have shape {tuple(mean.shape)} like the codes, got {tuple(noise.shape)}")
         return mean + std * noise, noise
 
-    def level(self, t: int | Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Signal and noise amplitude at t: sqrt(abar_t) and sqrt(1 - abar_t).
+    def prior_kl(self, codes: Mapping[str, Tensor], present: Present | None = None) -> Tensor:
+        """How far z_T is from noise: KL(q(z_T | X) || N(0, I)) = 1/2 [abar_T (|m_T|^2 - d) - d log(1 - abar_T)], d = dim Z.
 
-        Args:
-            t: step in 0..T, an int or a (B,) int tensor.
-            like: (B, *Z) tensor that gives batch, device and dtype.
-
-        Returns:
-            Two tensors (B, 1, ...) that broadcast over `like`.
-
-        Raises:
-            ValueError: t leaves 0..T.
-        """
-        abar = self._on(like.device)["abar"][self._steps(t, like, lowest=0)]
-        return _per_example(abar.sqrt(), like), _per_example((1 - abar).sqrt(), like)
-
-    def weight(self, name: str, t: int | Tensor, like: Tensor) -> Tensor:
-        """W_t of one modality as (B, 1, ...), to broadcast over `like` (B, *Z).
-
-        Raises:
-            KeyError: no such modality.
-            ValueError: t leaves 0..T.
-        """
-        self._table(name)
-        return _per_example(self._on(like.device)[name][self._steps(t, like, lowest=0)], like)
-
-    def wiener(
-        self, name: str, t: int | Tensor, like: Tensor, present: Mapping[str, Tensor] | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Posterior of a unit-variance Gaussian coordinate seen through z_t: x | z_t ~ N(k_t z_t, 1 / (1 + SNR_t)).
-
-        k_t = W_t sqrt(abar_t) / (W_t^2 abar_t + 1 - abar_t). It is the best linear guess, from which heads start;
-        for W = 1 it is k = sqrt(abar), variance 1 - abar: v-prediction's parametrisation. What is absent leaves no trace
-        in z_t: gain 0, variance 1.
-
-        Args:
-            name: the modality.
-            t: step in 0..T, an int or a (B,) int tensor.
-            like: (B, *Z) tensor that gives batch, device and dtype.
-            present: {name: (B,) bool}, as in `aggregate`.
+        That is about 1/2 abar_T |m_T|^2, for one code of unit RMS half of SNR times dimension: the same weight speaks louder
+        in a larger space. On average over X it is the prior term of the bound, and no less than what z_T tells of X.
 
         Returns:
-            Gain k_t and variance, each (B, 1, ...).
+            (B,) nats, float64; 0 in transition mode, where the chain starts at what is left.
 
-        Raises:
-            KeyError: no such modality.
-            ValueError: t leaves 0..T.
-
-        Source: ours; the Wiener filter of the marginal in theory 2.
+        Source: ours, theory 5.
         """
-        self._table(name)
-        tables, t = self._on(like.device), self._steps(t, like, lowest=0)
-        abar, w = tables["abar"][t], tables[name][t]
-        if present is not None and name in present:
-            w = w * present[name].to(w.device)
-        power = w**2 * abar + 1 - abar
-        gain = torch.where(w == 0, 0.0, w * abar.sqrt() / power)
-        variance = torch.where(w == 0, 1.0, (1 - abar) / power)
-        return _per_example(gain, like), _per_example(variance, like)
+        m_T, abar = self.aggregate(codes, self.steps, present).double().flatten(1), float(self.schedule.abar[-1])
+        if self.prior is not None:
+            return m_T.new_zeros(len(m_T))
+        return 0.5 * (abar * (m_T.square().sum(1) - m_T.shape[1]) - m_T.shape[1] * math.log1p(-abar))
 
     def _table(self, name: str) -> Tensor:
         if name not in self._weights:
@@ -350,7 +262,17 @@ class ForwardProcess:
             self._moved[device] = {name: table.to(device) for name, table in tables.items()}
         return self._moved[device]
 
-    def _steps(self, t: int | Tensor, like: Tensor, lowest: int) -> Tensor:
+    def _abar(self, s: int | Tensor, t: int | Tensor, *states: Tensor) -> tuple[Tensor, Tensor]:
+        """abar_s and abar_t, (B,) float64, of steps s < t; the states have one shape."""
+        like = states[0]
+        if any(state.shape != like.shape for state in states):
+            raise ValueError(f"state and aggregates must have one shape, got {[tuple(state.shape) for state in states]}")
+        s, t, abar = self._steps(s, like), self._steps(t, like), self._on(like.device)["abar"]
+        if like.device.type == "cpu" and bool((s >= t).any()):
+            raise ValueError(f"s must be before t, got s = {s.tolist()[:8]} and t = {t.tolist()[:8]}")
+        return abar[s], abar[t]
+
+    def _steps(self, t: int | Tensor, like: Tensor, lowest: int = 0) -> Tensor:
         """T as a (B,) index tensor. A tensor on a GPU is not read back, hence not range-checked."""
         if not like.is_floating_point() or not like.ndim or not len(like):
             expected = "floating point (B, *Z) with at least one example"
@@ -361,84 +283,30 @@ class ForwardProcess:
             if not lowest <= t <= self.steps:
                 raise ValueError(f"t must be in {lowest}..{self.steps}, got {t}")
             return torch.full((len(like),), int(t), device=like.device)
-        if t.is_floating_point() or t.dtype == torch.bool:
-            raise ValueError(f"t must be an int tensor, got {t.dtype}")
-        if t.ndim == 0:
-            t = t.expand(len(like))
-        if t.shape != (len(like),):
-            raise ValueError(f"t must be an int or have shape ({len(like)},), got {tuple(t.shape)}")
-        if t.device.type == "cpu" and len(t) and not lowest <= int(t.min()) <= int(t.max()) <= self.steps:
+        if t.is_floating_point() or t.dtype == torch.bool or t.shape not in ((), (len(like),)):
+            raise ValueError(f"t must be an int or an int tensor ({len(like)},), got {t.dtype} {tuple(t.shape)}")
+        if t.device.type == "cpu" and not lowest <= int(t.min()) <= int(t.max()) <= self.steps:
             raise ValueError(f"t must be in {lowest}..{self.steps}, got values in {int(t.min())}..{int(t.max())}")
-        return t.to(like.device).long()
+        return t.expand(len(like)).to(like.device).long()
 
-    def _check(
-        self,
-        codes: Mapping[str, Tensor],
-        present: Mapping | None,
-        needed: tuple[str, ...],
-        **state: Tensor,
-    ) -> Tensor:
-        """Codes, masks and a state fit each other and the process; returns a tensor of the common shape (B, *Z)."""
-        for name in (*codes, *(present or {})):
-            self._table(name)
+    def _checked(self, codes: Mapping[str, Tensor], present: Present | None, **state: Tensor) -> Tensor:
+        """A tensor of the common shape (B, *Z) of codes and state, which fit each other and the process."""
+        check_names("codes", codes, self.names)
         if not codes:
-            raise KeyError(f"codes is empty; the process has {list(self._weights)}")
+            raise KeyError(f"codes is empty; the process has {list(self.names)}")
         real = {**state, **{f"codes[{name!r}]": code for name, code in codes.items()}}
+        like = next(iter(real.values()))
         for what, value in real.items():
             check_real(what, value)
-        like = next(iter(real.values()))
-        for name, mask in (present or {}).items():
-            if mask.dtype != torch.bool or mask.shape != (len(like),):
-                raise ValueError(f"present[{name!r}] must be bool ({len(like)},), got {mask.dtype} {tuple(mask.shape)}")
-        for what, value in real.items():
             if value.shape != like.shape:
                 raise ValueError(f"{what} has shape {tuple(value.shape)}, expected {tuple(like.shape)} like the others")
-        for name in needed:
-            if name not in codes and (name not in (present or {}) or bool(present[name].any())):
+        masks = self.masks(present, len(like), like.device)
+        for name in self.entering:
+            if name not in codes and (name not in masks or bool(masks[name].any())):
                 raise KeyError(f"codes lacks {name!r}, which is present")
         return like
 
-    def _mix(self, codes: Mapping[str, Tensor], pick: Callable, like: Tensor, present: Mapping | None) -> Tensor:
-        """sum_i pick(W^i) E_i(x_i) over the present modalities, the weights computed in float64."""
-        tables = self._on(like.device)
-        total = torch.zeros_like(like)
-        for name, code in codes.items():
-            w = pick(tables[name])
-            if present is not None and name in present:
-                w = torch.where(present[name].to(w.device), w, 0.0)
-            total = total + _per_example(w, code) * code
-        return total
 
-
-def check_real(what: str, value: Tensor) -> None:
-    """Raise ValueError unless value is a floating-point tensor (B, ...) of at least one example and, on a CPU, finite.
-
-    What a learned encoder makes in training is not looked at: that is the trainer's, which says what to do about it.
-    """
-    if not isinstance(value, Tensor) or not value.is_floating_point() or not value.ndim or not len(value):
-        got = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
-        raise ValueError(f"{what} must be a floating-point tensor of at least one example, got {got}")
-    if value.device.type == "cpu" and not value.requires_grad and not bool(value.isfinite().all()):
-        raise ValueError(f"{what} has values that are not finite (NaN or inf)")
-
-
-def check_finite(what: str, number: float) -> None:
-    """Raise ValueError unless it is a finite number."""
-    if not isinstance(number, numbers.Real) or not math.isfinite(number):
-        raise ValueError(f"{what} must be a finite number, got {number!r}")
-
-
-def check_names(what: str, names: Collection[str]) -> tuple[str, ...]:
-    """The names as a tuple, whatever they come in; a string is no collection of names.
-
-    Raises:
-        ValueError: a string.
-    """
-    if isinstance(names, str):
-        raise ValueError(f"{what} must be a collection of names, got the string {names!r}")
-    return tuple(names)
-
-
-def _per_example(value: Tensor, like: Tensor) -> Tensor:
+def per_example(value: Tensor, like: Tensor) -> Tensor:
     """A (B,) tensor as (B, 1, ...), in the dtype of `like`, computed before in float64."""
     return value.to(like.dtype).reshape(-1, *[1] * (like.ndim - 1))

@@ -2,14 +2,20 @@
 
 With y = z / sqrt(abar) and r = sqrt((1 - abar) / abar) the probability-flow ODE is dy = eps^ dr + sum_i e^_i dW^i; its
 integral over a step is m^_s = m^_t + sum_i (W_s^i - W_t^i) e^_i and z_s = sqrt(abar_s) m^_s + sqrt(1 - abar_s) eps^.
+
+A `Step` is called as step(look, z, t, s, noise) and returns z_s (B, *Z), float64 like z: `look(z, t)` are the estimates of
+the model at a state, with given values worked in (asked for the state that a step begins with, it has them already),
+`look.process` is the forward process, `look.previous` what the last step saw, and `noise()` draws standard normal noise.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from mtdiff.model import Prediction
+from mtdiff.prediction import Prediction
 from mtdiff.process import ForwardProcess
 
 
@@ -32,82 +38,82 @@ class Guess:
 
     def noise(self, process: ForwardProcess, z: Tensor, t: int) -> Tensor:
         """The noise direction eps^ = (z_t - sqrt(abar_t) m^_t) / sqrt(1 - abar_t)."""
-        signal, noise = process.level(t, z)
-        return (z - signal * self.aggregate) / noise
+        at = process.at(t, z)
+        return (z - at.signal * self.aggregate) / at.noise
 
     def moved(self, process: ForwardProcess, t: int, s: int) -> Tensor:
         """m^_s = m^_t + sum_i (W_s^i - W_t^i) e^_i."""
-        return self.aggregate + process.increment(self.codes, t, s) if self.codes else self.aggregate
+        now, then = process.at(t, self.aggregate), process.at(s, self.aggregate)
+        return self.aggregate + then.mix(self.codes) - now.mix(self.codes)
 
     def towards(self, process: ForwardProcess, t: int, other: "Guess", at: int, share: float) -> "Guess":
         """The estimates at t, moved by a share of their way to another guess at step `at`; the curves stay where they are.
 
         What moves are the codes, and the part of the aggregate whose curves stand still.
         """
-
-        def still(guess: Guess, step: int) -> Tensor:
-            return guess.aggregate - sum(process.weight(i, step, e) * e for i, e in guess.codes.items())
-
+        here, there = process.at(t, self.aggregate), process.at(at, self.aggregate)
         codes = {i: torch.lerp(e, other.codes[i], share) for i, e in self.codes.items()}
-        aggregate = torch.lerp(still(self, t), still(other, at), share)
-        return Guess(aggregate + sum(process.weight(i, t, e) * e for i, e in codes.items()), codes)
+        still = torch.lerp(self.aggregate - here.mix(self.codes), other.aggregate - there.mix(other.codes), share)
+        return Guess(still + here.mix(codes), codes)
 
 
-def ddim(process: ForwardProcess, z: Tensor, guess: Guess, t: int, s: int) -> Tensor:
-    """Order 1: the estimates are frozen over the step, the curves are exact.
+class Look(Protocol):
+    """What a step sees of the model and of the chain.
+
+    Attributes:
+        process: the forward process.
+        previous: (t, guess) that the last step began with, or None in the first and after noise was put back.
+    """
+
+    process: ForwardProcess
+    previous: tuple[int, Guess] | None
+
+    def __call__(self, z: Tensor, t: int) -> Guess:
+        """The estimates at a state."""
+
+
+Noise = Callable[[], Tensor]
+Step = Callable[[Look, Tensor, int, int, Noise], Tensor]
+
+
+def frozen(process: ForwardProcess, z: Tensor, guess: Guess, t: int, s: int) -> Tensor:
+    """z_s of estimates that are frozen over the step, the curves exact: sqrt(abar_s) m^_s + sqrt(1 - abar_s) eps^."""
+    at = process.at(s, z)
+    return at.signal * guess.moved(process, t, s) + at.noise * guess.noise(process, z, t)
+
+
+def ddim(look: Look, z: Tensor, t: int, s: int, noise: Noise) -> Tensor:
+    """Order 1, no noise: the estimates at z_t, `frozen`.
 
     Source: Song et al. 2021 for constant curves.
     """
-    signal_s, noise_s = process.level(s, z)
-    return signal_s * guess.moved(process, t, s) + noise_s * guess.noise(process, z, t)
+    return frozen(look.process, z, look(z, t), t, s)
 
 
-def ancestral(process: ForwardProcess, z: Tensor, guess: Guess, t: int, s: int, n: Tensor) -> Tensor:
-    """DDPM: sigma^2 = (1 - abar_t / abar_s) (1 - abar_s) / (1 - abar_t), n standard normal.
+def ddpm(look: Look, z: Tensor, t: int, s: int, noise: Noise) -> Tensor:
+    """Ancestral: drawn from q(z_s | z_t, X) with the estimates for X (`ForwardProcess.back`).
 
     Source: Ho et al. 2020 for constant curves.
     """
-    (signal, noise), (signal_s, noise_s) = process.level(t, z), process.level(s, z)
-    variance = (1 - (signal / signal_s) ** 2) * (noise_s / noise) ** 2
-    direction = (noise_s**2 - variance).sqrt() * guess.noise(process, z, t)
-    return signal_s * guess.moved(process, t, s) + direction + variance.sqrt() * n
+    guess = look(z, t)
+    mean, std = look.process.back(z, guess.aggregate, guess.moved(look.process, t, s), t, s)
+    return mean + std * noise()
 
 
-def renoise(process: ForwardProcess, z: Tensor, guess: Guess, t: int, s: int, n: Tensor) -> Tensor:
-    """Back up the chain from z_s to z_t: the forward transition of theory 2 over all steps from s to t, n standard normal.
-
-    z_t = sqrt(abar_t / abar_s) z_s + sqrt(abar_t) (m_t - m_s) + sqrt(1 - abar_t / abar_s) n, the codes as guessed.
-
-    Source: Lugmayr et al. 2022 (there called resampling) for constant curves.
-    """
-    signal, signal_s = process.level(t, z)[0], process.level(s, z)[0]
-    up = process.increment(guess.codes, s, t) if guess.codes else 0.0
-    return signal / signal_s * z + signal * up + (1 - (signal / signal_s) ** 2).sqrt() * n
-
-
-def heun(process: ForwardProcess, z: Tensor, guess: Guess, t: int, s: int, at_end: Guess) -> Tensor:
-    """Order 2: `ddim` by the mean of the estimates at both ends of the step.
+def heun(look: Look, z: Tensor, t: int, s: int, noise: Noise) -> Tensor:
+    """Order 2, two looks: `ddim` by the mean of the estimates at both ends of the step.
 
     Heun's method as it is usually written takes the mean of the slopes of z / sqrt(abar) over noise / signal: of the same
     order, but where a step begins at almost no signal that mean is all noise.
 
-    Args:
-        process: the forward process.
-        z: (B, *Z) z_t.
-        guess: the estimates at z_t.
-        t: the step that is left.
-        s: the step that is entered.
-        at_end: the estimates where `ddim` leads to from z.
-
-    Returns:
-        z_s (B, *Z).
-
     Source: Lu et al. 2022, DPM-Solver++(2S) with its second look at the end of the step; moving curves: theory 4.
     """
-    return ddim(process, z, guess.towards(process, t, at_end, s, 0.5), t, s)
+    guess = look(z, t)
+    end = look(frozen(look.process, z, guess, t, s), s)
+    return frozen(look.process, z, guess.towards(look.process, t, end, s, 0.5), t, s)
 
 
-def extrapolate(process: ForwardProcess, t_prev: int, before: Guess, t: int, now: Guess, s: int) -> Guess:
+def dpm(look: Look, z: Tensor, t: int, s: int, noise: Noise) -> Tensor:
     """DPM-Solver++(2M) is `ddim` with e + (e - e_prev) / (2 r), r the last step over this one in half log-SNR.
 
     That is the line through the last two estimates, at the middle of the step; here at most one nat of log-SNR beyond t,
@@ -116,8 +122,13 @@ def extrapolate(process: ForwardProcess, t_prev: int, before: Guess, t: int, now
 
     Source: Lu et al. 2022; in this form, with moving curves and its limits, theory 4.
     """
-    if s == process.first:
-        return now
-    log_snr = torch.log(process.schedule.abar / (1 - process.schedule.abar))
-    ahead = min(float(log_snr[s] - log_snr[t]) / 2, 1.0)
-    return now.towards(process, t, before, t_prev, -ahead / float(log_snr[t] - log_snr[t_prev]))
+    process, guess = look.process, look(z, t)
+    if look.previous is not None and s != process.first:
+        before, old = look.previous
+        log_snr = process.schedule.abar.logit()
+        ahead = min(float(log_snr[s] - log_snr[t]) / 2, 1.0)
+        guess = guess.towards(process, t, old, before, -ahead / float(log_snr[t] - log_snr[before]))
+    return frozen(process, z, guess, t, s)
+
+
+SAMPLERS: dict[str, Step] = {"ddpm": ddpm, "ddim": ddim, "heun": heun, "dpm++": dpm}

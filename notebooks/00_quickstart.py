@@ -187,7 +187,7 @@ assert agreement(drawn) > 0.9
 states, beliefs, steps = [], [], []
 for t, z, prediction in mt.sample_path(model, 1, generator=torch.Generator().manual_seed(5)):
     states.append(z)
-    beliefs.append(prediction.params["label"].softmax(1)[0])
+    beliefs.append(prediction.law["label"].logits.softmax(1)[0])
     steps.append(t)
 figure, axis = plt.subplots(figsize=(8, 2.8), layout="constrained")
 belief = torch.stack(beliefs, 1)
@@ -257,7 +257,7 @@ for guidance in (0.0, 1.0, 4.0):
 # **Exercise 1 (warm-up). How much noise can it read through?** Write a function that gives the accuracy of the label
 # head on all `len(test)` held-out images, diffused to step $t$ *without* their labels. *Hint*: encode
 # `test.values["image"]`; "without" is `present={"label": mask}` with a boolean mask that is False everywhere, for
-# `process.diffuse(codes, t, present=...)` as well as for `model.predict(z, t, present=...)`, whose `.params["label"]`
+# `process.diffuse(codes, t, present=...)` as well as for `model.predict(z, t, present=...)`, whose `.law["label"].logits`
 # are the logits.
 
 
@@ -294,7 +294,7 @@ def accuracy_at_solution(t):
     absent = {"label": torch.zeros(len(test), dtype=torch.bool)}
     image_code = model.encode({"image": test.values["image"]})
     z, _ = process.diffuse(image_code, t, present=absent, generator=torch.Generator().manual_seed(0))
-    logits = model.predict(z, t, present=absent).params["label"]
+    logits = model.predict(z, t, present=absent).law["label"].logits
     return (logits.argmax(1) == test.values["label"]).double().mean()
 
 

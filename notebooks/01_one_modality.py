@@ -37,8 +37,8 @@ import torch
 
 import mtdiff as mt
 from mtdiff import datasets, plots, widgets
+from mtdiff.laws import gaussian_log_prob
 from mtdiff.metrics import energy_distance
-from mtdiff.modalities.base import gaussian_log_prob
 from mtdiff.training import TrainConfig, Trainer
 
 torch.set_num_threads(1)
@@ -574,7 +574,7 @@ print("x -> target -> x: the same; and a library network's output means what we 
 for t in (1, 30, 60, 100):
     z, eps = plane.diffuse({"x": points}, t, generator=rng(t))
     guess = points + 0.1 * gauss(rng(200 + t), 500, 2)  # some wrong guess
-    a, b = plane.level(t, z)
+    a, b = plane.at(t, z).level
     eps_hat, v, v_hat = (z - a * guess) / b, a * eps - b * points, a * (z - a * guess) / b - b * guess
     error = (points - guess).square().sum(1)
     assert torch.allclose((eps - eps_hat).square().sum(1), snr[t] * error, rtol=1e-6)

@@ -489,7 +489,7 @@ print("space        SNR dim / 2   library   z_T tells    (nats; a label has 2.30
 for space in ((1, 8, 8), (3, 16, 16), (3, 32, 32), (3, 64, 64)):
     table = simplex_codes(10, space).flatten(1)
     z, _ = loud.diffuse({"label": table[y]}, T, generator=rng(15))
-    signal, noise = loud.level(T, z)
+    signal, noise = loud.at(T, z).level
     log_p = (z @ table.T * signal / noise**2).log_softmax(1)[torch.arange(2000), y]  # Bayes' rule, codes of one length
     tells, error = float(log_p.mean()) + math.log(10), float(log_p.std()) / 2000**0.5
     half = float(loud.snr("label")[T]) * table.shape[1] / 2
@@ -562,7 +562,7 @@ print("orthogonal encoders = separate diffusions in separate channels")
 # %%
 def side_by_side(model, z, t):
     """log p(y = k | z_t) (B, K) and E[x | z_t] (B, 2), the point in the first half of z, the label in the second."""
-    signal, noise = process.level(t, z)
+    signal, noise = process.at(t, z).level
     codes_seen = signal[..., None] * process.cumulative("label")[t] * model.codes
     spread = signal**2 * model.stds**2 + noise**2  # (B, K) variance of the first half given k
     off_x = z[:, None, :2] - signal[..., None] * model.means  # (B, K, 2)
@@ -594,7 +594,7 @@ for way, model in ways.items():
         if model is None:
             log_p, guess = side_by_side(mixture, z, t)
         else:
-            log_p, guess = model.predict(z, t).params["label"], model.predict(z, t).estimate["x"]
+            log_p, guess = model.predict(z, t).law["label"].logits, model.predict(z, t).estimate["x"]
         unsure[way].append(float(-log_p.gather(1, many["label"][:, None]).mean()))
         error[way].append(float((many["x"] - guess).square().sum(1).mean()))
 
@@ -790,7 +790,7 @@ def check_3(function):
     broken = mt.exact.LabelledMixture(**{**datasets.MIXTURE, "label_codes": codes}, process=constant)
     drawn = broken.draw(2000, rng(21))
     z, _ = constant.diffuse(broken.encode(drawn), 0, generator=rng(22))
-    share = float((broken.predict(z, 0).params["label"].argmax(1) == drawn["label"]).double().mean())
+    share = float((broken.predict(z, 0).law["label"].logits.argmax(1) == drawn["label"]).double().mean())
     most, spread = float(mixture.weights.max()), float((mixture.means + codes).std(0).max())
     text = f"{share:.2f} of the labels are read right (guessing class 0: {most:.2f}); the clouds are {spread:.2f} apart"
     return widgets.Verdict(share < most + 0.05 and spread < 0.05, text)

@@ -36,8 +36,8 @@ from torch import nn
 
 import mtdiff as mt
 from mtdiff import datasets, plots, widgets
+from mtdiff.laws import gaussian_log_prob
 from mtdiff.metrics import energy_distance
-from mtdiff.modalities.base import gaussian_log_prob
 from mtdiff.training import TrainConfig, Trainer
 
 torch.set_num_threads(1)
@@ -400,7 +400,7 @@ print("variance of a forward step over beta~_t at t = 2, 3, 10:", [round(float(r
 t = 8
 z_t, eps = process.diffuse(codes, t, generator=rng(11))
 m_t, m_hat = process.aggregate(codes, t), model.predict(z_t, t).aggregate
-signal, noise = process.level(t, z_t)
+signal, noise = process.at(t, z_t).level
 v = signal * eps - noise * m_t
 v_hat = signal * (z_t - signal * m_hat) / noise - noise * m_hat
 assert torch.allclose((v - v_hat).square(), (m_t - m_hat).square() / noise**2, atol=1e-9)
@@ -575,7 +575,7 @@ with torch.no_grad():
 
 def as_net(z, t):
     prediction = library(z, t)
-    return prediction.output, prediction.params["x"], prediction.params["label"]
+    return prediction.output, prediction.law["x"].mean, prediction.law["label"].logits
 
 
 batch = train[:512]
@@ -601,15 +601,15 @@ class Scratch(mt.exact.LabelledMixture):
     def predict(self, z_t, t, *, given=None, present=None):
         t = torch.as_tensor(t).expand(len(z_t))
         v, x, logits = (out.double() for out in net(z_t.float(), t))
-        signal, noise = self.process.level(t, z_t)
+        signal, noise = self.process.at(t, z_t).level
         estimate = {"x": x, "label": logits.softmax(1) @ self.codes}
         return mt.Prediction(signal * z_t - noise * v, {"x": x, "label": logits}, estimate)
 
     def log_prob(self, name, value, z_t, t, *, given=None, present=None, prediction=None):
         prediction = prediction or self.predict(z_t, t)
         if name == "label":
-            return prediction.params["label"].log_softmax(1).gather(1, value[:, None]).squeeze(1)
-        return gaussian_log_prob(value, prediction.params["x"], self.process.wiener("x", t, z_t)[1])
+            return prediction.law["label"].logits.log_softmax(1).gather(1, value[:, None]).squeeze(1)
+        return gaussian_log_prob(value, prediction.law["x"].mean, self.process.at(t, z_t).variance("x"))
 
 
 models = {kind.__name__: kind(**datasets.MIXTURE, process=library_process) for kind in (Scratch, mt.exact.LabelledMixture)}

@@ -371,7 +371,7 @@ class Exact:
 
     def log_prob(self, name, value, z, t, prediction, **_):
         rows = {"x": slice(0, 3), "y": slice(3, 4)}[name]
-        return torch.distributions.MultivariateNormal(prediction.params[name], self.left[t][rows, rows]).log_prob(value)
+        return torch.distributions.MultivariateNormal(prediction.law[name].mean, self.left[t][rows, rows]).log_prob(value)
 
 
 # %%

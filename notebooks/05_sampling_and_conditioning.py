@@ -124,8 +124,8 @@ plots.show(
 # %%
 def step(process, z, m_t, codes, t, s, n, share=1.0):
     """From z_t to z_s; `codes` are those whose weights move."""
-    (signal, noise), (signal_s, noise_s) = process.level(t, z), process.level(s, z)
-    m_s = m_t + sum((process.weight(i, s, z) - process.weight(i, t, z)) * code for i, code in codes.items())
+    (signal, noise), (signal_s, noise_s) = process.at(t, z).level, process.at(s, z).level
+    m_s = m_t + sum((process.at(s, z).W[i] - process.at(t, z).W[i]) * code for i, code in codes.items())
     eps = (z - signal * m_t) / noise
     variance = share**2 * (1 - (signal / signal_s) ** 2) * (noise_s / noise) ** 2
     return signal_s * m_s + (noise_s**2 - variance).sqrt() * eps + variance.sqrt() * n
@@ -387,7 +387,7 @@ def substituted(model, z, t, y):
     """Rule 1: the guess of the label's code swapped for the code."""
     with torch.no_grad():
         p, code = model.predict(z, t), model.encode({"label": y})["label"].double()
-    aggregate = p.aggregate + model.process.weight("label", t, z) * (code - p.estimate["label"])
+    aggregate = p.aggregate + model.process.at(t, z).W["label"] * (code - p.estimate["label"])
     return mt.Prediction(aggregate, p.params, {**p.estimate, "label": code})
 
 
@@ -397,7 +397,7 @@ def bayes(model, z, t, y, source=None):
     (gradient,) = torch.autograd.grad((source or model).log_prob("label", y, leaf, t).sum(), leaf)
     with torch.no_grad():
         p, code = model.predict(z, t), model.encode({"label": y})["label"].double()
-    signal, noise = model.process.level(t, z)
+    signal, noise = model.process.at(t, z).level
     return mt.Prediction(p.aggregate + noise**2 / signal * gradient, p.params, {**p.estimate, "label": code})
 
 
@@ -438,7 +438,7 @@ figure, axes = plt.subplots(1, 3, figsize=(9, 3.2), layout="constrained", sharey
 settings = (("substitute", "ddpm"), ("substitute", "ddim"), ("bayes", "ddpm"))
 for axis, (rule, sampler) in zip(axes, settings, strict=True):
     _, z, last = path_of(model, 2000, sampler, seed=11, given={"label": ask}, rule=rule)[-1]
-    x, says = model.read(z, 0, generator=rng(12))["x"], last.params["label"].argmax(1)
+    x, says = model.read(z, 0, generator=rng(12))["x"], last.law["label"].logits.argmax(1)
     near = (x - model.means[2]).norm(dim=1) < 3.5 * model.stds[2]
     print(f"{rule}, {sampler}: {(says == 2).double().mean():.0%} read as class 2, {near.double().mean():.0%} lie in it")
     assert (says == 2).double().mean() > 0.99
@@ -731,8 +731,8 @@ x = model.means[1] + model.stds[1] * torch.randn(n, 2, dtype=torch.float64, gene
 log_p = model.weights.log() - 2 * model.stds.log() - torch.cdist(x, model.means) ** 2 / (2 * model.stds**2)
 log_tilt = log_p.log_softmax(1)[:, 1]  # log p(y = 1 | x), by Bayes' rule
 t, one = 110, torch.ones(1, dtype=torch.long)
-signal, noise = model.process.level(t, x[:1])
-m = x + model.process.weight("label", t, x[:1]) * model.codes[1]
+signal, noise = model.process.at(t, x[:1]).level
+m = x + model.process.at(t, x[:1]).W["label"] * model.codes[1]
 z = torch.tensor([[-0.6, 0.0]], dtype=torch.float64)
 plain, informed = model.predict(z, t).aggregate, model.predict(z, t, given={"label": one}).aggregate
 for g in (1.0, 2.0, 4.0):
@@ -833,7 +833,7 @@ plots.show(
 def by_slopes(model, u, times):
     """Heun's method in u = z / signal and r = noise / signal, for a weight that stands still."""
     for t, s in itertools.pairwise(times):
-        (signal, noise), (signal_s, noise_s) = model.process.level(t, u), model.process.level(s, u)
+        (signal, noise), (signal_s, noise_s) = model.process.at(t, u).level, model.process.at(s, u).level
         r, r_s = noise / signal, noise_s / signal_s
         slope = (u - model.predict(signal * u, t).aggregate) / r
         ahead = u + (r_s - r) * slope
@@ -847,7 +847,7 @@ model = mt.exact.LabelledMixture(**MIXTURE, process=process)
 paths = {sampler: path_of(model, 1000, sampler, steps=8, seed=22) for sampler in ("ddim", "heun", "dpm++")}
 (top, start, _), ends_at = paths["heun"][0], [t for t, *_ in paths["heun"]]
 ends = {sampler: path[-1][1] for sampler, path in paths.items()}
-ends["heun by slopes"] = by_slopes(model, start / process.level(top, start)[0], ends_at)
+ends["heun by slopes"] = by_slopes(model, start / process.at(top, start).level[0], ends_at)
 true = model.draw(1000, rng(21))["x"]
 measured = {way: energy_distance(z, true) for way, z in ends.items()}
 print("8 steps of the cosine schedule, distance:", {way: round(d, 3) for way, d in measured.items()})
@@ -875,10 +875,10 @@ only_x = {"label": torch.zeros(4000, dtype=torch.bool)}
 steps, off, accuracy = [0, 20, 40, 60, 80, 100, 120, 160], [], {"told S": [], "not told": []}
 for t in steps:
     z, _ = model.process.diffuse({"x": data["x"]}, t, present=only_x, generator=rng(22))
-    head = model.predict(z, t, present=only_x).params["label"].exp()
+    head = model.predict(z, t, present=only_x).law["label"].logits.exp()
     off.append(float((head - log_p.softmax(1)).abs().mean()))
     for name, present in (("told S", only_x), ("not told", None)):
-        guess = model.predict(z, t, present=present).params["label"].argmax(1)
+        guess = model.predict(z, t, present=present).law["label"].logits.argmax(1)
         accuracy[name].append(float((guess == data["label"]).double().mean()))
 best = float((log_p.argmax(1) == data["label"]).double().mean())
 print("mean difference of head and Bayes' rule:", [f"t = {t}: {d:.4f}" for t, d in zip(steps, off, strict=True)])
@@ -1228,10 +1228,10 @@ check_1(flow_step)
 
 # %% tags=["solution"]
 def flow_step_solution(process, z, guess, t, s):
-    (signal, noise), (signal_s, noise_s) = process.level(t, z), process.level(s, z)
+    (signal, noise), (signal_s, noise_s) = process.at(t, z).level, process.at(s, z).level
     u = z / signal + guess.noise(process, z, t) * (noise_s / signal_s - noise / signal)
     for name, e in guess.codes.items():
-        u = u + e * (process.weight(name, s, z) - process.weight(name, t, z))
+        u = u + e * (process.at(s, z).W[name] - process.at(t, z).W[name])
     return signal_s * u
 
 

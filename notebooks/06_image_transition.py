@@ -189,7 +189,7 @@ assert torch.allclose(forward, backward, atol=1e-8)
 # %%
 other = {**codes, "target": codes["target"] + 5}
 (mean, std), (mean_other, std_other) = line.marginal(codes, T), line.marginal(other, T)
-signal, noise = (float(part[0]) for part in line.level(T, after))
+signal, noise = (float(part[0]) for part in line.at(T, after).level)
 print(f"mean of z_T for y = {y}: {float(mean[0]):.6f}, for y = {y + 5}: {float(mean_other[0]):.6f}")
 print(f"the start: {signal:.3f} times the source, and noise of standard deviation {noise:.3f}")
 assert torch.equal(mean, mean_other)
@@ -308,8 +308,8 @@ assert evidence - constant < 0.03 < 0.1 < evidence - ours
 # %%
 def guess(process, z, t, rho, x=None):
     """Exact estimates for the Gaussian pair: from z_t alone, or from z_t and the source x."""
-    signal, noise = process.level(t, z)
-    a, b = (signal * process.weight(name, t, z) for name in ("target", "source"))  # z = a y + b x + noise
+    signal, noise = process.at(t, z).level
+    a, b = (signal * process.at(t, z).W[name] for name in ("target", "source"))  # z = a y + b x + noise
     if x is None:
         power = a**2 + b**2 + 2 * rho * a * b + noise**2
         y, x = (a + rho * b) / power * z, (b + rho * a) / power * z
@@ -342,7 +342,7 @@ def law(process, rho, told, steps=None, sampler="ddpm"):
             return now.codes["target"]
         return ancestral(process, z, now, t, s, n) if sampler == "ddpm" else ddim(process, z, now, t, s)
 
-    (a, noise), times = process.level(T, one), torch.linspace(T, 0, (steps or T) + 1).round().long().tolist()
+    (a, noise), times = process.at(T, one).level, torch.linspace(T, 0, (steps or T) + 1).round().long().tolist()
     variance = noise**2
     for t, s in itertools.pairwise([*times, None]):
         of_z, of_x, of_n = (answer(*(k * one for k in unit), t, s) for unit in torch.eye(3, dtype=torch.float64))
@@ -443,9 +443,9 @@ codes, t = moving.codes[told["label"]], 199
 
 def taken_out(z, t):
     """r_t, scaled to variance 1 for data of variance 1."""
-    signal, noise = moving.process.level(t, z)
-    size = (signal**2 * moving.process.weight("x", t, z) ** 2 + noise**2).sqrt()
-    return (z - signal * moving.process.weight("label", t, z) * codes) / size
+    signal, noise = moving.process.at(t, z).level
+    size = (signal**2 * moving.process.at(t, z).W["x"] ** 2 + noise**2).sqrt()
+    return (z - signal * moving.process.at(t, z).W["label"] * codes) / size
 
 
 z, _ = moving.process.diffuse({"x": 0 * codes, "label": codes}, t, generator=rng(7))
@@ -476,7 +476,7 @@ batch = pairs[torch.arange(30)]
 target, given = batch["target"], {name: batch[name] for name in ("source", "direction")}
 for t in (100, 250, 400):
     z, eps = process.diffuse(model.encode(batch), t, generator=rng(8))
-    signal, noise = process.level(t, z)
+    signal, noise = process.at(t, z).level
     with torch.no_grad():
         rest = z - signal * model.predict(z, t, given=given).known
     slope = float((rest * target).sum() / (target**2).sum())  # least squares
@@ -484,7 +484,7 @@ for t in (100, 250, 400):
     measured, error = slope**2 / float(spread.var()), 4 * (2 / rest.numel()) ** 0.5
     formula, share = float(process.snr("target")[t]), float((rest - z).square().mean() / z.square().mean())
     print(f"t = {t}: SNR {measured:.4f} measured, {formula:.4f} by formula; the shift was {share:.0%} of the state's power")
-    assert torch.allclose(rest, signal * process.weight("target", t, z) * target + noise * eps, atol=1e-5)
+    assert torch.allclose(rest, signal * process.at(t, z).W["target"] * target + noise * eps, atol=1e-5)
     assert abs(slope - formula**0.5 * float(noise[0])) < 4 * float(noise[0]) / float(target.norm())
     assert abs(float(spread.var()) / float(noise[0]) ** 2 - 1) < error
 

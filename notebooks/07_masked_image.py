@@ -80,7 +80,7 @@ image = scenes["image"][visible]
 steps = [0, 100, 200, 250, 300, 400, 500]
 codes = model.encode({name: value[visible[2:3]] for name, value in scenes.items()})
 noise = torch.randn(1, 3, 16, 16, generator=rng(0))
-rows = {f"$W_t\\,E$({name})": [process.weight(name, t, code) * code for t in steps] for name, code in codes.items()}
+rows = {f"$W_t\\,E$({name})": [process.at(t, code).W[name] * code for t in steps] for name, code in codes.items()}
 rows["$m_t$ (sum)"] = [process.aggregate(codes, t) for t in steps]
 rows["$z_t$ (noisy)"] = [process.diffuse(codes, t, noise)[0] for t in steps]
 for k in range(len(steps)):
@@ -141,7 +141,7 @@ plots.show(
 
 # %%
 n, t, mu, sigma, known = 200_000, 250, 0.3, 0.6, 0.35
-s, noise = (level.double().item() for level in process.level(t, torch.zeros(1, 1)))
+s, noise = (level.double().item() for level in process.at(t, torch.zeros(1, 1)).level)
 W = float(process.cumulative("mask")[t])
 c = 2.0 * (torch.rand(n, 1, generator=rng(1), dtype=torch.float64) < known) - 1
 x, eps = (torch.randn(n, 3, dtype=torch.float64, generator=rng(seed)) for seed in (2, 3))
@@ -274,7 +274,7 @@ codes = {name: code.double() for name, code in model.encode({k: v[:100] for k, v
 x, grid, lines, dots = codes["image"], list(range(0, 501, 25)), {"state": [], "rest": []}, {"state": [], "rest": []}
 for t in grid:
     z, _ = process.diffuse(codes, t, generator=rng(t))
-    (s, n), k = (level[:1] for level in process.level(t, z)), process.wiener("image", t, z)[0][:1]
+    (s, n), k = (level[:1] for level in process.at(t, z).level), process.at(t, z).gain("image")[:1]
     g = process.aggregate(codes, t) - x
     with_g = k**2 * s**2 * g.square().mean() - 2 * (1 - k * s) * k * s * (x * g).mean()
     without = (1 - k * s) ** 2 * x.square().mean() + k**2 * n**2
@@ -316,12 +316,12 @@ plots.show(
 t, few = 120, {name: value[:4] for name, value in scenes.items()}
 codes = {name: code.double() for name, code in model.encode(few).items()}
 z, _ = process.diffuse(codes, t, generator=rng(8))
-(s, _), (k, _) = process.level(t, z), process.wiener("image", t, z)
+(s, _), (k, _) = process.at(t, z).level, process.at(t, z).gain("image"), process.at(t, z).variance("image")
 entered = []
 handles = [model.modalities["image"].out.register_forward_hook(lambda module, seen, out: 0 * out)]
 handles.append(model.backbone.register_forward_pre_hook(lambda module, seen: entered.append(seen[0])))
 with torch.no_grad():
-    guess = model.predict(z, t, given={"masked": few["masked"], "mask": few["mask"]}).params["image"]
+    guess = model.predict(z, t, given={"masked": few["masked"], "mask": few["mask"]}).law["image"].mean
 for handle in handles:
     handle.remove()
 by_hand = k * (z - s * (process.aggregate(codes, t) - codes["image"]))
@@ -369,7 +369,7 @@ class Pixels:
         return dict(values)
 
     def predict(self, z, t, *, given=None, present=None):
-        s, n = (level.flatten()[0] for level in self.process.level(t, z))
+        s, n = (level.flatten()[0] for level in self.process.at(t, z).level)
         G = torch.linalg.solve(s**2 * self.C + n**2 * torch.eye(3).double(), s * self.C).T
         m = (self.mean + (z.flatten(1) - s * self.mean) @ G.T).view_as(z)
         return mt.Prediction(m, {"image": m}, {"image": m})

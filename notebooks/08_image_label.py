@@ -107,7 +107,7 @@ mixture = mt.exact.LabelledMixture(**MIXTURE, process=process)
 data, n = mixture.draw(20000, rng(3)), 20000
 for t in (70, 100, 140):
     z, _ = process.diffuse({"x": data["x"], "label": torch.zeros(n, 2).double()}, t, generator=rng(t))
-    exact = mixture.predict(z, t).params["label"]  # log q(y | z_t)
+    exact = mixture.predict(z, t).law["label"].logits  # log q(y | z_t)
     head = (2 * exact).log_softmax(1)
     pays = F.cross_entropy(head, data["label"], reduction="none")
     entropy, gap = -(exact.exp() * exact).sum(1), (exact.exp() * (exact - head)).sum(1)
@@ -248,10 +248,10 @@ points = toy.draw(2000, rng(5))
 t, z = 220, 1.5 * torch.randn(5, 2, dtype=torch.float64, generator=rng(6))
 leaf = z.clone().requires_grad_()
 untold = toy.predict(leaf, t)
-left = untold.params["label"][:, [0, 1]].logsumexp(1)  # log q(left | z_t)
+left = untold.law["label"].logits[:, [0, 1]].logsumexp(1)  # log q(left | z_t)
 (gradient,) = torch.autograd.grad(left.sum(), leaf)
-signal, noise = toy.process.level(t, z)
-weights = untold.params["label"][:, [0, 1]].softmax(1)  # of the two left clusters
+signal, noise = toy.process.at(t, z).level
+weights = untold.law["label"].logits[:, [0, 1]].softmax(1)  # of the two left clusters
 each = [toy.predict(z, t, given={"label": torch.full((5,), k)}).aggregate for k in (0, 1)]
 told = sum(weights[:, [k]].detach() * each[k] for k in (0, 1))
 gap = told - untold.aggregate.detach() - noise**2 / signal * gradient
@@ -272,7 +272,7 @@ def tilted_share(share, g, n=50_000):
     mix = mt.exact.planted_mixture(share)
     x = mix.draw(n, rng(7))["x"]
     clean = mix.process.diffuse({"x": x, "label": torch.zeros_like(x)}, 0, generator=rng(8))[0]
-    weight = (g * mix.predict(clean, 0).params["label"][:, [0, 1]].logsumexp(1)).exp()
+    weight = (g * mix.predict(clean, 0).law["label"].logits[:, [0, 1]].logsumexp(1)).exp()
     return float((weight * (x[:, 1] > 0)).sum() / weight.sum())
 
 
@@ -344,7 +344,7 @@ assert torch.allclose(apart, torch.full_like(apart, bound), rtol=1e-3)  # stored
 assert nearest.max() < bound
 
 # %%
-t, n, weight = 400, 200_000, float(model.process.weight("label", 400, codes)[0].flatten())
+t, n, weight = 400, 200_000, float(model.process.at(400, codes).W["label"][0].flatten())
 snr = float(model.process.schedule.abar[t] / (1 - model.process.schedule.abar[t]))
 difference = (codes[1] - codes[0]).flatten()
 direction = difference / difference.norm()
@@ -367,7 +367,7 @@ def left_open(codes, t, n=5000):
     """E |c_y - E[c_y | z_t]|^2 per number, with the weight W_t and no image in the sum."""
     flat, k = codes.flatten(1), torch.randint(10, (n,), generator=rng(17))
     snr = float(model.process.schedule.abar[t] / (1 - model.process.schedule.abar[t]))
-    w = float(model.process.weight("label", t, codes)[0].flatten())
+    w = float(model.process.at(t, codes).W["label"][0].flatten())
     z = w * flat[k] + torch.randn(n, 64, dtype=torch.float64, generator=rng(18)) / snr**0.5
     p = (-0.5 * snr * torch.cdist(z, w * flat).square()).softmax(1)
     return float((flat[k] - p @ flat).square().mean())
@@ -429,11 +429,11 @@ z = torch.randn((6, 2), dtype=torch.float64, generator=rng(11))
 for t, s in itertools.pairwise(torch.linspace(400, 0, 101, dtype=torch.float64).round().long().tolist()):
     leaf = z.detach().requires_grad_()
     prediction = toy.predict(leaf, t)
-    (gradient,) = torch.autograd.grad(prediction.params["label"][:, [0, 1]].logsumexp(1).sum(), leaf)
-    signal, noise = toy.process.level(t, z)
+    (gradient,) = torch.autograd.grad(prediction.law["label"].logits[:, [0, 1]].logsumexp(1).sum(), leaf)
+    signal, noise = toy.process.at(t, z).level
     z = ddim(toy.process, z, Guess(prediction.aggregate.detach() + 3.0 * noise**2 / signal * gradient, {}), t, s)
 library = mt.exact.sample_group(toy, [0, 1], 6, 3.0, generator=rng(11))
-assert torch.allclose(z / toy.process.level(0, z)[0], library)
+assert torch.allclose(z / toy.process.at(0, z).level[0], library)
 print("six points, guided by hand and by mt.exact.sample_group: the same")
 
 # %% [markdown] tags=["slide"]
@@ -607,12 +607,12 @@ truth_of = held_out["label"]
 
 def code_logits(z, t):
     """The logits s_k: all but the code counts as noise, of variance a^2 + b^2 = 1."""
-    return (process.level(t, z)[0] * process.weight("label", t, z)).flatten(1) * (z.flatten(1) @ flat.T)
+    return (process.at(t, z).level[0] * process.at(t, z).W["label"]).flatten(1) * (z.flatten(1) @ flat.T)
 
 
 def push(log_p, leaf, t):
     """What Tweedie's formula adds to E[m | z_t]: b^2 / a times the gradient of log p(y | z_t)."""
-    (a, b), (gradient,) = process.level(t, leaf), torch.autograd.grad(log_p.sum(), leaf)
+    (a, b), (gradient,) = process.at(t, leaf).level, torch.autograd.grad(log_p.sum(), leaf)
     return b**2 / a * gradient
 
 
@@ -622,7 +622,7 @@ z = process.diffuse(scenes.encode(held_out), t, generator=rng(20))[0].double().r
 p = code_logits(z, t).softmax(1)
 both = push(p.log()[range(64), truth_of], z, t), (flat[truth_of] - p.detach() @ flat).reshape(z.shape)
 abar = float(process.schedule.abar[t])
-gap = both[0] - (1 - abar) * process.weight("label", t, z) * both[1]
+gap = both[0] - (1 - abar) * process.at(t, z).W["label"] * both[1]
 print(f"t = {t}: by the gradient and by the formula, largest difference {gap.abs().max():.1e}")
 assert gap.abs().max() < 1e-6
 
@@ -645,7 +645,7 @@ def ways_to_ask(t, other):
     z = process.diffuse(scenes.encode(held_out), t, generator=rng(t))[0].double()
     with torch.no_grad():
         untold, told = scenes.predict(z, t), scenes.predict(z, t, given={"label": other})
-    way = process.weight("label", t, z) * (scenes.encode({"label": other})["label"] - untold.estimate["label"])
+    way = process.at(t, z).W["label"] * (scenes.encode({"label": other})["label"] - untold.estimate["label"])
     found = {"told less untold": split(told.aggregate - untold.aggregate, way)}
     for kind, training in (("slope of the head", True), ("mended", False)):
         leaf = z.clone().requires_grad_()  # in training mode the gradient is the value's own
@@ -701,7 +701,7 @@ plots.show(
 # %%
 def mended(z, t):
     """log p(y | z_t) for all y: the value of h, the gradient of h + s; outside of training, what is told has none."""
-    h, s = scenes.predict(z, t).params["label"], code_logits(z, t)
+    h, s = scenes.predict(z, t).law["label"].logits, code_logits(z, t)
     return (h + s - s.detach()).log_softmax(1)
 
 
@@ -1097,7 +1097,7 @@ def ours(low, high, g):
 
     def predict(z, t):
         right = toy.predict(z, t)
-        left = (g if low <= t < high else 1.0) * right.params["label"][:, :2].logsumexp(1, keepdim=True)
+        left = (g if low <= t < high else 1.0) * right.law["label"].logits[:, :2].logsumexp(1, keepdim=True)
         return mt.Prediction(right.aggregate, {"label": left}, {})
 
     model = SimpleNamespace(process=toy.process, space=toy.space, weights=toy.weights, predict=predict)
@@ -1128,11 +1128,11 @@ def guided_between_solution(low, high, g, n=2000):
     for t, s in itertools.pairwise(torch.linspace(400, 0, 101, dtype=torch.float64).round().long().tolist()):
         leaf = z.detach().requires_grad_()
         prediction = toy.predict(leaf, t)
-        (gradient,) = torch.autograd.grad(prediction.params["label"][:, [0, 1]].logsumexp(1).sum(), leaf)
-        signal, noise = toy.process.level(t, z)
+        (gradient,) = torch.autograd.grad(prediction.law["label"].logits[:, [0, 1]].logsumexp(1).sum(), leaf)
+        signal, noise = toy.process.at(t, z).level
         scale = g if low <= t < high else 1.0
         z = ddim(toy.process, z, Guess(prediction.aggregate.detach() + scale * noise**2 / signal * gradient, {}), t, s)
-    return z / toy.process.level(0, z)[0]
+    return z / toy.process.at(0, z).level[0]
 
 
 def interval_solution():

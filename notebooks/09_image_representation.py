@@ -308,8 +308,8 @@ t, g = 300, 2.0
 z, _ = model.process.diffuse(model.encode(few), t, generator=rng(5))
 with torch.no_grad():
     joint = model.predict(z, t)
-    signal, _ = model.process.level(t, z)
-    rest = z - signal * model.process.weight("representation", t, z) * joint.estimate["representation"]
+    signal, _ = model.process.at(t, z).level
+    rest = z - signal * model.process.at(t, z).W["representation"] * joint.estimate["representation"]
     absent = {"representation": torch.zeros(8, dtype=torch.bool)}
     without = model.predict(rest, t, present=absent)
     guided = RepresentationGuided(model, g).predict(z, t)

@@ -71,7 +71,7 @@ class OneModality:
 
     def predict(self, z_t, t, *, given=None, present=None) -> mt.Prediction:
         m = self.aggregate(z_t, t)
-        x = m / self.process.weight("x", t, z_t)
+        x = m / self.process.at(t, z_t).W["x"]
         return mt.Prediction(m, {"x": x}, {"x": x})
 
     def read(self, z_t, t, *, given=None, present=None, generator=None):
@@ -82,10 +82,10 @@ def gaussian_model(process: mt.ForwardProcess, mean: float, std: float) -> OneMo
     """The exact model of x ~ N(mean, std^2) in one dimension."""
 
     def aggregate(z, t):
-        signal, noise = process.level(t, z)
-        a = signal * process.weight("x", t, z)
+        signal, noise = process.at(t, z).level
+        a = signal * process.at(t, z).W["x"]
         x = mean + a * std**2 / (a**2 * std**2 + noise**2) * (z - a * mean)
-        return process.weight("x", t, z) * x
+        return process.at(t, z).W["x"] * x
 
     return OneModality(process, (1,), aggregate)
 

@@ -366,7 +366,7 @@ def _edits(node: ast.AST, text: Text) -> Iterator[tuple[int, int, bytes]]:
                 yield text.start(yes), text.end(no), swapped
     if isinstance(node, ast.Call):
         if getattr(node.func, "id", None) not in BUILT_IN:
-            for argument in filter(_is_step, node.args):  # a step that is handed on, as in process.level(t, z)
+            for argument in filter(_is_step, node.args):  # a step that is handed on, as in process.at(t, z).level
                 yield from shifts(argument)
         for before, argument in itertools.pairwise([*node.args, *node.keywords]):
             if isinstance(argument, ast.keyword) and argument.arg in PASSED_ON:

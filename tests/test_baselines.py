@@ -30,7 +30,7 @@ class GaussianImage:
         return dict(values)
 
     def predict(self, z, t, *, given=None, present=None):
-        signal, noise = (float(a.flatten()[0]) for a in self.process.level(t, z))
+        signal, noise = (float(a.flatten()[0]) for a in self.process.at(t, z).level)
         gain = signal * self.covariance @ torch.linalg.inv(signal**2 * self.covariance + noise**2 * torch.eye(2))
         m = (self.mean + (z.reshape(-1, 2) - signal * self.mean) @ gain.T).reshape(z.shape)
         return mt.Prediction(m, {"image": m}, {"image": m})

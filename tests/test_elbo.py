@@ -48,7 +48,7 @@ class LinearGaussian:
     def log_prob(self, name, value, z, t, *, given=None, present=None, prediction=None):
         k = self.modalities.index(name)
         rows = slice(sum(self.sizes[:k]), sum(self.sizes[: k + 1]))
-        mean = prediction.params[name]
+        mean = prediction.law[name].mean
         return torch.distributions.MultivariateNormal(mean, self._posterior(t, present)[1][rows, rows]).log_prob(value)
 
 
@@ -149,7 +149,7 @@ def test_steps_are_drawn_by_their_cost_for_unit_variance_data():
     for schedule in (mt.NoiseSchedule.log_snr(12, 4, -4), mt.NoiseSchedule.cosine(12)):
         process = mt.ForwardProcess(schedule, {"x": 1.0})
         t = torch.arange(process.first + 1, process.steps + 1)
-        variance = process.wiener("x", t, torch.zeros(len(t), 1, dtype=torch.float64))[1][:, 0]
+        variance = process.at(t, torch.zeros(len(t), 1, dtype=torch.float64)).variance("x")[:, 0]
         cost = 0.5 * (process.snr("x")[t - 1] - process.snr("x")[t]) * variance
         expected = (cost + 0.1 * cost.mean()) / (1.1 * cost.sum())
         assert torch.allclose(_step_chances(process, importance=True), expected, rtol=1e-12, atol=0)

@@ -248,7 +248,7 @@ def test_an_untrained_lift_is_the_posterior_of_a_normal():
         b = math.sqrt(abar) * 0.7 * matrix
         covariance = torch.linalg.inv(torch.eye(3).double() + b.T @ b / (1 - abar))
         mean = z @ b @ covariance / (1 - abar)
-        assert torch.allclose(model.predict(z, t).params["rep"], mean, atol=1e-5)
+        assert torch.allclose(model.predict(z, t).law["rep"].mean, mean, atol=1e-5)
         expected = torch.distributions.MultivariateNormal(mean, covariance).log_prob(x)
         assert torch.allclose(model.log_prob("rep", x, z, t), expected, rtol=1e-4)
 
@@ -316,7 +316,7 @@ def test_what_is_sensed_in_channels_of_its_own_has_only_the_noise_around_it(remo
     it, z = model.modalities["it"], randn(3, 2, 8, 8).float()
     model.backbone.register_forward_pre_hook(lambda net, args, options: shown.append((*args, options)), with_kwargs=True)
     with torch.no_grad():
-        start = model.predict(z, 9).params["it"]  # an untrained head says the posterior mean, with nothing else there
+        start = model.predict(z, 9).law["it"].mean  # an untrained head says the posterior mean, with nothing else there
         expected = it.notice(start)
     torch.testing.assert_close(shown[0][2]["condition"], expected, atol=1e-5, rtol=1e-4)
     signal = float(process.schedule.abar[9]) ** 0.5
@@ -357,13 +357,13 @@ def test_the_gradient_of_a_sensed_labels_head_is_that_of_two_sums(seed):
     label, abar = model.modalities["it"], float(model.process.schedule.abar[9])
     leaf, direction, step = z.clone().requires_grad_(), randn(3, 2, 4, 4, seed=seed), 1e-5
     log_p, told = model.log_prob("it", y, leaf, 9), []
-    torch.testing.assert_close(log_p, model.predict(z, 9).params["it"].log_softmax(1).diagonal(), rtol=0, atol=0)
+    torch.testing.assert_close(log_p, model.predict(z, 9).law["it"].mean.log_softmax(1).diagonal(), rtol=0, atol=0)
     (gradient,) = torch.autograd.grad(log_p.sum(), leaf)
     label.notice.register_forward_hook(lambda module, inputs, output: told.append(output) or told[0])
 
     def together(move):  # the first call notes what is told at z
         own = abar**0.5 * 0.7 * move.flatten(1) @ label.codes.flatten(1).T  # over noise of variance 1 - abar + abar
-        return (model.predict(z + move, 9).params["it"] + own).log_softmax(1).diagonal()
+        return (model.predict(z + move, 9).law["it"].mean + own).log_softmax(1).diagonal()
 
     together(torch.zeros_like(z))
     slope = (together(step * direction) - together(-step * direction)) / (2 * step)
@@ -459,7 +459,7 @@ def test_the_expected_code_of_a_linear_generator_is_learned():
             p = model.predict(z, t)
         truth = torch.tanh(math.sqrt(abar) * z / (1 - abar))
         assert float((p.estimate["rep"] - truth).abs().mean()) < 0.2
-        assert float((rep.draw(p.params["rep"]) - truth / sign).abs().mean()) < 0.2
+        assert float((p.law["rep"].draw() - truth / sign).abs().mean()) < 0.2
 
 
 @pytest.mark.parametrize(
@@ -587,7 +587,7 @@ def test_a_fresh_model_hears_nothing_yet():
     model = captioned(loud=False)
     z, value = randn(2, 2, 4, 4), torch.tensor([[0, 1], [1, 0]])
     assert torch.equal(
-        model.predict(z, 5, given={"caption": value}).params["caption"], model.predict(z, 5).params["caption"]
+        model.predict(z, 5, given={"caption": value}).law["caption"].logits, model.predict(z, 5).law["caption"].logits
     )
 
 
@@ -628,7 +628,7 @@ def test_every_encoder_trains_and_comes_back_from_its_file(tmp_path):
     for options in ({}, {"given": given}):
         a, b = model.predict(z, 7, **options), again.predict(z, 7, **options)
         assert torch.equal(a.aggregate, b.aggregate)
-        assert all(torch.equal(a.params[name], b.params[name]) for name in batch)
+        assert all(torch.equal(a.law[name].mean, b.law[name].mean) for name in batch)
     assert all(torch.equal(code, again.encode(batch)[name]) for name, code in model.encode(batch).items())
     assert again.config() == model.config()
 

@@ -48,8 +48,8 @@ def test_predictions_against_numerical_integration(curves, t):
         x, joint = integrated(model, z[b, 0], t)
         label = joint.sum(0)
         mean_x, mean_code = (joint.sum(1) * x).sum(), (label * codes).sum()
-        assert torch.allclose(p.params["label"][b].exp(), label, atol=1e-8)
-        assert float(p.params["x"][b]) == pytest.approx(float(mean_x), abs=1e-8)
+        assert torch.allclose(p.law["label"].logits[b].exp(), label, atol=1e-8)
+        assert float(p.law["x"].mean[b]) == pytest.approx(float(mean_x), abs=1e-8)
         assert float(p.estimate["label"][b]) == pytest.approx(float(mean_code), abs=1e-8)
         assert float(p.aggregate[b]) == pytest.approx(float(W_x * mean_x + W_y * mean_code), abs=1e-8)
 
@@ -76,12 +76,12 @@ def test_conditionals_against_numerical_integration(curves):
     for k in range(3):
         given_k = joint[:, k] / joint[:, k].sum()
         told = model.predict(z, t, given={"label": torch.tensor([k])})
-        assert float(told.params["x"]) == pytest.approx(float((given_k * x).sum()), abs=1e-8)
-        assert told.params["label"].exp()[0, k] == 1
+        assert float(told.law["x"].mean) == pytest.approx(float((given_k * x).sum()), abs=1e-8)
+        assert told.law["label"].logits.exp()[0, k] == 1
     for row in (9_000, 10_700):
         told = model.predict(z, t, given={"x": x[row].reshape(1, 1)})
-        assert torch.allclose(told.params["label"][0].exp(), joint[row] / joint[row].sum(), atol=1e-8)
-        assert float(told.params["x"]) == pytest.approx(float(x[row]), abs=1e-12)
+        assert torch.allclose(told.law["label"].logits[0].exp(), joint[row] / joint[row].sum(), atol=1e-8)
+        assert float(told.law["x"].mean) == pytest.approx(float(x[row]), abs=1e-12)
 
 
 @pytest.mark.parametrize("has", [(True, False), (False, True), (False, False)])
@@ -89,8 +89,8 @@ def test_absent_modalities_against_numerical_integration(has):
     model, t, z = on_a_line("fade-in"), 9, torch.tensor([[0.3]], dtype=torch.float64)
     x, joint = integrated(model, 0.3, t, *has)
     p = model.predict(z, t, present={name: torch.tensor([on]) for name, on in zip(("x", "label"), has, strict=True)})
-    assert float(p.params["x"]) == pytest.approx(float((joint.sum(1) * x).sum()), abs=1e-8)
-    assert torch.allclose(p.params["label"][0].exp(), joint.sum(0), atol=1e-8)
+    assert float(p.law["x"].mean) == pytest.approx(float((joint.sum(1) * x).sum()), abs=1e-8)
+    assert torch.allclose(p.law["label"].logits[0].exp(), joint.sum(0), atol=1e-8)
 
 
 @given(curves=st.sampled_from(sorted(CURVES)), t=st.integers(0, 200), seed=st.integers(0, 1000))
@@ -135,10 +135,10 @@ def test_reading_draws_from_the_joint_posterior():
     model, n, t = mixture(mt.constant(0.3), T=4), 20_000, 2
     z = torch.tensor([[0.1, 0.2]], dtype=torch.float64)
     drawn, p = model.read(z.expand(n, 2), t, generator=generator(0)), model.predict(z, t)
-    for k, probability in enumerate(p.params["label"][0].exp().tolist()):
+    for k, probability in enumerate(p.law["label"].logits[0].exp().tolist()):
         rows = drawn["label"] == k
         assert abs(float(rows.double().mean()) - probability) < 4 * standard_error(probability, n)
-        told = model.predict(z, t, given={"label": torch.tensor([k])}).params["x"]
+        told = model.predict(z, t, given={"label": torch.tensor([k])}).law["x"].mean
         x = drawn["x"][rows]
         assert ((x.mean(0) - told).abs() < 4 * x.std(0) / math.sqrt(len(x))).all()
 
@@ -204,8 +204,8 @@ def test_a_class_of_no_weight_is_as_good_as_none():
     z = randn(5, 2)
     a, b = model.predict(z, 2), without.predict(z, 2)
     assert torch.allclose(a.aggregate, b.aggregate, atol=1e-12)
-    assert torch.allclose(a.params["label"][:, :2], b.params["label"], atol=1e-12)
-    assert bool((a.params["label"][:, 2] == -math.inf).all())
+    assert torch.allclose(a.law["label"].logits[:, :2], b.law["label"].logits, atol=1e-12)
+    assert bool((a.law["label"].logits[:, 2] == -math.inf).all())
     assert int(model.draw(1000, generator())["label"].max()) == 1
 
 
@@ -311,8 +311,8 @@ def test_the_guided_estimate_is_an_extrapolation_from_untold_to_told():
     told = torch.einsum("bk,bkd->bd", log_r[:, :2].softmax(1), mean[:, :2])
     leaf = z.clone().requires_grad_()
     prediction = mix.predict(leaf, t)
-    (gradient,) = torch.autograd.grad(prediction.params["label"][:, :2].logsumexp(1).sum(), leaf)
-    signal, noise = mix.process.level(t, z)
+    (gradient,) = torch.autograd.grad(prediction.law["label"].logits[:, :2].logsumexp(1).sum(), leaf)
+    signal, noise = mix.process.at(t, z).level
     torch.testing.assert_close(prediction.aggregate.detach() + noise**2 / signal * gradient, told)
 
 

@@ -269,7 +269,7 @@ def test_bounds_are_those_of_elbo_and_the_label_is_read_off_the_image_alone():
     assert abs(bounds["joint"] - both.total) < 4 * (bounds["joint_stderr"] + both.stderr)
     with torch.no_grad():
         absent = {"label": torch.zeros(40, dtype=torch.bool)}
-        logits = model.predict(model.encode(batch)["image"], 0, present=absent).params["label"]
+        logits = model.predict(model.encode(batch)["image"], 0, present=absent).law["label"].logits
     expected = logits.log_softmax(1)[torch.arange(40), batch["label"]].mean()
     assert bounds["label_given_image"] == pytest.approx(float(expected), abs=0.02)
     assert bounds["sum"] == pytest.approx(bounds["image"] + bounds["label_given_image"])

@@ -69,10 +69,10 @@ def test_guidance_pushes_from_without_to_with(variant):
             mine = getattr(RepresentationGuided(model, 1.0).predict(z, t), key)
             theirs = getattr(plain, key)
             torch.testing.assert_close(mine, theirs)
-        bare = z - model.process.level(t, z)[0] * model.process.weight(name, t, z) * plain.estimate[name]
-        without = model.predict(bare, t, present={name: torch.zeros(4, dtype=torch.bool)}).params["image"]
+        bare = z - model.process.at(t, z).level[0] * model.process.at(t, z).W[name] * plain.estimate[name]
+        without = model.predict(bare, t, present={name: torch.zeros(4, dtype=torch.bool)}).law["image"].mean
         guided = RepresentationGuided(model, 2.5).predict(z, t)
-    torch.testing.assert_close(guided.params["image"], without + 2.5 * (plain.params["image"] - without))
+    torch.testing.assert_close(guided.law["image"].mean, without + 2.5 * (plain.law["image"].mean - without))
     torch.testing.assert_close(guided.estimate[name], plain.estimate[name])
     push = guided.estimate["image"] - plain.estimate["image"]
     torch.testing.assert_close(guided.aggregate, plain.aggregate + push)

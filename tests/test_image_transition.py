@@ -69,10 +69,10 @@ def test_the_rest_is_a_conditional_diffusion_of_the_target_with_its_own_schedule
     pair = transition.pairs(DATA, "test", 6)[:]
     t = 200
     z, eps = p.diffuse(model.encode(pair), t, generator=generator())
-    rest = z - p.level(t, z)[0] * p.weight("source", t, z) * pair["source"]
-    signal, noise = p.level(t, z)
-    torch.testing.assert_close(rest, signal * p.weight("target", t, z) * pair["target"] + noise * eps, rtol=1e-5, atol=1e-5)
-    snr = float(((signal * p.weight("target", t, z) / noise) ** 2)[0])
+    rest = z - p.at(t, z).level[0] * p.at(t, z).W["source"] * pair["source"]
+    signal, noise = p.at(t, z).level
+    torch.testing.assert_close(rest, signal * p.at(t, z).W["target"] * pair["target"] + noise * eps, rtol=1e-5, atol=1e-5)
+    snr = float(((signal * p.at(t, z).W["target"] / noise) ** 2)[0])
     assert snr == pytest.approx(float(p.snr("target")[t]), rel=1e-5)
 
 
@@ -82,10 +82,10 @@ def test_the_network_sees_the_state_without_the_source_and_of_unit_rms(model):
     z = torch.randn(6, 3, 16, 16, generator=generator())
     given = {"source": pair["source"], "direction": pair["direction"]}
     t = 300
-    shift = model.process.level(t, z)[0] * model.process.weight("source", t, z) * pair["source"]
+    shift = model.process.at(t, z).level[0] * model.process.at(t, z).W["source"] * pair["source"]
     with torch.no_grad():
         a = model.predict(z + shift, t, given=given)
-    assert torch.equal(a.known, model.process.weight("source", t, z) * pair["source"])
+    assert torch.equal(a.known, model.process.at(t, z).W["source"] * pair["source"])
     state = {}
     handle = model.backbone.register_forward_pre_hook(lambda _, args: state.update(z=args[0]))
     with torch.no_grad():

@@ -97,9 +97,9 @@ def test_a_trained_model_can_look_at_images(tmp_path):
     assert a.shape == (5, model.backbone.pooled)
     assert torch.equal(a, b)
     assert not torch.allclose(a[0], a[1])
-    z, t = model.process.level(0, image)[0] * image, 0
+    z, t = model.process.at(0, image).level[0] * image, 0
     present = {"image": torch.ones(5).bool(), "label": torch.zeros(5).bool()}
-    clean = model.predict(z, t, present=present).params["label"]
+    clean = model.predict(z, t, present=present).law["label"].logits
     assert torch.equal(network.classify(image), clean.argmax(1))
     plain = E.build("tiny-imagenet32", "plain", 0).save(tmp_path / "plain")
     with pytest.raises(ValueError, match=r"a model of images and labels is needed, this one has \['image'\]"):

@@ -15,7 +15,7 @@ class Spy:
     def __init__(self, model, monkeypatch):
         ask = model.forward
 
-        def forward(z_t, t, given=None, present=None, told=None):
+        def forward(z_t, t, given=None, present=None, known=None):
             self.z, self.t, self.given, self.present, self.told = z_t, t, given or {}, present or {}, told or {}
             self.prediction = ask(z_t, t, given, present, told)
             return self.prediction
@@ -43,11 +43,11 @@ def test_every_term_by_hand(prediction, schedule, monkeypatch):
     assert abs(float(eps.var()) - 1) < 0.3
     target = {"v": abar.sqrt() * eps - (1 - abar).sqrt() * m, "eps": eps, "x": m}[prediction]
     p = spy.prediction
-    image = ((batch["image"] - p.params["image"]) ** 2 / (1 - abar)).mean()
+    image = ((batch["image"] - p.law["image"].mean) ** 2 / (1 - abar)).mean()
     expected = {
         "denoise": F.mse_loss(p.output, target),
         "image": image,
-        "label": F.cross_entropy(p.params["label"][~told], batch["label"][~told]),
+        "label": F.cross_entropy(p.law["label"].logits[~told], batch["label"][~told]),
     }
     assert loss.terms.keys() == expected.keys()
     for name, value in expected.items():
@@ -115,7 +115,7 @@ def test_what_is_missing_is_neither_told_nor_scored(there, give, monkeypatch):
     assert not bool(told[label < 0].any())
     scored = (label >= 0) & ~told
     assert 0 < int(scored.sum()) <= there
-    expected = F.cross_entropy(spy.prediction.params["label"][scored], label[scored])
+    expected = F.cross_entropy(spy.prediction.law["label"].logits[scored], label[scored])
     assert loss.terms["label"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
@@ -125,7 +125,7 @@ def test_what_is_told_and_taken_out_of_the_state_is_taken_out_of_the_target(pred
     model, batch = image_label_model(prediction, remove_told=True, curve=mt.constant(1.0)), image_label_batch(16)
     spy = Spy(model, monkeypatch)
     loss = mt.multitask_loss(model, batch, give={"label": 1.0}, generator=generator())
-    signal, noise = model.process.level(spy.t, spy.z)
+    signal, noise = model.process.at(spy.t, spy.z).level
     image, code = batch["image"], model.encode(batch)["label"]
     eps = (spy.z - signal * (image + code)) / noise
     target = {"v": signal * eps - noise * image, "eps": eps, "x": image}[prediction]
@@ -139,7 +139,7 @@ def test_an_aggregate_of_one_number_is_scored_like_any_other(monkeypatch):
     spy = Spy(model, monkeypatch)
     batch = {"x": torch.randn(8, 1, generator=generator(1)), "label": torch.arange(8) % 2}
     loss = mt.multitask_loss(model, batch, drop={"label": 0.5}, generator=generator())
-    error = (batch["x"] - spy.prediction.aggregate) / process.level(spy.t, spy.z)[1]
+    error = (batch["x"] - spy.prediction.aggregate) / process.at(spy.t, spy.z).level[1]
     assert loss.terms["denoise"].item() == pytest.approx(error.square().mean().item(), rel=1e-5)
 
 
@@ -148,7 +148,7 @@ def test_the_noise_of_float64_is_no_float32(monkeypatch):
     spy, batch = Spy(model, monkeypatch), image_label_batch(8)
     image = batch["image"].double()
     mt.multitask_loss(model, {**batch, "image": image}, drop={"label": 1.0}, generator=generator())
-    signal, noise = model.process.level(spy.t, spy.z)
+    signal, noise = model.process.at(spy.t, spy.z).level
     eps = (spy.z - signal * image) / noise
     assert float((eps - eps.float().double()).abs().max()) > 1e-9
 

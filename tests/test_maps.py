@@ -183,7 +183,7 @@ def test_maps_train_are_saved_and_drawn_any_to_any(tmp_path):
     again, z = mt.load(tmp_path), torch.randn(8, 2, 4, 4, generator=generator(1))
     for given in (None, data):
         a, b = net.predict(z, 7, given=given), again.predict(z, 7, given=given)
-        assert all(torch.equal(a.params[name], b.params[name]) for name in data)
+        assert all(torch.equal(a.law[name].mean, b.law[name].mean) for name in data)
 
 
 def test_a_told_image_changes_the_prediction_of_those_that_are_told():
@@ -193,7 +193,7 @@ def test_a_told_image_changes_the_prediction_of_those_that_are_told():
     mixed = net(z, 5, {"image": data["image"]}, None, {"image": told})
     other = net.predict(z, 5, given={"image": -data["image"]})
     assert not torch.allclose(heard.aggregate, other.aggregate, atol=1e-3)
-    for pick in (lambda p: p.aggregate, lambda p: p.params["map"], lambda p: p.params["image"]):
+    for pick in (lambda p: p.aggregate, lambda p: p.law["map"].logits, lambda p: p.law["image"].mean):
         assert torch.allclose(pick(mixed)[told], pick(heard)[told], atol=1e-6)
         assert torch.allclose(pick(mixed)[~told], pick(silent)[~told], atol=1e-6)
         assert not torch.allclose(pick(heard), pick(silent), atol=1e-3)
@@ -219,11 +219,11 @@ def test_an_untrained_head_starts_from_what_told_codes_leave(t):
     net, data, z = model(loud=False, start="rest"), batch(), randn(8, 2, 4, 4)
     given = {name: data[name] for name in ("mask", "map")}
     codes = net.encode(given)
-    assert torch.allclose(net.predict(z, t, given=given).params["image"], by_hand(net, z, t, codes), atol=1e-6)
+    assert torch.allclose(net.predict(z, t, given=given).law["image"].mean, by_hand(net, z, t, codes), atol=1e-6)
 
     absent = {"mask": torch.arange(8) < 4}  # an absent mask contributes nothing, told or not
     part = {"mask": codes["mask"] * absent["mask"].reshape(8, 1, 1, 1), "map": codes["map"]}
-    mean = net.predict(z, t, given=given, present=absent).params["image"]
+    mean = net.predict(z, t, given=given, present=absent).law["image"].mean
     assert torch.allclose(mean, by_hand(net, z, t, part), atol=1e-6)
 
 
@@ -235,24 +235,24 @@ def test_what_is_not_told_is_estimated(t):
         net.modalities["mask"].out.bias.copy_(torch.tensor([0.0, 1.5]))
     guess = {name: net.predict(z, t).estimate[name] for name in ("mask", "map")}
     assert guess["mask"].abs().min() > 0.1
-    assert torch.allclose(net.predict(z, t).params["image"], by_hand(net, z, t, guess), atol=1e-6)
+    assert torch.allclose(net.predict(z, t).law["image"].mean, by_hand(net, z, t, guess), atol=1e-6)
 
     told = {"mask": torch.arange(8) % 2 == 0}
     code = torch.where(told["mask"].reshape(8, 1, 1, 1), net.encode({"mask": data["mask"]})["mask"].double(), guess["mask"])
-    mean = net(z, t, {"mask": data["mask"]}, None, told).params["image"]
+    mean = net(z, t, {"mask": data["mask"]}, None, told).law["image"].mean
     assert torch.allclose(mean, by_hand(net, z, t, {"mask": code, "map": guess["map"]}), atol=1e-6)
 
 
 def test_a_start_lets_no_gradient_of_the_image_into_other_heads():
     net = model(start="rest").train()
-    net.predict(randn(4, 2, 4, 4), 5).params["image"].sum().backward()
+    net.predict(randn(4, 2, 4, 4), 5).law["image"].mean.sum().backward()
     assert all(p.grad is None for p in net.modalities["mask"].parameters() if p.requires_grad)
 
 
 def test_a_head_that_starts_from_nothing_is_the_network_s_output():
     z = randn(8, 2, 4, 4)
-    assert not model(loud=False, start="nothing").predict(z, 5).params["image"].any()
-    assert model(start="nothing").predict(z, 5).params["image"].any()
+    assert not model(loud=False, start="nothing").predict(z, 5).law["image"].mean.any()
+    assert model(start="nothing").predict(z, 5).law["image"].mean.any()
 
 
 def test_an_unknown_start_is_refused():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import mtdiff as mt
 from mtdiff.modalities import Continuous, Modality, View, simplex_codes
-from mtdiff.modalities.base import gaussian_log_prob
+from mtdiff.laws import gaussian_log_prob
 from mtdiff.modalities.label import class_names
 
 

@@ -35,7 +35,7 @@ def test_the_true_output_gives_the_true_aggregate(prediction):
     t = torch.tensor([1, 17, 30, 50])
     z, eps = model.process.diffuse(codes, t, generator=generator())
     m = model.process.aggregate(codes, t)
-    signal, noise = model.process.level(t, z)
+    signal, noise = model.process.at(t, z).level
     truth = {"v": signal * eps - noise * m, "eps": eps, "x": m}[prediction]
     assert torch.allclose(model.target(m, eps, t), truth, atol=1e-12)
     model.denoise = Output(truth)
@@ -50,8 +50,8 @@ def test_a_prediction_has_the_dtype_and_shape_of_z(prediction):
         p = model.predict(z.to(dtype), t)
         assert p.aggregate.dtype == p.output.dtype == dtype
         assert all(e.dtype == dtype and e.shape == z.shape for e in p.estimate.values())
-        assert p.params["image"].shape == z.shape
-        assert p.params["label"].shape == (4, 3)
+        assert p.law["image"].mean.shape == z.shape
+        assert p.law["label"].logits.shape == (4, 3)
 
 
 def test_estimates_are_those_of_the_heads():
@@ -59,9 +59,9 @@ def test_estimates_are_those_of_the_heads():
     z, t = state(model)
     p = model.predict(z, t)
     codes = model.modalities["label"].codes.double()
-    expected = torch.einsum("bk,kchw->bchw", p.params["label"].double().softmax(1), codes)
+    expected = torch.einsum("bk,kchw->bchw", p.law["label"].logits.double().softmax(1), codes)
     assert torch.allclose(p.estimate["label"], expected, atol=1e-6)
-    assert torch.equal(p.estimate["image"], p.params["image"])
+    assert torch.equal(p.estimate["image"], p.law["image"].mean)
 
 
 def test_an_untrained_model_knows_the_best_linear_guess_and_nothing_else():
@@ -71,8 +71,8 @@ def test_an_untrained_model_knows_the_best_linear_guess_and_nothing_else():
     z, t = state(model)
     abar = process.schedule.abar[t].reshape(-1, 1, 1, 1)
     p = model.predict(z, t)
-    assert torch.allclose(p.params["image"], 0.8 * abar.sqrt() / (0.64 * abar + 1 - abar) * z, atol=1e-12)
-    assert bool((p.params["label"] == 0).all())
+    assert torch.allclose(p.law["image"].mean, 0.8 * abar.sqrt() / (0.64 * abar + 1 - abar) * z, atol=1e-12)
+    assert bool((p.law["label"].logits == 0).all())
     assert torch.allclose(p.aggregate, abar.sqrt() * z, atol=1e-12)
 
 
@@ -96,10 +96,10 @@ def test_log_prob_is_that_of_the_heads():
     model = image_label_model()
     z, t = state(model)
     batch, p = image_label_batch(4), model.predict(z, t)
-    label = torch.distributions.Categorical(logits=p.params["label"]).log_prob(batch["label"])
+    label = torch.distributions.Categorical(logits=p.law["label"].logits).log_prob(batch["label"])
     assert torch.allclose(model.log_prob("label", batch["label"], z, t), label)
-    std = model.process.wiener("image", t, z)[1].sqrt()
-    image = torch.distributions.Normal(p.params["image"], std.expand_as(z)).log_prob(batch["image"].double()).sum((1, 2, 3))
+    std = model.process.at(t, z).variance("image").sqrt()
+    image = torch.distributions.Normal(p.law["image"].mean, std.expand_as(z)).log_prob(batch["image"].double()).sum((1, 2, 3))
     assert torch.allclose(model.log_prob("image", batch["image"], z, t), image)
     assert torch.equal(
         model.log_prob("image", batch["image"], z, t, prediction=p), model.log_prob("image", batch["image"], z, t)
@@ -136,11 +136,11 @@ def test_an_image_alone_in_its_channels_needs_no_head():
     model = headless({"image": 0.5, "label": mt.fade_in(1.0)})
     z, t = state(model)
     p, batch = model.predict(z, t), image_label_batch(4)
-    assert torch.equal(p.params["image"], p.aggregate[:, :1] / 0.5)
-    assert torch.equal(p.estimate["image"][:, :1], p.params["image"])
+    assert torch.equal(p.law["image"].mean, p.aggregate[:, :1] / 0.5)
+    assert torch.equal(p.estimate["image"][:, :1], p.law["image"].mean)
     assert bool((p.estimate["image"][:, 1:] == 0).all())
-    std = model.process.wiener("image", t, z)[1].sqrt()
-    normal = torch.distributions.Normal(p.params["image"], std.expand(4, 1, 4, 4))
+    std = model.process.at(t, z).variance("image").sqrt()
+    normal = torch.distributions.Normal(p.law["image"].mean, std.expand(4, 1, 4, 4))
     assert torch.allclose(
         model.log_prob("image", batch["image"], z, t), normal.log_prob(batch["image"].double()).sum((1, 2, 3))
     )
@@ -161,8 +161,8 @@ def test_given_values_reach_only_the_examples_that_are_told():
     model = image_label_model()
     z, t = state(model)
     label, told = torch.tensor([0, 1, 2, 0]), torch.tensor([True, False, True, False])
-    plain, some, everyone = model(z, t), model(z, t, {"label": label}, told={"label": told}), model(z, t, {"label": label})
-    for part in (lambda p: p.aggregate, lambda p: p.params["label"], lambda p: p.params["image"]):
+    plain, some, everyone = model(z, t), model(z, t, {"label": label}, known={"label": told}), model(z, t, {"label": label})
+    for part in (lambda p: p.aggregate, lambda p: p.law["label"].logits, lambda p: p.law["image"].mean):
         assert torch.equal(part(some)[~told], part(plain)[~told])
         assert torch.equal(part(some)[told], part(everyone)[told])
         assert bool(((part(some) - part(plain))[told].flatten(1).abs().amax(1) > 1e-4).all())
@@ -221,7 +221,7 @@ def saved(folder, **options):
 def same(a, b, atol=0.0):
     z, t = state(a)
     p, q = a.predict(z.float(), t), b.predict(z.float(), t)
-    pairs = [(p.aggregate, q.aggregate), *((p.params[k], q.params[k]) for k in p.params)]
+    pairs = [(p.aggregate, q.aggregate), *((p.law[k].mean, q.law[k].mean) for k in p.params)]
     return all(torch.allclose(x, y, rtol=0, atol=atol) for x, y in pairs)
 
 

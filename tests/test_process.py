@@ -160,7 +160,7 @@ def test_wiener_is_the_conditional_of_a_gaussian_pair(case):
             a = p.schedule.abar[t].sqrt() * p.cumulative(name)[t]  # z = a x + noise, x ~ N(0, 1)
             joint = torch.stack([torch.stack([torch.ones(()).double(), a]), torch.stack([a, a**2 + 1 - p.schedule.abar[t]])])
             precision_of_x = torch.linalg.inv(joint)[0, 0]
-            gain, variance = p.wiener(name, t, z)
+            gain, variance = p.at(t, z).gain(name), p.at(t, z).variance(name)
             assert close(gain, (joint[0, 1] / joint[1, 1]).expand_as(gain))
             assert close(variance, (1 / precision_of_x).expand_as(variance), atol=1e-8)
 
@@ -168,7 +168,7 @@ def test_wiener_is_the_conditional_of_a_gaussian_pair(case):
 def test_wiener_of_weight_one_is_the_parametrisation_of_v_prediction():
     p = mt.ForwardProcess(mt.NoiseSchedule.log_snr(20), {"x": 1.0})
     t = torch.arange(21)
-    gain, variance = p.wiener("x", t, torch.zeros(21, 1, dtype=torch.float64))
+    gain, variance = p.at(t, torch.zeros(21, 1, dtype=torch.float64)).gain("x"), p.at(t, torch.zeros(21, 1, dtype=torch.float64)).variance("x")
     assert close(gain[:, 0], p.schedule.abar.sqrt())
     assert close(variance[:, 0], 1 - p.schedule.abar)
 
@@ -268,11 +268,11 @@ def test_the_ends_are_steps_too():
     for zero, last in ((0, 4), (torch.tensor(0), torch.tensor(4)), (torch.tensor([0, 0]), torch.tensor([4, 4]))):
         assert close(p.increment(codes, zero, last), -codes["x"])
         assert close(p.increment(codes, last, zero), codes["x"])
-        assert float(p.weight("x", zero, codes["x"])[0]) == 1
-        assert float(p.weight("x", last, codes["x"])[0]) == 0
-        assert close(p.level(zero, codes["x"])[0][0, 0], p.schedule.abar[0].sqrt())
-        assert close(p.level(last, codes["x"])[1][0, 0], (1 - p.schedule.abar[4]).sqrt())
-        gain, variance = p.wiener("x", last, codes["x"])
+        assert float(p.at(zero, codes["x"]).W["x"][0]) == 1
+        assert float(p.at(last, codes["x"]).W["x"][0]) == 0
+        assert close(p.at(zero, codes["x"]).level[0][0, 0], p.schedule.abar[0].sqrt())
+        assert close(p.at(last, codes["x"]).level[1][0, 0], (1 - p.schedule.abar[4]).sqrt())
+        gain, variance = p.at(last, codes["x"]).gain("x"), p.at(last, codes["x"]).variance("x")
         assert gain.tolist() == [[0], [0]]
         assert variance.tolist() == [[1], [1]]
     for t in (1, torch.tensor(1), torch.tensor([1, 1])):
@@ -400,7 +400,7 @@ def test_states_codes_and_noise_are_finite_real_numbers_of_somebody(bad):
     with pytest.raises(ValueError, match=f"noise {expected}"):
         p.diffuse(good, 1, value)
     if bad in ("integers", "bools", "nothing"):
-        for call in (lambda: p.level(1, value), lambda: p.weight("x", 1, value), lambda: p.wiener("x", 1, value)):
+        for call in (lambda: p.at(1, value).level, lambda: p.at(1, value).W["x"], lambda: p.at(1, value).gain("x"), p.at(1, value).variance("x")):
             with pytest.raises(ValueError, match=r"like must be floating point \(B, \*Z\) with at least one example, got"):
                 call()
 

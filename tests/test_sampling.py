@@ -40,7 +40,7 @@ def nonlinear(schedule=None):
     process = mt.ForwardProcess(schedule or mt.NoiseSchedule.linear(1000), {"x": 1.0})
 
     def aggregate(z, t):
-        signal, noise = process.level(t, z)
+        signal, noise = process.at(t, z).level
         return torch.tanh(2 * z + z.flip(1)) * signal + 0.1 * noise
 
     return OneModality(process, (4,), aggregate)
@@ -86,7 +86,7 @@ def test_a_ddpm_step_is_the_posterior_at_the_prediction():
     (t, z, p), (s, after, _) = itertools.islice(
         mt.sample_path(model, n, sampler="ddpm", steps=20, generator=generator(0)), 2
     )
-    codes = {"label": p.estimate["label"], "x": p.aggregate - model.process.weight("label", t, z) * p.estimate["label"]}
+    codes = {"label": p.estimate["label"], "x": p.aggregate - model.process.at(t, z).W["label"] * p.estimate["label"]}
     mean, std = model.process.posterior(z, codes, t)
     assert (t, s) == (20, 19)
     standard = (after - mean) / std
@@ -100,7 +100,7 @@ def test_a_ddpm_step_is_the_posterior_at_the_prediction():
 def walk(model, sampler, steps):
     """The path of a sampler, and for each t its signal and noise amplitudes as numbers."""
     path = list(mt.sample_path(model, 3, sampler=sampler, steps=steps, generator=generator(1)))
-    return path, {t: tuple(float(a[0]) for a in model.process.level(t, z)) for t, z, _ in path}
+    return path, {t: tuple(float(a[0]) for a in model.process.at(t, z).level) for t, z, _ in path}
 
 
 def test_heun_is_the_published_single_step_method():
@@ -207,11 +207,11 @@ def test_no_solver_is_worse_than_ddim_in_long_steps_or_at_almost_no_signal(sched
 def test_ddim_is_exact_where_the_estimates_stand_still(at, seed):
     """A point mass: whatever the curve, one step lands on the marginal with the same noise."""
     process = mt.ForwardProcess(mt.NoiseSchedule.log_snr(at[0]), {"x": mt.fade_out(1.0) if at[1] % 2 else 1.0})
-    model = OneModality(process, (2,), lambda z, t: process.weight("x", t, z) * torch.full_like(z, 0.3))
+    model = OneModality(process, (2,), lambda z, t: process.at(t, z).W["x"] * torch.full_like(z, 0.3))
     model.predict = lambda z, t, **_: mt.Prediction(model.aggregate(z, t), {}, {"x": torch.full_like(z, 0.3)})
     code = {"x": torch.full((4, 2), 0.3, dtype=torch.float64)}
     first, last = list(mt.sample_path(model, 4, steps=1, generator=generator(seed)))
-    eps = (first[1] - process.marginal(code, first[0])[0]) / process.level(first[0], first[1])[1]
+    eps = (first[1] - process.marginal(code, first[0])[0]) / process.at(first[0], first[1]).level[1]
     assert torch.allclose(last[1], process.diffuse(code, 0, eps)[0], atol=1e-9)
 
 

@@ -37,8 +37,8 @@ def test_a_told_picture_reveals_its_pixels_to_those_who_are_told(prediction):
     given = {"masked": values["masked"], "mask": values["mask"]}
     told = {name: torch.tensor([True, True, False, True, False, False]) for name in given}
     with torch.no_grad():
-        found = model(z, 30, given, None, told).params["image"]
-        untold = model(z, 30, given, None, {name: ~torch.ones(6, dtype=torch.bool) for name in given}).params["image"]
+        found = model(z, 30, given, None, told).law["image"].mean
+        untold = model(z, 30, given, None, {name: ~torch.ones(6, dtype=torch.bool) for name in given}).law["image"].mean
     known = values["mask"].bool().expand_as(found) & told["mask"][:, None, None, None]
     assert torch.equal(found[known], values["image"][known])
     assert not torch.isclose(found[~known], values["image"][~known]).any()
@@ -53,7 +53,7 @@ def test_a_pixel_is_revealed_to_those_who_are_told_both_the_picture_and_the_mask
     told = {"masked": torch.tensor([True, True, False, False, True, True]), "mask": torch.tensor([True, False, True] * 2)}
     z = torch.randn(6, *SHAPE, generator=generator(2))
     with torch.no_grad():
-        found = model(z, 30, {name: values[name] for name in told}, None, told).params["image"]
+        found = model(z, 30, {name: values[name] for name in told}, None, told).law["image"].mean
     known = values["mask"].bool().expand_as(found)
     right = torch.isclose(found, values["image"], rtol=0, atol=1e-6)
     shown = torch.isclose(seen[0], values["image"], rtol=0, atol=1e-6)
@@ -70,8 +70,8 @@ def test_a_revealed_pixel_costs_no_loss():
     forward = model.forward
     model.forward = lambda *a: seen.setdefault("p", forward(*a)) if not seen.update(t=a[1]) else None
     loss = multitask_loss(model, values, give={"masked": 1.0, "mask": "masked"}, generator=generator(3))
-    mean = seen["p"].params["image"]
-    variance = model.process.wiener("image", seen["t"], mean)[1]
+    mean = seen["p"].law["image"].mean
+    variance = model.process.at(seen["t"], mean).variance("image")
     error = ((values["image"] - mean) ** 2 / variance) * (1 - values["mask"])
     torch.testing.assert_close(loss.terms["image"], error.mean(), rtol=1e-4, atol=1e-4)
     assert loss.terms["masked"] == 0
@@ -94,7 +94,7 @@ def test_what_lies_under_the_mask_does_not_matter(options):
     junk = torch.where(clean["mask"].bool(), clean["image"], clean["image"].flip(0))
     dirty = {**clean, "masked": junk}
     assert not torch.equal(dirty["masked"], clean["masked"])
-    assert torch.equal(model.cleared(dirty)["masked"], clean["masked"])
+    assert torch.equal(model.tidy(dirty)["masked"], clean["masked"])
 
     def both(function):
         return function(clean), function(dirty)
@@ -179,9 +179,9 @@ def test_the_aggregate_is_what_the_output_says_and_what_was_taken_out(removed):
     given = {"masked": values["masked"], "mask": values["mask"]}
     z = torch.randn(6, *SHAPE, generator=generator(2))
     found = model.predict(z, 30, given=given)
-    signal, noise = model.process.level(30, z)
+    signal, noise = model.process.at(30, z).level
     codes = model.encode(given)
-    known = sum(model.process.weight(name, 30, z) * codes[name] for name in given) if removed else torch.zeros_like(z)
+    known = sum(model.process.at(30, z).W[name] * codes[name] for name in given) if removed else torch.zeros_like(z)
     expected = signal * (z - signal * known) - noise * found.output + known
     torch.testing.assert_close(found.aggregate, expected)
     assert (found.known is None) != removed
@@ -196,9 +196,9 @@ def test_a_head_that_starts_from_the_rest_starts_without_what_is_told():
     modalities = {"a": mt.Image(SHAPE, start="rest"), "b": mt.Image(SHAPE, start="rest", tell=True)}
     model = mt.MTDiffusion(process, modalities, mt.UNet(SHAPE, base=8), SHAPE).eval()
     z, b = torch.randn(3, *SHAPE, generator=generator(2)), batch(3)["image"]
-    rest = z - process.level(20, z)[0] * 0.7 * b
-    gain = process.wiener("a", 20, z)[0]
-    torch.testing.assert_close(model.predict(z, 20, given={"b": b}).params["a"], gain * rest)
+    rest = z - process.at(20, z).level[0] * 0.7 * b
+    gain = process.at(20, z).gain("a")
+    torch.testing.assert_close(model.predict(z, 20, given={"b": b}).law["a"].mean, gain * rest)
 
 
 def test_a_revealed_pixel_is_left_in_the_state_where_another_modality_writes():
@@ -236,7 +236,7 @@ def test_the_aggregate_is_scored_where_it_is_open():
     by_hand = []
     for k in range(64):
         hidden = (1 - values["mask"][k]).bool() if told["mask"][k] else torch.ones(1, 4, 4, dtype=torch.bool)
-        error = (values["image"][k] - seen["p"].params["image"][k]) / (1 - abar[t[k]]).sqrt()
+        error = (values["image"][k] - seen["p"].law["image"].mean[k]) / (1 - abar[t[k]]).sqrt()
         by_hand.append(error[hidden.expand_as(error)].square().mean())
     assert 0 < int(told["mask"].sum()) < 64
     torch.testing.assert_close(loss.terms["denoise"], torch.stack(by_hand).mean().float(), rtol=1e-4, atol=1e-4)
@@ -282,9 +282,9 @@ def test_what_is_told_and_removed_is_as_good_as_absent():
     alone, _ = model.process.diffuse(model.encode(values), t, eps, only)
     with torch.no_grad():
         told = model.predict(inside, t, given=given), model.predict(alone, t, given=given, present=only)
-        torch.testing.assert_close(told[0].params["image"], told[1].params["image"], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(told[0].law["image"].mean, told[1].law["image"].mean, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(told[0].aggregate - told[0].known, told[1].aggregate, rtol=1e-4, atol=1e-5)
-        untold = model.predict(alone, t).params["image"], model.predict(alone, t, present=only).params["image"]
+        untold = model.predict(alone, t).law["image"].mean, model.predict(alone, t, present=only).law["image"].mean
     assert not torch.isclose(*untold).all()
 
 
@@ -295,8 +295,8 @@ def test_what_is_absent_leaves_no_trace_in_gain_and_variance():
     model = mt.MTDiffusion(process, modalities, mt.UNet(SHAPE, base=8), SHAPE)  # untrained: the learned part is 0
     present = {"b": torch.tensor([True, False])}
     z, t = torch.randn(2, *SHAPE, generator=generator(2)), 20
-    gain, variance = process.wiener("b", t, z)
-    found = model.predict(z, t, present=present).params["b"]
+    gain, variance = process.at(t, z).gain("b"), process.at(t, z).variance("b")
+    found = model.predict(z, t, present=present).law["b"].mean
     torch.testing.assert_close(found[0], (gain * z)[0])
     assert not found[1].any()
     value = torch.rand(2, *SHAPE, generator=generator(3)) * 2 - 1
@@ -324,10 +324,10 @@ def test_a_revealed_pixel_has_no_likelihood_to_pay(levels):
     image = (torch.rand(3, *SHAPE, generator=generator(4)) * 8).round() / 4 - 1
     given, z = {"masked": image * mask, "mask": mask}, torch.randn(3, *SHAPE, generator=generator(2))
     prediction = model.predict(z, 30, given=given)
-    variance = process.wiener("image", 30, z)[1]
+    variance = process.at(30, z).variance("image")
     lone = mt.Image((2, 1, 1), levels=levels)
     pixel = (slice(None), slice(None), slice(1, 2), slice(2, 3))
-    expected = lone.log_prob(image[pixel], prediction.params["image"][pixel], variance)
+    expected = lone.log_prob(image[pixel], prediction.law["image"].mean[pixel], variance)
     torch.testing.assert_close(model.log_prob("image", image, z, 30, given=given, prediction=prediction), expected)
     torch.testing.assert_close(model.log_prob("image", image, z, 30, given=given), expected)
 
@@ -379,7 +379,7 @@ def test_an_aggregate_of_the_heads_is_their_weighted_sum_and_has_the_v_loss():
     with torch.no_grad():
         found = model.predict(z, t)
     p = model.process
-    by_hand = sum(p.weight(name, t, z) * found.estimate[name] for name in p.names)
+    by_hand = sum(p.at(t, z).W[name] * found.estimate[name] for name in p.names)
     torch.testing.assert_close(found.aggregate, by_hand)
     assert found.output is None
 
@@ -389,7 +389,7 @@ def test_an_aggregate_of_the_heads_is_their_weighted_sum_and_has_the_v_loss():
     loss = multitask_loss(model, values, generator=generator(3))
     m_t = p.aggregate(model.encode(values), seen["t"])
     d = m_t - seen["p"].aggregate
-    v_loss = (d / p.level(seen["t"], m_t)[1]).square().mean()  # theory 3: |d|^2 / (1 - abar)
+    v_loss = (d / p.at(seen["t"], m_t).level[1]).square().mean()  # theory 3: |d|^2 / (1 - abar)
     torch.testing.assert_close(loss.terms["denoise"], v_loss)
 
 

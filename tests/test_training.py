@@ -99,7 +99,7 @@ def test_training_approaches_the_exact_model():
     @torch.no_grad()
     def excess(model):
         p, q = model.predict(z, t), exact.predict(z, t)
-        gap = ((p.aggregate - q.aggregate) / process.level(t, z)[1]).square().mean()
+        gap = ((p.aggregate - q.aggregate) / process.at(t, z).level[1]).square().mean()
         nats = [m.log_prob("label", data["label"], z, t).mean() for m in (exact, model)]
         return float(gap), float(nats[0] - nats[1])
 

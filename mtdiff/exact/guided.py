@@ -1,15 +1,16 @@
 """Guidance by exact estimates: what it draws when no network is to blame (theory 4, rule 2)."""
 
-import itertools
+import collections
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from mtdiff.exact.mixture import LabelledMixture
-from mtdiff.process import ForwardProcess, check_finite
+from mtdiff.prediction import Prediction
+from mtdiff.process import ForwardProcess
+from mtdiff.sampling import sample_path
 from mtdiff.schedules import NoiseSchedule
-from mtdiff.solvers import Guess, ddim
 
 
 def planted_mixture(share: float, across: float = 1.0, spread: float = 0.45) -> LabelledMixture:
@@ -59,26 +60,22 @@ def sample_group(
         generator: source of the noise.
 
     Returns:
-        (n, d) float64.
+        (n, d) float64, what the noise leaves at the first step.
 
     Raises:
         ValueError: the label is in z_t, the group is empty or names an unknown label, or guidance is not finite.
 
     Source: ours; theory 4, rule 2.
     """
-    group, process = list(group), model.process
-    if "label" in process.entering:
+    group = list(group)
+    if "label" in model.process.entering:
         raise ValueError("a group of labels has no code: the label's weight must be 0")
     if not group or not set(group) <= set(range(len(model.weights))):
         raise ValueError(f"group must be some of 0..{len(model.weights) - 1}, got {group}")
-    check_finite("guidance", guidance)
-    z = torch.randn((n, *model.space), dtype=torch.float64, generator=generator)
-    times = torch.linspace(process.steps, process.first, steps + 1, dtype=torch.float64).round().long().tolist()
-    for t, s in itertools.pairwise(times):
-        leaf = z.detach().requires_grad_()
-        prediction = model.predict(leaf, t)
-        log_p = prediction.params["label"][:, group].logsumexp(1)
-        (gradient,) = torch.autograd.grad(log_p.sum(), leaf)
-        signal, noise = process.level(t, z)
-        z = ddim(process, z, Guess(prediction.aggregate.detach() + guidance * noise**2 / signal * gradient, {}), t, s)
-    return z / process.level(times[-1], z)[0]
+
+    def in_group(prediction: Prediction) -> Tensor:
+        return prediction.law["label"].logits[:, group].logsumexp(1)
+
+    path = sample_path(model, n, sampler="ddim", steps=steps, guidance=guidance, towards=in_group, generator=generator)
+    t, z, _ = collections.deque(path, maxlen=1).pop()
+    return z / model.process.at(t, z).signal

@@ -1,21 +1,23 @@
 """A mixture of Gaussians with labels: a model whose predictions are known in closed form (theory 4)."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from mtdiff.modalities.base import gaussian_log_prob
-from mtdiff.model import Prediction
-from mtdiff.process import ForwardProcess, check_real
+from mtdiff.checks import check_ids, check_real
+from mtdiff.laws import Categorical, gaussian_log_prob
+from mtdiff.prediction import Denoiser, Prediction, check_state
+from mtdiff.process import ForwardProcess, Present
 
 
-class LabelledMixture:
+class LabelledMixture(Denoiser):
     """A mixture of isotropic Gaussians with labels: y ~ weights, x | y ~ N(mean_y, std_y^2 I), E_y = code_y, E_x = x.
 
     Given y, z_t is Gaussian with mean sqrt(abar_t) (W_t^x mean_y + W_t^label code_y) and variance
     abar_t (W_t^x)^2 std_y^2 + 1 - abar_t, so everything a network would have to learn is a softmax and a few
-    Gaussian posteriors. It has the same `predict`, `log_prob` and `read` as a trained model.
+    Gaussian posteriors. It is called like a trained model (`mtdiff.prediction.Denoiser`).
 
     Args:
         weights: (K,) class probabilities, sum 1.
@@ -30,8 +32,7 @@ class LabelledMixture:
     Source: ours; the exact model behind the statements of theory 4.
     """
 
-    rule, sampler = "bayes", "ddim"
-    modalities = ("x", "label")
+    rule = "bayes"
 
     def __init__(
         self,
@@ -56,40 +57,13 @@ class LabelledMixture:
             raise ValueError(f'the process must have the modalities "x" and "label", got {process.names}')
         self.process = process
         self.space = (self.means.shape[1],)
-        self.device = torch.device("cpu")
+        self.modalities = {"x": _Point(self.means.shape[1]), "label": _Component(k)}
 
     def draw(self, n: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """N examples {"x": (n, d), "label": (n,)} of the data's own law."""
         label = torch.multinomial(self.weights, n, replacement=True, generator=generator)
         noise = torch.randn(n, *self.space, dtype=torch.float64, generator=generator)
         return {"x": self.means[label] + self.stds[label, None] * noise, "label": label}
-
-    def check(self, values: Mapping[str, Tensor], what: str = "batch") -> int:
-        """Values are "x" (B, d) or "label" (B,) ids, equally many; returns B.
-
-        Raises:
-            KeyError: an unknown modality.
-            ValueError: an invalid value, different batch sizes, or no example.
-        """
-        if not values:
-            raise ValueError(f"{what} is empty; this model has {list(self.modalities)}")
-        for name, value in values.items():
-            if name not in self.modalities:
-                raise KeyError(f"{what} names an unknown modality {name!r}; this model has {list(self.modalities)}")
-            if name == "x":
-                check_real(f"{what}['x']", value)
-                if tuple(value.shape[1:]) != self.space:
-                    raise ValueError(f"{what}['x'] must be floating point (B, {self.space[0]}), got {tuple(value.shape)}")
-            else:
-                if value.is_floating_point() or value.dtype == torch.bool or value.ndim != 1 or not len(value):
-                    raise ValueError(f"{what}['label'] must be integer (B,), got {value.dtype} {tuple(value.shape)}")
-                wrong = value[(value < 0) | (value >= len(self.weights))]
-                if len(wrong):
-                    raise ValueError(f"{what}['label'] has values outside 0..{len(self.weights) - 1}: {wrong.tolist()[:8]}")
-        sizes = {name: len(value) for name, value in values.items()}
-        if len(set(sizes.values())) > 1:
-            raise ValueError(f"{what} has different numbers of examples: {sizes}")
-        return next(iter(sizes.values()))
 
     def encode(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Codes: x as it is, and the label's code, (B, d) float64."""
@@ -101,66 +75,15 @@ class LabelledMixture:
         t: int | Tensor,
         *,
         given: Mapping[str, Tensor] | None = None,
-        present: Mapping[str, Tensor] | None = None,
+        present: Present | None = None,
     ) -> Prediction:
-        """E[m_t | z_t, given] exactly; arguments and result as `MTDiffusion.predict`.
-
-        Args:
-            z_t: (B, d).
-            t: step in 0..T, an int or a (B,) int tensor.
-            given: {"label": (B,)} or {"x": (B, d)}, conditioned on exactly.
-            present: {name: (B,) bool} which modalities are in z_t; None: both.
-
-        Returns:
-            The prediction; params are the mean of x (B, d) and the log-probabilities of the label (B, K).
-
-        Raises:
-            KeyError: an unknown modality.
-            ValueError: a value that does not fit.
-        """
-        log_r, mean_k, _ = self._components(z_t, t, given, present)
-        r = log_r.exp()
-        x = torch.einsum("bk,bkd->bd", r, mean_k)
-        estimate = {"x": x, "label": r @ self.codes}
-        weight_x, weight_y = self._weights_at(z_t.double(), t, present)
-        aggregate = torch.einsum("bk,bkd->bd", r, weight_x[..., None] * mean_k + weight_y[..., None] * self.codes)
-        return Prediction(aggregate, {"x": x, "label": log_r}, estimate)
-
-    def log_prob(
-        self,
-        name: str,
-        value: Tensor,
-        z_t: Tensor,
-        t: int | Tensor,
-        *,
-        given: Mapping[str, Tensor] | None = None,
-        present: Mapping[str, Tensor] | None = None,
-        prediction: Prediction | None = None,
-    ) -> Tensor:
-        """Log p(x_i = value | z_t, given) exactly, (B,), differentiable in z_t.
-
-        Args:
-            name: "x" or "label".
-            value: its value.
-            z_t: (B, d).
-            t: step in 0..T, an int or a (B,) int tensor.
-            given: as in `predict`.
-            present: as in `predict`.
-            prediction: not used; here so that exact and trained models are called alike.
-
-        Returns:
-            (B,) nats.
-
-        Raises:
-            KeyError: no such modality.
-            ValueError: a value that does not fit.
-        """
-        if self.check({name: value}, "value") != len(z_t):
-            raise ValueError(f"value has {len(value)} examples, z_t has {len(z_t)}")
-        log_r, mean_k, variance_k = self._components(z_t, t, given, present)
-        if name == "label":
-            return log_r.gather(1, value.long()[:, None]).squeeze(1)
-        return torch.logsumexp(log_r + self._each(value, mean_k, variance_k), 1)
+        """E[m_t | z_t, given] exactly, and the laws of x, a mixture (`Mixture`), and of the label (`Categorical`)."""
+        check_state(self, z_t, t, given, present)
+        law, at = self._components(z_t.double(), t, given, present), self.process.at(t, z_t.double(), present)
+        r = law.log_weights.exp()
+        aggregate = torch.einsum("bk,bkd->bd", r, at.W["x"][..., None] * law.means + at.W["label"][..., None] * self.codes)
+        label = Categorical(law.log_weights, mix=lambda probs: probs @ self.codes)
+        return Prediction(aggregate, {"x": law, "label": label}, {"x": law.mean, "label": r @ self.codes})
 
     def read(
         self,
@@ -168,68 +91,99 @@ class LabelledMixture:
         t: int,
         *,
         given: Mapping[str, Tensor] | None = None,
-        present: Mapping[str, Tensor] | None = None,
-        generator: torch.Generator | None = None,
+        present: Present | None = None,
         prediction: Prediction | None = None,
+        generator: torch.Generator | None = None,
     ) -> dict[str, Tensor]:
-        """Draw (x, label) from their exact joint law given z_t and what is given: the label first, then x given both.
+        """Draw (x, label) from their exact joint law given z_t and what is given: the label first, then x given both."""
+        check_state(self, z_t, t, given, present)
+        label, x = self._components(z_t.double(), t, given, present).draw_both(generator)
+        return {"x": x, "label": label}
 
-        Args:
-            z_t: (B, d).
-            t: step in 0..T.
-            given: as in `predict`.
-            present: as in `predict`.
-            generator: source of the draws.
-            prediction: not used, as in `log_prob`.
-
-        Returns:
-            {"x": (B, d), "label": (B,)}.
-        """
-        log_r, mean_k, variance_k = self._components(z_t, t, given, present)
-        label = torch.multinomial(log_r.exp(), 1, generator=generator).squeeze(1)
-        rows = torch.arange(len(z_t))
-        noise = torch.randn(z_t.shape, dtype=torch.float64, generator=generator)
-        return {"x": mean_k[rows, label] + variance_k[rows, label, None].sqrt() * noise, "label": label}
-
-    def _weights_at(self, z_t, t, present):
-        """W_t^x and W_t^label, each (B, 1), 0 where absent."""
-        out = []
-        for name in self.modalities:
-            w = self.process.weight(name, t, z_t)
-            mask = None if present is None else present.get(name)
-            out.append(w if mask is None else torch.where(mask[:, None], w, 0.0))
-        return out
-
-    def _each(self, x, mean_k, variance_k):
-        """Log N(x; mean_k, variance_k I) for every component, (B, K)."""
-        b, k, d = mean_k.shape
-        flat = x[:, None].expand(b, k, d).reshape(b * k, d), mean_k.reshape(b * k, d), variance_k.reshape(b * k, 1)
-        return gaussian_log_prob(*flat).reshape(b, k)
-
-    def _components(self, z_t, t, given, present):
-        """Per label k: log p(k | z_t, given) (B, K), mean (B, K, d) and variance (B, K) of x | z_t, k, given."""
-        if tuple(z_t.shape[1:]) != self.space:
-            raise ValueError(f"z_t must have shape (B, {self.space[0]}), got {tuple(z_t.shape)}")
-        check_real("z_t", z_t)
-        if given and self.check(given, "given") != len(z_t):
-            raise ValueError(f"given has {self.check(given, 'given')} examples, z_t has {len(z_t)}")
-        z = z_t.double()
-        signal, noise = self.process.level(t, z)
-        weight_x, weight_y = self._weights_at(z, t, present)
-        a = signal * weight_x  # (B, 1) x enters z_t as a x
-        offset = (signal * weight_y)[..., None] * self.codes  # (B, K, d)
+    def _components(self, z: Tensor, t, given, present) -> "Mixture":
+        """Per label k: log p(k | z_t, given), and mean and variance of x | z_t, k, given."""
+        at = self.process.at(t, z, present)
+        a = at.signal * at.W["x"]  # (B, 1) x enters z_t as a x
+        offset = (at.signal * at.W["label"])[..., None] * self.codes  # (B, K, d)
         prior_variance = self.stds**2
-        total = a**2 * prior_variance + noise**2  # (B, K) variance of z_t | k
-        log_r = self.weights.log() + self._each(z, offset + a[..., None] * self.means, total)
+        total = a**2 * prior_variance + at.noise**2  # (B, K) variance of z_t | k
+        log_r = self.weights.log() + _each(z, offset + a[..., None] * self.means, total)
         gain = a * prior_variance / total
         mean_k = self.means + gain[..., None] * (z[:, None] - offset - a[..., None] * self.means)
-        variance_k = prior_variance * noise**2 / total
+        variance_k = prior_variance * at.noise**2 / total
         if given and "x" in given:  # p(z | x, k) p(x | k) instead of p(z | k)
             x = given["x"].double()
-            at_x = self._each(z, offset + (a * x)[:, None], (noise**2).expand_as(total))
-            log_r = self.weights.log() + at_x + self._each(x, self.means.expand_as(mean_k), prior_variance.expand_as(total))
+            at_x = _each(z, offset + (a * x)[:, None], (at.noise**2).expand_as(total))
+            log_r = self.weights.log() + at_x + _each(x, self.means.expand_as(mean_k), prior_variance.expand_as(total))
             mean_k, variance_k = x[:, None].expand_as(mean_k), torch.zeros_like(variance_k)
         if given and "label" in given:
             chosen = torch.nn.functional.one_hot(given["label"].long(), len(self.weights)).bool()
             log_r = torch.zeros_like(log_r).masked_fill(~chosen, -torch.inf)
-        return log_r.log_softmax(1), mean_k, variance_k
+        return Mixture(log_r.log_softmax(1), mean_k, variance_k)
+
+
+@dataclass(frozen=True, eq=False)
+class Mixture:
+    """A mixture of isotropic Gaussians, one for each example; a `mtdiff.laws.Law` of x, which is its own code.
+
+    Attributes:
+        log_weights: (B, K).
+        means: (B, K, d).
+        variances: (B, K).
+    """
+
+    log_weights: Tensor
+    means: Tensor
+    variances: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean of the mixture, (B, d)."""
+        return torch.einsum("bk,bkd->bd", self.log_weights.exp(), self.means)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log of the density at a value (B, d), (B,)."""
+        return torch.logsumexp(self.log_weights + _each(value, self.means, self.variances), 1)
+
+    def loss(self, value: Tensor) -> Tensor:
+        """-log p, (B,)."""
+        return -self.log_prob(value)
+
+    def draw_both(self, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """A component (B,), and a value of it (B, d)."""
+        k = torch.multinomial(self.log_weights.exp(), 1, generator=generator).squeeze(1)
+        rows, noise = torch.arange(len(k)), torch.randn(self.means[:, 0].shape, dtype=torch.float64, generator=generator)
+        return k, self.means[rows, k] + self.variances[rows, k, None].sqrt() * noise
+
+    def draw(self, generator: torch.Generator | None = None) -> Tensor:
+        """A value, (B, d)."""
+        return self.draw_both(generator)[1]
+
+    def expected_code(self) -> Tensor:
+        """The mean."""
+        return self.mean
+
+
+@dataclass(frozen=True)
+class _Point:
+    size: int
+
+    def check(self, value: Tensor) -> None:
+        check_real("'x'", value)
+        if tuple(value.shape[1:]) != (self.size,):
+            raise ValueError(f"'x' must be floating point (B, {self.size}), got {tuple(value.shape)}")
+
+
+@dataclass(frozen=True)
+class _Component:
+    classes: int
+
+    def check(self, value: Tensor) -> None:
+        check_ids("'label'", value, self.classes, "labels (B,)")
+
+
+def _each(x: Tensor, mean_k: Tensor, variance_k: Tensor) -> Tensor:
+    """Log N(x; mean_k, variance_k I) for every component, (B, K)."""
+    b, k, d = mean_k.shape
+    flat = x[:, None].expand(b, k, d).reshape(b * k, d), mean_k.reshape(b * k, d), variance_k.reshape(b * k, 1)
+    return gaussian_log_prob(*flat).reshape(b, k)

@@ -135,7 +135,7 @@ def naming(model: MTDiffusion, batch, generator: torch.Generator) -> Loss:
     t, n = model.process.first, model.check(batch)
     present = {name: torch.full((n,), name == "image", device=model.device) for name in model.modalities}
     z, _ = model.process.diffuse(model.encode({"image": batch["image"]}), t, present=present, generator=generator)
-    nats = -model.modalities["label"].log_prob(batch["label"], model(z, t, present=present).params["label"], z).mean()
+    nats = model(z, t, present=present).law["label"].loss(batch["label"]).mean()
     return Loss(nats, {"label": nats})
 
 

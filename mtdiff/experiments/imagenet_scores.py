@@ -157,7 +157,7 @@ def box_overlap(model: MTDiffusion, real: Dataset, generator: torch.Generator) -
         z, present = noised(model, {"image": real.values["image"][rows]}, t, generator)
         with torch.no_grad():
             prediction = model.predict(z, t, present=present)
-        likely = prediction.params["box"].argmax(1, keepdim=True).bool().cpu()
+        likely = prediction.law["box"].logits.argmax(1, keepdim=True).bool().cpu()
         drawn = model.read(z, t, generator=generator, prediction=prediction)["box"].bool().cpu()
         for boxes, said in zip(found.values(), (likely, drawn, torch.ones_like(truth)), strict=True):
             boxes.append((truth & said).flatten(1).sum(1) / (truth | said).flatten(1).sum(1).clamp(min=1))

@@ -199,7 +199,7 @@ def inpaint(
         noise = torch.randn(len(image), *model.space, generator=generator, device=model.device)
         only = {name: torch.full((len(image),), name == "image", device=model.device) for name in model.modalities}
         with torch.no_grad():
-            drawn = model.predict(noise, model.process.steps, given=given, present=only).params["image"].clamp(-1, 1)
+            drawn = model.predict(noise, model.process.steps, given=given, present=only).law["image"].draw()
     elif way == "substitute":
         drawn = sample_many(model, len(image), given=given, rule="substitute", **options)["image"]
     elif way == "sdedit":

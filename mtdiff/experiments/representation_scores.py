@@ -1,6 +1,7 @@
 """How image-representation models are judged: images, guidance, retrieval, probes of what was drawn and of the trunk."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +10,8 @@ from torch import Tensor
 from mtdiff.datasets import Dataset
 from mtdiff.judges import label_judge, scene_judge
 from mtdiff.metrics import fidelity, frechet_distance
-from mtdiff.model import MTDiffusion, Prediction
+from mtdiff.model import MTDiffusion
+from mtdiff.prediction import Prediction
 from mtdiff.probes import levels, noised, pooled
 from mtdiff.representations import linear_probe, representation, represented
 from mtdiff.sampling import sample_many
@@ -53,14 +55,15 @@ class RepresentationGuided:
         if self.scale == 1 or given or present:
             return joint
         process, name = self.model.process, "representation"
-        signal, weight = process.level(t, z_t)[0], process.weight(name, t, z_t)
+        at = process.at(t, z_t)
         mask = {name: torch.zeros(len(z_t), dtype=torch.bool, device=z_t.device)}
-        without = self.model.predict(z_t - signal * weight * joint.estimate[name], t, present=mask)
+        without = self.model.predict(z_t - at.signal * at.W[name] * joint.estimate[name], t, present=mask)
         push = (self.scale - 1) * (joint.estimate["image"] - without.estimate["image"])
         estimate = {**joint.estimate, "image": joint.estimate["image"] + push}
-        aggregate = joint.aggregate + process.weight("image", t, z_t) * push
-        image = joint.params["image"] + self.model.modalities["image"].take(push)
-        return Prediction(aggregate, {**joint.params, "image": image}, estimate)
+        aggregate = joint.aggregate + at.W["image"] * push
+        law = joint.law["image"]
+        image = replace(law, mean=law.mean + self.model.modalities["image"].take(push))
+        return Prediction(aggregate, {**joint.law, "image": image}, estimate)
 
 
 def alone(model: MTDiffusion, n: int, **options) -> Tensor:
@@ -153,7 +156,7 @@ def read_scores(model: MTDiffusion, test: Dataset, generator) -> dict[str, float
     truth, out = test.values["representation"][: len(image)].to(model.device), {}
     for t in levels(model, LEVELS):
         z, present = noised(model, {"image": image}, t, generator)
-        mean = model.modalities["representation"].draw(model.predict(z, t, present=present).params["representation"])
+        mean = model.predict(z, t, present=present).law["representation"].draw()
         out[str(t)] = float(1 - (mean - truth).square().mean() / truth.var(0).mean())
     return out
 

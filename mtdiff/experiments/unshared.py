@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from mtdiff.backbones.base import NoiseLevel
 from mtdiff.losses import Loss, coins
 from mtdiff.modalities.base import View
-from mtdiff.model import MTDiffusion, Prediction
-from mtdiff.solvers import Guess, ancestral, ddim
+from mtdiff.model import MTDiffusion
+from mtdiff.prediction import Prediction
+from mtdiff.solvers import Guess, frozen
 
 
 class Unshared(MTDiffusion):
@@ -51,9 +52,9 @@ class Unshared(MTDiffusion):
         output = self.denoise(features).to(z.dtype)
         signal, noise = self._amplitudes(z, times)
         aggregate, one = signal * z - noise * output, z.new_ones(len(z), *[1] * (z.ndim - 1))
-        view = View(features, pooled, z, aggregate, one, one, one)
-        params = {name: modality.head(view) for name, modality in self.modalities.items()}
-        return Prediction(aggregate, params, {}, output)
+        view = View(features, pooled, z, z, aggregate, one, one, one)
+        law = {name: modality.head(view) for name, modality in self.modalities.items()}
+        return Prediction(aggregate, law, {})
 
     def loss(
         self,
@@ -88,10 +89,10 @@ class Unshared(MTDiffusion):
         eps = torch.randn(clean.shape, generator=generator, device=clean.device)
         signal, noise = self._amplitudes(clean, times)
         prediction = self.predict_at(signal * clean + noise * eps, times)
-        terms = {"denoise": (signal * eps - noise * clean - prediction.output).square().mean()}
+        terms = {"denoise": ((clean - prediction.aggregate) / noise).square().mean()}  # |v - v^|^2
         for name, modality in self.modalities.items():
-            if getattr(modality, "has_head", True):
-                terms[name] = modality.loss(batch[name], prediction.params[name], noise).mean()
+            if modality.has_head:
+                terms[name] = prediction.law[name].loss(batch[name]).mean()
         total = sum((1.0 if name == "denoise" else weights.get(name, 1.0)) * term for name, term in terms.items())
         return Loss(total, terms)
 
@@ -133,10 +134,10 @@ class Unshared(MTDiffusion):
             prediction = self.predict_at(z, times)
             if t == first:
                 break
-            guess = Guess(prediction.aggregate, {})
-            n_t = torch.randn(z.shape, generator=generator, dtype=z.dtype, device=z.device)
-            z = ancestral(self.process, z, guess, t, s, n_t) if sampler == "ddpm" else ddim(self.process, z, guess, t, s)
-        drawn = {name: m.draw(prediction.params[name], generator) for name, m in self.modalities.items()}
+            mean, std = self.process.back(z, prediction.aggregate, prediction.aggregate, t, s)
+            noise = torch.randn(z.shape, generator=generator, dtype=z.dtype, device=z.device)
+            z = mean + std * noise if sampler == "ddpm" else frozen(self.process, z, Guess(prediction.aggregate, {}), t, s)
+        drawn = {name: law.draw(generator) for name, law in prediction.law.items()}
         return {**{k: v.float() if v.is_floating_point() else v for k, v in drawn.items()}, **given}
 
     @torch.no_grad()
@@ -145,7 +146,7 @@ class Unshared(MTDiffusion):
         z = torch.randn((len(image), *self.space), generator=generator, device=self.device)
         self._write(z, "image", self.modalities["image"].encode(image.to(self.device)))
         times = {"image": self._full(len(z), self.process.first), "label": self._full(len(z), self.process.steps)}
-        return self.predict_at(z, times).params["label"].argmax(1)
+        return self.predict_at(z, times).law["label"].logits.argmax(1)
 
     def _clean(self, batch: Mapping[str, Tensor]) -> Tensor:
         """All codes, each in its own channels."""
@@ -183,6 +184,6 @@ class Unshared(MTDiffusion):
         signal, noise = torch.ones_like(z), torch.zeros_like(z)
         for name, t in times.items():
             span = self.modalities[name].span
-            a, b = self.process.level(t, z)
+            a, b = self.process.at(t, z).level
             signal[:, span.start : span.stop], noise[:, span.start : span.stop] = a, b
         return signal, noise

@@ -1,45 +1,57 @@
 """What every kind of modality does: enter the diffusion space, and be read back from it (theory 1)."""
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from mtdiff.checks import described
+from mtdiff.laws import Law
+from mtdiff.process import ForwardProcess
 from mtdiff.reading import rebuild
 
 
 @dataclass(frozen=True)
 class View:
-    """What a head may look at, for a batch of noisy states.
+    """What a head may look at, for a batch of noisy states. Of a state that has not been looked at, `features` is None.
 
     Attributes:
         features: (B, ...) feature map of the backbone.
         pooled: (B, P) pooled vector of the backbone.
-        z: (B, *Z) the noisy state z_t, or for a modality that starts from the "rest" what the others leave of it.
-        aggregate: (B, *Z) the model's E[m_t | z_t].
+        z: (B, *Z) the noisy state z_t.
+        rest: (B, *Z) what is left of it when the codes of the others are taken out: those that are known, and the estimates
+            of those that have been read.
+        aggregate: (B, *Z) the model's E[m_t | z_t], where that is an output of its own.
         weight: (B, 1, ...) the modality's W_t.
-        gain: (B, 1, ...) k_t of `ForwardProcess.wiener`.
+        gain: (B, 1, ...) k_t of `mtdiff.process.At`.
         variance: (B, 1, ...) posterior variance of a unit-variance coordinate at this step.
+        given: {name: value (B, ...)} what the user knows.
+        known: {name: (B,) bool} of those, in which examples.
+        sensed: what the state shows of the modality by itself, of one that is sensed (`Modality.sensed`).
     """
 
-    features: Tensor
-    pooled: Tensor
+    features: Tensor | None
+    pooled: Tensor | None
     z: Tensor
-    aggregate: Tensor
+    rest: Tensor
+    aggregate: Tensor | None
     weight: Tensor
     gain: Tensor
     variance: Tensor
+    given: Mapping[str, Tensor] = field(default_factory=dict)
+    known: Mapping[str, Tensor] = field(default_factory=dict)
+    sensed: Law | None = None
 
 
 class Modality(nn.Module):
-    """One kind of data: its encoder E_i into the space, its head D_i, likelihood, estimate and draw.
+    """One kind of data: its encoder E_i into the space, and its head D_i, which says a law of it (`mtdiff.laws`).
 
-    A subclass implements `build`, `check`, `code`, `head`, `log_prob`, `loss`, `expected_code` and `draw`, and
-    passes its arguments to `super().__init__` so that a saved model can be rebuilt from its card. Values are
-    batched tensors; a code is (B, *slice): the part of the space that the modality writes.
+    A subclass implements `build`, `check`, `code` and `head`, `condition` if the backbone can be given the value, and passes
+    its arguments to `super().__init__` so that a saved model can be rebuilt from its card. Values are batched tensors; a
+    code is (B, *slice): the part of the space that the modality writes. The other methods have uses of their own; most kinds
+    leave them as they are.
 
     Args:
         channels: slice of the space's first axis that the codes are written to; None is all of it.
@@ -47,18 +59,18 @@ class Modality(nn.Module):
 
     Attributes:
         told_as: how `condition` reaches the backbone: as a "vector", a "map" or "tokens" (see `mtdiff.backbones`).
-        start: what a head's linear guess starts from: the "state" z_t, or its "rest", z_t less the other codes in it.
-        revealed_by: (picture, mask), the modalities that tell its pixels where the mask is 1; () is none.
-        has_code: False for what never enters z_t: its weight has to be 0, and given values can only be told.
-        sense: True for what the backbone is told as far as the state shows it to a linear guess; see `sensed`.
+        reads_rest: True for a head that looks at what the others leave: it is read after them.
+        has_head: False for what is its slice of the model's aggregate.
+        has_code: False for what never enters z_t: its weight has to be 0, and given values only condition the backbone.
+        sense: True for what the backbone is shown as far as the state shows it to a linear guess; see `sensed`.
     """
 
-    kinds: ClassVar[dict[str, type["Modality"]]] = {}
     told_as: ClassVar[str] = "vector"
-    start: str = "state"
-    revealed_by: tuple[str, ...] = ()
+    reads_rest: bool = False
+    has_head: bool = True
     has_code: bool = True
     sense: bool = False
+    kinds: ClassVar[dict[str, type["Modality"]]] = {}
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -106,6 +118,9 @@ class Modality(nn.Module):
         """Create parameters and buffers for `self.slice_shape`; raise ValueError where data and space do not fit."""
         raise NotImplementedError
 
+    def join(self, others: Mapping[str, "Modality"], process: ForwardProcess) -> None:
+        """Look at the company in a model, once all are attached; raise ValueError where they do not go together."""
+
     def check(self, value: Tensor) -> None:
         """Raise ValueError, naming the modality, unless `value` is a valid batch. Values on a GPU are not read back."""
         raise NotImplementedError
@@ -119,61 +134,43 @@ class Modality(nn.Module):
         gone = self.missing(value).reshape(-1, *[1] * (value.ndim - 1))
         return torch.where(gone, torch.zeros_like(value), value)
 
+    def tidy(self, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Values of a whole batch without what others among them make irrelevant."""
+        return values
+
     def code(self, value: Tensor) -> Tensor:
         """E_i(x_i) on the modality's own slice, (B, *slice), of unit RMS for discrete data."""
         raise NotImplementedError
 
     def condition(self, value: Tensor) -> Tensor:
-        """The value as the backbone is told it (theory 4, rule 3): what `told_as` says.
+        """The value as the backbone is given it (theory 4, rule 3): what `told_as` says.
 
         A vector is (B, backbone.embedding), a map the output of `backbone.entrance`, tokens are (B, L, backbone.embedding).
         """
         raise ValueError(f"{self.name!r} cannot condition the backbone: it was made without tell=True")
 
-    def sensed(self, z: Tensor, gain: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-        """What a state shows of the modality, as if all else in it were noise.
+    def head(self, view: View) -> Law:
+        """p(x_i | z_t)."""
+        raise NotImplementedError
 
-        Args:
-            z: (B, *Z).
-            gain: (B, 1, ...), as in `View`, of all that is not this modality's code.
-            variance: (B, 1, ...) likewise.
+    def shown(self, state: Tensor, view: View) -> Tensor:
+        """What the network sees of the modality's slice of a state (B, *slice)."""
+        return state
 
-        Returns:
-            The guess as the backbone is told it (B, embedding), and its expected code (B, *Z), to be taken out of the state.
+    def sensed(self, rest: Tensor, gain: Tensor, variance: Tensor) -> Law:
+        """What a state shows of the modality by itself: its law as if all else in its channels were noise.
+
+        Gain and variance are those of `View`, with all that is not this modality's code taken for noise.
         """
         raise NotImplementedError
 
-    def steered(self, params: Tensor, z: Tensor, gain: Tensor, variance: Tensor) -> Tensor:
-        """The head's parameters, with a gradient along its code where what is told has none; others as in `sensed`."""
-        return params
-
-    def head(self, view: View) -> Tensor:
-        """Parameters of p(x_i | z_t)."""
-        raise NotImplementedError
-
-    def log_prob(self, value: Tensor, params: Tensor, variance: Tensor) -> Tensor:
-        """Log p(x_i = value | z_t) in nats, (B,)."""
-        raise NotImplementedError
-
-    def loss(self, value: Tensor, params: Tensor, variance: Tensor) -> Tensor:
-        """The modality's training loss per example, (B,); the term lambda_i multiplies (theory 3)."""
-        raise NotImplementedError
-
-    def expected_code(self, params: Tensor) -> Tensor:
-        """E[E_i(x_i) | z_t] on the slice, (B, *slice): the mean of the code, not the code of the mean."""
-        raise NotImplementedError
-
-    def draw(self, params: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """A value of the modality, as data."""
+    def hint(self, law: Law) -> Tensor:
+        """What `sensed` says, as the backbone is shown it, (B, backbone.embedding)."""
         raise NotImplementedError
 
     def encode(self, value: Tensor) -> Tensor:
         """E_i(x_i) in the whole space, (B, *Z): zero outside the modality's channels."""
         return self.place(self.code(value))
-
-    def estimate(self, params: Tensor) -> Tensor:
-        """E[E_i(x_i) | z_t] in the whole space, (B, *Z)."""
-        return self.place(self.expected_code(params))
 
     def place(self, code: Tensor) -> Tensor:
         """Write a code (B, *slice) into an otherwise empty space (B, *Z)."""
@@ -187,14 +184,10 @@ class Modality(nn.Module):
         """The modality's slice (B, *slice) of a tensor on the space (B, *Z)."""
         return z[:, self.span.start : self.span.stop]
 
+    def shares(self, other: "Modality") -> bool:
+        """Whether another one writes into the same channels."""
+        return bool(set(self.span) & set(other.span))
+
     def refuse(self, value: object, expected: str) -> None:
         """Raise the ValueError that names the modality, what came and what was expected."""
-        got = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
-        raise ValueError(f"{self.name!r} must be {expected}, got {got}")
-
-
-def gaussian_log_prob(value: Tensor, mean: Tensor, variance: Tensor, where: Tensor | None = None) -> Tensor:
-    """Log N(value; mean, variance I) summed over all but the batch, or over what is True in `where`, in nats, (B,)."""
-    variance = variance.expand_as(mean)
-    terms = (value - mean) ** 2 / variance + variance.log() + math.log(2 * math.pi)
-    return -0.5 * (terms if where is None else torch.where(where, terms, 0.0)).flatten(1).sum(1)
+        raise ValueError(f"{self.name!r} must be {expected}, got {described(value)}")

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mtdiff.checks import check_ids
+from mtdiff.laws import Categorical
 from mtdiff.modalities.base import Modality, View
 from mtdiff.modalities.generators import KINDS, CodeTable
 
@@ -58,14 +60,7 @@ class Caption(Modality):
 
     def check(self, value: Tensor) -> None:
         """Raise ValueError unless value is an integer (B, L) tensor of token ids."""
-        whole = isinstance(value, Tensor) and not value.is_floating_point() and value.dtype != torch.bool
-        if not whole or tuple(value.shape[1:]) != (self.length,):
-            self.refuse(value, f"an integer tensor of token ids (B, {self.length})")
-        if value.device.type == "cpu":
-            wrong = value[(value < 0) | (value >= len(self.vocabulary))]
-            if len(wrong):
-                top = len(self.vocabulary) - 1
-                raise ValueError(f"{self.name!r} has values outside 0..{top}: {wrong.unique().tolist()[:8]}")
+        check_ids(repr(self.name), value, len(self.vocabulary), f"token ids (B, {self.length})", self.length)
 
     def text(self, tokens: Tensor) -> list[str]:
         """The words of each caption, joined by spaces."""
@@ -73,35 +68,20 @@ class Caption(Modality):
 
     def code(self, value: Tensor) -> Tensor:
         """The sum of the codes of its words, (B, *slice); zeros where there are none."""
-        return self._mean_code(F.one_hot(value.long(), len(self.vocabulary)).to(self.position.dtype))
+        one_hot = F.one_hot(value.long(), len(self.vocabulary)).movedim(-1, 1)  # (B, V, L)
+        return self._mix(one_hot.to(self.position.dtype))
 
     def condition(self, value: Tensor) -> Tensor:
         """Tokens (B, L, embedding): what the word is, and where."""
         return self.embed(value.long()) + self.position
 
-    def head(self, view: View) -> Tensor:
-        """Logits (B, L, V)."""
-        return self.out(view.pooled).unflatten(1, (self.length, -1))
+    def head(self, view: View) -> Categorical:
+        """A word at each position, independently: logits (B, V, L)."""
+        logits = self.out(view.pooled).unflatten(1, (self.length, -1)).movedim(-1, 1)
+        return Categorical(logits.to(view.z.dtype), self._mix)
 
-    def log_prob(self, value: Tensor, params: Tensor, variance: Tensor) -> Tensor:
-        """Log softmax at each token, summed over positions, in nats, (B,)."""
-        return params.log_softmax(2).gather(2, value.long()[..., None]).flatten(1).sum(1)
-
-    def loss(self, value: Tensor, params: Tensor, variance: Tensor) -> Tensor:
-        """Cross-entropy in nats per token, (B,)."""
-        return -self.log_prob(value, params, variance) / self.length
-
-    def expected_code(self, params: Tensor) -> Tensor:
-        """sum_l sum_v p(x_l = v | z_t) c_{l, v}: exact, for the code is linear in the one-hot tokens."""
-        return self._mean_code(params.softmax(2))
-
-    def draw(self, params: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """A token drawn at each position, independently, (B, L) int64."""
-        rows = params.float().softmax(2).flatten(0, 1)
-        return torch.multinomial(rows, 1, generator=generator).reshape(params.shape[:2])
-
-    def _mean_code(self, chances: Tensor) -> Tensor:
-        """(B, L, V) probabilities -> (B, *slice)."""
+    def _mix(self, chances: Tensor) -> Tensor:
+        """sum_l sum_v p(x_l = v) c_{l, v}, (B, V, L) -> (B, *slice)."""
         if self.table is None:
             return chances.new_zeros(len(chances), *self.slice_shape)
-        return torch.tensordot(chances, self.table().to(chances.dtype), dims=2)
+        return torch.tensordot(chances.movedim(1, -1), self.table().to(chances.dtype), dims=2)

@@ -1,18 +1,21 @@
 """Modalities that are tensors of real numbers: images and vectors. Identity encoder, Gaussian head."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from mtdiff.modalities.base import Modality, View, gaussian_log_prob
+from mtdiff.laws import Gaussian, Pixels
+from mtdiff.modalities.base import Modality, View
+from mtdiff.modalities.maps import Mask
+from mtdiff.process import ForwardProcess
 
 
 class Continuous(Modality):
     """Real-valued data that live in the space as they are: E(x) = x, p(x | z_t) = N(mean, variance_t I).
 
     The head starts from the best linear guess and learns what is missing, in units of the noise that is left:
-    mean = k_t z_t + sqrt(variance_t) F(z_t, t), variance_t = 1 / (1 + SNR_t) (`ForwardProcess.wiener`). For W = 1
+    mean = k_t z_t + sqrt(variance_t) F(z_t, t), variance_t = 1 / (1 + SNR_t) (`mtdiff.process.At`). For W = 1
     that is v-prediction; and the training loss mean((x - mean)^2 / variance_t) is, up to a factor and a constant,
     -log p(x | z_t) of the bound. With start="rest" the guess is k_t (z_t - sqrt(abar_t) sum_{j != i} W_t^j e_j): codes
     that are told, and those that other heads estimate, are taken out of the sum first. With start="nothing" the mean is
@@ -48,6 +51,7 @@ class Continuous(Modality):
             raise ValueError(f'start must be "state", "rest" or "nothing", got {start!r}')
         super().__init__(channels, shape=list(shape), head=head, start=start, tell=tell)
         self.shape, self.has_head, self.start, self.tell = shape, head, start, tell
+        self.reads_rest = start == "rest"
 
     def build(self, backbone: nn.Module) -> None:
         """Create the head; see `Modality.build`."""
@@ -73,29 +77,28 @@ class Continuous(Modality):
         """The value through an `entrance` of the backbone."""
         return super().condition(value) if self.embed is None else self.embed(value)
 
-    def head(self, view: View) -> Tensor:
+    def head(self, view: View) -> Gaussian:
+        """N(mean, variance_t I)."""
+        return Gaussian(self._mean(view), view.variance)
+
+    def join(self, others: Mapping[str, Modality], process: ForwardProcess) -> None:
+        """Without a head it reads its slice of the aggregate: nobody else may write there, and W_t > 0."""
+        if self.has_head:
+            return
+        if bool((process.cumulative(self.name) == 0).any()):
+            raise ValueError(f"{self.name!r} has no head, so its weight must not be 0 at any step")
+        for other, rival in others.items():
+            if other != self.name and self.shares(rival) and other in process.entering:
+                raise ValueError(f"{self.name!r} has no head but shares channels {list(self.span)} with {other!r}")
+
+    def _mean(self, view: View) -> Tensor:
         """The mean of p(x | z_t), (B, *shape)."""
         if self.out is None:
             return self.take(view.aggregate) / view.weight
         if self.start == "nothing":
             return self.out(view.features)
-        return view.gain * self.take(view.z) + view.variance.sqrt() * self.out(view.features)
-
-    def log_prob(self, value: Tensor, params: Tensor, variance: Tensor, where: Tensor | None = None) -> Tensor:
-        """Log N(value; mean, variance_t I) in nats, (B,); of the coordinates that are True in `where`."""
-        return gaussian_log_prob(value, params, variance, where)
-
-    def loss(self, value: Tensor, params: Tensor, variance: Tensor) -> Tensor:
-        """Mean over coordinates of (x - mean)^2 / variance_t, (B,)."""
-        return ((value - params) ** 2 / variance).flatten(1).mean(1)
-
-    def expected_code(self, params: Tensor) -> Tensor:
-        """The mean itself: the encoder is linear."""
-        return params
-
-    def draw(self, params: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """The mean: at the read-out step what is left of the noise is far below the data's scale."""
-        return params
+        guess = view.gain * self.take(view.rest if self.reads_rest else view.z)
+        return guess + view.variance.sqrt() * self.out(view.features)
 
 
 class Vector(Continuous):
@@ -164,21 +167,46 @@ class Image(Continuous):
             low, high = float(value.min()), float(value.max())
             raise ValueError(f"{self.name!r} must lie in [-1, 1], got values in [{low:.3g}, {high:.3g}]")
 
-    def log_prob(self, value: Tensor, params: Tensor, variance: Tensor, where: Tensor | None = None) -> Tensor:
-        """Log of the Gaussian's mass in each pixel's bin (the outer ones are open), or its density, summed; nats, (B,).
+    def join(self, others: Mapping[str, Modality], process: ForwardProcess) -> None:
+        """What reveals a picture are pictures of its own shape and a mask of their pixels; see `shown`."""
+        super().join(others, process)
+        if not self.revealed_by:
+            return
+        picture, mask = map(others.get, self.revealed_by)
+        if getattr(picture, "shape", None) != self.shape or not isinstance(mask, Mask) or mask.size != self.shape[1:]:
+            raise ValueError(f"{self.name!r} is revealed by {self.revealed_by}: expected a picture of its shape and a mask")
+        rivals = [other for name, other in others.items() if name in process.entering and name not in self.revealed_by]
+        self.alone = not any(other is not self and self.shares(other) for other in rivals)
 
-        With `where`, a bool tensor that broadcasts over the value, of the pixels that are True there.
+    def tidy(self, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The picture that reveals is 0 where its mask is 0."""
+        if not self.revealed_by or not set(self.revealed_by) <= set(values):
+            return values
+        picture, mask = self.revealed_by
+        return {**values, picture: torch.where(values[mask].bool(), values[picture], 0.0)}
+
+    def head(self, view: View) -> Pixels:
+        """A Gaussian at each pixel; of one that is revealed the mean is the pixel, known."""
+        mean, known = self._mean(view), self._revealed(view)
+        if known is not None:
+            mean = torch.where(known, view.given[self.revealed_by[0]].to(mean.dtype), mean)
+        return Pixels(mean, view.variance, known, levels=self.levels)
+
+    def shown(self, state: Tensor, view: View) -> Tensor:
+        """Where it is revealed, the best linear guess of the picture: the pixel itself where it is known, else k_t z.
+
+        Where others write into its channels, the state says something of them at every pixel, and stays.
         """
-        if self.levels is None:
-            return super().log_prob(value, params, variance, where)
-        half, std = 1 / (self.levels - 1), variance.sqrt().expand_as(params)
-        low = torch.where(value - half <= -1, -1e4, (value - half - params) / std)
-        high = torch.where(value + half >= 1, 1e4, (value + half - params) / std)
-        low, high = torch.where(low + high > 0, -high, low), torch.where(low + high > 0, -low, high)  # the exact tail
-        top = torch.special.log_ndtr(high)
-        each = top + torch.log(-torch.expm1(torch.special.log_ndtr(low) - top))
-        return (each if where is None else torch.where(where, each, 0.0)).flatten(1).sum(1)
+        known = self._revealed(view)
+        if known is None or not self.alone:
+            return state
+        picture, mask = self.revealed_by
+        guess = torch.where(known, view.given[picture].to(state.dtype), view.gain * self.take(view.rest))
+        return torch.where((view.known[picture] & view.known[mask]).reshape(-1, 1, 1, 1), guess, state)
 
-    def draw(self, params: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """The mean, limited to what an image can be, [-1, 1]."""
-        return params.clamp(-1, 1)
+    def _revealed(self, view: View) -> Tensor | None:
+        """(B, 1, H, W) bool: the pixels that are given, as picture and mask are and the mask is 1 there."""
+        if not self.revealed_by or not set(self.revealed_by) <= set(view.given):
+            return None
+        picture, mask = self.revealed_by
+        return view.given[mask].bool() & (view.known[picture] & view.known[mask]).reshape(-1, 1, 1, 1)

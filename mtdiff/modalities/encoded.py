@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from mtdiff.laws import CodedGaussian, Gaussian
 from mtdiff.modalities.base import View
 from mtdiff.modalities.continuous import Continuous
 from mtdiff.modalities.generators import generator
@@ -110,48 +111,28 @@ class Encoded(Continuous):
             flat = self.standard(raw)
         return flat.unflatten(1, self.slice_shape)
 
-    def head(self, view: View) -> Tensor:
-        """The mean of x, (B, *shape); for a generator (B, dim x + dim code): the mean and the expected code, flattened."""
-        free = self.out(view.features if self.from_map else view.pooled)  # (B, *shape) or (B, d)
-        z, gain, variance = self.take(view.z), view.gain.flatten(1), view.variance.flatten(1)
+    def head(self, view: View) -> Gaussian:
+        """N(mean, what the code leaves open); for a generator with an expected code of its own."""
+        free = self.out(view.features if self.from_map else view.pooled).to(view.z.dtype)  # (B, *shape) or (B, d)
+        z = self.take(view.rest if self.reads_rest else view.z)
+        gain, variance = view.gain.flatten(1), view.variance.flatten(1)
         if self.linear:
-            learned = self._lifted(variance).sqrt() * free.flatten(1)
-            return (self._posterior(z, gain, variance) + learned).unflatten(1, self.shape)
-        code = gain * z.flatten(1) + variance.sqrt() * self.code_out(view.features).flatten(1)
-        return torch.cat([free.flatten(1).to(code.dtype), code], 1)
+            left = self._lifted(variance)
+            mean = (self._posterior(z, gain, variance) + left.sqrt() * free.flatten(1)).unflatten(1, self.shape)
+            return Gaussian(mean, self._spread(left), encode=self.code)
+        code = view.gain * z + view.variance.sqrt() * self.code_out(view.features)
+        mean, left = free.unflatten(1, self.shape) if free.ndim == 2 else free, variance + self.spread**2
+        return CodedGaussian(mean, self._spread(left), encode=self.code, code=code, code_variance=view.variance)
 
-    def sensed(self, z: Tensor, gain: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-        """The posterior mean, embedded and encoded; see `Modality.sensed`."""
-        mean = self._posterior(self.take(z), gain.flatten(1), variance.flatten(1))
-        return self.notice(mean.to(self.notice.weight.dtype)), self.encode(mean)
+    def sensed(self, rest: Tensor, gain: Tensor, variance: Tensor) -> Gaussian:
+        """The posterior by the code alone."""
+        gain, variance = gain.flatten(1), variance.flatten(1)
+        mean = self._posterior(self.take(rest), gain, variance)
+        return Gaussian(mean, self._lifted(variance), encode=self.code)
 
-    def split(self, params: Tensor) -> tuple[Tensor, Tensor]:
-        """The two outputs of the head: the mean of x (B, *shape) and the expected code (B, *slice)."""
-        if self.linear:
-            return params, self.code(params)
-        mean, code = params.split([self.size, params.shape[1] - self.size], 1)
-        return mean.unflatten(1, self.shape), code.unflatten(1, self.slice_shape)
-
-    def log_prob(self, value: Tensor, params: Tensor, variance: Tensor) -> Tensor:
-        """Log N(value; mean, what the code leaves open) in nats, (B,)."""
-        return super().log_prob(value, self.split(params)[0], self._open(variance))
-
-    def loss(self, value: Tensor, params: Tensor, variance: Tensor) -> Tensor:
-        """Weighted mean squares of the mean's error and, for a generator, of the expected code's, (B,)."""
-        mean, code = self.split(params)
-        loss = super().loss(value, mean, self._open(variance))
-        if self.linear:
-            return loss
-        error = (self.code(value).detach() - code).flatten(1)
-        return loss + (error**2 / variance.flatten(1)).mean(1)
-
-    def expected_code(self, params: Tensor) -> Tensor:
-        """E of the mean where E is linear, else the head's second output."""
-        return self.split(params)[1]
-
-    def draw(self, params: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """The mean of x."""
-        return self.split(params)[0]
+    def hint(self, law: Gaussian) -> Tensor:
+        """The posterior mean, embedded."""
+        return self.notice(law.mean.to(self.notice.weight.dtype))
 
     def _posterior(self, z: Tensor, gain: Tensor, variance: Tensor) -> Tensor:
         """E[x | z] for x ~ N(0, I) alone in the slice z, (B, d): A^T z / s sees x through s^2 times the SNR."""
@@ -161,10 +142,9 @@ class Encoded(Continuous):
         """1 / (1 + s^2 SNR) from 1 / (1 + SNR): the lift repeats each number s^2 times."""
         return variance / (variance + self.scale**2 * (1 - variance))
 
-    def _open(self, variance: Tensor) -> Tensor:
-        """Variance of p(x | z_t) at each coordinate, (B, 1, ...) with the dimensions of x."""
-        left = self._lifted(variance) if self.linear else variance + self.spread**2
-        return left.reshape(-1, *[1] * len(self.shape))
+    def _spread(self, variance: Tensor) -> Tensor:
+        """A (B, 1) variance as (B, 1, ...) with the dimensions of x."""
+        return variance.reshape(-1, *[1] * len(self.shape))
 
 
 def _random(size: int, code_size: int, seed: int) -> Tensor:

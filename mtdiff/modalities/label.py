@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from mtdiff.checks import check_ids
+from mtdiff.laws import Categorical
 from mtdiff.modalities.base import Modality, View
 from mtdiff.modalities.generators import KINDS, CodeTable
 
@@ -80,12 +82,7 @@ class Label(Modality):
 
     def check(self, value: Tensor) -> None:
         """Raise ValueError unless value is an integer (B,) tensor of class ids."""
-        if not isinstance(value, Tensor) or value.is_floating_point() or value.dtype == torch.bool or value.ndim != 1:
-            self.refuse(value, "an integer tensor of class ids (B,)")
-        if value.device.type == "cpu":
-            wrong = value[(value < 0) | (value >= self.classes)]
-            if len(wrong):
-                raise ValueError(f"{self.name!r} has values outside 0..{self.classes - 1}: {wrong.unique().tolist()[:8]}")
+        check_ids(repr(self.name), value, self.classes, "class ids (B,)")
 
     def missing(self, value: Tensor) -> Tensor:
         """(B,) bool: where the label is `MISSING`."""
@@ -104,47 +101,32 @@ class Label(Modality):
         embedded = self.embed(value.long())
         return embedded[:, None] if self.told_as == "tokens" else embedded
 
-    def sensed(self, z: Tensor, gain: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-        """The posterior of equally likely classes, embedded, and its expected code.
+    def head(self, view: View) -> Categorical:
+        """Softmax of an MLP of the pooled vector.
 
-        It is told without a gradient, but in training: a softmax that is sure has none left; see `steered`.
+        Of a label that is sensed, the logits h have the gradient of h + s in evaluation, s the code's own logits (theory 4):
+        log p(y | z) = log p(y | code) + log p(y | rest) + const, logits add. The values of s are in h already, as they were
+        shown, but not their gradient, which vanishes where the network is shown a probability near 0 or 1. In training it is
+        h as it is (notebook 08).
         """
-        logits = self._evidence(z, gain, variance)
-        told = logits.softmax(1).to(self.notice.weight.dtype)
-        return self.notice(told if self.training else told.detach()), self.estimate(logits)
+        logits = self.out(view.pooled).to(view.z.dtype)
+        if view.sensed is not None and self.name not in view.given and not self.training:
+            logits = logits + (view.sensed.logits - view.sensed.logits.detach())
+        return Categorical(logits, self._mix)
 
-    def steered(self, params: Tensor, z: Tensor, gain: Tensor, variance: Tensor) -> Tensor:
-        """The head's logits h with the gradient of h + s, s_k = k_t / variance_t <z, c_k> the code's own logits (theory 4).
+    def sensed(self, rest: Tensor, gain: Tensor, variance: Tensor) -> Categorical:
+        """The posterior of equally likely classes by the code alone: logits s_k = k_t / variance_t <z, c_k>."""
+        flat = self.take(rest).flatten(1) @ self.table().to(rest.dtype).flatten(1).T
+        return Categorical((gain / variance).flatten(1) * flat, self._mix)
 
-        log p(y | z) = log p(y | code) + log p(y | rest) + const: logits add. The values of s are in h already, as they were
-        told, but not their gradient. In training it is h as it is (notebook 08).
-        """
-        logits = self._evidence(z, gain, variance).to(params.dtype)
-        return params if self.training else params + (logits - logits.detach())
+    def hint(self, law: Categorical) -> Tensor:
+        """The posterior, embedded; with a gradient in training alone: a softmax that is sure has none left."""
+        chances = law.probs.to(self.notice.weight.dtype)
+        return self.notice(chances if self.training else chances.detach())
 
-    def head(self, view: View) -> Tensor:
-        """Logits (B, K)."""
-        return self.out(view.pooled)
-
-    def log_prob(self, value: Tensor, params: Tensor, variance: Tensor) -> Tensor:
-        """Log softmax at the label, in nats, (B,)."""
-        return params.log_softmax(1).gather(1, value.long()[:, None]).squeeze(1)
-
-    def loss(self, value: Tensor, params: Tensor, variance: Tensor) -> Tensor:
-        """Cross-entropy in nats, (B,)."""
-        return -self.log_prob(value, params, variance)
-
-    def expected_code(self, params: Tensor) -> Tensor:
-        """sum_k p(y = k | z_t) c_k: the softmax-averaged code."""
-        return torch.tensordot(params.softmax(1), self.table().to(params.dtype), dims=1)
-
-    def draw(self, params: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """A class drawn from the softmax, (B,) int64."""
-        return torch.multinomial(params.float().softmax(1), 1, generator=generator).squeeze(1)
-
-    def _evidence(self, z: Tensor, gain: Tensor, variance: Tensor) -> Tensor:
-        """Logits k_t / variance_t <z, c_k> of equally likely classes, by the code alone, (B, K)."""
-        return (gain / variance).flatten(1) * (self.take(z).flatten(1) @ self.table().to(z.dtype).flatten(1).T)
+    def _mix(self, chances: Tensor) -> Tensor:
+        """sum_k p_k c_k: the softmax-averaged code, (B, K) -> (B, *slice)."""
+        return torch.tensordot(chances, self.table().to(chances.dtype), dims=1)
 
 
 def class_names(classes: int, names: Sequence[str] | None) -> list[str]:

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mtdiff.checks import check_ids
+from mtdiff.laws import Binary, Categorical
 from mtdiff.modalities.base import Modality, View
 from mtdiff.modalities.label import class_names, simplex_codes
 
@@ -21,6 +23,7 @@ class DenseMap(Modality):
     """
 
     told_as = "map"
+    law: type[Categorical] = Categorical
 
     def __init__(self, size: Sequence[int], channels: slice | None, tell: bool, **config):
         size = tuple(size)
@@ -46,10 +49,6 @@ class DenseMap(Modality):
         """The value as class ids, (B, H, W) int64."""
         raise NotImplementedError
 
-    def value_of(self, classes: Tensor) -> Tensor:
-        """Class ids (B, H, W) as a value."""
-        raise NotImplementedError
-
     def code(self, value: Tensor) -> Tensor:
         """The code of the class at each pixel, (B, *slice)."""
         return self.codes[self.classes_of(value)].movedim(-1, 1)
@@ -61,27 +60,13 @@ class DenseMap(Modality):
         one_hot = F.one_hot(self.classes_of(value), len(self.codes)).movedim(-1, 1)
         return self.embed(one_hot.to(self.codes.dtype))
 
-    def head(self, view: View) -> Tensor:
-        """Logits (B, K, H, W)."""
-        return self.out(view.features)
+    def head(self, view: View) -> Categorical:
+        """A class at each pixel, independently: logits (B, K, H, W), sharp near t = 0."""
+        return self.law(self.out(view.features).to(view.z.dtype), self._mix)
 
-    def log_prob(self, value: Tensor, params: Tensor, variance: Tensor) -> Tensor:
-        """Log softmax at the class of each pixel, summed over pixels, in nats, (B,)."""
-        return -F.cross_entropy(params, self.classes_of(value), reduction="none").flatten(1).sum(1)
-
-    def loss(self, value: Tensor, params: Tensor, variance: Tensor) -> Tensor:
-        """Cross-entropy in nats per pixel, (B,)."""
-        return F.cross_entropy(params, self.classes_of(value), reduction="none").flatten(1).mean(1)
-
-    def expected_code(self, params: Tensor) -> Tensor:
-        """sum_k p(class k at the pixel | z_t) c_k, (B, *slice)."""
-        return torch.einsum("bkhw,kc->bchw", params.softmax(1), self.codes.to(params.dtype))
-
-    def draw(self, params: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """A class drawn at each pixel, independently: near t = 0 the logits are sharp."""
-        rows = params.float().softmax(1).movedim(1, -1)  # (B, H, W, K)
-        drawn = torch.multinomial(rows.reshape(-1, rows.shape[-1]), 1, generator=generator)
-        return self.value_of(drawn.reshape(rows.shape[:-1]))
+    def _mix(self, chances: Tensor) -> Tensor:
+        """sum_k p(class k at the pixel) c_k, (B, K, H, W) -> (B, *slice)."""
+        return torch.einsum("bkhw,kc->bchw", chances, self.codes.to(chances.dtype))
 
 
 class LabelMap(DenseMap):
@@ -123,25 +108,11 @@ class LabelMap(DenseMap):
     def check(self, value: Tensor) -> None:
         """Raise ValueError unless value is an integer tensor (B, H, W) of class ids."""
         height, width = self.size
-        if (
-            not isinstance(value, Tensor)
-            or value.is_floating_point()
-            or value.dtype == torch.bool
-            or tuple(value.shape[1:]) != self.size
-        ):
-            self.refuse(value, f"an integer tensor of class ids (B, {height}, {width})")
-        if value.device.type == "cpu":
-            wrong = value[(value < 0) | (value >= self.classes)]
-            if len(wrong):
-                raise ValueError(f"{self.name!r} has values outside 0..{self.classes - 1}: {wrong.unique().tolist()[:8]}")
+        check_ids(repr(self.name), value, self.classes, f"class ids (B, {height}, {width})", height, width)
 
     def classes_of(self, value: Tensor) -> Tensor:
         """The value itself."""
         return value.long()
-
-    def value_of(self, classes: Tensor) -> Tensor:
-        """The class ids themselves."""
-        return classes
 
 
 class Mask(DenseMap):
@@ -157,7 +128,7 @@ class Mask(DenseMap):
     Source: ours; masks as a modality of masked-image training: Chen et al. 2024.
     """
 
-    binary = True
+    law = Binary
 
     def __init__(self, size: Sequence[int], channels: slice | None = None, tell: bool = False):
         super().__init__(size, channels, tell)
@@ -180,7 +151,3 @@ class Mask(DenseMap):
     def classes_of(self, value: Tensor) -> Tensor:
         """0 or 1 at each pixel, (B, H, W)."""
         return value[:, 0].long()
-
-    def value_of(self, classes: Tensor) -> Tensor:
-        """Floats, (B, 1, H, W)."""
-        return classes[:, None].float()

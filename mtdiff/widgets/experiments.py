@@ -91,7 +91,7 @@ def draw_transition(
     given = {"source": source, "direction": torch.tensor([k], device=model.device)}
     generator = torch.Generator(model.device).manual_seed(seed)
     path = list(sample_path(model, 1, given=given, steps=steps, generator=generator))
-    drawn = path[-1][2].params["target"].clamp(-1, 1)
+    drawn = path[-1][2].law["target"].draw()
     on_the_way = [path[i] for i in torch.linspace(0, steps, 5).round().long().tolist()]
     pictures = [(source, "source"), *((z / 2, f"t = {t}") for t, z, _ in on_the_way), (drawn, "drawn"), (target, "truth")]
     figure, axes = plt.subplots(1, len(pictures), figsize=(1.0 * len(pictures), 1.6), layout="constrained")

@@ -33,7 +33,7 @@ def draw_cloud(process: ForwardProcess, codes: Mapping[str, Tensor], label: Tens
         The figure; its title says how much signal and noise there are.
     """
     z, _ = process.diffuse(codes, t, generator=torch.Generator().manual_seed(seed))
-    signal, noise = (float(part[0]) for part in process.level(t, z))
+    signal, noise = (float(part[0]) for part in process.at(t, z).level)
     figure, axis = plt.subplots(figsize=(3.4, 3.6), layout="constrained")
     cloud(axis, z, label, f"$z_{{{t}}}$: signal {signal:.2f}, noise {noise:.2f}")
     return figure
@@ -267,7 +267,7 @@ def draw_noised_density(model: LabelledMixture, t: int, reach: float = 3.0) -> F
     if model.space != (1,) or model.process.entering != ("x",):
         raise ValueError(f"expected x alone, on the line; got {model.process.entering} in a space {model.space}")
     z = torch.linspace(-reach, reach, 601, dtype=torch.float64)[:, None]
-    signal, noise = (float(part[0]) for part in model.process.level(t, z))
+    signal, noise = (float(part[0]) for part in model.process.at(t, z).level)
     signal = signal * float(model.process.cumulative("x")[t])
     variance = signal**2 * model.stds**2 + noise**2  # of z_t given the component
     each = torch.exp(-0.5 * (z - signal * model.means.T) ** 2 / variance) / (2 * torch.pi * variance).sqrt()

@@ -1,0 +1,77 @@
+"""Arguments that are refused: an error says which one, what came and what was expected."""
+
+import math
+import numbers
+from collections.abc import Collection, Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Checked(Protocol):
+    """What can say whether a value is one of its own."""
+
+    def check(self, value: Tensor) -> None:
+        """Raise ValueError unless it is a valid batch (B, ...)."""
+
+
+def check_real(what: str, value: Tensor) -> None:
+    """Raise ValueError unless value is a floating-point tensor (B, ...) of at least one example and, on a CPU, finite.
+
+    What a learned encoder makes in training is not looked at: that is the trainer's, which says what to do about it.
+    """
+    if not isinstance(value, Tensor) or not value.is_floating_point() or not value.ndim or not len(value):
+        raise ValueError(f"{what} must be a floating-point tensor of at least one example, got {described(value)}")
+    if value.device.type == "cpu" and not value.requires_grad and not bool(value.isfinite().all()):
+        raise ValueError(f"{what} has values that are not finite (NaN or inf)")
+
+
+def check_ids(what: str, value: Tensor, classes: int, shape: str, *sizes: int) -> None:
+    """Raise ValueError unless value is an integer tensor (B, *sizes) in 0..classes-1 (not read back from a GPU)."""
+    whole = isinstance(value, Tensor) and not value.is_floating_point() and value.dtype != torch.bool
+    if not whole or not value.ndim or tuple(value.shape[1:]) != sizes:
+        raise ValueError(f"{what} must be an integer tensor of {shape}, got {described(value)}")
+    if value.device.type == "cpu":
+        wrong = value[(value < 0) | (value >= classes)]
+        if len(wrong):
+            raise ValueError(f"{what} has values outside 0..{classes - 1}: {wrong.unique().tolist()[:8]}")
+
+
+def check_finite(what: str, number: float) -> None:
+    """Raise ValueError unless it is a finite number."""
+    if not isinstance(number, numbers.Real) or not math.isfinite(number):
+        raise ValueError(f"{what} must be a finite number, got {number!r}")
+
+
+def check_names(what: str, names: Collection[str], known: Collection[str]) -> tuple[str, ...]:
+    """The names as a tuple; ValueError for a string, which is no collection of names, KeyError for one that is not known."""
+    if isinstance(names, str):
+        raise ValueError(f"{what} must be a collection of names, got the string {names!r}")
+    for name in names:
+        if name not in known:
+            raise KeyError(f"{what} names an unknown modality {name!r}; known are {list(known)}")
+    return tuple(names)
+
+
+def check_values(known: Mapping[str, Checked], values: Mapping[str, Tensor], what: str) -> int:
+    """Raise KeyError for an unknown modality, ValueError unless values are valid and equally many; returns how many."""
+    if not values:
+        raise ValueError(f"{what} is empty; this model has {list(known)}")
+    check_names(what, values, known)
+    for name, value in values.items():
+        try:
+            known[name].check(value)
+        except ValueError as error:
+            raise ValueError(f"{what}: {error}") from None
+    sizes = {name: len(value) for name, value in values.items()}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"{what} has different numbers of examples: {sizes}")
+    if 0 in sizes.values():
+        raise ValueError(f"{what} must have at least one example, got {sizes}")
+    return next(iter(sizes.values()))
+
+
+def described(value: object) -> str:
+    """A value in an error: of a tensor dtype and shape."""
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)

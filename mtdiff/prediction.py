@@ -1,0 +1,131 @@
+"""What a model says of a noisy state, and what samplers and bounds ask of a model, trained or exact."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from mtdiff.checks import Checked, check_real, check_values
+from mtdiff.laws import Law
+from mtdiff.process import ForwardProcess, Present
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says about a noisy state.
+
+    Attributes:
+        aggregate: (B, *Z) E[m_t | z_t].
+        law: {name: p(x_i | z_t)}, see `mtdiff.laws`.
+        estimate: {name: (B, *Z)} E[E_i(x_i) | z_t]; for discrete data the softmax-averaged code.
+        unknown: (B, *Z) bool, the coordinates of the aggregate that given values leave open, where the aggregate is made of
+            what the heads say; None: all.
+    """
+
+    aggregate: Tensor
+    law: dict[str, Law]
+    estimate: dict[str, Tensor]
+    unknown: Tensor | None = None
+
+
+class Denoiser(Protocol):
+    """A model that can be sampled, bounded and judged: `MTDiffusion`, one of `mtdiff.exact`, or a subclass of this one.
+
+    A subclass implements `encode` and `predict`; the rest it can leave as it is.
+
+    Attributes:
+        process: the forward process.
+        space: shape of one z.
+        modalities: {name: what can check a value of it}.
+        device: where it computes.
+        rule: how `sample` treats given modalities unless it is told: a rule, or {name: rule}.
+        sampler: the solver that `sample` uses unless it is told.
+        conditions: modalities that are always given.
+        taught: those that it can be given by rule "conditioned"; None: not known.
+    """
+
+    process: ForwardProcess
+    space: tuple[int, ...]
+    modalities: Mapping[str, Checked]
+    device: torch.device = torch.device("cpu")
+    rule: str | Mapping[str, str] | None = None
+    sampler: str = "ddim"
+    conditions: Sequence[str] = ()
+    taught: Collection[str] | None = None
+
+    def check(self, values: Mapping[str, Tensor], what: str = "batch") -> int:
+        """Values are known modalities (else KeyError), valid, and equally many (else ValueError); returns how many."""
+        return check_values(self.modalities, values, what)
+
+    def tidy(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Values without what others among them make irrelevant."""
+        return dict(values)
+
+    def encode(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The codes E_i(x_i) of checked values, {name: (B, *Z)}."""
+        raise NotImplementedError
+
+    def predict(
+        self,
+        z_t: Tensor,
+        t: int | Tensor,
+        *,
+        given: Mapping[str, Tensor] | None = None,
+        present: Present | None = None,
+    ) -> Prediction:
+        """E[m_t | z_t, given], and what the heads say of every modality, in the dtype of z_t (B, *Z).
+
+        Args:
+            given: {name: value (B, ...)} that is known.
+            present: which modalities are in z_t, names or {name: (B,) bool}; None: all are.
+        """
+        raise NotImplementedError
+
+    def log_prob(
+        self,
+        name: str,
+        value: Tensor,
+        z_t: Tensor,
+        t: int | Tensor,
+        *,
+        given: Mapping[str, Tensor] | None = None,
+        present: Present | None = None,
+    ) -> Tensor:
+        """Log p(x_i = value | z_t, given) of what is not known already, (B,) nats, differentiable in z_t."""
+        if self.check({name: value}, "value") != len(z_t):
+            raise ValueError(f"value has {len(value)} examples, z_t has {len(z_t)}")
+        law = self.predict(z_t, t, given=given, present=present).law[name]
+        return law.log_prob(self.tidy({**(given or {}), name: value})[name])
+
+    def read(
+        self,
+        z_t: Tensor,
+        t: int,
+        *,
+        given: Mapping[str, Tensor] | None = None,
+        present: Present | None = None,
+        prediction: Prediction | None = None,
+        generator: torch.Generator | None = None,
+    ) -> dict[str, Tensor]:
+        """Every modality drawn jointly at one state, {name: value} (theory 3: at one time, not along the path).
+
+        A prediction that is there already is read as it is.
+        """
+        prediction = self.predict(z_t, t, given=given, present=present) if prediction is None else prediction
+        return {name: law.draw(generator) for name, law in prediction.law.items()}
+
+
+def check_state(
+    model: Denoiser, z_t: Tensor, t: int | Tensor, given: Mapping[str, Tensor] | None, present: Present | None
+) -> None:
+    """Refuse what `predict` is asked with, unless it fits the model."""
+    if tuple(z_t.shape[1:]) != model.space:
+        raise ValueError(f"z_t must have shape (B, {', '.join(map(str, model.space))}), got {tuple(z_t.shape)}")
+    check_real("z_t", z_t)
+    if given and (n := check_values(model.modalities, given, "given")) != len(z_t):
+        raise ValueError(f"given has {n} examples, z_t has {len(z_t)}")
+    model.process.masks(present, len(z_t), z_t.device)
+    if isinstance(t, Tensor) and t.ndim and t.shape != (len(z_t),):
+        raise ValueError(f"t must be an int or have shape ({len(z_t)},), got {tuple(t.shape)}")

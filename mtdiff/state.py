@@ -1,0 +1,151 @@
+"""A batch of noisy states, and what is known of them (theory 6): what the network sees, and what it leaves open."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mtdiff.laws import Law
+from mtdiff.modalities.base import View
+from mtdiff.process import At, ForwardProcess, Present, per_example
+
+
+@dataclass(frozen=True)
+class State:
+    """A batch of noisy states, with who is present, what is given, and which examples know it.
+
+    Attributes:
+        process: the forward process.
+        modalities: {name: modality}.
+        z: (B, *Z).
+        at: what the process says of their steps.
+        given: {name: value (B, ...)}.
+        known: {name: (B,) bool} of those, which examples know it.
+        present: {name: (B,) bool} of those that not all examples have.
+        known_sum: (B, *Z) sum_j W_t^j E_j(x_j) over what is known: a shift of z, which carries no information.
+        rest: (B, *Z) z less that shift.
+    """
+
+    process: ForwardProcess
+    modalities: nn.ModuleDict
+    z: Tensor
+    at: At
+    given: Mapping[str, Tensor]
+    known: Mapping[str, Tensor]
+    present: Mapping[str, Tensor]
+    known_sum: Tensor
+    rest: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        process: ForwardProcess,
+        modalities: nn.ModuleDict,
+        z: Tensor,
+        t: int | Tensor,
+        given: Mapping[str, Tensor],
+        present: Present | None,
+        known: Mapping[str, Tensor],
+    ) -> "State":
+        """States with what follows from them; of a value that `known` does not name all examples know."""
+        present, everybody = process.masks(present, len(z), z.device), torch.ones(len(z), dtype=torch.bool, device=z.device)
+        known = {name: known.get(name, everybody).to(z.device) for name in given}
+        at, total = process.at(t, z, present), torch.zeros_like(z)
+        for name, value in given.items():
+            if name in process.entering:
+                total = total + at.W[name] * per_example(known[name], z) * modalities[name].encode(value).to(z.dtype)
+        return cls(process, modalities, z, at, given, known, present, total, z - at.signal * total)
+
+    def open(self, name: str) -> Tensor:
+        """W_t of a modality, 0 where it is absent or known, (B, 1, ...)."""
+        return self.at.W[name] * per_example(~self.known[name], self.z) if name in self.known else self.at.W[name]
+
+    def sum(self, codes: Mapping[str, Tensor]) -> Tensor:
+        """sum_j W_t^j e_j of these codes (B, *Z), as far as they are in the state and not known."""
+        total = torch.zeros_like(self.z)
+        for name in self.process.entering:
+            if name in codes:
+                total = total + self.open(name) * codes[name]
+        return total
+
+    def amid(self, name: str) -> tuple[Tensor, Tensor]:
+        """Gain and variance as in `View`, of a code of which all else in its channels is taken for noise, (B, 1, ...)."""
+        mine, power = self.at.signal * self.at.W[name], self.at.noise**2
+        for other in self.process.entering:
+            if other != name and self.modalities[other].shares(self.modalities[name]):
+                power = power + (self.at.signal * self.open(other)) ** 2
+        return mine / (mine**2 + power), power / (mine**2 + power)
+
+    def seen(self, rest: Tensor, whole: bool) -> Tensor:
+        """What the network sees of a state without what is known: at unit RMS, and each slice as its modality shows it.
+
+        The RMS, for codes of unit RMS, is sqrt(abar_t sum_j (W_t^j)^2 + 1 - abar_t) over what is in the aggregate, in these
+        channels, not known and not sensed (which is taken out, too, as far as it stands out).
+
+        Args:
+            rest: (B, *Z) the state less what is known and sensed.
+            whole: leave every slice as it is, for an output that is to speak of the whole state.
+        """
+        modalities, power = self.modalities, (self.at.noise**2).expand_as(self.z)
+        for name in self.process.entering:
+            if not modalities[name].sense:
+                mine = (self.at.signal * self.open(name)) ** 2
+                power = power + modalities[name].place(mine.expand(-1, *modalities[name].slice_shape))
+        state = rest / power.sqrt()
+        if whole:
+            return state
+        for name, modality in modalities.items():
+            part = modality.take(state)
+            state = state + modality.place(modality.shown(part, self.view(name, rest)) - part)
+        return state
+
+    def view(self, name, rest, features=None, pooled=None, aggregate=None, sensed=None) -> View:
+        """What the head of a modality may look at."""
+        at = self.at
+        numbers = at.W[name], at.gain(name), at.variance(name)
+        return View(features, pooled, self.z, rest, aggregate, *numbers, self.given, self.known, sensed)
+
+    def inputs(
+        self, sensed: Mapping[str, Law], absent: Mapping[str, Tensor], dtype: torch.dtype, removed: bool
+    ) -> dict[str, Tensor]:
+        """Arguments of the backbone: the sum of all vectors, the sum of all maps, and all tokens (see `mtdiff.backbones`).
+
+        Args:
+            sensed: what the state shows of modalities by themselves.
+            absent: {name: (embedding,)} what is added to the vector where a modality is absent.
+            dtype: in which the network computes.
+            removed: whether what is known is taken out of the state: it is then all the same whether it was in the sum.
+        """
+        out = {"condition": torch.zeros_like(next(iter(absent.values())), dtype=dtype).expand(len(self.z), -1)}
+        tokens, keep = [], []
+        for name, law in sensed.items():
+            unknown = ~self.known[name][:, None] if name in self.known else 1
+            out["condition"] = out["condition"] + self.modalities[name].hint(law) * unknown
+        for name, value in self.given.items():
+            modality, known = self.modalities[name], self.known[name]
+            embedded = modality.condition(value.to(dtype) if value.is_floating_point() else value)
+            if modality.told_as == "tokens":
+                tokens.append(embedded)
+                keep.append(known[:, None].expand(embedded.shape[:2]))
+            else:
+                slot = "condition" if modality.told_as == "vector" else "context"
+                out[slot] = out.get(slot, 0) + embedded * known.reshape(-1, *[1] * (embedded.ndim - 1))
+        if tokens:
+            out |= {"tokens": torch.cat(tokens, 1), "keep": torch.cat(keep, 1)}
+        for name, here in self.present.items():
+            here = here | self.known[name] if removed and name in self.known else here
+            out["condition"] = out["condition"] + absent[name] * (~here)[:, None]
+        return out
+
+    def unknown(self, law: Mapping[str, Law]) -> Tensor | None:
+        """(B, *Z) bool: the coordinates of the aggregate that what is given leaves open; None: all."""
+        if not self.given and not self.present:
+            return None
+        found = torch.zeros_like(self.z, dtype=torch.bool)
+        for name in self.process.entering:
+            modality, mine = self.modalities[name], self.open(name) != 0
+            if (known := getattr(law[name], "known", None)) is not None:
+                mine = mine & ~known
+            found = found | modality.place(mine.expand(-1, *modality.slice_shape))
+        return found
