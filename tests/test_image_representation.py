@@ -6,10 +6,11 @@ from helpers import generator, randomise
 
 import mtdiff as mt
 from mtdiff import cli, representations
+from mtdiff.baselines import RepresentationGuided
 from mtdiff.datasets import Dataset
 from mtdiff.experiments import EXPERIMENTS, representation_scores
 from mtdiff.experiments import image_representation as experiment
-from mtdiff.experiments.representation_scores import RepresentationGuided, drawn_scores, read_scores
+from mtdiff.experiments.representation_scores import drawn_scores, read_scores
 from mtdiff.representations import represented
 
 DATA = "shapes16"

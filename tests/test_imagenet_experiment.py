@@ -53,6 +53,14 @@ def test_variants_have_the_same_backbone_and_differ_in_what_they_see():
     assert len(steps) == 1
 
 
+def test_a_variant_needs_what_it_is_shown_and_no_more():
+    """Images of one class have no label to tell apart, and need none without one."""
+    for variant in ("plain", "masked"):
+        assert tuple(imagenet.assemble(32, variant, ("toaster",)).modalities) == imagenet.MODALITIES[variant]
+    with pytest.raises(ValueError, match="classes must be at least 2, got 1"):
+        imagenet.assemble(32, "label", ("toaster",))
+
+
 @pytest.mark.parametrize("variant", E.variants)
 def test_every_variant_trains_and_is_judged(variant, tmp_path, monkeypatch, capsys):
     out = tmp_path / "run"
