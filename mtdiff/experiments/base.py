@@ -6,7 +6,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -110,6 +110,18 @@ def seeded(
         torch.manual_seed(seed)
         backbone = UNet(space, **{"base": 16, "multipliers": MULTIPLIERS.get(space[-1]), **(unet or {})})
         return kind(process, modalities, backbone, space, **options)
+
+
+def on_scenes(budget: str, steps: int, **options) -> TrainConfig:
+    """Full has so many steps and is what ships: minutes at 16x16, half an hour at 32x32, on one CPU thread."""
+    steps = 600 if budget == "quick" else steps
+    return TrainConfig(steps=steps, batch_size=16, lr=2e-3, ema=0.998, save_every=500, **options)
+
+
+def best_of(values: Iterable, score: Callable[..., float]):
+    """The value with the largest score; one whose score is not a number only where all are such."""
+    found = {value: score(value) for value in values}
+    return max(found, key=lambda value: -math.inf if math.isnan(found[value]) else found[value])
 
 
 def alone(model: Denoiser, n: int, **options) -> Tensor:

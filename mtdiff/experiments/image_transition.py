@@ -10,7 +10,7 @@ from mtdiff.baselines import sdedit
 from mtdiff.datasets import Dataset, palette, shapes, unpalette
 from mtdiff.datasets.shapes import SETS
 from mtdiff.elbo import elbo
-from mtdiff.experiments.base import Experiment, noise_schedule, seeded
+from mtdiff.experiments.base import Experiment, best_of, noise_schedule, on_scenes, seeded
 from mtdiff.judges import scene_judge
 from mtdiff.metrics import frechet_distance, psnr, ssim
 from mtdiff.modalities import Image, Label
@@ -94,15 +94,8 @@ def build(data: str, variant: str, seed: int = 0) -> MTDiffusion:
 
 
 def config(data: str, variant: str, budget: str) -> TrainConfig:
-    """Full is what ships: minutes at 16x16, half an hour at 32x32, on one CPU thread."""
-    return TrainConfig(
-        steps=600 if budget == "quick" else 8000,
-        batch_size=16,
-        lr=2e-3,
-        ema=0.998,
-        save_every=500,
-        weights={"denoise": 0.0, "target": 2.0},  # the aggregate is the head's: its loss would say the same again
-    )
+    """The aggregate is the head's: its loss would say the same again."""
+    return on_scenes(budget, 8000, weights={"denoise": 0.0, "target": 2.0})
 
 
 def translate(
@@ -184,12 +177,13 @@ def evaluate(model: MTDiffusion, data: str, seed: int = 0, n: int = 200) -> dict
 def _best_strength(model, words: str, rows: Tensor, train, judge, generator) -> float:
     """The strength of SDEdit whose translations score best: by SSIM, or by scenes read right."""
     source, direction, target = (train[name][rows] for name in ("source", "direction", "target"))
-    found = {}
-    for strength in STRENGTHS:
+
+    def score(strength: float) -> float:
         drawn = translate(model, source, direction, strength=strength, generator=generator)
         got = scores(words, drawn, target, target, judge)
-        found[strength] = got.get("ssim", got.get("scene"))
-    return max(found, key=lambda k: -math.inf if math.isnan(found[k]) else found[k])
+        return got.get("ssim", got.get("scene"))
+
+    return best_of(STRENGTHS, score)
 
 
 EXPERIMENT = Experiment(
