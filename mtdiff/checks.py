@@ -38,20 +38,35 @@ def check_ids(what: str, value: Tensor, classes: int, shape: str, *sizes: int) -
             raise ValueError(f"{what} has values outside 0..{classes - 1}: {wrong.unique().tolist()[:8]}")
 
 
+def check_steps(t: Tensor, n: int, lowest: int, highest: int) -> None:
+    """Raise ValueError unless t is an int tensor of n steps in a range (not read back from a GPU), or of one for all."""
+    if t.is_floating_point() or t.dtype == torch.bool or t.shape not in ((), (n,)):
+        raise ValueError(f"t must be an int or an int tensor ({n},), got {t.dtype} {tuple(t.shape)}")
+    if t.device.type == "cpu" and not lowest <= int(t.min()) <= int(t.max()) <= highest:
+        raise ValueError(f"t must be in {lowest}..{highest}, got values in {int(t.min())}..{int(t.max())}")
+
+
 def check_finite(what: str, number: float) -> None:
     """Raise ValueError unless it is a finite number."""
     if not isinstance(number, numbers.Real) or not math.isfinite(number):
         raise ValueError(f"{what} must be a finite number, got {number!r}")
 
 
+def check_whole(what: str, number: int) -> None:
+    """Raise ValueError unless it is a whole number from 1 on."""
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        raise ValueError(f"{what} must be a whole number from 1 on, got {number!r}")
+
+
 def check_names(what: str, names: Collection[str], known: Collection[str]) -> tuple[str, ...]:
     """The names as a tuple; ValueError for a string, which is no collection of names, KeyError for one that is not known."""
     if isinstance(names, str):
         raise ValueError(f"{what} must be a collection of names, got the string {names!r}")
+    names = tuple(names)
     for name in names:
         if name not in known:
             raise KeyError(f"{what} names an unknown modality {name!r}; known are {list(known)}")
-    return tuple(names)
+    return names
 
 
 def check_values(known: Mapping[str, Checked], values: Mapping[str, Tensor], what: str) -> int:

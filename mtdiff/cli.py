@@ -19,11 +19,12 @@ from mtdiff.checkpoint import load
 from mtdiff.comparison import mean_and_error
 from mtdiff.datasets.decoding import decoded
 from mtdiff.datasets.imagenet import ARCHIVES, get, prepare
-from mtdiff.experiments import EXPERIMENTS, Experiment, budget, matched, provenance, trained_on
+from mtdiff.experiments import EXPERIMENTS, Experiment, budget, matched, trained_on
 from mtdiff.experiments.report import markdown
 from mtdiff.files import CARD, WEIGHTS, check_weights, to_json, write_atomic
 from mtdiff.modalities import Image, Label, Mask
 from mtdiff.model import MTDiffusion
+from mtdiff.provenance import provenance
 from mtdiff.reading import check_types, read_json
 from mtdiff.sampling import RULES, SAMPLERS, sample
 from mtdiff.stopping import Interrupted

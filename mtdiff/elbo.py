@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from mtdiff.checks import check_names
+from mtdiff.checks import check_names, check_whole
 from mtdiff.prediction import Denoiser, Prediction
 from mtdiff.process import ForwardProcess
 
@@ -89,51 +89,52 @@ def elbo(
     Source: ours, theory 3; importance sampling of t: Kingma et al. 2021.
     """
     size, batch, process = model.check(batch), model.tidy(batch), model.process
-    names, known = _sets(model, batch, samples, present, given)
-    read = [name for name in names if name not in known]
-    given = {name: batch[name] for name in known}
-    codes = {name: code.double() for name, code in model.encode({name: batch[name] for name in names}).items()}
-    like, only = next(iter(codes.values())), None if present is None else set(names)
-    chances, totals = _step_chances(process, importance).to(like.device), []
-    parts = {"prior": 0.0, "diffusion": 0.0, **dict.fromkeys(read, 0.0)}
-    prior = process.prior_kl(codes, only)
+    check_whole("samples", samples)
+    given, read = _sets(model, batch, present, given)
+    codes = {name: code.double() for name, code in model.encode({**given, **read}).items()}
+    like, only = next(iter(codes.values())), None if present is None else {*given, *read}
+    chances, prior, draws = _step_chances(process, importance).to(like.device), process.prior_kl(codes, only), []
     for _ in range(samples):
         row = torch.multinomial(chances, size, replacement=True, generator=generator)
         t = row + process.first + 1
         z, _ = process.diffuse(codes, t, _noise(like, generator), only)
         prediction = model.predict(z, t, given=given, present=only)
-        diffusion = _step_cost(process, codes, z, t, prediction, known, only) / chances[row]
+        diffusion = _step_cost(process, codes, z, t, prediction, given, only) / chances[row]
         z, _ = process.diffuse(codes, process.first, _noise(like, generator), only)
         prediction = model.predict(z, process.first, given=given, present=only)
-        nats = {"prior": prior, "diffusion": diffusion}
-        nats |= {name: prediction.law[name].log_prob(batch[name]).double() for name in read}
-        parts = {name: parts[name] + float(value.mean()) / samples for name, value in nats.items()}
-        totals.append(sum((-1 if name in ("prior", "diffusion") else 1) * value for name, value in nats.items()))
-    total = torch.stack(totals).mean(0)  # (B,) draws of one example are averaged: examples are independent
-    error = float(total.std() / size**0.5) if size > 1 else math.nan
-    readout, dims = {name: parts[name] for name in read}, {name: batch[name][0].numel() for name in read}
-    return Bound(parts["prior"], parts["diffusion"], readout, float(total.mean()), error, frozenset(names), dims, total)
+        readout = {name: prediction.law[name].log_prob(value).double() for name, value in read.items()}
+        draws.append({"prior": prior, "diffusion": diffusion, **readout})
+    terms = {name: torch.stack([draw[name] for draw in draws]).mean(0) for name in draws[0]}  # (B,) each
+    total = sum(terms[name] for name in read) - terms["prior"] - terms["diffusion"]
+    mean = {name: float(term.mean()) for name, term in terms.items()}
+    return Bound(
+        prior=mean.pop("prior"),
+        diffusion=mean.pop("diffusion"),
+        readout=mean,
+        total=float(total.mean()),
+        stderr=float(total.std() / size**0.5) if size > 1 else math.nan,  # draws of one example are averaged
+        present=frozenset(codes),
+        dims={name: value[0].numel() for name, value in read.items()},
+        totals=total,
+    )
 
 
-def _sets(model: Denoiser, batch, samples, present, given) -> tuple[list[str], list[str]]:
-    """Who is in the aggregate, and who of them is given; somebody is left to be read."""
-    names = list(model.modalities) if present is None else list(check_names("present", present, list(model.modalities)))
-    if not isinstance(samples, int) or samples < 1 or not names:
-        raise ValueError(f"expected samples >= 1 and a set of modalities, got {samples!r} and {names}")
-    missing = [name for name in names if name not in batch]
+def _sets(model: Denoiser, batch, present, given) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What is in the aggregate: the values that are given, and those that are left to be read."""
+    every, prior = list(model.modalities), model.process.prior
+    names = every if present is None else list(check_names("present", present, every))
+    given = {*check_names("given", given, every), *model.conditions, prior} - {None}
+    missing, absent = [name for name in names if name not in batch], sorted(given - {*names})
     if missing:
         raise KeyError(f"batch lacks {missing}; it has {list(batch)}")
-    prior = model.process.prior
-    if prior is not None and prior not in names:
+    if prior in absent:
         raise ValueError(f"the process ends at {prior!r}: it must be in the present set, got {names}")
-    given = {*check_names("given", given, list(model.modalities)), *model.conditions}
-    absent = [name for name in given if name not in names]
     if absent:
         raise ValueError(f"given names {absent}, which are not in the present set {names}")
-    known = [name for name in names if name in given or name == prior]
-    if known == names:
-        raise ValueError(f"everything in the present set {names} is given: nothing is left to read")
-    return names, known
+    read = {name: batch[name] for name in names if name not in given}
+    if not read:
+        raise ValueError(f"nothing is left to read: given are {sorted(given)} of the present set {names}")
+    return {name: batch[name] for name in names if name in given}, read
 
 
 def _noise(like: Tensor, generator: torch.Generator | None) -> Tensor:

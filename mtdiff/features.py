@@ -53,9 +53,6 @@ class FeatureNetwork:
             names: of the classes.
             data: how the data at hand number their classes, for a network without names of its own.
 
-        Returns:
-            The network.
-
         Raises:
             ValueError: it does not know one of the classes.
         """
@@ -78,9 +75,6 @@ def feature_network(name: str) -> FeatureNetwork:
             pooled vector of its backbone, and its label head); or "MODULE:FUNCTION", a function of your own that returns a
             network, images (B, 3, H, W) in [-1, 1] -> (B, d), with a method `classify` if it can, and `names` of its classes
             unless it numbers them as the data do.
-
-    Returns:
-        The network.
 
     Raises:
         ImportError: the library or module is not installed.
@@ -148,12 +142,7 @@ def _inception() -> Callable[[Tensor], Tensor]:
 
 @dataclass
 class Seen:
-    """A set of images, as a feature network sees it.
-
-    Attributes:
-        moments: mean and covariance of the features of all.
-        some: (K, d) features of some of them, any as likely as any other.
-    """
+    """A set of images, as a feature network sees it: moments of all, and the features (K, d) of some, any as likely."""
 
     moments: Moments
     some: Tensor
@@ -161,15 +150,7 @@ class Seen:
 
 @torch.no_grad()
 def seen(images: Iterable[Tensor], network: FeatureNetwork, keep: int = 10_000) -> Seen:
-    """Look at images batch by batch.
-
-    Args:
-        images: batches (B, 3, H, W) in [-1, 1].
-        network: who looks.
-        keep: features that are kept, for distances that need them one by one.
-
-    Returns:
-        What was seen.
+    """Look at batches of images (B, 3, H, W) in [-1, 1]; `keep` features, for distances that need them one by one.
 
     Raises:
         ValueError: there are no images, or their features are no (B, d).
@@ -193,12 +174,7 @@ def seen(images: Iterable[Tensor], network: FeatureNetwork, keep: int = 10_000) 
 
 
 def compared(real: Seen, drawn: Seen, seed: int = 0) -> dict[str, float]:
-    """How far drawn images are from real ones.
-
-    Args:
-        real: real images.
-        drawn: drawn ones.
-        seed: of random subsets.
+    """How far drawn images are from real ones; `seed` is that of random subsets.
 
     Returns:
         "frechet" (not a number with fewer images than features: a covariance of lower rank says little), "kernel" with

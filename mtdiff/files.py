@@ -1,4 +1,4 @@
-"""The files of a saved model, JSON, and writing a file whole or not at all."""
+"""Saved networks: weights, a JSON card and what becomes of them on a disk; and writing a file whole or not at all."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from mtdiff.reading import Allowance, check_types, hints, naming, read_json, read_weights
+from mtdiff.reading import Allowance, naming, read_json
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -22,6 +22,72 @@ FORMAT = 1
 WEIGHTS, CARD = "model.safetensors", "card.json"
 OWN = ("format", "config", "sha256")
 """What a card says to the program that reads it, beside what people should know."""
+
+
+def save(folder: str | Path, network: nn.Module, card: Mapping | None = None, half: bool = False) -> Path:
+    """Write any network that is `Recorded` to a folder: its weights, then its card, each replaced whole or not at all.
+
+    The card holds the hash of the weights, so that neither passes with another's.
+
+    Args:
+        folder: made where it does not exist.
+        network: has a `.card`.
+        card: what people should know (data, seed, steps, hardware, metrics ...; JSON values), added to the network's.
+        half: store the weights as float16; tables stay as they are.
+
+    Returns:
+        The folder.
+
+    Raises:
+        OSError: the folder cannot be written; what was there stays.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    if half:
+        tensors = {name: t.half() if t.is_floating_point() else t for name, t in tensors.items()}
+    weights = safetensors.torch.save({**tensors, **network.tables()})
+    entries = {**network.card, **(card or {}), "config": network.architecture()}
+    entries |= {"format": FORMAT, "sha256": hashlib.sha256(weights).hexdigest()}
+    write_atomic(Path(folder) / WEIGHTS, weights)
+    write_atomic(Path(folder) / CARD, (to_json(entries, indent=1) + "\n").encode())
+    return Path(folder)
+
+
+def load(folder: Path, kind: type[Network]) -> Network:
+    """Rebuild what `save` wrote, of one class or those below it, in evaluation mode; `.card` holds what people should know.
+
+    Raises:
+        FileNotFoundError: there is no card, or no weights.
+        ValueError: the files are damaged, of another format or kind, or do not fit each other.
+    """
+    card = read_json(folder / CARD, what := f"is not a {kind.family} card")
+    with naming(folder / CARD, what):
+        kind.kind_of(card.get("config"))
+    if type(card.get("format")) is not int or card["format"] != FORMAT:
+        raise ValueError(f"{folder / CARD} has format {reprlib.repr(card.get('format'))}, this version reads {FORMAT}")
+    if not (folder / WEIGHTS).is_file():
+        raise FileNotFoundError(f"{folder} has a card but no {WEIGHTS}")
+    check_weights(folder, card)
+    with naming(folder / WEIGHTS, "is truncated or damaged"):
+        tensors = safetensors.torch.load_file(folder / WEIGHTS)
+    with naming(folder / WEIGHTS, "does not fit its card"), torch.random.fork_rng(devices=[]):  # first weights are replaced
+        with Allowance(tensors):
+            network = kind.restored(card["config"], tensors)
+        network.load_state_dict(tensors)
+    network.card = {key: value for key, value in card.items() if key not in OWN}
+    return network.eval()
+
+
+def check_weights(folder: Path, card: Mapping) -> None:
+    """Raise ValueError where the weights are not those that the card was written with, as far as it says."""
+    path, digest = folder / WEIGHTS, hashlib.sha256()
+    if "sha256" not in card or not path.is_file():
+        return
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    if digest.hexdigest() != card["sha256"]:
+        raise ValueError(f"{path} is truncated or damaged, or of another save than its card: sha256 {digest.hexdigest()}, "
+                         f"the card says {reprlib.repr(card['sha256'])}")  # fmt: skip
 
 
 def to_json(value, indent: int | None = None) -> str:
@@ -68,82 +134,3 @@ def clear_unfinished(folder: Path, *names: str) -> None:
     for name in names:
         for path in folder.glob(f".{name}.{'?' * 8}"):
             path.unlink(missing_ok=True)
-
-
-def write_model(folder: Path, tensors: Mapping[str, torch.Tensor], entries: Mapping) -> None:
-    """Write weights and then their card, which holds their hash: neither passes with another's.
-
-    Raises:
-        OSError: as in `write_atomic`.
-    """
-    weights = safetensors.torch.save(dict(tensors))
-    text = to_json({**entries, "format": FORMAT, "sha256": hashlib.sha256(weights).hexdigest()}, indent=1) + "\n"
-    write_atomic(folder / WEIGHTS, weights)
-    write_atomic(folder / CARD, text.encode())
-
-
-def check_weights(folder: Path, card: Mapping) -> None:
-    """Raise ValueError where the weights are not those that the card was written with, as far as it says."""
-    path, digest = folder / WEIGHTS, hashlib.sha256()
-    if "sha256" not in card or not path.is_file():
-        return
-    with path.open("rb") as file:
-        while part := file.read(1 << 20):
-            digest.update(part)
-    if digest.hexdigest() != card["sha256"]:
-        raise ValueError(f"{path} is truncated or damaged, or of another save than its card: sha256 {digest.hexdigest()}, "
-                         f"the card says {reprlib.repr(card['sha256'])}")  # fmt: skip
-
-
-def save_network(path: str | Path, network: nn.Module, config: Mapping, card: Mapping) -> Path:
-    """Write the weights of a small network, as float16, and a card to a folder, each file whole or not at all.
-
-    Args:
-        path: the folder; made where it does not exist.
-        network: the network.
-        config: arguments that build it again.
-        card: what people should know.
-
-    Returns:
-        The folder.
-
-    Raises:
-        OSError: the folder cannot be written.
-    """
-    tensors = {name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}
-    tensors = {name: t.half() if t.is_floating_point() else t for name, t in tensors.items()}
-    write_model(Path(path), tensors, {**card, "config": {"kind": type(network).__name__, **config}})
-    return Path(path)
-
-
-def load_network(folder: Path, kind: type[Network], what: str) -> tuple[Network, dict]:
-    """What `save_network` wrote: the network, in evaluation mode and without gradients, and its card.
-
-    Args:
-        folder: the folder.
-        kind: class of the network.
-        what: what people call it, for errors: "a judge".
-
-    Returns:
-        The network and the card.
-
-    Raises:
-        FileNotFoundError: there is a card but no weights.
-        ValueError: the files are damaged, of another format or kind, or do not fit each other.
-    """
-    card = read_json(folder / CARD, f"is not {what}'s card")
-    config = card.get("config")
-    said = card.get("format"), config.get("kind") if isinstance(config, dict) else None
-    if type(said[0]) is not int or said != (FORMAT, kind.__name__):
-        wanted = f"{what}'s card of format {FORMAT} and kind {kind.__name__}"
-        raise ValueError(f"{folder / CARD} is not {wanted}: format {reprlib.repr(said[0])}, config {reprlib.repr(config)}")
-    config = {name: value for name, value in config.items() if name != "kind"}
-    check_weights(folder, card)
-    tensors = read_weights(folder / WEIGHTS)
-    with naming(folder / WEIGHTS, "does not fit its card"):
-        check_types(config, hints(kind), f"{what}'s card")
-        with Allowance(tensors), torch.random.fork_rng(devices=[]):  # the weights it begins with are replaced
-            network = kind(**config)
-        network.load_state_dict({name: t.float() if t.dtype == torch.float16 else t for name, t in tensors.items()})
-    card = {key: value for key, value in card.items() if key not in OWN}
-    return network.eval().requires_grad_(False), card

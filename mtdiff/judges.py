@@ -1,8 +1,6 @@
 """Judges of drawn scenes: small networks that read a caption or a label off an image and never saw a generator."""
 
-import json
-import shlex
-import sys
+import itertools
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,26 +10,28 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from mtdiff.checkpoint import shipped
+from mtdiff.checkpoint import load
 from mtdiff.datasets.base import Dataset
 from mtdiff.datasets.shapes import BACKGROUNDS, COLOURS, SHAPES, SIZES, VOCABULARY, render, shapes
-from mtdiff.files import CARD, load_network, save_network
+from mtdiff.files import CARD, save
+from mtdiff.fit import fit
+from mtdiff.provenance import provenance
+from mtdiff.recorded import Recorded
 
 STREAM = 5 * 10**8
 """Index of the first scene that judges are trained on: far from those of generators (from 0) and of tests (from 10**9)."""
 
 
-class Judge(nn.Module):
-    """Reads the scenes of `mtdiff.datasets.shapes`: a convolutional network of about 100,000 parameters.
+class Judge(Recorded, nn.Module):
+    """Reads the modality `reads` off scenes of `mtdiff.datasets.shapes`: a convolutional network, 100,000 parameters.
 
     Args:
         size: height and width of the images, 16 or 32.
-        width: number of features.
+        width: number of features, in which images can be compared.
         outputs: number of logits.
 
     Attributes:
-        card: how it was trained and how good it is, for one that was loaded.
-        reads: the modality that it reads.
+        card: how it was trained and how good it is.
     """
 
     reads: ClassVar[str]
@@ -55,14 +55,7 @@ class Judge(nn.Module):
         self.head = nn.Linear(width, outputs)
 
     def features(self, image: Tensor) -> Tensor:
-        """What the last layer sees, (B, width); for a Frechet distance.
-
-        Args:
-            image: (B, 3, size, size) in [-1, 1].
-
-        Raises:
-            ValueError: images of another shape.
-        """
+        """What the last layer sees of images (B, 3, size, size) in [-1, 1]: (B, width); for a Frechet distance."""
         if image.shape[1:] != (3, self.size, self.size):
             raise ValueError(f"image must be (B, 3, {self.size}, {self.size}), got {tuple(image.shape)}")
         return self.body(image)
@@ -72,28 +65,12 @@ class Judge(nn.Module):
         raise NotImplementedError
 
     def save(self, path: str | Path, card: Mapping | None = None) -> Path:
-        """Write weights, as float16, and the card to a folder, each file whole or not at all.
-
-        Args:
-            path: the folder; made where it does not exist.
-            card: what people should know, added to `.card`.
-
-        Returns:
-            The folder.
-
-        Raises:
-            PermissionError: the folder cannot be written.
-        """
-        return save_network(path, self, {"size": self.size, "width": self.width}, {**self.card, **(card or {})})
+        """Write it to a folder, weights as float16; see `mtdiff.files.save`."""
+        return save(path, self, card, half=True)
 
 
 class SceneJudge(Judge):
-    """Reads the caption of a scene.
-
-    Args:
-        size: height and width of the images, 16 or 32.
-        width: number of features.
-    """
+    """Reads the caption of a scene."""
 
     reads = "caption"
 
@@ -117,12 +94,7 @@ class SceneJudge(Judge):
 
 
 class LabelJudge(Judge):
-    """Reads the label of a scene: shape and colour of its nearest object.
-
-    Args:
-        size: height and width of the images, 16 or 32.
-        width: number of features.
-    """
+    """Reads the label of a scene: shape and colour of its nearest object."""
 
     reads = "label"
 
@@ -140,46 +112,17 @@ class LabelJudge(Judge):
 
 
 def scene_judge(name: str | Path = "shapes16") -> SceneJudge:
-    """A judge of captions that comes with mtdiff, or one that was saved, in evaluation mode.
+    """A judge of captions: "shapes16" or "shapes32", which come with mtdiff, or one in a folder; see `mtdiff.load`.
 
-    Args:
-        name: "shapes16", "shapes32", or a folder that `Judge.save` wrote.
-
-    Returns:
-        The judge; `.card` says how good it is.
-
-    Raises:
-        FileNotFoundError: neither a folder nor a shipped name.
-        ValueError: the files are damaged, of another format or kind, or do not fit each other.
+    Its `.card` says how good it is.
     """
-    return _load(SceneJudge, name)
+    return load(name, kind=SceneJudge, room="judge").requires_grad_(False)
 
 
 def label_judge(name: str | Path = "shapes16") -> LabelJudge:
-    """A judge of labels that comes with mtdiff, or one that was saved, in evaluation mode.
-
-    Args:
-        name: "shapes16", "shapes32", or a folder that `Judge.save` wrote.
-
-    Returns:
-        The judge; `.card` says how good it is.
-
-    Raises:
-        FileNotFoundError: neither a folder nor a shipped name.
-        ValueError: as in `scene_judge`.
-    """
-    return _load(LabelJudge, name if (Path(name) / CARD).is_file() else f"{name}-label")
-
-
-def _load(kind: type[Judge], name: str | Path) -> Judge:
-    """A judge of one kind from a folder, or from the shipped one of that name."""
-    folder = Path(name) if (Path(name) / CARD).is_file() else shipped() / "judge" / name
-    if not (folder / CARD).is_file():
-        cards = {file.parent.name: json.loads(file.read_text()) for file in (shipped() / "judge").glob(f"*/{CARD}")}
-        names = sorted(name for name, card in cards.items() if card["config"]["kind"] == kind.__name__)
-        raise FileNotFoundError(f"no judge at {str(name)!r}, and no shipped judge of that name: {names}")
-    judge, judge.card = load_network(folder, kind, "a judge")
-    return judge
+    """A judge of labels, as `scene_judge` is one of captions."""
+    name = name if (Path(name) / CARD).is_file() else f"{name}-label"
+    return load(name, kind=LabelJudge, room="judge").requires_grad_(False)
 
 
 def svm_judge(data: Dataset) -> Callable[[Tensor], Tensor]:
@@ -197,18 +140,11 @@ def svm_judge(data: Dataset) -> Callable[[Tensor], Tensor]:
 
 
 def caption_accuracy(read: Tensor, caption: Tensor) -> dict[str, float]:
-    """How much of captions is right.
-
-    Args:
-        read: (N, 10) tokens, as read or drawn.
-        caption: (N, 10) tokens, as they should be.
+    """How much is right of captions that were read or drawn, both (N, 10) tokens.
 
     Returns:
         Shares in [0, 1]: "background" and "count" of the scenes, "size", "colour" and "shape" of all objects that
         there should be, "scene": every token of the scene.
-
-    Raises:
-        ValueError: not two equal sets of captions.
     """
     if read.shape != caption.shape or caption.shape[1:] != (10,):
         raise ValueError(f"read and caption must both be (N, 10), got {tuple(read.shape)} and {tuple(caption.shape)}")
@@ -220,27 +156,12 @@ def caption_accuracy(read: Tensor, caption: Tensor) -> dict[str, float]:
 
 
 def label_accuracy(read: Tensor, label: Tensor) -> dict[str, float]:
-    """How many labels are right.
-
-    Args:
-        read: (N,) labels as read.
-        label: (N,) labels as they should be.
-
-    Returns:
-        Shares in [0, 1]: "label", and of its two parts "shape" and "colour".
-
-    Raises:
-        ValueError: not two equal sets of labels.
-    """
+    """How many labels (N,) are right: shares in [0, 1] of the "label", and of its parts "shape" and "colour"."""
     if read.shape != label.shape or label.ndim != 1:
         raise ValueError(f"read and label must both be (N,), got {tuple(read.shape)} and {tuple(label.shape)}")
-    shape, colour = ((x == y).double().mean() for x, y in zip(_parts(read), _parts(label), strict=True))
-    return {"label": float((read == label).double().mean()), "shape": float(shape), "colour": float(colour)}
-
-
-def _parts(label: Tensor) -> tuple[Tensor, Tensor]:
-    """Shape and colour of a label."""
-    return label // len(COLOURS), label % len(COLOURS)
+    k = len(COLOURS)
+    right = {"label": read == label, "shape": read // k == label // k, "colour": read % k == label % k}
+    return {name: float(each.double().mean()) for name, each in right.items()}
 
 
 def train_judge(
@@ -255,34 +176,22 @@ def train_judge(
 
     Args:
         size: 16 or 32.
-        steps: optimiser steps.
-        seed: seed of weights, scenes and what spoils them.
-        batch_size: scenes per step.
-        lr: peak learning rate of a one-cycle schedule.
+        seed: of weights, scenes and what spoils them.
+        lr: see `fit`.
         kind: `SceneJudge` or `LabelJudge`.
-
-    Returns:
-        The judge, in evaluation mode.
-
-    Raises:
-        ValueError: an unknown size.
     """
-    g = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
         judge = kind(size)
-    optimizer = torch.optim.AdamW(judge.parameters(), lr, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
-    for step in range(steps):
-        start = STREAM + step * batch_size
-        scenes = render(range(start, start + batch_size), size, seed, ("image", judge.reads))
-        logits = judge(spoil(scenes["image"], g))
-        loss = nn.functional.cross_entropy(logits.flatten(0, -2), scenes[judge.reads].flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    return judge.eval()
+
+    def loss(judge: Judge, scenes: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
+        logits = judge(spoil(scenes["image"], generator))
+        return nn.functional.cross_entropy(logits.flatten(0, -2), scenes[judge.reads].flatten())
+
+    starts = itertools.count(STREAM, batch_size)
+    scenes = (render(range(k, k + batch_size), size, seed, ("image", kind.reads)) for k in starts)
+    fit(judge, scenes, loss, steps, lr, generator=torch.Generator().manual_seed(seed))
+    return judge
 
 
 def spoil(image: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -299,7 +208,7 @@ def _possible() -> Tensor:
     return torch.tensor([[word in names for word in VOCABULARY] for names in kinds])
 
 
-def _train(
+def make_judge(
     size: Literal[16, 32], out: Path, steps: int = 2000, seed: int = 0, reads: Literal["caption", "label"] = "caption"
 ) -> None:
     """Train a judge of scenes, measure it on 2,000 held-out ones and save it.
@@ -311,8 +220,6 @@ def _train(
         seed: seed of weights and scenes.
         reads: what it reads, a caption or the label of the nearest object.
     """
-    from mtdiff.experiments.base import provenance  # experiments ask judges: not when this file is imported
-
     begin = time.perf_counter()
     judge = train_judge(size, steps, seed, kind=SceneJudge if reads == "caption" else LabelJudge)
     seconds = round(time.perf_counter() - begin, 1)
@@ -321,21 +228,16 @@ def _train(
     spoilt = spoil(image, torch.Generator().manual_seed(1))
     score = caption_accuracy if reads == "caption" else label_accuracy
     metrics = {name: score(judge.read(x), truth) for name, x in (("clean", image), ("spoilt", spoilt))}
-    judge.card = {
+    card = {
         "judge": f"reads {reads}s off shapes at {size}x{size}",
         "parameters": sum(p.numel() for p in judge.parameters()),
         "training": {"seed": seed, "steps": steps, "batch_size": 256, "wall_seconds": seconds},
         "metrics": {**metrics, "n": len(test), "test_sha256": test.hash()},
-        "provenance": {**provenance(), "command": shlex.join(["python", "-m", "mtdiff.judges", *sys.argv[1:]])},
+        "provenance": provenance(),
     }
-    judge.save(out)
+    judge.save(out, card)
     print(f"{out}: {seconds} s, {metrics}")
 
 
-def main() -> None:
-    """Entry point of `python -m mtdiff.judges`."""
-    tyro.cli(_train, prog="python -m mtdiff.judges")
-
-
 if __name__ == "__main__":
-    main()
+    tyro.cli(make_judge, prog="python -m mtdiff.judges")

@@ -76,15 +76,8 @@ def _two_sets(a: Tensor, b: Tensor, least: int = 2) -> tuple[Tensor, Tensor]:
 def kernel_distance(a: Tensor, b: Tensor, subsets: int = 50, size: int = 1000, seed: int = 0) -> dict[str, float]:
     """Kernel distance of two sets of features: unbiased squared MMD with the kernel (x y / d + 1)^3, the mean over subsets.
 
-    On Inception's features it is the KID. It may be slightly negative. The subsets share no example and use all, so that
-    their mean is as sure as they are many.
-
-    Args:
-        a: (N, d) features.
-        b: (M, d) features.
-        subsets: how many subsets of both are compared at most.
-        size: examples in each of the smaller set at least, where there are so many.
-        seed: of the choice.
+    On Inception's features it is the KID. It may be slightly negative. The subsets, at most so many and of so many examples
+    of the smaller set at least, share no example and use all, so that their mean is as sure as they are many.
 
     Returns:
         "mean" over subsets, and "stderr", how far it would spread over fresh sets of both; not a number for fewer than four

@@ -6,19 +6,22 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from mtdiff.backbones.base import Backbone
-from mtdiff.files import to_json, write_model
+from mtdiff.files import save, to_json
 from mtdiff.laws import Law
 from mtdiff.modalities.base import Modality
 from mtdiff.prediction import Denoiser, Prediction, check_state
 from mtdiff.process import At, ForwardProcess, Present
+from mtdiff.reading import check_types
+from mtdiff.recorded import Recorded
+from mtdiff.schedules import NoiseSchedule
 from mtdiff.state import State
 
+DTYPES = ("float16", "bfloat16", "float32", "float64")
 TAKEN = ("denoise", "total", "gradient", "step", "seconds", "prior", "diffusion")
 """What a loss, a row of the history and a bound say beside the names of modalities."""
 PRIOR_NATS = 0.1
@@ -49,7 +52,7 @@ HEADS = Aggregate(None, V.weight)
 AGGREGATES = {"v": V, "eps": EPS, "x": X, "heads": HEADS}
 
 
-class MTDiffusion(nn.Module, Denoiser):
+class MTDiffusion(Recorded, nn.Module, Denoiser):
     """All modalities of an example, diffused in one space and denoised by one backbone with a head each.
 
     Args:
@@ -74,11 +77,7 @@ class MTDiffusion(nn.Module, Denoiser):
     Source: Chen et al. 2024 for the architecture; v-prediction: Salimans and Ho 2022.
     """
 
-    kinds: ClassVar[dict[str, type["MTDiffusion"]]] = {}
-
-    def __init_subclass__(cls, **kwargs):
-        super().__init_subclass__(**kwargs)
-        MTDiffusion.kinds[cls.__name__] = cls
+    family, apart = "model", ("process",)
 
     def __init__(
         self,
@@ -93,18 +92,7 @@ class MTDiffusion(nn.Module, Denoiser):
         conditions: Sequence[str] = (),
     ):
         super().__init__()
-        if set(modalities) != set(process.names):
-            raise ValueError(f"modalities are {sorted(modalities)}, but the process has {sorted(process.names)}")
-        if tuple(backbone.space) != tuple(space):
-            raise ValueError(f"the backbone works on {tuple(backbone.space)}, but the space is {tuple(space)}")
-        if prediction not in AGGREGATES:
-            raise ValueError(f"prediction must be one of {tuple(AGGREGATES)}, got {prediction!r}")
-        odd = [n for n in modalities if n in TAKEN or not n or "." in n or hasattr(nn.ModuleDict(), n)]
-        if odd:
-            raise ValueError(f"modalities cannot be called {odd}: these names, or signs in them, mean something else")
-        unknown = [name for name in conditions if name not in modalities]
-        if unknown:
-            raise ValueError(f"conditions names {unknown}, the modalities are {sorted(modalities)}")
+        _check_parts(process, modalities, backbone, space, prediction, conditions)
         self.process, self.space, self.prediction = process, tuple(space), prediction
         self.rule, self.sampler, self.remove_told = rule, sampler, remove_told
         self.conditions = tuple(name for name in modalities if name in conditions or name == process.prior)
@@ -206,31 +194,29 @@ class MTDiffusion(nn.Module, Denoiser):
         Take out what is known, look once, let the heads read in order, add up.
         """
         state = State.of(self.process, self.modalities, z_t, t, self.tidy(given or {}), present, known or {})
-        at, rest = state.at, state.rest
-        law = {name: m.sensed(rest, *state.amid(name)) for name, m in self.modalities.items() if m.sense}
-        sensed = at.signal * state.sum({name: self._code(name, law) for name in law})
-        seen = state.seen(rest - sensed, whole=self.denoise is not None) if self.remove_told else z_t - sensed
-        features, pooled = self.backbone(
-            seen.to(self.dtype), self.clock(t, len(z_t)), **state.inputs(law, self.absent, self.dtype, self.remove_told)
-        )
-        output, codes = None, {}
-        if self.denoise is not None:
-            shift = state.known_sum if self.remove_told else torch.zeros_like(z_t)
-            output = self.aggregate.estimate(self.denoise(features).to(z_t.dtype), z_t - at.signal * shift, at) + shift
+        law, codes = state.sensed(), {}
+        inputs = state.inputs(law, self.absent, self.dtype, self.remove_told)
+        features, pooled = self.backbone(self._seen(state, law).to(self.dtype), self.clock(t, len(z_t)), **inputs)
+        output = None if self.denoise is None else self._output(state, self.denoise(features).to(z_t.dtype))
         for name in self.order:
-            others = state.sum(codes)  # in training without a gradient: each head answers to its own loss
-            left = rest - at.signal * (others.detach() if self.training else others)
-            view = state.view(name, left, features, pooled, output, law.get(name))
+            view = state.view(name, state.left(codes, self.training), features, pooled, output, law.get(name))
             law[name] = self.modalities[name].head(view)
-            codes[name] = self._code(name, law).to(z_t.dtype)
-        law, estimate = ({name: each[name] for name in self.modalities} for each in (law, codes))
+            codes[name] = state.code(name, law[name])
+        law, codes = ({name: each[name] for name in self.modalities} for each in (law, codes))
         if output is not None:
-            return Prediction(output, law, estimate)
-        return Prediction(state.known_sum + state.sum(codes), law, estimate, state.unknown(law))
+            return Prediction(output, law, codes)
+        return Prediction(state.shift + state.sum(codes), law, codes, state.unknown(law))
 
-    def _code(self, name: str, law: Mapping[str, Law]) -> Tensor:
-        """E[E_i(x_i) | z_t] in the whole space, (B, *Z)."""
-        return self.modalities[name].place(law[name].expected_code())
+    def _seen(self, state: State, sensed: Mapping[str, Law]) -> Tensor:
+        """What the network sees of the state (theory 6): without what is known, if so it was made, and what is sensed."""
+        codes = state.at.signal * state.sum({name: state.code(name, law) for name, law in sensed.items()})
+        return state.seen(state.rest - codes, whole=self.denoise is not None) if self.remove_told else state.z - codes
+
+    def _output(self, state: State, output: Tensor) -> Tensor:
+        """E[m_t | z_t] from the denoising output, which speaks of what the network sees."""
+        if self.remove_told:
+            return self.aggregate.estimate(output, state.rest, state.at) + state.shift
+        return self.aggregate.estimate(output, state.z, state.at)
 
     def predict(
         self,
@@ -263,52 +249,59 @@ class MTDiffusion(nn.Module, Denoiser):
         values = super().read(z_t, t, given=given, present=present, prediction=prediction, generator=generator)
         return {name: v.to(self.dtype) if v.is_floating_point() else v for name, v in values.items()}
 
-    def config(self) -> dict:
-        """What a card says of the architecture; with the tensors it is enough to rebuild the model."""
-        return {
-            "kind": type(self).__name__,
-            "space": list(self.space),
-            "prediction": self.prediction,
-            "rule": self.rule,
-            "sampler": self.sampler,
-            "remove_told": self.remove_told,
-            "conditions": list(self.conditions),
-            "prior": self.process.prior,
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "modalities": {name: modality.config for name, modality in self.modalities.items()},
-            "backbone": self.backbone.config,
-        }
+    def architecture(self) -> dict:
+        """What a card says of it; with the tables it is enough to rebuild the model."""
+        defaults = {name: getattr(self, name) for name in ("rule", "sampler") if name in self.config}  # may be set later
+        more = {"prior": self.process.prior, "dtype": str(self.dtype).removeprefix("torch.")}
+        return {**self.config, **defaults, **more}
+
+    def tables(self) -> dict[str, Tensor]:
+        """Schedule and curves, float64."""
+        curves = {f"process.{name}": self.process.cumulative(name) for name in self.process.names}
+        return {"process/abar": self.process.schedule.abar, **curves}
+
+    @classmethod
+    def restored(cls, architecture: Mapping, tensors: dict[str, Tensor]) -> "MTDiffusion":
+        """Build it from its architecture and its tables, which are taken out of the tensors.
+
+        Raises:
+            KeyError: the tables lack an entry.
+            ValueError: an entry of another type than it should be, or an unknown dtype.
+        """
+        check_types(architecture, {"prior": str | None, "dtype": str, "modalities": dict[str, object]}, "the model")
+        rest = {name: value for name, value in architecture.items() if value or name not in ("remove_told", "conditions")}
+        if (dtype := rest.pop("dtype", None)) not in DTYPES:
+            raise ValueError(f"dtype must be one of {list(DTYPES)}, got {dtype!r}")
+        tables = {name: tensors.pop(f"process.{name}") for name in rest.get("modalities", {})}
+        process = ForwardProcess(NoiseSchedule(tensors.pop("process/abar")), tables, rest.pop("prior", None))
+        return cls.from_config(rest, process=process).to(getattr(torch, dtype))
 
     def fingerprint(self) -> str:
         """SHA-256 of architecture, schedule and curves: equal for models that can share weights and mean the same."""
-        digest = hashlib.sha256(to_json(self.config()).encode())
-        for table in (self.process.schedule.abar, *map(self.process.cumulative, self.process.names)):
+        digest = hashlib.sha256(to_json(self.architecture()).encode())
+        for table in self.tables().values():
             digest.update(table.numpy().tobytes())
         return digest.hexdigest()
 
     def save(self, path: str | Path, card: Mapping | None = None, half: bool = False) -> Path:
-        """Write the model to a folder: model.safetensors and card.json, each replaced whole or not at all.
+        """Write the model to a folder; see `mtdiff.files.save`."""
+        return save(path, self, card, half)
 
-        The card holds the hash of the weights; `load` refuses the one with another's other.
 
-        Args:
-            path: the folder; made where it does not exist.
-            card: what people should know (data, seed, steps, hardware, metrics ...; JSON values), added to `.card`.
-            half: store network weights as float16 (the schedule and the curves stay float64).
-
-        Returns:
-            The folder.
-
-        Raises:
-            OSError: the folder cannot be written; what was there stays.
-        """
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        if half:
-            tensors = {name: t.half() if t.is_floating_point() else t for name, t in tensors.items()}
-        tensors |= {f"process.{name}": self.process.cumulative(name) for name in self.process.names}
-        tensors["process/abar"] = self.process.schedule.abar
-        write_model(Path(path), tensors, {**self.card, **(card or {}), "config": self.config()})
-        return Path(path)
+def _check_parts(process, modalities, backbone, space, prediction, conditions) -> None:
+    """Refuse parts that do not make a model."""
+    if set(modalities) != set(process.names):
+        raise ValueError(f"modalities are {sorted(modalities)}, but the process has {sorted(process.names)}")
+    if tuple(backbone.space) != tuple(space):
+        raise ValueError(f"the backbone works on {tuple(backbone.space)}, but the space is {tuple(space)}")
+    if prediction not in AGGREGATES:
+        raise ValueError(f"prediction must be one of {tuple(AGGREGATES)}, got {prediction!r}")
+    odd = [n for n in modalities if n in ("", *TAKEN) or "." in n or hasattr(nn.ModuleDict(), n)]
+    if odd:
+        raise ValueError(f"modalities cannot be called {odd}: these names, or signs in them, mean something else")
+    unknown = [name for name in conditions if name not in modalities]
+    if unknown:
+        raise ValueError(f"conditions names {unknown}, the modalities are {sorted(modalities)}")
 
 
 def _told(give: Mapping[str, float | str]) -> list[str]:

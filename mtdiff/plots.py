@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import seaborn as sns
 import torch
 from IPython.display import display
@@ -31,25 +32,21 @@ def style() -> None:
 
 
 def show(figure: Figure, alt: str) -> None:
-    """Display a figure in a notebook with a text for those who cannot see it, and close it.
-
-    Args:
-        figure: the figure.
-        alt: what it shows, in a sentence.
-    """
+    """Display a figure in a notebook with a text for those who cannot see it, and close it."""
     display(figure, metadata={"image/png": {"alt": alt}})
     plt.close(figure)
 
 
-def show_image(axis: Axes, image: Tensor, title: str = "", colour=None) -> None:
-    """One image (C, H, W) in [-1, 1], grey for one channel, its first three channels as colours otherwise.
+def _panels(rows: int, columns: int, size: tuple[float, float], title: str = "") -> tuple[Figure, np.ndarray]:
+    """A figure of a size in inches with a text above it, and its axes (rows, columns)."""
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    if title:
+        figure.suptitle(title, fontsize=11)
+    return figure, axes
 
-    Args:
-        axis: where to draw.
-        image: (C, H, W).
-        title: text above it.
-        colour: of the text; None is black.
-    """
+
+def show_image(axis: Axes, image: Tensor, title: str = "", colour="black") -> None:
+    """One image (C, H, W) in [-1, 1], grey for one channel, its first three channels as colours otherwise."""
     picture = ((image.detach().cpu().float().clamp(-1, 1) + 1) / 2).numpy()
     if len(picture) < 3:
         axis.imshow(picture[0], cmap="gray", vmin=0, vmax=1)
@@ -57,7 +54,7 @@ def show_image(axis: Axes, image: Tensor, title: str = "", colour=None) -> None:
         axis.imshow(picture[:3].transpose(1, 2, 0))
     axis.set_axis_off()
     if title:
-        axis.set_title(title, fontsize=9, pad=2, color=colour or "black")
+        axis.set_title(title, fontsize=9, pad=2, color=colour)
 
 
 def pair_grid(
@@ -68,72 +65,40 @@ def pair_grid(
     title: str = "",
     wrong: Tensor | None = None,
 ) -> Figure:
-    """Images with their labels above them, if they have any.
+    """Images (N, C, H, W) in [-1, 1] with the names of their labels (N,) above them, if they have any.
 
-    Args:
-        image: (N, C, H, W) in [-1, 1].
-        label: (N,) class ids, or None.
-        names: class names.
-        columns: images in a row.
-        title: text above the figure.
-        wrong: (N,) bool, labels to print in red.
-
-    Returns:
-        The figure.
+    `columns` images stand in a row; labels that are `wrong`, (N,) bool, are printed in red.
     """
     columns = min(columns, len(image))
     rows = -(-len(image) // columns)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(0.72 * columns, 0.9 * rows + 0.35 * bool(title)), squeeze=False, layout="constrained"
-    )
+    figure, axes = _panels(rows, columns, (0.72 * columns, 0.9 * rows + 0.35 * bool(title)), title)
     for axis in axes.flat[len(image) :]:
         axis.set_axis_off()
     titles = [""] * len(image) if label is None else [names[y] for y in label.tolist()]
     for k, (axis, x, text) in enumerate(zip(axes.flat, image, titles, strict=False)):
         show_image(axis, x, text, _CYCLE[3] if wrong is not None and wrong[k] else COLOURS["label"])
-    if title:
-        figure.suptitle(title, fontsize=11)
     return figure
 
 
 def loss_curves(history: Sequence[Mapping[str, float]], title: str = "") -> Figure:
-    """The terms of the training loss against the step, one panel each: their units differ.
-
-    Args:
-        history: rows of `Trainer.history`.
-        title: text above the figure.
-
-    Returns:
-        The figure.
-    """
+    """The terms of the training loss in `Trainer.history` against the step, one panel each: their units differ."""
     terms = [name for name in history[0] if name not in ("step", "seconds", "total", "gradient")]
-    figure, axes = plt.subplots(1, len(terms), figsize=(3.1 * len(terms), 2.6), squeeze=False, layout="constrained")
+    figure, axes = _panels(1, len(terms), (3.1 * len(terms), 2.6), title)
     steps = [row["step"] for row in history]
     for axis, name in zip(axes.flat, terms, strict=True):
         axis.plot(steps, [row[name] for row in history], color=COLOURS.get(name))
         unit = "nats" if name == "label" else "mean square"
         axis.set(xlabel="step", ylabel=f"{name} ({unit})", ylim=(0, None))
-    if title:
-        figure.suptitle(title, fontsize=11)
     return figure
 
 
 def forward_picture(process: ForwardProcess, codes: Mapping[str, Tensor], steps: Sequence[int], noise: Tensor) -> Figure:
     """How one example enters the diffusion space: what each modality adds, their sum m_t, and the noisy z_t.
 
-    Args:
-        process: the forward process.
-        codes: {name: (1, C, H, W)} codes of one example.
-        steps: the steps t to show, one column each.
-        noise: (1, C, H, W) the noise of z_t, the same in every column.
-
-    Returns:
-        The figure; rows are W_t E(x) of each modality, m_t and z_t, each on the same grey scale.
+    Rows are W_t E(x) of each code (1, C, H, W), m_t and z_t, on the same grey scale; columns are steps, with the same noise.
     """
     rows = [f"$W_t\\,E$({name})" for name in codes] + ["$m_t$ (sum)", "$z_t$ (noisy)"]
-    figure, axes = plt.subplots(
-        len(rows), len(steps), figsize=(1.05 * len(steps) + 1, 1.05 * len(rows)), squeeze=False, layout="constrained"
-    )
+    figure, axes = _panels(len(rows), len(steps), (1.05 * len(steps) + 1, 1.05 * len(rows)))
     for column, t in enumerate(steps):
         parts = [process.at(t, code).W[name] * code for name, code in codes.items()]
         z, _ = process.diffuse(codes, t, noise)
@@ -148,44 +113,29 @@ def forward_picture(process: ForwardProcess, codes: Mapping[str, Tensor], steps:
 
 
 def curve_panels(process: ForwardProcess, title: str = "") -> Figure:
-    """Cumulative weights W_t, the injected weights w_t they imply, and the signal-to-noise ratio of each modality.
-
-    Args:
-        process: the forward process.
-        title: text above the figure.
-
-    Returns:
-        The figure.
-    """
-    figure, axes = plt.subplots(1, 3, figsize=(9, 2.4), layout="constrained")
+    """Cumulative weights W_t, the injected weights w_t they imply, and the signal-to-noise ratio of each modality."""
+    figure, ((cumulative, injected, ratio),) = _panels(1, 3, (9, 2.4), title)
     for name in process.names:
         look = {"label": name, "color": COLOURS.get(name)}
-        axes[0].plot(process.cumulative(name), **look)
-        axes[1].plot(range(1, process.steps + 1), 1000 * process.injected(name)[1:], **look)
+        cumulative.plot(process.cumulative(name), **look)
+        injected.plot(range(1, process.steps + 1), 1000 * process.injected(name)[1:], **look)
         snr = process.snr(name)
-        axes[2].plot(snr.log().where(snr > 0, float("nan")), **look)
-    axes[0].set(xlabel="step t", ylabel="cumulative $W_t$")
-    axes[1].set(xlabel="step t", ylabel="injected $w_t$ (1/1000)")
-    axes[2].set(xlabel="step t", ylabel="log SNR (nats)")
-    axes[0].legend(frameon=False)
-    if title:
-        figure.suptitle(title, fontsize=11)
+        ratio.plot(snr.log().where(snr > 0, float("nan")), **look)
+    cumulative.set(xlabel="step t", ylabel="cumulative $W_t$")
+    injected.set(xlabel="step t", ylabel="injected $w_t$ (1/1000)")
+    ratio.set(xlabel="step t", ylabel="log SNR (nats)")
+    cumulative.legend(frameon=False)
     return figure
 
 
 def bound_terms(bound: Bound, title: str = "") -> Figure:
     """The terms of a bound as a cascade: what each adds to the cost of an example, and the cost they add up to.
 
-    Args:
-        bound: what `mtdiff.elbo` returns.
-        title: text above the figure.
-
-    Returns:
-        The figure; a read-out that gains nats (a density) goes to the left.
+    A read-out that gains nats (a density) goes to the left.
     """
     rows = [("prior", bound.prior, "0.6"), ("diffusion", bound.diffusion, COLOURS["denoise"])]
     rows += [(f"read {name}", -value, COLOURS.get(name)) for name, value in bound.readout.items()]
-    figure, axis = plt.subplots(figsize=(7.5, 0.42 * len(rows) + 1.2), layout="constrained")
+    figure, ((axis,),) = _panels(1, 1, (7.5, 0.42 * len(rows) + 1.2))
     left = 0.0
     for k, (_, value, colour) in enumerate(rows):
         axis.barh(k, value, left=left, color=colour)
@@ -203,47 +153,24 @@ def bound_terms(bound: Bound, title: str = "") -> Figure:
 
 
 def cloud(axis: Axes, points: Tensor, label: Tensor, title: str = "", reach: float = 4.0) -> None:
-    """Points of the plane, coloured by their label, on axes that stay the same from picture to picture.
-
-    Args:
-        axis: where to draw.
-        points: (N, 2).
-        label: (N,) class ids, at most as many as `CLASSES`.
-        title: text above the axes.
-        reach: the axes show -reach to reach.
-    """
+    """Points (N, 2) coloured by their label (N,), at most as many as `CLASSES`, on axes that are always -reach to reach."""
     axis.scatter(*points.detach().cpu().T, s=3, c=[CLASSES[k] for k in label.tolist()])
     axis.set(xlim=(-reach, reach), ylim=(-reach, reach), xticks=[], yticks=[], aspect="equal")
     axis.set_title(title, fontsize=10)
 
 
 def trajectory(states: Sequence[Tensor], steps: Sequence[int], title: str = "") -> Figure:
-    """A few states of one chain, left to right.
-
-    Args:
-        states: tensors (B, C, H, W), one per shown step; the first example is shown, on a scale from -2 to 2.
-        steps: the step t of each.
-        title: text above the figure.
-
-    Returns:
-        The figure.
-    """
-    figure, axes = plt.subplots(1, len(states), figsize=(0.8 * len(states), 1.35), squeeze=False, layout="constrained")
+    """The first example of a few states (B, C, H, W) of one chain, left to right, on a scale from -2 to 2."""
+    figure, axes = _panels(1, len(states), (0.8 * len(states), 1.35), title)
     for axis, z, t in zip(axes.flat, states, steps, strict=True):
         show_image(axis, z[0] / 2, f"t = {t}")
-    if title:
-        figure.suptitle(title, fontsize=11)
     return figure
 
 
 def error_bars(axis: Axes, x: Iterable[float], cells: Iterable[Mapping], **look) -> None:
-    """Means over seeds, their standard errors as bars; a single seed has none.
+    """Means over seeds at places x, of cells {"mean", "stderr"} of a result file, with standard errors as bars.
 
-    Args:
-        axis: where to draw.
-        x: a place for each.
-        cells: entries of a result file, {"mean", "stderr"}.
-        **look: options of `Axes.errorbar`.
+    A single seed has none. `look` is options of `Axes.errorbar`.
     """
     cells = list(cells)
     mean, error = [cell["mean"] for cell in cells], [cell["stderr"] or 0.0 for cell in cells]
@@ -253,35 +180,24 @@ def error_bars(axis: Axes, x: Iterable[float], cells: Iterable[Mapping], **look)
 def picture_rows(rows: Mapping[str, Tensor], titles: Sequence[str] = (), title: str = "") -> Figure:
     """Pictures of the same examples below each other: a row for each kind, a column for each example.
 
-    Args:
-        rows: {what it is: (N, C, H, W) in [-1, 1], or a mask of zeros and ones (N, 1, H, W) bool}.
-        titles: text above each column.
-        title: text above the figure.
-
-    Returns:
-        The figure.
+    Rows are {what it is: (N, C, H, W) in [-1, 1], or a mask (N, 1, H, W) bool}; the titles stand above the columns.
     """
     columns = min(len(picture) for picture in rows.values())
     size = (0.78 * columns + 1.2, 0.8 * len(rows) + 0.3 * bool(title) + 0.2 * bool(titles))
-    figure, axes = plt.subplots(len(rows), columns, figsize=size, squeeze=False, layout="constrained")
+    figure, axes = _panels(len(rows), columns, size, title)
     for line, (name, pictures) in zip(axes, rows.items(), strict=True):
         for axis, picture in zip(line, pictures, strict=False):
             show_image(axis, picture.float() * 2 - 1 if picture.dtype == torch.bool else picture)
         line[0].text(-0.15, 0.5, name, transform=line[0].transAxes, ha="right", va="center", fontsize=9)
     for axis, text in zip(axes[0], titles, strict=False):
         axis.set_title(text, fontsize=8, pad=2)
-    if title:
-        figure.suptitle(title, fontsize=11)
     return figure
 
 
 def save_grid(drawn: Mapping[str, Tensor], labels: Mapping[str, Sequence[str]], path: str | Path) -> None:
-    """Write samples as a picture file, whole or not at all: a grid where there is one kind of picture, else a row for each.
+    """Write what `sample` drew as a picture file, whole or not at all: a grid for one kind of picture, else a row for each.
 
-    Args:
-        drawn: {name: (N, ...)} what `mtdiff.sample` returned.
-        labels: {name of a label: its class names}.
-        path: the file; its ending says the format, PNG without one.
+    `labels` are {name of a label: its class names}; the file's ending says the format, PNG without one.
 
     Raises:
         OSError: the file cannot be written; one that is there stays.
@@ -306,15 +222,10 @@ def save_grid(drawn: Mapping[str, Tensor], labels: Mapping[str, Sequence[str]], 
 def gap_bars(gaps: Mapping[str, GaussianGap], title: str = "") -> Figure:
     """Where bounds fall short: a bar for each, from the bound up to the log-evidence, made of the terms of the gap.
 
-    Args:
-        gaps: {what it is: result of `linear_gaussian_gap`}.
-        title: text above the figure.
-
-    Returns:
-        The figure; the number left of a bar is the bound, a black line at its right end the log-evidence.
+    The number left of a bar is the bound, a black line at its right end the log-evidence.
     """
     terms = {"prior": 7, "moving_target": 2, "history": 5, "factorisation": 4, "reverse": 8}
-    figure, axis = plt.subplots(figsize=(8.5, 0.5 * len(gaps) + 1.4), layout="constrained")
+    figure, ((axis,),) = _panels(1, 1, (8.5, 0.5 * len(gaps) + 1.4), title)
     for row, gap in enumerate(gaps.values()):
         right = gap.log_evidence
         axis.plot([right, right], [row - 0.42, row + 0.42], color="black", linewidth=2)
@@ -329,6 +240,4 @@ def gap_bars(gaps: Mapping[str, GaussianGap], title: str = "") -> Figure:
     axis.set_xlim(low - 0.2 * (high - low), high + 0.03 * (high - low))
     axis.invert_yaxis()
     figure.legend(loc="outside lower center", ncols=len(terms), frameon=False, fontsize=9)
-    if title:
-        figure.suptitle(title, fontsize=11)
     return figure

@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 
 from mtdiff.datasets.base import Dataset
+from mtdiff.model import MTDiffusion
+from mtdiff.prediction import Denoiser
 
 
-def learned(model) -> Mapping[str, str | None]:
+def learned(model: Denoiser) -> Mapping[str, str | None]:
     """The model's default rule of each modality; one that it lacks was not learned to be told, or to be drawn from.
 
     Raises:
@@ -19,24 +21,27 @@ def learned(model) -> Mapping[str, str | None]:
     return model.rule if isinstance(model.rule, Mapping) else dict.fromkeys(model.modalities, model.rule)
 
 
-def levels(model, n: int) -> list[int]:
+def each_class(model: Denoiser, n: int) -> Tensor:
+    """(n,) labels, equally many of every class."""
+    return torch.arange(n, device=model.device) % model.modalities["label"].classes
+
+
+def levels(model: Denoiser, n: int) -> list[int]:
     """N steps t, evenly from the first to the last."""
-    return torch.linspace(model.process.first, model.process.steps, n).round().long().tolist()
+    return model.process.times(n - 1)[::-1]
 
 
 def noised(
-    model, values: Mapping[str, Tensor], t: int, generator: torch.Generator | None = None
-) -> tuple[Tensor, dict[str, Tensor]]:
+    model: Denoiser, values: Mapping[str, Tensor], t: int, generator: torch.Generator | None = None
+) -> tuple[Tensor, set[str]]:
     """A state z_t of these values alone, and the set S of their names as `predict` takes it."""
     values = {name: value.to(model.device) for name, value in values.items()}
-    n = len(next(iter(values.values())))
-    present = {name: torch.full((n,), name in values, device=model.device) for name in model.modalities}
-    z, _ = model.process.diffuse(model.encode(values), t, present=present, generator=generator)
-    return z, present
+    z, _ = model.process.diffuse(model.encode(values), t, present=set(values), generator=generator)
+    return z, set(values)
 
 
 @torch.no_grad()
-def head_accuracy(model, data: Dataset, name: str = "label", generator: torch.Generator | None = None) -> float:
+def head_accuracy(model: Denoiser, data: Dataset, name: str = "label", generator: torch.Generator | None = None) -> float:
     """Share in [0, 1] of clean examples whose most likely class, read as by `head_logits`, is right."""
     logits = head_logits(model, data, name, generator=generator)
     return float((logits.argmax(1).cpu() == data.values[name].cpu()).double().mean())
@@ -44,7 +49,7 @@ def head_accuracy(model, data: Dataset, name: str = "label", generator: torch.Ge
 
 @torch.no_grad()
 def head_logits(
-    model,
+    model: Denoiser,
     data: Dataset,
     name: str = "label",
     t: int | None = None,
@@ -64,7 +69,7 @@ def head_logits(
 
 
 @torch.no_grad()
-def pooled(model, image: Tensor, t: int, generator: torch.Generator | None = None, batch: int = 500) -> Tensor:
+def pooled(model: MTDiffusion, image: Tensor, t: int, generator: torch.Generator | None = None, batch: int = 500) -> Tensor:
     """The backbone's pooled vector of noisy images (N, C, H, W), as the heads see it with S = {image}: (N, P) on the CPU."""
     found = []
     hook = model.backbone.register_forward_hook(lambda module, inputs, output: found.append(output[1].cpu()))

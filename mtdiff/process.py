@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mtdiff.checks import check_names, check_real
+from mtdiff.checks import check_names, check_real, check_steps
 from mtdiff.schedules import NoiseSchedule, tabulate
 
 Present = Collection[str] | Mapping[str, Tensor]
@@ -40,8 +40,9 @@ class At:
     def gain(self, name: str) -> Tensor:
         """k_t = W_t sqrt(abar_t) / (W_t^2 abar_t + 1 - abar_t), by which k_t z_t is the best linear guess of a modality.
 
-        For x ~ N(0, 1) in z_t = sqrt(abar_t) W_t x + sqrt(1 - abar_t) eps it gives E[x | z_t]; for W = 1 it is sqrt(abar_t), v-prediction's. With sigma = noise / (W signal) it is EDM's c_skip(sigma) / (W signal)
-        for data of variance 1. What is absent leaves no trace: 0.
+        For x ~ N(0, 1) in z_t = sqrt(abar_t) W_t x + sqrt(1 - abar_t) eps it gives E[x | z_t]; for W = 1 it is sqrt(abar_t),
+        v-prediction's. With sigma = noise / (W signal) it is EDM's c_skip(sigma) / (W signal) for data of variance 1. It
+        is 0 for what is absent.
 
         Source: Karras et al. 2022, table 1 (c_skip); as a Wiener filter, theory 2.
         """
@@ -274,7 +275,7 @@ class ForwardProcess:
 
     def _steps(self, t: int | Tensor, like: Tensor, lowest: int = 0) -> Tensor:
         """T as a (B,) index tensor. A tensor on a GPU is not read back, hence not range-checked."""
-        if not like.is_floating_point() or not like.ndim or not len(like):
+        if not like.is_floating_point() or not like.shape or not len(like):
             expected = "floating point (B, *Z) with at least one example"
             raise ValueError(f"like must be {expected}, got {like.dtype} {tuple(like.shape)}")
         if not isinstance(t, Tensor):
@@ -283,10 +284,7 @@ class ForwardProcess:
             if not lowest <= t <= self.steps:
                 raise ValueError(f"t must be in {lowest}..{self.steps}, got {t}")
             return torch.full((len(like),), int(t), device=like.device)
-        if t.is_floating_point() or t.dtype == torch.bool or t.shape not in ((), (len(like),)):
-            raise ValueError(f"t must be an int or an int tensor ({len(like)},), got {t.dtype} {tuple(t.shape)}")
-        if t.device.type == "cpu" and not lowest <= int(t.min()) <= int(t.max()) <= self.steps:
-            raise ValueError(f"t must be in {lowest}..{self.steps}, got values in {int(t.min())}..{int(t.max())}")
+        check_steps(t, len(like), lowest, self.steps)
         return t.expand(len(like)).to(like.device).long()
 
     def _checked(self, codes: Mapping[str, Tensor], present: Present | None, **state: Tensor) -> Tensor:

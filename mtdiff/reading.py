@@ -1,8 +1,6 @@
 """Reading what somebody else may have written: an error names the file, comes soon, and takes little memory."""
 
 import contextlib
-import functools
-import inspect
 import json
 import math
 import reprlib
@@ -11,7 +9,6 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -22,15 +19,9 @@ LARGEST = 2**24
 
 @contextlib.contextmanager
 def naming(path: str | Path, what: str = "is damaged") -> Iterator[None]:
-    """Around the use of a file's content: whatever is wrong with it becomes one ValueError that begins with its name.
+    """Around the use of a file's content: whatever is wrong with it becomes one ValueError, "<path> <what>: <why>".
 
-    Args:
-        path: the file.
-        what: what is then to be said of it.
-
-    Raises:
-        ValueError: in place of any error inside, unless that names the file already.
-        OSError: the file cannot be read.
+    An error that names the file already passes, and so does an OSError.
     """
     try:
         yield
@@ -53,11 +44,7 @@ def said(error: Exception) -> str:
 
 
 def read_json(path: Path, what: str) -> dict:
-    """An object from a file of JSON.
-
-    Args:
-        path: the file.
-        what: what is said of a file that holds something else: "is not a model card".
+    """An object from a file of JSON; of a file that holds something else is said `what`: "is not a model card".
 
     Raises:
         OSError: there is no such file, or it cannot be read.
@@ -76,23 +63,10 @@ def read_json(path: Path, what: str) -> dict:
     return found
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is truncated or damaged.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path.parent} has a card but no {path.name}")
-    with naming(path, "is truncated or damaged"):
-        return safetensors.torch.load_file(path)
-
-
 def fits(value: object, hint: object) -> bool:
-    """Whether a value from JSON is of an annotated type; lists stand for tuples, slices and tensors, numbers are finite.
+    """Whether a value from JSON is of an annotated type, as far as that is known here.
 
-    A type that this function does not know fits everything.
+    Lists stand for tuples, slices and tensors; numbers are finite.
     """
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
@@ -123,64 +97,19 @@ def _named(hint: object) -> str:
     return words.get(hint, str(hint))
 
 
-@functools.cache
-def hints(kind: type) -> dict[str, object]:
-    """The types of a class's arguments as it annotates them, {name: type}."""
-    return {name: each.annotation for name, each in inspect.signature(kind).parameters.items()}
-
-
 def check_types(values: Mapping, hints: Mapping, what: str) -> None:
-    """Refuse what a card says if a value is not of the type that is annotated for it.
-
-    Args:
-        values: {name: value from JSON}.
-        hints: {name: type}; names that are not there are not looked at.
-        what: whose they are, for errors.
-
-    Raises:
-        ValueError: a value of another type; the message names it.
-    """
+    """Raise ValueError, naming it, where a value of `what` is not of the type that is annotated for its name, if one is."""
     for name, value in values.items():
-        hint = hints.get(name, object)
-        if not fits(value, hint):
+        if not fits(value, hint := hints.get(name, object)):
             raise ValueError(f"{name} of {what} must be {_named(hint)}, got {reprlib.repr(value)}")
 
 
-def rebuild(entry: object, kinds: Mapping[str, type], what: str) -> object:
-    """What an entry {"kind": name of a class, ...} of a card describes; `channels` there is a slice.
-
-    Args:
-        entry: the entry.
-        kinds: {name: class}.
-        what: "backbone" or "modality", for errors.
-
-    Raises:
-        ValueError: no such entry, an unknown kind (the class that defines it has not been imported), or an argument of
-            another type than the class says.
-    """
-    if not isinstance(entry, Mapping) or not isinstance(kind := entry.get("kind"), str):
-        raise ValueError(f'a {what} is described by {{"kind": ..., ...}}, got {reprlib.repr(entry)}')
-    if kind not in kinds:
-        raise ValueError(f"unknown {what} kind {kind!r}; known: {sorted(kinds)}. Import the class first")
-    given = {name: value for name, value in entry.items() if name != "kind"}
-    check_types(given, hints(kinds[kind]), f"the {what} {kind}")
-    if given.get("channels") is not None:
-        given["channels"] = slice(*given["channels"])
-    return kinds[kind](**given)
-
-
 class Allowance(TorchFunctionMode):
-    """Inside, tensors can be made of a few times as many numbers as a file holds: a card that asks for more is wrong.
+    """Inside, making more than a few times the numbers that a file holds is a ValueError: its card asks for too much.
 
     What a card describes is built before it can be compared with the file, and a few bytes there ask for any size and any
     number of layers. Every tensor costs its numbers and a bit, and a decomposition its work; so loops end, too. First
     weights are not drawn: others are about to be loaded.
-
-    Args:
-        tensors: what the file holds.
-
-    Raises:
-        ValueError: the allowance is used up.
     """
 
     BIT = 1024
@@ -203,14 +132,9 @@ class Allowance(TorchFunctionMode):
 
 
 def _product(*sizes, size: Sequence[int] = (), **_) -> int:
-    """Numbers in a tensor of these sizes, which come one by one or as one sequence."""
+    """Numbers in a tensor, whose sizes come one by one or as one sequence."""
     sizes = sizes or (size,)
     return math.prod(map(abs, sizes if isinstance(sizes[0], int) else sizes[0]))
-
-
-def _longest(*bounds, **_) -> float:
-    """Numbers in a range at most."""
-    return max(map(abs, bounds))
 
 
 def _work(matrix: Tensor, *_, **__) -> int:
@@ -219,6 +143,6 @@ def _work(matrix: Tensor, *_, **__) -> int:
 
 
 COSTS = dict.fromkeys((torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn), _product)
-COSTS |= {torch.arange: _longest, torch.linspace: _longest, torch.eye: lambda n, *_, **__: n * n}
-COSTS |= {torch.linalg.svd: _work, torch.linalg.qr: _work}
+COSTS |= dict.fromkeys((torch.arange, torch.linspace), lambda *bounds, **_: max(map(abs, bounds)))
+COSTS |= {torch.eye: lambda n, *_, **__: n * n, torch.linalg.svd: _work, torch.linalg.qr: _work}
 DRAWN = {nn.init.kaiming_uniform_, nn.init.uniform_, nn.init.normal_}

@@ -1,8 +1,7 @@
 """Representations of images: a small self-supervised encoder, large pretrained ones, and what PCA leaves of either."""
 
 import functools
-import shlex
-import sys
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -14,10 +13,13 @@ import torch.nn.functional as F
 import tyro
 from torch import Tensor, nn
 
-from mtdiff.checkpoint import shipped
+from mtdiff.checkpoint import load
 from mtdiff.datasets.base import Dataset, digest
 from mtdiff.datasets.shapes import SETS, render, shapes
-from mtdiff.files import CARD, load_network, save_network
+from mtdiff.files import save
+from mtdiff.fit import fit
+from mtdiff.provenance import provenance
+from mtdiff.recorded import Recorded
 
 STREAM = 6 * 10**8
 """Index of the first scene that encoders are trained on: far from those of generators, judges and tests."""
@@ -37,15 +39,7 @@ PRETRAINED = {
 
 
 class Encoder(nn.Module):
-    """A convolutional encoder of small images: (B, C, s, s) -> (B, width) features.
-
-    Args:
-        shape: (C, s, s), s a multiple of 8.
-        width: number of features.
-
-    Raises:
-        ValueError: a shape that is not such.
-    """
+    """A convolutional encoder of images of `shape` (C, s, s), s a multiple of 8: (B, C, s, s) -> (B, width) features."""
 
     def __init__(self, shape: Sequence[int] = (3, 16, 16), width: int = 64):
         super().__init__()
@@ -63,11 +57,7 @@ class Encoder(nn.Module):
         self.body = nn.Sequential(*blocks, nn.Flatten(), nn.Linear(48 * size**2, width), nn.BatchNorm1d(width), nn.ReLU())
 
     def forward(self, image: Tensor) -> Tensor:
-        """Features (B, width) of images (B, C, s, s) in [-1, 1].
-
-        Raises:
-            ValueError: images of another shape.
-        """
+        """Features (B, width) of images (B, C, s, s) in [-1, 1]."""
         if tuple(image.shape[1:]) != self.shape:
             raise ValueError(f"image must be (B, {', '.join(map(str, self.shape))}), got {tuple(image.shape)}")
         return self.body(image)
@@ -91,11 +81,7 @@ class Pretrained(nn.Module):
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> Tensor:
-        """Features (B, width).
-
-        Raises:
-            ValueError: images without three channels.
-        """
+        """Features (B, width)."""
         if image.ndim != 4 or image.shape[1] != 3:
             raise ValueError(f"image must be (B, 3, H, W), got {tuple(image.shape)}")
         image = F.interpolate(image, (self.size, self.size), mode="bicubic", antialias=True, align_corners=False)
@@ -103,13 +89,7 @@ class Pretrained(nn.Module):
 
 
 def pretrained(name: str) -> Pretrained:
-    """A pretrained encoder: DINOv2 through timm, CLIP through open_clip. Downloads its weights the first time.
-
-    Args:
-        name: one of `PRETRAINED`.
-
-    Returns:
-        The encoder, in evaluation mode.
+    """An encoder of `PRETRAINED`: DINOv2 through timm, CLIP through open_clip. Downloads its weights the first time.
 
     Raises:
         ImportError: the library is not installed.
@@ -139,11 +119,8 @@ class PCA(nn.Module):
     """The first d principal components of features, each of mean 0 and variance 1 on the data that it was fitted to.
 
     With u_k the k-th eigenvector of the features' covariance and l_k its eigenvalue: x_k = u_k^T (f - mean) / sqrt(l_k).
-    Unit variance in every coordinate is what the noise schedule counts on (theory 1, 5).
-
-    Args:
-        width: number of features.
-        d: number of components.
+    Unit variance in every coordinate is what the noise schedule counts on (theory 1, 5). `explained` is the share of the
+    variance that the components hold.
     """
 
     def __init__(self, width: int, d: int):
@@ -156,17 +133,10 @@ class PCA(nn.Module):
         self.register_buffer("explained", torch.zeros(()))
 
     def fit(self, features: Tensor) -> "PCA":
-        """Find mean and components.
-
-        Args:
-            features: (N, width), N > d.
-
-        Returns:
-            Itself; `.explained` is then the share of the variance that the components hold.
+        """Find mean and components of features (N, width), N > d; returns itself.
 
         Raises:
-            ValueError: another width, too few examples, features that are not finite, or a degenerate PCA: fewer than d
-                directions in which the features vary.
+            ValueError: another shape, features that are not finite, or that vary in fewer than d directions.
         """
         n, width = features.shape if features.ndim == 2 else (0, 0)
         if width != len(self.mean) or n <= self.d:
@@ -190,16 +160,11 @@ class PCA(nn.Module):
         return (features - self.mean) @ self.components.T
 
 
-class Representation(nn.Module):
+class Representation(Recorded, nn.Module):
     """Images (N, C, s, s) -> representations (N, d): the features of an `Encoder`, reduced and normalised by PCA.
 
-    Args:
-        shape: as in `Encoder`.
-        width: as in `Encoder`.
-        d: number of principal components.
-
     Attributes:
-        card: how it was trained, for one that was loaded.
+        card: how it was trained.
     """
 
     def __init__(self, shape: Sequence[int] = (3, 16, 16), width: int = 64, d: int = 16):
@@ -212,50 +177,22 @@ class Representation(nn.Module):
         return torch.cat([self.pca(self.encoder(part)) for part in image.split(batch)])
 
     def save(self, path: str | Path, card: Mapping | None = None) -> Path:
-        """Write weights, as float16, and the card to a folder; see `mtdiff.files.save_network`.
-
-        Args:
-            path: the folder.
-            card: what people should know, added to `.card`.
-
-        Returns:
-            The folder.
-        """
-        config = {"shape": list(self.encoder.shape), "width": self.encoder.width, "d": self.pca.d}
-        return save_network(path, self, config, {**self.card, **(card or {})})
+        """Write it to a folder, weights as float16; see `mtdiff.files.save`."""
+        return save(path, self, card, half=True)
 
 
 def representation(name: str | Path = "shapes16") -> Representation:
-    """A representation that comes with mtdiff, or one that was saved, in evaluation mode.
-
-    Args:
-        name: "shapes16", "shapes32", or a folder that `Representation.save` wrote.
-
-    Returns:
-        The representation.
-
-    Raises:
-        FileNotFoundError: neither a folder nor a shipped name.
-        ValueError: the files are damaged, of another format or kind, or do not fit each other.
-    """
-    folder = Path(name) if (Path(name) / CARD).is_file() else shipped() / "representation" / name
-    if not (folder / CARD).is_file():
-        names = sorted(file.parent.name for file in (shipped() / "representation").glob(f"*/{CARD}"))
-        raise FileNotFoundError(f"no representation at {str(name)!r}, and no shipped one of that name: {names}")
-    found, found.card = load_network(folder, Representation, "a representation")
-    return found
+    """A representation: "shapes16" or "shapes32", which come with mtdiff, or one in a folder; see `mtdiff.load`."""
+    return load(name, kind=Representation, room="representation").requires_grad_(False)
 
 
 @functools.lru_cache(4)
 def represented(data: str, split: str) -> Dataset:
-    """Scenes and their representations: values "image" (N, 3, s, s), "representation" (N, 16), "label" (N,), "caption".
+    """Scenes of a split and their "representation" (N, 16), beside "image", "label" and "caption".
 
     Args:
         data: "shapes16" or "shapes32".
         split: "train" or "test".
-
-    Returns:
-        The data set.
     """
     wanted = ("image", "label", "caption")
     scenes = shapes(split, size=SETS[data], n=EXAMPLES if split == "train" else None, modalities=wanted)
@@ -274,9 +211,6 @@ def contrastive_loss(a: Tensor, b: Tensor, temperature: float = 0.2) -> Tensor:
         a: (N, d) projected features of one view of N images, N > 1.
         b: (N, d) of another view of the same.
         temperature: T.
-
-    Returns:
-        The loss, a scalar.
 
     Source: Chen et al. 2020 (SimCLR), eq. 1.
     """
@@ -309,34 +243,24 @@ def train_representation(
 
     Args:
         size: 16 or 32.
-        steps: optimiser steps.
-        seed: seed of weights, scenes and views.
+        seed: of weights, scenes and views.
         d: number of principal components.
         batch_size: scenes per step, each in two views.
-        lr: peak learning rate of a one-cycle schedule.
-
-    Returns:
-        The representation, in evaluation mode.
+        lr: see `fit`.
 
     Source: Chen et al. 2020 (SimCLR): two views, a projection head that is thrown away, NT-Xent.
     """
-    g = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
         made = Representation((3, size, size), d=d)
         project = nn.Sequential(nn.Linear(64, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 32))
-    parameters = [*made.encoder.parameters(), *project.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
-    for step in range(steps):
-        start = STREAM + step * batch_size
-        image = render(range(start, start + batch_size), size, seed, ("image",))["image"]
-        both = project(made.encoder(torch.cat([views(image, g), views(image, g)])))
-        loss = contrastive_loss(*both.chunk(2))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
+
+    def loss(network: nn.Module, scenes: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
+        both = torch.cat([views(scenes["image"], generator), views(scenes["image"], generator)])
+        return contrastive_loss(*network(both).chunk(2))
+
+    scenes = (render(range(k, k + batch_size), size, seed, ("image",)) for k in itertools.count(STREAM, batch_size))
+    fit(nn.Sequential(made.encoder, project), scenes, loss, steps, lr, generator=torch.Generator().manual_seed(seed))
     made.eval()
     image = render(range(STREAM - FITTED, STREAM), size, seed, ("image",))["image"]
     with torch.no_grad():
@@ -350,14 +274,8 @@ def linear_probe(features: Tensor, label: Tensor, test: Tensor, penalty: float =
     Args:
         features: (N, d) to fit to.
         label: (N,) class ids.
-        test: (M, d).
+        test: (M, d), whose class ids (M,) are returned.
         penalty: of the squared weights, relative to the mean square of the features.
-
-    Returns:
-        (M,) class ids.
-
-    Raises:
-        ValueError: sizes that do not fit.
     """
     if features.ndim != 2 or label.shape != features.shape[:1] or test.shape[1:] != features.shape[1:]:
         shapes_ = tuple(features.shape), tuple(label.shape), tuple(test.shape)
@@ -378,7 +296,7 @@ def probes(represent: Callable[[Tensor], Tensor], size: int) -> dict[str, float]
         size: of the images.
 
     Returns:
-        "background", "count" and "label" (of the nearest object): shares in [0, 1].
+        Shares in [0, 1]: "background", "count" and "label" (of the nearest object).
     """
     sets = [shapes(split, size, modalities=("image", "label", "caption")).values for split in ("train", "test")]
     fit, test = (represent(values["image"]) for values in sets)
@@ -389,7 +307,7 @@ def probes(represent: Callable[[Tensor], Tensor], size: int) -> dict[str, float]
     return {name: float((linear_probe(fit, truth[0][name], test) == truth[1][name]).double().mean()) for name in truth[0]}
 
 
-def _train(size: Literal[16, 32], out: Path, steps: int = 1500, seed: int = 0, d: int = 16) -> None:
+def make_representation(size: Literal[16, 32], out: Path, steps: int = 1500, seed: int = 0, d: int = 16) -> None:
     """Train a representation of scenes by SimCLR, measure what a linear map reads off it, and save it.
 
     Args:
@@ -399,27 +317,20 @@ def _train(size: Literal[16, 32], out: Path, steps: int = 1500, seed: int = 0, d
         seed: seed of weights, scenes and views.
         d: number of principal components.
     """
-    from mtdiff.experiments.base import provenance  # experiments use representations: not when this file is imported
-
     begin = time.perf_counter()
     made = train_representation(size, steps, seed, d)
     seconds = round(time.perf_counter() - begin, 1)
     metrics = {"pca": probes(made, size), "features": probes(lambda image: made.encoder(image), size)}
-    made.card = {
+    card = {
         "representation": f"SimCLR on shapes at {size}x{size}, {d} principal components",
         "parameters": sum(p.numel() for p in made.encoder.parameters()),
         "training": {"seed": seed, "steps": steps, "batch_size": 192, "wall_seconds": seconds},
         "metrics": {"explained_variance": float(made.pca.explained), "probes": metrics},
-        "provenance": {**provenance(), "command": shlex.join(["python", "-m", "mtdiff.representations", *sys.argv[1:]])},
+        "provenance": provenance(),
     }
-    made.save(out)
-    print(f"{out}: {seconds} s, {made.card['metrics']}")
-
-
-def main() -> None:
-    """Entry point of `python -m mtdiff.representations`."""
-    tyro.cli(_train, prog="python -m mtdiff.representations")
+    made.save(out, card)
+    print(f"{out}: {seconds} s, {card['metrics']}")
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(make_representation, prog="python -m mtdiff.representations")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from mtdiff.checks import check_finite, check_names, check_real
+from mtdiff.checks import check_finite, check_names, check_real, check_whole
 from mtdiff.laws import detached
 from mtdiff.prediction import Denoiser, Prediction
 from mtdiff.process import ForwardProcess, Present, per_example
@@ -71,7 +71,7 @@ def sample(
 
     Source: rules 1 and 2 follow Chen et al. 2024 (classifier guidance as a special case); see theory 4.
     """
-    given = _values(model, n, given)
+    given, present = _values(model, n, given), _once(present)
     rules = _rules(model, given, rule)
     if given and all(r == "readout" for r in rules.values()):
         _check_guidance(guidance, rules, towards)
@@ -125,10 +125,9 @@ def sample_path(
         raise ValueError(f'rule "readout" has no path and cannot be mixed with others, got {rules}: name one rule for all')
     _check_guidance(guidance, rules, towards)
     step, process = _step(model, sampler), model.process
-    if not isinstance(repeats, int) or repeats < 1:
-        raise ValueError(f"repeats must be a whole number from 1 on, got {repeats!r}")
+    check_whole("repeats", repeats)
     codes = _double(model.encode(given)) if given else {}
-    inform = _Informed(model, given, codes, rules, guidance, _carried(model, n, present, rules), towards, guide)
+    inform = _Informed(model, given, codes, rules, guidance, _carried(model, n, _once(present), rules), towards, guide)
     times = process.times(steps, None if start is None else start[0])
     z = _end(model, n, codes, generator) if start is None else _started(model, n, start[1])
 
@@ -149,8 +148,10 @@ def sample_path(
     yield times[-1], z, look.predict(z, times[-1])
 
 
-def sample_many(model, n: int, batch: int = 250, given: Mapping[str, Tensor] | None = None, **options) -> dict[str, Tensor]:
-    """`mtdiff.sample` in batches, so that memory does not grow with n; `given` holds n values of each name, never one."""
+def sample_many(
+    model: Denoiser, n: int, batch: int = 250, given: Mapping[str, Tensor] | None = None, **options
+) -> dict[str, Tensor]:
+    """`sample` in batches, so that memory does not grow with n; `given` holds n values of each name, never one."""
     parts = []
     for start in range(0, n, batch):
         rows = slice(start, min(start + batch, n))
@@ -183,7 +184,10 @@ class _Informed:
         self.guidance, self.guide = guidance, guide
         self.given = {name: given[name] for name, r in rules.items() if r == "conditioned"}
         bayes = next((name for name, r in rules.items() if r == "bayes"), None)
-        self.towards = towards if bayes is None else lambda prediction: prediction.law[bayes].log_prob(given[bayes])
+        self.towards = towards
+        if bayes is not None:
+            value = model.tidy(given)[bayes]
+            self.towards = lambda prediction: prediction.law[bayes].log_prob(value)
         self.absent = model.process.masks(present, 1, model.device) if isinstance(present, set) else {}
 
     def __call__(self, z: Tensor, t: int) -> Prediction:
@@ -236,8 +240,7 @@ class _Informed:
 
 def _values(model: Denoiser, n: int, given: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
     """Given values, n of each, on the model's device."""
-    if not isinstance(n, int) or n < 1:
-        raise ValueError(f"n must be a positive int, got {n!r}")
+    check_whole("n", n)
     values = {}
     for name, value in (given or {}).items():
         model.check({name: value}, "given")
@@ -253,30 +256,32 @@ def _values(model: Denoiser, n: int, given: Mapping[str, Tensor] | None) -> dict
 
 
 def _rules(model: Denoiser, values: Mapping[str, Tensor], rule: str | Mapping[str, str] | None) -> dict[str, str]:
-    """{name: rule} for each given value."""
-    if isinstance(rule, Mapping) and (strange := [name for name in rule if name not in values]):
-        raise KeyError(f"rule names {strange[0]!r}, which is not given; given are {list(values)}")
-    chosen = model.rule if rule is None else rule
-    for r in chosen.values() if isinstance(chosen, Mapping) else [chosen]:
-        if r is not None and r not in RULES:
-            raise ValueError(f"rule must be one of {RULES}, got {r!r}")
+    """{name: rule} for each given value: as asked for, or the model's own, or what its place in the chain allows."""
+    check_names("rule", rule if isinstance(rule, Mapping) else (), values)
+    wanted = model.rule if rule is None else rule
+    by_name = wanted if isinstance(wanted, Mapping) else dict.fromkeys(["", *values], wanted)
+    for each in by_name.values():
+        if each not in (None, *RULES):
+            raise ValueError(f"rule must be one of {RULES}, got {each!r}")
     if rule is None and set(values) == set(model.modalities):  # nothing is left to draw
         return dict.fromkeys(values, "readout")
-    rules = {}
-    for name in values:
-        wanted, coded = chosen.get(name) if isinstance(chosen, Mapping) else chosen, name in model.process.entering
-        rules[name] = wanted or ("substitute" if coded else "conditioned")
-        if not coded and rules[name] in ("substitute", "readout"):
-            raise ValueError(f'{name!r} is not in the chain: give it by rule "conditioned" or "bayes", not {wanted!r}')
-    never = [
-        name for name, r in rules.items() if r == "conditioned" and model.taught is not None and name not in model.taught
-    ]
-    if never:
+    usual = {name: "substitute" if name in model.process.entering else "conditioned" for name in values}
+    rules = {name: by_name.get(name) or usual[name] for name in values}
+    _check_rules(model, rules)
+    return rules
+
+
+def _check_rules(model: Denoiser, rules: Mapping[str, str]) -> None:
+    """Refuse rules that cannot do what they say."""
+    for name, rule in rules.items():
+        if name not in model.process.entering and rule in ("substitute", "readout"):
+            raise ValueError(f'{name!r} is not in the chain: give it by rule "conditioned" or "bayes", not {rule!r}')
+    conditioned = [name for name, rule in rules.items() if rule == "conditioned"]
+    if model.taught is not None and (never := [name for name in conditioned if name not in model.taught]):
         text = f'rule "conditioned" for {never}, which this model was never told in training: draws would not follow it'
         raise ValueError(f"{text}. Train with `give`, or use another of {RULES}")
     if list(rules.values()).count("bayes") > 1:
         raise ValueError('rule "bayes" takes one given modality: heads do not give the joint p(x_K | z_t) (theory 4)')
-    return rules
 
 
 def _check_guidance(guidance: float, rules: Mapping[str, str], towards: Towards | None) -> None:
@@ -305,13 +310,18 @@ def _noise(model: Denoiser, n: int, generator: torch.Generator | None) -> Tensor
     return torch.randn((n, *model.space), dtype=torch.float64, device=model.device, generator=generator)
 
 
+def _once(present: Present | None) -> Present | None:
+    """The present set, whatever its names come in."""
+    return present if present is None or isinstance(present, Mapping | str) else set(present)
+
+
 def _carried(model: Denoiser, n: int, present: Present | None, rules: Mapping[str, str]) -> Present | None:
     """The present set, which must hold what rules work on in the chain."""
     if present is None:
         return None
     if isinstance(present, Mapping):
         return model.process.masks(present, n, model.device)
-    present = set(check_names("present", present, list(model.modalities)))
+    check_names("present", present, list(model.modalities))
     left_out = [name for name, rule in rules.items() if rule != "conditioned" and name not in present]
     if not present or left_out or model.process.prior not in (None, *present):
         needed = left_out or [model.process.prior or "one modality"]

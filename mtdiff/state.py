@@ -23,7 +23,7 @@ class State:
         given: {name: value (B, ...)}.
         known: {name: (B,) bool} of those, which examples know it.
         present: {name: (B,) bool} of those that not all examples have.
-        known_sum: (B, *Z) sum_j W_t^j E_j(x_j) over what is known: a shift of z, which carries no information.
+        shift: (B, *Z) sum_j W_t^j E_j(x_j) over what is known: a shift of z, which carries no information.
         rest: (B, *Z) z less that shift.
     """
 
@@ -34,7 +34,7 @@ class State:
     given: Mapping[str, Tensor]
     known: Mapping[str, Tensor]
     present: Mapping[str, Tensor]
-    known_sum: Tensor
+    shift: Tensor
     rest: Tensor
 
     @classmethod
@@ -68,6 +68,19 @@ class State:
             if name in codes:
                 total = total + self.open(name) * codes[name]
         return total
+
+    def code(self, name: str, law: Law) -> Tensor:
+        """E[E_i(x_i) | z_t] in the whole space, (B, *Z)."""
+        return self.modalities[name].place(law.expected_code()).to(self.z.dtype)
+
+    def left(self, codes: Mapping[str, Tensor], training: bool) -> Tensor:
+        """The rest less these codes; in training without a gradient: each head answers to its own loss."""
+        others = self.sum(codes)
+        return self.rest - self.at.signal * (others.detach() if training else others)
+
+    def sensed(self) -> dict[str, Law]:
+        """{name: law} of the modalities that the network is shown as far as the rest shows them by themselves."""
+        return {name: m.sensed(self.rest, *self.amid(name)) for name, m in self.modalities.items() if m.sense}
 
     def amid(self, name: str) -> tuple[Tensor, Tensor]:
         """Gain and variance as in `View`, of a code of which all else in its channels is taken for noise, (B, 1, ...)."""

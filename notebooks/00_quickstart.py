@@ -128,7 +128,7 @@ def agreement(examples):
 print(f"the judge is right on {agreement(test.values):.1%} of the held-out real digits")
 
 # %% [markdown]
-# **Draw pairs.** Start from noise, go back to $t = 0$, read both heads there. Nobody tells the model a label; it
+# **Draw pairs.** Start from noise, go back to $t = 0$, read both heads there. Nobody gives the model a label; it
 # makes up both.
 
 # %%
@@ -187,7 +187,7 @@ assert agreement(drawn) > 0.9
 states, beliefs, steps = [], [], []
 for t, z, prediction in mt.sample_path(model, 1, generator=torch.Generator().manual_seed(5)):
     states.append(z)
-    beliefs.append(prediction.law["label"].logits.softmax(1)[0])
+    beliefs.append(prediction.law["label"].probs[0])
     steps.append(t)
 figure, axis = plt.subplots(figsize=(8, 2.8), layout="constrained")
 belief = torch.stack(beliefs, 1)
@@ -256,9 +256,8 @@ for guidance in (0.0, 1.0, 4.0):
 #
 # **Exercise 1 (warm-up). How much noise can it read through?** Write a function that gives the accuracy of the label
 # head on all `len(test)` held-out images, diffused to step $t$ *without* their labels. *Hint*: encode
-# `test.values["image"]`; "without" is `present={"label": mask}` with a boolean mask that is False everywhere, for
-# `process.diffuse(codes, t, present=...)` as well as for `model.predict(z, t, present=...)`, whose `.law["label"].logits`
-# are the logits.
+# `test.values["image"]`; "without" is `present={"image"}`, for `process.diffuse(codes, t, present=...)` as well as for
+# `model.predict(z, t, present=...)`, whose `.law["label"]` is what the head says: `.logits`, `.probs`.
 
 
 # %% tags=["exercise"]
@@ -291,11 +290,10 @@ check_1(accuracy_at)
 # %% tags=["solution"]
 @torch.no_grad()
 def accuracy_at_solution(t):
-    absent = {"label": torch.zeros(len(test), dtype=torch.bool)}
     image_code = model.encode({"image": test.values["image"]})
-    z, _ = process.diffuse(image_code, t, present=absent, generator=torch.Generator().manual_seed(0))
-    logits = model.predict(z, t, present=absent).law["label"].logits
-    return (logits.argmax(1) == test.values["label"]).double().mean()
+    z, _ = process.diffuse(image_code, t, present={"image"}, generator=torch.Generator().manual_seed(0))
+    law = model.predict(z, t, present={"image"}).law["label"]
+    return (law.probs.argmax(1) == test.values["label"]).double().mean()
 
 
 solved = check_1(accuracy_at_solution)
@@ -346,9 +344,9 @@ assert not any(check_2(wrong) for wrong in (lambda g: 0.29, lambda g: noise.std(
 solved
 
 # %% [markdown]
-# **Exercise 3 (a small research question). Do we need to *tell* the network the label?** The framework suggests another
+# **Exercise 3 (a small research question). Do we need to *give* the network the label?** The framework suggests another
 # way to condition: replace the model's guess of the label by the given one, at every step (`rule="substitute"`). Is it
-# as good as telling the network (`rule="conditioned"`)? Write a function that returns the share of 100 samples, ten of
+# as good as giving it to the network (`rule="conditioned"`)? Write a function that returns the share of 100 samples, ten of
 # each digit, that the judge reads as what was asked for. Use `sampler="ddim"`, which adds no noise on the way back, and
 # 25 steps; `agreement` from above is the judge's word. *Further*: does the default sampler `"ddpm"`, which does add
 # noise, change the answer? Notebook 05 will explain what you find.

@@ -270,12 +270,15 @@ print(f"closed form:   mean {abar[T].sqrt() * x:.6f}, variance {1 - abar[T]:.6f}
 
 # %% [markdown]
 # And simulate: 20,000 chains from one $x$, step by step, against the marginal; and the library's `transition` and
-# `marginal` against ours.
+# `marginal` against ours. (`transition` is one step of `process.ahead`, which goes from any $s$ to any $t > s$.)
 
 # %%
 n, t, g = 20_000, 50, rng(4)
 one = {"x": torch.full((n, 1), x, dtype=torch.float64)}
 z = abar[0].sqrt() * x + (1 - abar[0]).sqrt() * gauss(g, n, 1)
+mean, std = process.ahead(z, one["x"], one["x"], 0, t)  # all t steps at once; W = 1, so m_0 = m_t = x
+assert torch.allclose(mean, (abar[t] / abar[0]).sqrt() * z)
+assert torch.allclose(std**2, (1 - abar[t] / abar[0]).expand_as(std))
 for s in range(1, t + 1):
     mean, std = process.transition(z, one, s)
     assert torch.allclose(mean, alpha[s - 1].sqrt() * z)
@@ -296,6 +299,8 @@ assert agree("variance", z.var(), std[0] ** 2, std[0] ** 2 * (2 / n) ** 0.5)
 #    \tilde\beta_t = \frac{(1 - \alpha_t)(1 - \bar\alpha_{t-1})}{1 - \bar\alpha_t} . $$
 #
 # It is a weighted mean: some $z_t$, some $x$. Four ways: fact 2, this formula, the library, and Bayes' rule on a grid.
+# In the library these two lines are `process.back`, from any $t$ to any $s < t$; `process.posterior` is one step of it.
+# With a guess in the place of $x$ the same lines are the sampler's step (section 8) and the bound's (section 5).
 
 # %%
 t, x, z_t = 50, -1.3, 0.4
@@ -306,7 +311,9 @@ beta = (1 - a) * (1 - ab_prev) / (1 - ab)
 product = normal(grid, ab_prev.sqrt() * x, 1 - ab_prev) * normal(z_t, a.sqrt() * grid, 1 - a)
 grid_mean = (grid * product).sum() / product.sum()
 grid_var = ((grid - grid_mean) ** 2 * product).sum() / product.sum()
-library_mean, library_std = process.posterior(torch.full((1, 1), z_t, dtype=torch.float64), {"x": one["x"][:1]}, t)
+here, m = torch.full((1, 1), z_t, dtype=torch.float64), one["x"][:1]  # W = 1, so m_t = m_{t-1} = x
+library_mean, library_std = process.posterior(here, {"x": m}, t)
+assert torch.equal(library_mean, process.back(here, m, m, t, t - 1)[0])
 for mean, variance in (by_fact, (grid_mean, grid_var), (library_mean, library_std**2)):
     assert abs(float(mean - mu)) < 1e-10
     assert abs(float(variance - beta)) < 1e-10
@@ -543,16 +550,19 @@ def to_x(kind, output, z, t):
 
 
 plane = mt.ForwardProcess(schedule, {"x": 1.0})
-points = datasets.toy("mixture", n=500).values["x"].double()
+points, outputs = datasets.toy("mixture", n=500).values["x"].double(), []
 torch.manual_seed(0)
 for kind in ("x", "eps", "v"):
     network = mt.MTDiffusion(plane, {"x": mt.Vector(2, head=False)}, mt.MLP((2,), 32, 1), (2,), prediction=kind)
     torch.nn.init.normal_(network.denoise[0].weight)  # networks begin with the output 0: too easy a check
+    network.denoise.register_forward_hook(lambda module, seen, output: outputs.append(output))
     for t in (1, 50, 99):
         z, eps = plane.diffuse({"x": points}, t, generator=rng(t))
-        assert torch.allclose(to_x(kind, network.target(points, eps, t), z, t), points, atol=1e-10)
+        a, b = plane.at(t, z).level
+        target = {"x": points, "eps": eps, "v": a * eps - b * points}[kind]
+        assert torch.allclose(to_x(kind, target, z, t), points, atol=1e-10)
         prediction = network.predict(z, t)
-        assert torch.allclose(to_x(kind, prediction.output, z, t), prediction.aggregate, atol=1e-9)
+        assert torch.allclose(to_x(kind, outputs[-1].double(), z, t), prediction.aggregate, atol=1e-9)
 print("x -> target -> x: the same; and a library network's output means what we say it means")
 
 # %% [markdown] tags=["slide"]
@@ -568,17 +578,21 @@ print("x -> target -> x: the same; and a library network's output means what we 
 # | $\lVert x - \hat x \rVert^2$ | 1 |
 #
 # On *our* schedule $\mathrm{SNR}_{t-1} = e^{\delta}\, \mathrm{SNR}_t$ with a constant $\delta = 16/T$: the simple loss
-# *is* the diffusion term of the bound, up to one constant factor. On other schedules it is a reweighting.
+# *is* the diffusion term of the bound, up to one constant factor. On other schedules it is a reweighting. The library has
+# the last three rows in `mtdiff.model.AGGREGATES`: of each output, what it makes of it, and its weight.
 
 # %%
 for t in (1, 30, 60, 100):
     z, eps = plane.diffuse({"x": points}, t, generator=rng(t))
     guess = points + 0.1 * gauss(rng(200 + t), 500, 2)  # some wrong guess
-    a, b = plane.at(t, z).level
+    at = plane.at(t, z)
+    a, b = at.level
     eps_hat, v, v_hat = (z - a * guess) / b, a * eps - b * points, a * (z - a * guess) / b - b * guess
     error = (points - guess).square().sum(1)
     assert torch.allclose((eps - eps_hat).square().sum(1), snr[t] * error, rtol=1e-6)
     assert torch.allclose((v - v_hat).square().sum(1), (snr[t] + 1) * error, rtol=1e-6)
+    for kind, weight in (("eps", snr[t]), ("v", snr[t] + 1), ("x", torch.ones(()))):
+        assert torch.allclose(mt.model.AGGREGATES[kind].weight(at), weight.double(), rtol=1e-9)
 delta = 16 / T
 assert torch.allclose(0.5 * (snr[:-1] - snr[1:]), 0.5 * math.expm1(delta) * snr[1:])
 print("eps: SNR, v: SNR + 1; and here the bound's weight is", f"{0.5 * math.expm1(delta):.4f} SNR, at every step")
@@ -735,6 +749,7 @@ def ancestral(model, n, g):
         a, ab, ab_prev = abar[t] / abar[t - 1], abar[t], abar[t - 1]
         mean = (a.sqrt() * (1 - ab_prev) * z + ab_prev.sqrt() * (1 - a) * x_hat) / (1 - ab)
         beta = (1 - a) * (1 - ab_prev) / (1 - ab)
+        assert torch.allclose(mean, model.process.back(z, x_hat, x_hat, t, t - 1)[0], atol=1e-9)  # the library's line
         z = mean + beta.sqrt() * gauss(g, n, 2)
     return z
 
@@ -960,7 +975,7 @@ class Off(mt.exact.LabelledMixture):
 
     def predict(self, z_t, t, **options):
         right = super().predict(z_t, t, **options)
-        return mt.Prediction(self.wrong(right.aggregate, z_t, t, 0.1), right.params, right.estimate)
+        return mt.Prediction(self.wrong(right.aggregate, z_t, t, 0.1), right.law, right.estimate)
 
 
 def check_3(function):

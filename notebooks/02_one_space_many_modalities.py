@@ -36,6 +36,7 @@ import torch
 
 import mtdiff as mt
 from mtdiff import datasets, plots, widgets
+from mtdiff.laws import gaussian_log_prob
 from mtdiff.modalities.label import simplex_codes
 
 torch.set_num_threads(1)
@@ -348,6 +349,32 @@ assert torch.allclose(ddpm_mean - injected, library_mean, atol=1e-12)
 print(f"DDPM's mean {short(ddpm_mean[0])}, minus the injection {short(injected[0])}, is mu {short(library_mean[0])}")
 
 # %% [markdown]
+# **Any two steps.** Nothing here needed the two steps to be neighbours. With $a = \bar\alpha_t / \bar\alpha_s$ in the
+# place of $\alpha_t$, the same lines lead from any $s$ up to $t$, and from $t$ back to $s$:
+#
+# $$ q(z_t \mid z_s, X) = \mathcal N\big(\sqrt a\, z_s + \sqrt{\bar\alpha_t}\,(m_t - m_s),\ (1 - a) I\big), $$
+#
+# $$ q(z_s \mid z_t, X): \quad \mu = \frac{\sqrt a\,(1 - \bar\alpha_s)\,\tilde z + \sqrt{\bar\alpha_s}\,(1 - a)\, m_s}
+#    {1 - \bar\alpha_t}, \quad \tilde\beta = \frac{(1 - a)(1 - \bar\alpha_s)}{1 - \bar\alpha_t}, \quad
+#    \tilde z = z_t - \sqrt{\bar\alpha_t}\,(m_t - m_s) . $$
+#
+# The library has each of them once, `process.ahead` and `process.back`; `transition` and `posterior` are one step of
+# them. Both take the *aggregates*: with a model's in the place of the true ones, `back` is the step of the sampler
+# (notebook 05) and of the bound (notebook 03). Bayes' rule says that up and back give any two states the same density:
+
+# %%
+s = 15
+m_s, z_s = process.aggregate(codes, s), process.diffuse(codes, s, generator=rng(7))[0]
+up, back = process.ahead(z_s, m_s, m_t, s, t), process.back(z_t, m_t, m_s, t, s)
+(mean_s, std_s), (mean_t, std_t) = process.marginal(codes, s), process.marginal(codes, t)
+forward = gaussian_log_prob(z_s, mean_s, std_s**2) + gaussian_log_prob(z_t, up[0], up[1] ** 2)
+backward = gaussian_log_prob(z_t, mean_t, std_t**2) + gaussian_log_prob(z_s, back[0], back[1] ** 2)
+assert torch.allclose(forward, backward, atol=1e-9)
+assert torch.equal(process.back(z_t, m_t, m_prev, t, t - 1)[0], library_mean)
+assert torch.equal(process.ahead(z_s, m_prev, m_t, t - 1, t)[0], process.transition(z_s, codes, t)[0])
+print(f"log density of both states, by the step up {forward[0]:.6f}, by the step back {backward[0]:.6f}")
+
+# %% [markdown]
 # **One modality.** With the point alone, $W = 1$, nothing is injected. Then the posterior has to be the textbook one
 # (Ho et al. 2020) with its two coefficients of $x$ and $z_t$:
 
@@ -457,9 +484,8 @@ print(f"the label's SNR peaks at u = t/T = {peak:.3f} (calculus: 1/9 = {calculus
 own = mt.NoiseSchedule.log_snr(T, high=3.0, low=-5.0)  # the label's own schedule
 own_snr = own.abar / (1 - own.abar)
 clocks = mt.ForwardProcess(schedule, {"x": 1.0, "label": (own_snr * (1 - abar) / abar).sqrt()})
-alone = {"x": torch.zeros(600, dtype=torch.bool)}  # the label without the point
 for t in range(T + 1):
-    mean, std = clocks.marginal({"label": codes["label"]}, t, alone)
+    mean, std = clocks.marginal({"label": codes["label"]}, t, present={"label"})  # without the point
     units = ((1 - own.abar[t]) / (1 - abar[t])).sqrt()  # z of the shared process in units of the separate one
     assert torch.allclose(units * mean, own.abar[t].sqrt() * codes["label"], atol=1e-9)
     assert torch.allclose(units * std, (1 - own.abar[t]).sqrt().expand_as(std), atol=1e-9)
@@ -483,23 +509,23 @@ print("mean and std of the label's part = those of a diffusion with its own sche
 # $I(y; z_T) = H(y) - H(y \mid z_T)$. For ten classes, a weight of 1 and the schedule above, whose log-SNR ends at -8:
 
 # %%
-loud, told = mt.ForwardProcess(schedule, {"label": 1.0}), {}
+loud, found = mt.ForwardProcess(schedule, {"label": 1.0}), {}
 y = torch.randint(10, (2000,), generator=rng(14))
 print("space        SNR dim / 2   library   z_T tells    (nats; a label has 2.303)")
 for space in ((1, 8, 8), (3, 16, 16), (3, 32, 32), (3, 64, 64)):
     table = simplex_codes(10, space).flatten(1)
     z, _ = loud.diffuse({"label": table[y]}, T, generator=rng(15))
-    signal, noise = loud.at(T, z).level
-    log_p = (z @ table.T * signal / noise**2).log_softmax(1)[torch.arange(2000), y]  # Bayes' rule, codes of one length
+    at = loud.at(T, z)
+    log_p = (z @ table.T * at.signal / at.noise**2).log_softmax(1)[torch.arange(2000), y]  # Bayes' rule, codes of one length
     tells, error = float(log_p.mean()) + math.log(10), float(log_p.std()) / 2000**0.5
     half = float(loud.snr("label")[T]) * table.shape[1] / 2
     library = float(loud.prior_kl({"label": table[:1]}))
-    told[space] = (half, tells)
+    found[space] = (half, tells)
     print(f"{space!s:12s} {half:8.3f} {library:11.3f} {tells:8.2f} ± {error:.2f}")
     assert abs(library / half - 1) < 1e-3
     assert tells < half + 4 * error
-assert [round(half, 2) for half, _ in told.values()] == [0.01, 0.13, 0.52, 2.06]
-assert abs(told[3, 32, 32][1] - 0.48) < 0.1 < 1.3 < told[3, 64, 64][1] < 1.7
+assert [round(half, 2) for half, _ in found.values()] == [0.01, 0.13, 0.52, 2.06]
+assert abs(found[3, 32, 32][1] - 0.48) < 0.1 < 1.3 < found[3, 64, 64][1] < 1.7
 
 # %% [markdown]
 # At 8×8 nothing is left. At 64×64 $z_T$ knows more than half of the label: a chain that starts from $\mathcal N(0, I)$
@@ -538,8 +564,7 @@ wide = {"x": torch.cat([codes["x"], nothing], 1), "label": torch.cat([nothing, c
 noise = torch.randn(600, 4, dtype=torch.float64, generator=rng(9))
 z_wide, _ = process.diffuse(wide, 35, noise)
 for name, part in {"x": slice(0, 2), "label": slice(2, 4)}.items():
-    others = {other: torch.zeros(600, dtype=torch.bool) for other in codes if other != name}
-    z_one, _ = process.diffuse({name: codes[name]}, 35, noise[:, part], others)
+    z_one, _ = process.diffuse({name: codes[name]}, 35, noise[:, part], present={name})
     assert torch.allclose(z_wide[:, part], z_one, atol=1e-12)
 print("orthogonal encoders = separate diffusions in separate channels")
 
@@ -562,8 +587,9 @@ print("orthogonal encoders = separate diffusions in separate channels")
 # %%
 def side_by_side(model, z, t):
     """log p(y = k | z_t) (B, K) and E[x | z_t] (B, 2), the point in the first half of z, the label in the second."""
-    signal, noise = process.at(t, z).level
-    codes_seen = signal[..., None] * process.cumulative("label")[t] * model.codes
+    at = process.at(t, z)
+    signal, noise = at.level
+    codes_seen = (signal * at.W["label"])[..., None] * model.codes
     spread = signal**2 * model.stds**2 + noise**2  # (B, K) variance of the first half given k
     off_x = z[:, None, :2] - signal[..., None] * model.means  # (B, K, 2)
     off_y = z[:, None, 2:] - codes_seen
@@ -594,7 +620,8 @@ for way, model in ways.items():
         if model is None:
             log_p, guess = side_by_side(mixture, z, t)
         else:
-            log_p, guess = model.predict(z, t).law["label"].logits, model.predict(z, t).estimate["x"]
+            prediction = model.predict(z, t)
+            log_p, guess = prediction.law["label"].logits, prediction.estimate["x"]
         unsure[way].append(float(-log_p.gather(1, many["label"][:, None]).mean()))
         error[way].append(float((many["x"] - guess).square().sum(1).mean()))
 
@@ -642,20 +669,21 @@ for width in (0.3, 1.2):
 # ## 9 · Some modalities missing
 #
 # Real data have holes: an image without a label. Let $S$ be the set of modalities that are **present** in an example.
-# The aggregate then runs over $S$ only, $m_t = \sum_{i \in S} W_t^i E_i(x_i)$. `present={name: mask}` says it per
-# example. An absent code and a zero code are the same thing for $z_t$:
+# The aggregate then runs over $S$ only, $m_t = \sum_{i \in S} W_t^i E_i(x_i)$. `present={"x"}` says it for all examples,
+# `present={name: mask}` per example. An absent code and a zero code are the same thing for $z_t$:
 
 # %%
 half = {"label": torch.arange(600) % 2 == 0}
 with_holes = process.aggregate(codes, 50, half)
 zeroed = {**codes, "label": codes["label"] * half["label"][:, None]}
 assert torch.allclose(with_holes, process.aggregate(zeroed, 50))
+assert torch.equal(with_holes[1::2], process.aggregate(codes, 50, present={"x"})[1::2])
 assert not torch.allclose(with_holes, process.aggregate(codes, 50))
 print("aggregate over the present set = aggregate with the absent codes set to zero")
 
 # %% [markdown]
-# For the *model* they are not the same: it has to be told that the label is absent, or it would take the zero for
-# evidence. Training with random present sets is what lets one network classify, too (notebook 05).
+# For the *model* they are not the same: it has to know that the label is absent, or it would take the zero for evidence.
+# Training with random present sets is what lets one network classify, too (notebook 05).
 #
 # ## 10 · Play
 #
@@ -790,7 +818,7 @@ def check_3(function):
     broken = mt.exact.LabelledMixture(**{**datasets.MIXTURE, "label_codes": codes}, process=constant)
     drawn = broken.draw(2000, rng(21))
     z, _ = constant.diffuse(broken.encode(drawn), 0, generator=rng(22))
-    share = float((broken.predict(z, 0).law["label"].logits.argmax(1) == drawn["label"]).double().mean())
+    share = float((broken.predict(z, 0).law["label"].probs.argmax(1) == drawn["label"]).double().mean())
     most, spread = float(mixture.weights.max()), float((mixture.means + codes).std(0).max())
     text = f"{share:.2f} of the labels are read right (guessing class 0: {most:.2f}); the clouds are {spread:.2f} apart"
     return widgets.Verdict(share < most + 0.05 and spread < 0.05, text)

@@ -36,8 +36,9 @@ from torch import nn
 
 import mtdiff as mt
 from mtdiff import datasets, plots, widgets
-from mtdiff.laws import gaussian_log_prob
+from mtdiff.laws import Categorical, Gaussian, gaussian_log_prob
 from mtdiff.metrics import energy_distance
+from mtdiff.model import AGGREGATES
 from mtdiff.training import TrainConfig, Trainer
 
 torch.set_num_threads(1)
@@ -91,7 +92,8 @@ plots.show(
 # A step back is the posterior of notebook 02 with the model's *prediction* in the place of the unknown $X$:
 # $p(z_{t-1} \mid z_t) = q(z_{t-1} \mid z_t, X = \hat X(z_t))$. It needs the predicted aggregate $\hat m_t$ and the
 # predicted codes $e_i = \mathbb E[E_i(x_i) \mid z_t]$. (The exact model's aggregate is $\sum_i W_t^i e_i$, as in the code
-# below. A network puts out both; then $\hat m_{t-1} = \hat m_t - \sum_i (W_t^i - W_{t-1}^i)\, e_i$.) The forward process
+# below. A network puts out both; then $\hat m_{t-1} = \hat m_t - \sum_i (W_t^i - W_{t-1}^i)\, e_i$. In the library such a
+# step is `process.back` with $\hat m_t$ and $\hat m_{t-1}$, in `mt.elbo` and in `mt.sample` alike.) The forward process
 # $q$ of notebook 02 is fixed. Both laws are products, of Gaussians and of heads, so their logarithms are sums.
 
 
@@ -206,7 +208,9 @@ print(f"ours, that ends at -6: {closed.mean():.4f}, the library says {bound.prio
 t, n = 8, 100_000
 z_t, _ = process.diffuse({name: code[:1] for name, code in codes.items()}, t, generator=rng(4))
 true_mean, std = process.posterior(z_t, {name: code[:1] for name, code in codes.items()}, t)
-model_mean, _ = process.posterior(z_t, model.predict(z_t, t).estimate, t)
+p = model.predict(z_t, t)
+model_mean, _ = process.back(z_t, p.aggregate, process.aggregate(p.estimate, t - 1), t, t - 1)
+assert torch.allclose(model_mean, process.posterior(z_t, p.estimate, t)[0], atol=1e-12)
 kl = ((true_mean - model_mean) ** 2).sum() / (2 * std.squeeze() ** 2)
 z_back = true_mean + std * torch.randn(n, 2, dtype=torch.float64, generator=rng(5))
 log_ratio = gaussian_log_prob(z_back, true_mean, std**2) - gaussian_log_prob(z_back, model_mean, std**2)
@@ -233,7 +237,7 @@ def step_kl(process, codes, prediction, t):
     beta = (1 - alpha) * (1 - abar_prev) / (1 - abar)
     d = process.aggregate(codes, t) - prediction.aggregate
     errors = {name: codes[name] - prediction.estimate[name] for name in codes}
-    moved = -process.increment(errors, t, t - 1)  # d_t - d_{t-1}
+    moved = process.at(t, d).mix(errors) - process.at(t - 1, d).mix(errors)  # d_t - d_{t-1}
     return abar_prev / (2 * beta) * ((1 - alpha) / (1 - abar) * d - moved).square().sum(1)
 
 
@@ -400,10 +404,12 @@ print("variance of a forward step over beta~_t at t = 2, 3, 10:", [round(float(r
 t = 8
 z_t, eps = process.diffuse(codes, t, generator=rng(11))
 m_t, m_hat = process.aggregate(codes, t), model.predict(z_t, t).aggregate
-signal, noise = process.at(t, z_t).level
+at = process.at(t, z_t)
+signal, noise = at.level
 v = signal * eps - noise * m_t
 v_hat = signal * (z_t - signal * m_hat) / noise - noise * m_hat
 assert torch.allclose((v - v_hat).square(), (m_t - m_hat).square() / noise**2, atol=1e-9)
+assert torch.equal(AGGREGATES["v"].weight(at), 1 / noise**2)  # the line of the library's loss
 print("|v - v_hat|^2 = |d_t|^2 / (1 - abar_t)")
 
 # %% [markdown]
@@ -455,7 +461,9 @@ assert cost["fade-in, aggregate alone"].mean() > cost["fade-in"].mean() + 0.1
 #
 # Everything above fits into some fifty lines. A network with one trunk and three heads; the noisy sum; three losses. (The
 # point's head predicts around $\sqrt{\bar\alpha_t} z_t$, so that its error is measured in units of the noise that is
-# left.) First what depends on the step alone, and the network:
+# left, $\sqrt{1 - \bar\alpha_t}$. These two numbers are $c_\text{skip} / \sqrt{\bar\alpha_t}$ and $c_\text{out}$ of Karras
+# et al. 2022, EDM, for data of variance 1; the library has them for any weight, as `.gain` and `.variance` of
+# `process.at(t, z)`.) First what depends on the step alone, and the network:
 
 
 # %%
@@ -566,16 +574,17 @@ torch.manual_seed(0)
 library_process = mt.ForwardProcess(mt.NoiseSchedule.log_snr(T, 8.0, -8.0), {"x": 1.0, "label": mt.fade_in(1.0)})
 modalities = {"x": mt.Vector(2), "label": mt.Label(3, codes=C)}
 library = mt.MTDiffusion(library_process, modalities, mt.MLP((2,), width=96, blocks=1), (2,))
-
-
+at = library_process.at(50, torch.zeros(1, 2))
+assert torch.allclose(torch.cat([at.gain("x"), at.variance("x")]).flatten(), torch.stack([abar[50].sqrt(), 1 - abar[50]]))
 with torch.no_grad():
     for parameter in library.parameters():  # its heads start at zero, where a wrong sign would not show
         parameter += 0.05 * torch.randn(parameter.shape, generator=rng(4))
 
 
 def as_net(z, t):
-    prediction = library(z, t)
-    return prediction.output, prediction.law["x"].mean, prediction.law["label"].logits
+    prediction, at = library(z, t), library_process.at(t, z)
+    v = (at.signal * z - prediction.aggregate) / at.noise  # the output that stands for this aggregate
+    return v, prediction.law["x"].mean, prediction.law["label"].logits
 
 
 batch = train[:512]
@@ -586,8 +595,9 @@ assert abs(float(ours - theirs.total)) < 1e-4
 print(f"from scratch {float(ours):.6f}, mt.multitask_loss {float(theirs.total):.6f}")
 
 # %% [markdown]
-# **The same quality.** Train the library's model as long, and give our network the two methods that `mt.elbo` asks of
-# any model, `predict` and `log_prob`. Then the same bound judges both, beside the exact model.
+# **The same quality.** Train the library's model as long, and give our network the method that `mt.elbo` asks of any
+# model, `predict`: what it says of the aggregate, and a law of each modality. Then the same bound judges both, beside the
+# exact model.
 
 # %% tags=["nbval-ignore-output"]
 trainer = Trainer(library, train, TrainConfig(steps=steps, batch_size=512, lr=2e-3, ema=0.99))
@@ -601,15 +611,9 @@ class Scratch(mt.exact.LabelledMixture):
     def predict(self, z_t, t, *, given=None, present=None):
         t = torch.as_tensor(t).expand(len(z_t))
         v, x, logits = (out.double() for out in net(z_t.float(), t))
-        signal, noise = self.process.at(t, z_t).level
-        estimate = {"x": x, "label": logits.softmax(1) @ self.codes}
-        return mt.Prediction(signal * z_t - noise * v, {"x": x, "label": logits}, estimate)
-
-    def log_prob(self, name, value, z_t, t, *, given=None, present=None, prediction=None):
-        prediction = prediction or self.predict(z_t, t)
-        if name == "label":
-            return prediction.law["label"].logits.log_softmax(1).gather(1, value[:, None]).squeeze(1)
-        return gaussian_log_prob(value, prediction.law["x"].mean, self.process.at(t, z_t).variance("x"))
+        at = self.process.at(t, z_t)
+        law = {"x": Gaussian(x, at.variance("x")), "label": Categorical(logits, lambda probs: probs @ self.codes)}
+        return mt.Prediction(at.signal * z_t - at.noise * v, law, {name: law[name].expected_code() for name in law})
 
 
 models = {kind.__name__: kind(**datasets.MIXTURE, process=library_process) for kind in (Scratch, mt.exact.LabelledMixture)}

@@ -36,6 +36,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 from IPython.display import Markdown
+from torch.distributions import MultivariateNormal
 
 import mtdiff as mt
 from mtdiff import datasets, plots, widgets
@@ -177,6 +178,8 @@ def regression(rows, given):
 posterior_variance = (1 - alpha) * (1 - abar[:-1]) / (1 - abar[1:])  # beta~_t
 inside = H(z[1], [*z[2], *X])
 assert abs(inside - d / 2 * math.log(2 * math.pi * math.e * posterior_variance[1])) < 1e-9
+nought = torch.zeros(1, d, dtype=torch.float64)  # the variance of a step back is the same wherever it starts
+assert abs(float(process.back(nought, nought, nought, 2, 1)[1]) ** 2 - float(posterior_variance[1])) < 1e-12
 print(f"H(z_1 | z_2, X): joint law {inside:.6f}, from beta~_2 of notebook 02 the same")
 
 # %% [markdown] tags=["slide"]
@@ -342,36 +345,33 @@ assert worst < 1e-8
 print(f"50 random problems with random curves: the five terms miss the gap by at most {worst:.0e} of it")
 
 # %% [markdown]
-# **And `mt.elbo`?** That is what we use on trained models. Give it the exact Gaussian model (what it asks for are four
-# methods, the process and the names), and it has to estimate the exact bound.
+# **And `mt.elbo`?** That is what we use on trained models. Give it the exact Gaussian model (an `mt.Denoiser`: what it
+# asks for are the process, what can check a value of each modality, and the two methods `encode` and `predict`), and it
+# has to estimate the exact bound.
 
 
 # %%
-class Exact:
-    """The exact posterior means of a linear-Gaussian problem, behind the interface that mt.elbo asks for."""
+class Exact(mt.Denoiser):
+    """The exact posterior laws of a linear-Gaussian problem, behind the interface that mt.elbo asks for."""
 
     def __init__(self, covariance, encoders, process):
-        self.process, self.encoders, self.modalities = process, encoders, list(encoders)
+        self.process, self.encoders = process, encoders
+        self.modalities = {name: mt.Vector(A.shape[1]) for name, A in encoders.items()}
         a = process.schedule.abar[:, None, None]
         self.B = torch.cat([process.cumulative(k)[:, None, None] * A for k, A in encoders.items()], 2)  # m_t = B_t X
         S = a * self.B @ covariance @ self.B.mT + (1 - a) * torch.eye(self.B.shape[1])
         self.gain = a.sqrt() * covariance @ self.B.mT @ torch.linalg.inv(S)
         self.left = covariance - self.gain @ (a.sqrt() * self.B @ covariance)
 
-    def check(self, batch):
-        return len(next(iter(batch.values())))
-
     def encode(self, values):
         return {name: value @ self.encoders[name].T for name, value in values.items()}
 
     def predict(self, z, t, **_):
-        X = (self.gain[t] @ z[..., None]).squeeze(-1)
-        parts = {"x": X[:, :3], "y": X[:, 3:]}
-        return mt.Prediction((self.B[t] @ X[..., None]).squeeze(-1), parts, self.encode(parts))
-
-    def log_prob(self, name, value, z, t, prediction, **_):
-        rows = {"x": slice(0, 3), "y": slice(3, 4)}[name]
-        return torch.distributions.MultivariateNormal(prediction.law[name].mean, self.left[t][rows, rows]).log_prob(value)
+        X, left = (self.gain[t] @ z[..., None]).squeeze(-1), self.left[t]
+        rows = {"x": slice(0, 3), "y": slice(3, 4)}
+        law = {name: MultivariateNormal(X[:, r], left[..., r, r]) for name, r in rows.items()}
+        estimate = self.encode({name: X[:, r] for name, r in rows.items()})
+        return mt.Prediction((self.B[t] @ X[..., None]).squeeze(-1), law, estimate)
 
 
 # %%
@@ -802,7 +802,7 @@ alone = mt.elbo(model, test.values, samples=16, present={"image"}, generator=rng
 joint = mt.elbo(model, test.values, samples=16, generator=rng(0))
 
 images, label = test.values["image"].double(), test.values["label"]
-only_image = {name: torch.full((len(test),), name == "image") for name in process.names}
+only_image = {"image"}
 z_0, _ = process.diffuse({"image": images}, 0, present=only_image, generator=rng(1))
 with torch.no_grad():
     read = float(model.log_prob("label", label, z_0, 0, present=only_image).mean())

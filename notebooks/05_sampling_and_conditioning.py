@@ -45,7 +45,7 @@ from mtdiff.comparison import by_seed, paired, tally
 from mtdiff.datasets import MIXTURE
 from mtdiff.experiments import report
 from mtdiff.metrics import energy_distance
-from mtdiff.solvers import Guess, ancestral, ddim
+from mtdiff.solvers import Guess, frozen
 from mtdiff.training import TrainConfig, Trainer
 
 torch.set_num_threads(1)
@@ -124,11 +124,11 @@ plots.show(
 # %%
 def step(process, z, m_t, codes, t, s, n, share=1.0):
     """From z_t to z_s; `codes` are those whose weights move."""
-    (signal, noise), (signal_s, noise_s) = process.at(t, z).level, process.at(s, z).level
-    m_s = m_t + sum((process.at(s, z).W[i] - process.at(t, z).W[i]) * code for i, code in codes.items())
-    eps = (z - signal * m_t) / noise
-    variance = share**2 * (1 - (signal / signal_s) ** 2) * (noise_s / noise) ** 2
-    return signal_s * m_s + (noise_s**2 - variance).sqrt() * eps + variance.sqrt() * n
+    now, then = process.at(t, z), process.at(s, z)
+    m_s = m_t + then.mix(codes) - now.mix(codes)  # sum_i W^i c_i at s less that at t
+    eps = (z - now.signal * m_t) / now.noise
+    variance = share**2 * (1 - (now.signal / then.signal) ** 2) * (then.noise / now.noise) ** 2
+    return then.signal * m_s + (then.noise**2 - variance).sqrt() * eps + variance.sqrt() * n
 
 
 n, t, s = 50_000, 120, 60
@@ -147,7 +147,8 @@ for share in (0.0, 0.5, 1.0):
 # %% [markdown]
 # Why is the second $\sigma$ called ancestral? Because with it the step is the posterior $q(z_s \mid z_t, X)$
 # itself. For $s = t - 1$ that is `process.posterior`. For a longer stride we put the single posteriors one after
-# the other: each is affine in $z$ with its own noise, so means and variances can be chained exactly.
+# the other: each is affine in $z$ with its own noise, so means and variances can be chained exactly. The library has the
+# stride in one line, `process.back`; with a model's aggregates it is all that `sampler="ddpm"` does.
 
 # %%
 zero = torch.zeros_like(z_t[:5])
@@ -164,8 +165,9 @@ for s in (t - 1, 60):
         f"from {t} to {s}: largest difference in mean {(ours - mean).abs().max():.0e}, "
         f"in std {((noisy - ours)[:, :1] - variance.sqrt()).abs().max():.0e}"
     )
-    assert torch.allclose(ours, mean, atol=1e-9)
-    assert torch.allclose((noisy - ours)[:, :1], variance.sqrt(), atol=1e-9)
+    back, std = process.back(z_t[:5], process.aggregate(few, t), process.aggregate(few, s), t, s)
+    assert all(torch.allclose(ours, other, atol=1e-9) for other in (mean, back))
+    assert all(torch.allclose((noisy - ours)[:, :1], other, atol=1e-9) for other in (variance.sqrt(), std))
 
 # %% [markdown] tags=["slide"]
 # ### The model guesses
@@ -246,8 +248,8 @@ def linear_chain(curve, T):
     for t in range(T, 0, -1):
         e_x = abar[t].sqrt() / truth[t] * one  # E[x | z_t = 1]; that of y is W_t times as large
         guess = Guess(e_x * (1 + W[t] ** 2), {"y": e_x * W[t]} if process.moving else {})
-        mean, noisy = (ancestral(process, one, guess, t, t - 1, n * one)[0, 0] for n in (0, 1))
-        variance.append(mean**2 * variance[-1] + (noisy - mean) ** 2)
+        mean, std = (n[0, 0] for n in process.back(one, guess.aggregate, guess.moved(process, t, t - 1), t, t - 1))
+        variance.append(mean**2 * variance[-1] + std**2)
         gains.append(mean)
     variance = torch.stack(variance[::-1])
     covariance = torch.stack(gains[::-1]).cumprod(0) * variance[1:]  # of z_0 and z_t, t = 1..T
@@ -356,7 +358,7 @@ plots.show(
 # $$ \mathbb E[m_t \mid z_t, y] - \underbrace{\big(\mathbb E[m_t \mid z_t] + W_t(c_y - e_y)\big)}_{\text{substitution}}
 #    = \mathbb E[x \mid z_t, y] - \mathbb E[x \mid z_t] . $$
 #
-# Substitution tells the label to the label's part of the sum, and to nothing else. The point is still averaged over
+# Substitution makes the label known to the label's part of the sum, and to nothing else. The point is still averaged over
 # all labels that $z_t$ leaves open. The error is 0 where $p(y \mid z_t) = 1$, and
 # else only where the mean of $x$ happens not to depend on the label.
 #
@@ -372,13 +374,13 @@ plots.show(
 # need their *joint* $p$, which is not the product of separate heads; and a continuous one needs a density, not a
 # mean.)
 #
-# **Rule 3, conditioned backbone.** Tell the network $y$, as an extra input. In training the input is dropped at
+# **Rule 3, conditioned backbone.** Give the network $y$, as an extra input. In training the input is dropped at
 # random, so one network learns both means. It computes $\mathbb E[m_t \mid z_t, y]$ as well as it was trained.
 
 
 # %%
-def told(model, z, t, y):
-    """Rule 3: what the model predicts if it is told the label."""
+def conditioned(model, z, t, y):
+    """Rule 3: what the model predicts if it is given the label."""
     with torch.no_grad():
         return model.predict(z, t, given={"label": y})
 
@@ -388,7 +390,7 @@ def substituted(model, z, t, y):
     with torch.no_grad():
         p, code = model.predict(z, t), model.encode({"label": y})["label"].double()
     aggregate = p.aggregate + model.process.at(t, z).W["label"] * (code - p.estimate["label"])
-    return mt.Prediction(aggregate, p.params, {**p.estimate, "label": code})
+    return mt.Prediction(aggregate, p.law, {**p.estimate, "label": code})
 
 
 def bayes(model, z, t, y, source=None):
@@ -397,11 +399,11 @@ def bayes(model, z, t, y, source=None):
     (gradient,) = torch.autograd.grad((source or model).log_prob("label", y, leaf, t).sum(), leaf)
     with torch.no_grad():
         p, code = model.predict(z, t), model.encode({"label": y})["label"].double()
-    signal, noise = model.process.at(t, z).level
-    return mt.Prediction(p.aggregate + noise**2 / signal * gradient, p.params, {**p.estimate, "label": code})
+    at = model.process.at(t, z)
+    return mt.Prediction(p.aggregate + at.noise**2 / at.signal * gradient, p.law, {**p.estimate, "label": code})
 
 
-rule_of = {"substitute": substituted, "bayes": bayes, "conditioned": told}
+rule_of = {"substitute": substituted, "bayes": bayes, "conditioned": conditioned}
 
 # %% [markdown]
 # Both sides, at random states (not only likely ones) and random labels. First: our three functions against the
@@ -438,7 +440,7 @@ figure, axes = plt.subplots(1, 3, figsize=(9, 3.2), layout="constrained", sharey
 settings = (("substitute", "ddpm"), ("substitute", "ddim"), ("bayes", "ddpm"))
 for axis, (rule, sampler) in zip(axes, settings, strict=True):
     _, z, last = path_of(model, 2000, sampler, seed=11, given={"label": ask}, rule=rule)[-1]
-    x, says = model.read(z, 0, generator=rng(12))["x"], last.law["label"].logits.argmax(1)
+    x, says = model.read(z, 0, generator=rng(12))["x"], last.law["label"].probs.argmax(1)
     near = (x - model.means[2]).norm(dim=1) < 3.5 * model.stds[2]
     print(f"{rule}, {sampler}: {(says == 2).double().mean():.0%} read as class 2, {near.double().mean():.0%} lie in it")
     assert (says == 2).double().mean() > 0.99
@@ -582,7 +584,7 @@ plots.show(
 
 # %%
 def right_path(exact, y, steps=100, seed=14):
-    """The ancestral chain of the exact model that is told y."""
+    """The ancestral chain of the exact model that is given y."""
     return path_of(exact, len(y), steps=steps, seed=seed, given={"label": y}, rule="conditioned")
 
 
@@ -590,10 +592,9 @@ def price(exact, path, function, y, model=None):
     """Price in nats of a rule at each step of the right path, (B, steps)."""
     process, out = exact.process, []
     for (t, z, right), (s, _, _) in itertools.pairwise(path):
-        wrong, zero = function(model or exact, z, t, y), torch.zeros_like(z)
-        means = [ancestral(process, z, Guess.of(process, p), t, s, zero) for p in (right, wrong)]
-        std = ancestral(process, z, Guess.of(process, right), t, s, zero + 1) - means[0]
-        out.append(((means[0] - means[1]) ** 2 / (2 * std**2)).sum(1))
+        guesses = [Guess.of(process, p) for p in (right, function(model or exact, z, t, y))]
+        (mean, std), (off, _) = (process.back(z, g.aggregate, g.moved(process, t, s), t, s) for g in guesses)
+        out.append(((mean - off) ** 2 / (2 * std**2)).sum(1))
     return torch.stack(out, 1).detach()
 
 
@@ -602,7 +603,7 @@ path = right_path(model, y)
 nats, times = price(model, path, substituted, y), [t for t, *_ in path[:-1]]
 t, s, z = 120, 118, path[40][1]
 snr = model.process.schedule.abar / (1 - model.process.schedule.abar)
-d = told(model, z, t, y).aggregate - substituted(model, z, t, y).aggregate
+d = conditioned(model, z, t, y).aggregate - substituted(model, z, t, y).aggregate
 by_formula = 0.5 * (snr[s] - snr[t]) * d.square().sum(1)
 print(f"step 120 -> 118: {nats[:, 40].mean():.6f} nats by the step, {by_formula.mean():.6f} by the formula")
 assert times[40] == t
@@ -665,19 +666,29 @@ assert beyond > 0
 # No contradiction: ddim has no noise, its paths are curves, and two bundles of curves have no finite divergence to
 # bound anything by. The promise is one of ancestral sampling.
 #
-# If that is the cause, a share of the noise should buy a share of the quality. Our own `step` has that knob.
+# If that is the cause, a share of the noise should buy a share of the quality. Our own `step` has that knob, and the
+# library takes it as a sampler: any function of `look`, which says what the model estimates at a state, $z_t$, $t$, $s$,
+# and `noise`, which draws fresh noise.
+
+
+# %%
+def with_share(share):
+    """A sampler with this share of the ancestral noise."""
+
+    def sampler(look, z, t, s, noise):
+        guess = look(z, t)
+        return step(look.process, z, guess.aggregate, guess.codes, t, s, noise(), share)
+
+    return sampler
+
 
 # %%
 model, shares, y = mixture(mt.constant(1.0)), [0.0, 0.25, 0.5, 0.75, 1.0], torch.arange(3).repeat_interleave(500)
 by_rule = {"substitute": [], "bayes": []}
 for rule, rows in by_rule.items():
     for share in shares:
-        g = rng(15)
-        z = torch.randn(len(y), 2, dtype=torch.float64, generator=g)
-        for t in range(200, 0, -2):
-            m_t = rule_of[rule](model, z, t, y).aggregate
-            z = step(model.process, z, m_t, {}, t, t - 2, torch.randn(z.shape, dtype=z.dtype, generator=g), share)
-        rows.append(sum(distances(model.predict(z, 0).estimate["x"], y, model)) / 3)
+        path = path_of(model, len(y), with_share(share), steps=100, seed=15, given={"label": y}, rule=rule)
+        rows.append(sum(distances(path[-1][2].estimate["x"], y, model)) / 3)
     print(f"{rule:10s} share of noise {shares}: distance", [round(d, 3) for d in rows])
 figure, axis = plt.subplots(figsize=(6, 2.6), layout="constrained")
 for rule, rows in by_rule.items():
@@ -695,9 +706,9 @@ plots.show(
 # ## 5 · Guidance: two names, one formula
 #
 # Rule 2 with a scale $g$ before the gradient is **classifier guidance** (Dhariwal and Nichol 2021), with the
-# model's own head as the classifier. Rule 3 with $\hat m = m^{\text{untold}} + g\,(m^{\text{told}} -
-# m^{\text{untold}})$ is **classifier-free guidance** (Ho and Salimans 2022). Tweedie's difference from section 4
-# says $m^{\text{told}} - m^{\text{untold}} = \frac{1 - \bar\alpha_t}{\sqrt{\bar\alpha_t}} \nabla_z \log p(y \mid
+# model's own head as the classifier. Rule 3 with $\hat m = m^{\text{free}} + g\,(m^{\text{given}} -
+# m^{\text{free}})$ is **classifier-free guidance** (Ho and Salimans 2022). Tweedie's difference from section 4
+# says $m^{\text{given}} - m^{\text{free}} = \frac{1 - \bar\alpha_t}{\sqrt{\bar\alpha_t}} \nabla_z \log p(y \mid
 # z_t)$. So for exact models they are the same, at *every* scale. Here, for both curves, along the library's own
 # paths:
 
@@ -707,8 +718,8 @@ for make in CURVES.values():
     for guidance in (0.0, 1.0, 3.0):
         options = {"given": {"label": torch.arange(300) % 3}, "guidance": guidance, "seed": 16}
         pair = [path_of(mixture(make(1.0)), 300, "ddim", steps=20, rule=r, **options) for r in ("bayes", "conditioned")]
-        for (_, _, by_gradient), (_, _, by_telling) in zip(*pair, strict=True):
-            worst = max(worst, float((by_gradient.aggregate - by_telling.aggregate).abs().max()))
+        for (_, _, by_gradient), (_, _, by_network) in zip(*pair, strict=True):
+            worst = max(worst, float((by_gradient.aggregate - by_network.aggregate).abs().max()))
 print(f"largest difference of the aggregates, scales 0, 1 and 3: {worst:.0e}")
 assert worst < 1e-7
 
@@ -731,12 +742,12 @@ x = model.means[1] + model.stds[1] * torch.randn(n, 2, dtype=torch.float64, gene
 log_p = model.weights.log() - 2 * model.stds.log() - torch.cdist(x, model.means) ** 2 / (2 * model.stds**2)
 log_tilt = log_p.log_softmax(1)[:, 1]  # log p(y = 1 | x), by Bayes' rule
 t, one = 110, torch.ones(1, dtype=torch.long)
-signal, noise = model.process.at(t, x[:1]).level
-m = x + model.process.at(t, x[:1]).W["label"] * model.codes[1]
+at = model.process.at(t, x[:1])
+m = x + at.W["label"] * model.codes[1]
 z = torch.tensor([[-0.6, 0.0]], dtype=torch.float64)
 plain, informed = model.predict(z, t).aggregate, model.predict(z, t, given={"label": one}).aggregate
 for g in (1.0, 2.0, 4.0):
-    weight = ((g - 1) * log_tilt - (z - signal * m).square().sum(1) / (2 * noise[0] ** 2)).softmax(0)[:, None]
+    weight = ((g - 1) * log_tilt - (z - at.signal * m).square().sum(1) / (2 * at.noise[0] ** 2)).softmax(0)[:, None]
     mean = (weight * m).sum(0)
     error = ((weight * (m - mean)) ** 2).sum(0).sqrt()
     guided = (plain + g * (informed - plain))[0]
@@ -833,12 +844,12 @@ plots.show(
 def by_slopes(model, u, times):
     """Heun's method in u = z / signal and r = noise / signal, for a weight that stands still."""
     for t, s in itertools.pairwise(times):
-        (signal, noise), (signal_s, noise_s) = model.process.at(t, u).level, model.process.at(s, u).level
-        r, r_s = noise / signal, noise_s / signal_s
-        slope = (u - model.predict(signal * u, t).aggregate) / r
-        ahead = u + (r_s - r) * slope
-        u = u + (r_s - r) * (slope + (ahead - model.predict(signal_s * ahead, s).aggregate) / r_s) / 2
-    return signal_s * u
+        now, then = model.process.at(t, u), model.process.at(s, u)
+        r, r_s = now.noise / now.signal, then.noise / then.signal
+        slope = (u - model.predict(now.signal * u, t).aggregate) / r
+        end = u + (r_s - r) * slope
+        u = u + (r_s - r) * (slope + (end - model.predict(then.signal * end, s).aggregate) / r_s) / 2
+    return then.signal * u
 
 
 # %%
@@ -847,7 +858,7 @@ model = mt.exact.LabelledMixture(**MIXTURE, process=process)
 paths = {sampler: path_of(model, 1000, sampler, steps=8, seed=22) for sampler in ("ddim", "heun", "dpm++")}
 (top, start, _), ends_at = paths["heun"][0], [t for t, *_ in paths["heun"]]
 ends = {sampler: path[-1][1] for sampler, path in paths.items()}
-ends["heun by slopes"] = by_slopes(model, start / process.at(top, start).level[0], ends_at)
+ends["heun by slopes"] = by_slopes(model, start / process.at(top, start).signal, ends_at)
 true = model.draw(1000, rng(21))["x"]
 measured = {way: energy_distance(z, true) for way, z in ends.items()}
 print("8 steps of the cosine schedule, distance:", {way: round(d, 3) for way, d in measured.items()})
@@ -858,7 +869,7 @@ assert max(measured["heun"], measured["dpm++"]) < measured["ddim"] < 0.05 < 1 < 
 #
 # Often everything but one modality is given: name this point, place this label. Then no chain is needed.
 # **Read-out**: build $z_0$ from what is given, look at it once, and let the heads read the rest. In it the *present
-# set* $S$ holds what is in the sum. The model has to be told $S$: a sum without a label looks like a sum with
+# set* $S$ holds what is in the sum. The model has to know $S$: a sum without a label looks like a sum with
 # another label.
 #
 # Read $y$ off $x$ alone, $S = \{x\}$. Both sides: the head's probabilities against Bayes' rule,
@@ -871,19 +882,18 @@ codes = torch.tensor(MIXTURE["label_codes"]).roll(1, 0)
 model = mixture(mt.constant(1.0), stds=(0.8, 0.6, 0.7), label_codes=codes)
 data = model.draw(4000, rng(21))
 log_p = model.weights.log() - 2 * model.stds.log() - torch.cdist(data["x"], model.means) ** 2 / (2 * model.stds**2)
-only_x = {"label": torch.zeros(4000, dtype=torch.bool)}
-steps, off, accuracy = [0, 20, 40, 60, 80, 100, 120, 160], [], {"told S": [], "not told": []}
+steps, off, accuracy = [0, 20, 40, 60, 80, 100, 120, 160], [], {"S given": [], "S not given": []}
 for t in steps:
-    z, _ = model.process.diffuse({"x": data["x"]}, t, present=only_x, generator=rng(22))
-    head = model.predict(z, t, present=only_x).law["label"].logits.exp()
+    z, _ = model.process.diffuse({"x": data["x"]}, t, present={"x"}, generator=rng(22))
+    head = model.predict(z, t, present={"x"}).law["label"].probs
     off.append(float((head - log_p.softmax(1)).abs().mean()))
-    for name, present in (("told S", only_x), ("not told", None)):
-        guess = model.predict(z, t, present=present).law["label"].logits.argmax(1)
+    for name, present in (("S given", {"x"}), ("S not given", None)):
+        guess = model.predict(z, t, present=present).law["label"].probs.argmax(1)
         accuracy[name].append(float((guess == data["label"]).double().mean()))
 best = float((log_p.argmax(1) == data["label"]).double().mean())
 print("mean difference of head and Bayes' rule:", [f"t = {t}: {d:.4f}" for t, d in zip(steps, off, strict=True)])
 assert off[0] < 0.01 < off[-1]
-assert abs(accuracy["told S"][0] - best) < 0.005
+assert abs(accuracy["S given"][0] - best) < 0.005
 
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(9, 2.7), layout="constrained")
@@ -894,13 +904,13 @@ for (name, values), look in zip(accuracy.items(), ("o-", "s--"), strict=True):
     axes[1].plot(steps, values, look, color=plots.COLOURS["label"], label=name)
 axes[1].axhline(best, color="0.6", linewidth=1, label="best possible")
 axes[1].set(xlabel="step t of the read-out", ylabel="accuracy", ylim=(0, 1))
-axes[1].set_title(f"Not told what is there: {accuracy['not told'][0]:.2f} instead of {accuracy['told S'][0]:.2f}")
+axes[1].set_title(f"S not given: {accuracy['S not given'][0]:.2f} instead of {accuracy['S given'][0]:.2f}")
 axes[1].legend(frameon=False)
-assert accuracy["not told"][0] < accuracy["told S"][0] - 0.05
+assert accuracy["S not given"][0] < accuracy["S given"][0] - 0.05
 plots.show(
     figure,
-    "Left: the head's difference to Bayes' rule grows from zero with t. Right: accuracy falls with t; told "
-    "the present set it starts at the best possible, not told it is lower near t = 0.",
+    "Left: the head's difference to Bayes' rule grows from zero with t. Right: accuracy falls with t; given "
+    "the present set it starts at the best possible, without it, it is lower near t = 0.",
 )
 
 # %% [markdown]
@@ -917,22 +927,21 @@ print(f"x read off the label alone: energy distance {distance:.4f} to p(x | y)")
 assert distance < 0.012
 n, t = 50_000, 110
 data = model.draw(n, rng(25))
-for name, x_there, y_there in (("x and y", True, True), ("x alone", True, False), ("y alone", False, True)):
-    S = {"x": torch.full((n,), x_there), "label": torch.full((n,), y_there)}
+for name, S, other in (("x and y", {"x", "label"}, {"x"}), ("x alone", {"x"}, {"label"}), ("y alone", {"label"}, {"x"})):
     z, _ = model.process.diffuse(model.encode(data), t, present=S, generator=rng(26))
     aggregate = model.process.aggregate(model.encode(data), t, S)
     scores = []
-    for present in (S, {k: ~v for k, v in S.items()} if not (x_there and y_there) else {"label": ~S["label"]}):
+    for present in (S, other):
         wrong = aggregate - model.predict(z, t, present=present).aggregate
         tests = torch.cat([wrong, wrong * z, wrong * z.sin()], 1)
         scores.append(float((tests.mean(0) / tests.std(0) * n**0.5).abs().max()))
-    print(f"S = {name}: at most {scores[0]:.1f} standard errors; told another S: {scores[1]:.0f}")
+    print(f"S = {name}: at most {scores[0]:.1f} standard errors; given another S: {scores[1]:.0f}")
     assert scores[0] < 4 < scores[1]
 
 # %% [markdown] tags=["slide"]
 # ## 8 · Trained heads: the ranking changes
 #
-# So far the verdict is clear: Bayes and telling are exact, substitution is wrong. Now the same with networks, on 8×8
+# So far the verdict is clear: Bayes and conditioning are exact, substitution is wrong. Now the same with networks, on 8×8
 # digits: three seeds for each kind of model, 1000 samples each, judged by a support-vector machine that only ever saw
 # real digits. *Agreement* is the share of images that the judge reads as the label that was given.
 
@@ -948,7 +957,7 @@ found = []
 for result in results:
     agreement = {rule: by_seed(result, "metrics", rule, "agreement") for rule in RULES}
     pair = paired(agreement["substitute"], agreement["bayes"]), paired(agreement["conditioned"], agreement["substitute"])
-    print(f"{next(iter(result['variants'])):12s} substitution less Bayes {pair[0]}, telling less substitution {pair[1]}")
+    print(f"{next(iter(result['variants'])):12s} substitution less Bayes {pair[0]}, conditioned less substitution {pair[1]}")
     assert pair[0].clear
     assert pair[0].mean > 0
     assert pair[1].mean > 0 or not pair[1].clear
@@ -958,7 +967,7 @@ print("by the models' own sampler (ddpm, 50 steps); after ± one standard error 
 Markdown(report.markdown(results))
 
 # %% [markdown]
-# By agreement, *substitution beats Bayes* clearly in every row (a star: section 8 of notebook 04), and telling is ahead
+# By agreement, *substitution beats Bayes* clearly in every row (a star: section 8 of notebook 04), and conditioning is ahead
 # of substitution, clearly where the label fades in. (In "own-channels" the codes do not even share pixels with the
 # image.) The Fréchet distances do not follow that order. Does the sampler matter here too? The model that ships with the
 # library, quickly: 100 samples and 25 steps, so each share is good to ±0.04 only.
@@ -976,7 +985,7 @@ for rule in RULES:
 # %% [markdown]
 # It does, and a hundred samples are too few to say how. The same cell with 500, each share good to ±0.02: by `ddpm`
 # substitution is ahead of Bayes here, too (0.94 against 0.89), by `ddim` both obey far less and it is not (0.68 against
-# 0.74). So the ranking of the table is that of the ancestral sampler. Telling is ahead by either.
+# 0.74). So the ranking of the table is that of the ancestral sampler. Conditioning is ahead by either.
 
 # %% [markdown] tags=["slide"]
 # ### Why? Two suspects
@@ -995,7 +1004,7 @@ for rule in RULES:
 
 # %% tags=["nbval-ignore-output"]
 def network(exact):
-    """A small network for the mixture, trained for a few seconds; it is told the label on 30% of the examples."""
+    """A small network for the mixture, trained for a few seconds; it is given the label on 30% of the examples."""
     torch.manual_seed(0)
     modalities = {"x": mt.Vector(2), "label": mt.Label(3, codes=exact.codes.tolist())}
     net = mt.MTDiffusion(exact.process, modalities, mt.MLP((2,), width=64, blocks=1), (2,))
@@ -1028,13 +1037,13 @@ axes[0].legend(frameon=False)
 plots.show(
     figure,
     "Price paid so far over the chain for three rules. With weight one substitution climbs highest; with "
-    "weight four Bayes and telling end above it.",
+    "weight four Bayes and conditioning end above it.",
 )
 
 # %% [markdown]
 # The ranking of the two turned round, by the weight alone. (One training seed; the sign held for three, the size varied
 # by a factor of four. Much of the total at $W = 4$ is common to all rules: the network's own error between $t = 100$
-# and 50, where telling does even worse than the others, though it is by far the best before.) Which part of Bayes is to
+# and 50, where conditioning does even worse than the others, though it is by far the best before.) Which part of Bayes is to
 # blame? Swap parts for the truth, one at a time: the network's aggregate with the exact gradient, the exact aggregate
 # with the network's gradient. And compare what the head was trained for, its probabilities, with what Bayes needs,
 # their gradient.
@@ -1104,13 +1113,11 @@ def misses(model, values, times, seed):
     codes = {name: code.double() for name, code in model.encode(values).items()}
     for t, s in itertools.pairwise(times):
         z, _ = process.diffuse(codes, t, generator=g)
-        zero = torch.zeros_like(z)
-        known = Guess(process.aggregate(codes, t), {i: codes[i] for i in process.moving})
-        mean = ancestral(process, z, known, t, s, zero)
-        variance = (ancestral(process, z, known, t, s, zero + 1) - mean) ** 2
+        mean, std = process.back(z, process.aggregate(codes, t), process.aggregate(codes, s), t, s)
         for rule, function in rule_of.items():
-            miss = mean - ancestral(process, z, Guess.of(process, function(model, z, t, y)), t, s, zero)
-            out[rule].append((miss**2 / (2 * variance)).flatten(1).sum(1).detach())
+            guess = Guess.of(process, function(model, z, t, y))
+            miss = mean - process.back(z, guess.aggregate, guess.moved(process, t, s), t, s)[0]
+            out[rule].append((miss**2 / (2 * std**2)).flatten(1).sum(1).detach())
     return {rule: torch.stack(each, 1) for rule, each in out.items()}
 
 
@@ -1126,11 +1133,11 @@ print(
 assert abs(data_gap.mean() - truth_gap.mean()) < 4 * error
 
 # %% [markdown]
-# Now the digits: the model that ships, 150 held-out images, 25 steps, as the excess over telling.
+# Now the digits: the model that ships, 150 held-out images, 25 steps, as the excess over conditioning.
 
 # %% tags=["nbval-ignore-output"]
 test = datasets.digits("test")[:150]
-strides = torch.linspace(500, 0, 26).round().long().tolist()
+strides = digits.process.times(25)
 on_digits = misses(digits, test, strides, 34)
 figure, axis = plt.subplots(figsize=(7, 2.8), layout="constrained")
 middle, excess = [k for k, t in enumerate(strides[:-1]) if t >= 240], {}
@@ -1140,17 +1147,17 @@ for rule in ("substitute", "bayes"):
     for part, columns in (("whole chain", slice(None)), ("t >= 240", middle)):
         sums = more[:, columns].sum(1)
         excess[rule, part] = sums.mean()
-        print(f"{rule:10s} {part:11s}: {sums.mean():.2f} ± {sums.std() / len(sums) ** 0.5:.2f} nats more than telling")
+        print(f"{rule:10s} {part:11s}: {sums.mean():.2f} ± {sums.std() / len(sums) ** 0.5:.2f} nats more than conditioning")
 gap = (on_digits["bayes"] - on_digits["substitute"]).sum(1)
 print(f"Bayes minus substitution: {gap.mean():.2f} ± {gap.std() / len(gap) ** 0.5:.2f} nats")
 assert gap.mean() > 4 * gap.std() / len(gap) ** 0.5
 axis.axhline(0, color="0.7", linewidth=1)
-axis.set(xlabel="step t", ylabel="nats more than telling, per step")
+axis.set(xlabel="step t", ylabel="nats more than conditioning, per step")
 axis.set_title(f"Digits: Bayes through the head costs {gap.mean():.2f} nats more than substitution")
 axis.legend(frameon=False)
 plots.show(
     figure,
-    "Excess price over telling per step on held-out digits: both rules have a hump around the middle of the "
+    "Excess price over conditioning per step on held-out digits: both rules have a hump around the middle of the "
     "chain, that of Bayes is about one and a half times as high; below t = 240 both are slightly below zero.",
 )
 
@@ -1159,8 +1166,8 @@ plots.show(
 # on held-out data, it is paid where the label is being decided, and the samples of the table agree with it.
 # *Measured on the mixture*: a loud label makes substitution cheap and the head's gradient expensive, and the
 # ranking turns round by that alone. That the digits' ranking has this cause is **suggested** by their long codes;
-# it is not proved. (Below $t = 240$ telling costs a little more than not telling: the network is told on one example
-# in five, and there the label adds nothing any more.)
+# it is not proved. (Below $t = 240$ conditioning costs a little more than none: the network is given the label on one
+# example in five, and there it adds nothing any more.)
 #
 # What to do with a new model? The library's exact models default to Bayes. A trained model carries the rule and the
 # sampler that *measured* best in its card, and `misses` costs a minute.
@@ -1197,7 +1204,7 @@ for setting in (
 # and $r = \sqrt{(1 - \bar\alpha)/\bar\alpha}$. Freeze $\hat\varepsilon$ and the $e_i$ over a step, integrate, and
 # go back to $z_s$. It should be the library's DDIM step (do not call it), although no $\hat m_s$ appears. *Hint*:
 # `guess.noise(process, z, t)` is $\hat\varepsilon$, `guess.codes` are the $e_i$ of the weights that move,
-# `process.level` and `process.weight` give the rest.
+# `process.at(t, z)` has the rest, `.signal`, `.noise` and the weights `.W`.
 
 
 # %% tags=["exercise"]
@@ -1216,7 +1223,7 @@ def check_1(function):
             mine = function(model.process, z, guess, t, s)
             if mine is None:
                 return widgets.Verdict(False, "the function returns nothing yet")
-            error = float((mine - ddim(model.process, z, guess, t, s)).abs().max())
+            error = float((mine - frozen(model.process, z, guess, t, s)).abs().max())
             if not error < 1e-9:
                 kind = "moving" if model.process.moving else "constant"
                 return widgets.Verdict(False, f"{kind} weight, t = {t} to {s}: off by {error:.2g}")
@@ -1228,11 +1235,11 @@ check_1(flow_step)
 
 # %% tags=["solution"]
 def flow_step_solution(process, z, guess, t, s):
-    (signal, noise), (signal_s, noise_s) = process.at(t, z).level, process.at(s, z).level
-    u = z / signal + guess.noise(process, z, t) * (noise_s / signal_s - noise / signal)
+    now, then = process.at(t, z), process.at(s, z)
+    u = z / now.signal + guess.noise(process, z, t) * (then.noise / then.signal - now.noise / now.signal)
     for name, e in guess.codes.items():
-        u = u + e * (process.at(s, z).W[name] - process.at(t, z).W[name])
-    return signal_s * u
+        u = u + e * (then.W[name] - now.W[name])
+    return then.signal * u
 
 
 solved = check_1(flow_step_solution)
@@ -1351,7 +1358,7 @@ solved
 # - One formula is every sampler: the aggregate moved to $s$, a part of the old noise, some fresh noise. Moving
 #   weights only add $\sum_i (W_s^i - W_t^i)\, e_i$.
 # - Single states come out right although paths do not. So read all modalities **together, at one time**.
-# - Given a label, Bayes and telling compute $\mathbb E[m_t \mid z_t, y]$; substitution misses
+# - Given a label, Bayes and conditioning compute $\mathbb E[m_t \mid z_t, y]$; substitution misses
 #   $\mathbb E[x \mid z_t, y] - \mathbb E[x \mid z_t]$. The error has a **price in nats**, paid where the label is
 #   decided.
 # - Ancestral samples cannot show more than the price. DDIM's can: without noise nothing forgives a wrong rule.

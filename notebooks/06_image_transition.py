@@ -17,7 +17,7 @@
 # **After this notebook you can**
 # - build a chain that starts from a noisy *source* image instead of from noise, and ends at its *target*;
 # - bound $\log p(\text{target} \mid \text{source})$, and say why no prior term is in it;
-# - say why the source has to be told at every step, and what comes out where it is not;
+# - say why the source has to be given at every step, and what comes out where it is not;
 # - show that such a chain is a conditional diffusion in disguise, and what the disguise costs;
 # - judge "it is better" at equal compute, with error bars.
 #
@@ -48,7 +48,8 @@ from mtdiff.experiments import image_transition as transition
 from mtdiff.experiments import report
 from mtdiff.judges import scene_judge
 from mtdiff.metrics import ssim
-from mtdiff.solvers import Guess, ancestral, ddim
+from mtdiff.solvers import Guess, frozen
+from mtdiff.state import State
 
 torch.set_num_threads(1)
 plots.style()
@@ -92,7 +93,7 @@ plots.show(
 # $$ z_t = \sqrt{\bar\alpha_t}\,\big(W_t^y\, y + W_t^x\, x\big) + \sqrt{1 - \bar\alpha_t}\;\varepsilon,
 #    \qquad z_T = \sqrt{\bar\alpha_T}\, x + \sqrt{1 - \bar\alpha_T}\;\varepsilon . $$
 #
-# The chain starts at a noisy **source**. `prior="source"` tells the library so.
+# The chain starts at a noisy **source**. `prior="source"` says so to the library.
 #
 # Which curve? Notebook 02 says: choose it by the SNR it gives. The log-SNR of the noise level alone falls from 8 to -2,
 # $8 - 10u$ with $u = t/T$, and $(e^{-3u})^2$ adds $-6u$ to that. So with $W^y(u) \propto e^{-3u} - e^{-3}$ the target's
@@ -161,7 +162,8 @@ for t in range(1, T + 1):
 
 # %% [markdown]
 # **Step 2: the posterior.** The step back must fit the step forward: $q(z_{t-1})\, q(z_t \mid z_{t-1}) = q(z_t)\,
-# q(z_{t-1} \mid z_t)$, all given $x$ and $y$. Here are both sides at random points, with the library's four laws.
+# q(z_{t-1} \mid z_t)$, all given $x$ and $y$. Here are both sides at random points, with the library's four laws. Up and
+# back are one step of `process.ahead` and `process.back`, which the sampler and the bound use; they fit over 40, too.
 
 # %%
 codes = {"target": torch.full((5, 1), y).double(), "source": torch.full((5, 1), x).double()}
@@ -179,6 +181,10 @@ backward = log_normal(after, line.marginal(codes, t)) + log_normal(before, line.
 print(f"log density of both states, forward:  {[round(v, 6) for v in forward.flatten().tolist()]}")
 print(f"                            backward: {[round(v, 6) for v in backward.flatten().tolist()]}")
 assert torch.allclose(forward, backward, atol=1e-8)
+s, m_s, m_t = 20, line.aggregate(codes, 20), line.aggregate(codes, t)
+up, back = line.ahead(before, m_s, m_t, s, t), line.back(after, m_t, m_s, t, s)
+forward = log_normal(before, line.marginal(codes, s)) + log_normal(after, up)
+assert torch.allclose(forward, log_normal(after, line.marginal(codes, t)) + log_normal(before, back), atol=1e-8)
 
 # %% [markdown] tags=["slide"]
 # **Step 3: the end does not depend on the target.** At $t = T$ the target's weight is 0. So $q(z_T \mid x, y) = q(z_T
@@ -210,7 +216,7 @@ assert math.isclose(signal**2, 1 / (1 + math.exp(2)))
 # point is Gaussian with a standard deviation $s$ that depends on the label. In this section the library's names are
 # `"x"` for the target and `"label"` for the source; the formulas keep $y$ and $x$.
 #
-# With the label told, the error $y - \hat y$ at $z_t$ has variance $v_t = s^2 / (1 + s^2\,\mathrm{SNR}_t)$ in each
+# With the label given, the error $y - \hat y$ at $z_t$ has variance $v_t = s^2 / (1 + s^2\,\mathrm{SNR}_t)$ in each
 # coordinate, and $d_t = W_t^y\,(y - \hat y)$, $d_{t-1} = W_{t-1}^y\,(y - \hat y)$ with the *same* estimate, made at $z_t$.
 # Notebook 03's cost of a step, $\bar\alpha_{t-1}\,\| \frac{1 -
 # \alpha_t}{1 - \bar\alpha_t} d_t - (d_t - d_{t-1})\|^2 / (2 \tilde\beta_t)$, becomes a sum that we can write out.
@@ -291,32 +297,32 @@ assert evidence - constant < 0.03 < 0.1 < evidence - ours
 # $$ \text{price} = \sum_t \frac{(W_t^y - W_{t-1}^y)^2}{2\,(\tau_t - \tau_{t-1})}\; \mathbb E\,\|y - \hat y_t\|^2 . $$
 #
 # It is the price of moving weights of notebook 04, here given the source. In words: a forward step takes a bit of the
-# target out, so the step itself *tells* something about $y$ that the state before it did not. The true path knows;
+# target out, so the step itself *says* something about $y$ that the state before it did not. The true path knows;
 # a reverse chain that looks at one state at a time cannot. It is a price on the **bound**. Single states, hence
 # samples, are right all the same (notebook 05, section 3).
 
 # %% [markdown] tags=["slide"]
-# ## 4 · The source must be told at every step
+# ## 4 · The source must be given at every step
 #
 # The chain starts at a noisy source. Is that not enough? Take the smallest case: two numbers $x$ and $y$ of variance
 # 1, Gaussian, with correlation $\rho$. All estimates are linear, with and without the source:
 #
-# - **not told**: $\hat y = \mathbb E[y \mid z_t]$ and $\hat x = \mathbb E[x \mid z_t]$, the *marginal* drift;
-# - **told**: $\hat y = \mathbb E[y \mid z_t, x]$ and $\hat x = x$.
+# - **not given**: $\hat y = \mathbb E[y \mid z_t]$ and $\hat x = \mathbb E[x \mid z_t]$, the *marginal* drift;
+# - **given**: $\hat y = \mathbb E[y \mid z_t, x]$ and $\hat x = x$.
 
 
 # %%
 def guess(process, z, t, rho, x=None):
     """Exact estimates for the Gaussian pair: from z_t alone, or from z_t and the source x."""
-    signal, noise = process.at(t, z).level
-    a, b = (signal * process.at(t, z).W[name] for name in ("target", "source"))  # z = a y + b x + noise
+    at = process.at(t, z)
+    a, b = (at.signal * at.W[name] for name in ("target", "source"))  # z = a y + b x + noise
     if x is None:
-        power = a**2 + b**2 + 2 * rho * a * b + noise**2
+        power = a**2 + b**2 + 2 * rho * a * b + at.noise**2
         y, x = (a + rho * b) / power * z, (b + rho * a) / power * z
     else:
         left = 1 - rho**2  # variance of y given x
-        y = rho * x + a * left / (a**2 * left + noise**2) * (z - b * x - a * rho * x)
-    return Guess((a * y + b * x) / signal, {"target": y, "source": x})
+        y = rho * x + a * left / (a**2 * left + at.noise**2) * (z - b * x - a * rho * x)
+    return Guess((a * y + b * x) / at.signal, {"target": y, "source": x})
 
 
 def line_process(low, T=400, curve=falling):
@@ -327,24 +333,29 @@ def line_process(low, T=400, curve=falling):
 
 # %% [markdown]
 # A sum over samples would do, but linear steps allow more: the exact law. If $z_t = a x + $ noise of variance $c$,
-# then after one step it is again of that form. The library's `ancestral` step tells us how: we feed it 1 for $z$, for
-# $x$ and for the fresh noise in turn.
+# then after one step it is again of that form. The library's steps say how: we feed them 1 for $z$, for $x$ and for the
+# fresh noise in turn. (The ancestral one is `process.back` with these estimates.)
 
 
 # %%
-def law(process, rho, told, steps=None, sampler="ddpm"):
+def ancestral(process, z, now, t, s, n):
+    """z_s from q(z_s | z_t, X), with the guess for X."""
+    mean, std = process.back(z, now.aggregate, now.moved(process, t, s), t, s)
+    return mean + std * n
+
+
+def law(process, rho, known, steps=None, sampler="ddpm"):
     """The chain's y given x is N(slope x, std^2): returns slope and std, exactly."""
     one, T = torch.ones(1, 1, dtype=torch.float64), process.steps
 
     def answer(z, x, n, t, s):
-        now = guess(process, z, t, rho, x if told else None)
+        now = guess(process, z, t, rho, x if known else None)
         if s is None:
             return now.codes["target"]
-        return ancestral(process, z, now, t, s, n) if sampler == "ddpm" else ddim(process, z, now, t, s)
+        return ancestral(process, z, now, t, s, n) if sampler == "ddpm" else frozen(process, z, now, t, s)
 
-    (a, noise), times = process.at(T, one).level, torch.linspace(T, 0, (steps or T) + 1).round().long().tolist()
-    variance = noise**2
-    for t, s in itertools.pairwise([*times, None]):
+    a, variance = process.at(T, one).signal, process.at(T, one).noise ** 2
+    for t, s in itertools.pairwise([*process.times(steps or T), None]):
         of_z, of_x, of_n = (answer(*(k * one for k in unit), t, s) for unit in torch.eye(3, dtype=torch.float64))
         a, variance = of_z * a + of_x, of_z**2 * variance + (of_n**2 if s is not None else 0)
     return float(a), float(variance.sqrt())
@@ -354,25 +365,26 @@ def law(process, rho, told, steps=None, sampler="ddpm"):
 process, rho, n = line_process(1.0, T=400, curve=lambda u: 1 - u), 0.6, 20_000
 x = torch.randn(n, 1, dtype=torch.float64, generator=rng(5))
 found = {}
-for told in (True, False):
+for known in (True, False):
     g = rng(6)
     z, _ = process.diffuse({"source": x, "target": 0 * x}, 400, generator=g)
     for t in range(400, 0, -1):
         fresh = torch.randn(z.shape, dtype=z.dtype, generator=g)
-        z = ancestral(process, z, guess(process, z, t, rho, x if told else None), t, t - 1, fresh)
-    y = guess(process, z, 0, rho, x if told else None).codes["target"]
+        z = ancestral(process, z, guess(process, z, t, rho, x if known else None), t, t - 1, fresh)
+    y = guess(process, z, 0, rho, x if known else None).codes["target"]
     slope = float((x * y).mean() / (x * x).mean())
     error = float((y - slope * x).std() / x.std() / n**0.5)
-    exact, found[told] = law(process, rho, told)[0], (x, y, slope)
-    word = "told" if told else "not told"
-    print(f"{word:8s}: slope {slope:.3f} ± {error:.3f} sampled, {exact:.3f} exactly; variance {y.var():.3f}")
+    exact, found[known] = law(process, rho, known)[0], (x, y, slope)
+    word = "given" if known else "not given"
+    print(f"{word:9s}: slope {slope:.3f} ± {error:.3f} sampled, {exact:.3f} exactly; variance {y.var():.3f}")
     assert abs(slope - exact) < 4 * error
-print(f"truth   : slope {rho:.3f}")
+print(f"truth    : slope {rho:.3f}")
 assert abs(law(process, rho, True)[0] - rho) < 1e-6
 
 # %% [markdown]
-# Told, the slope is right. Not told, it is not, although the *variance* of $y$ is right in both (up to the size of the
-# steps): as a cloud of targets the untold samples are right in mean and variance, they just belong to other sources.
+# With the source given, the slope is right. Without, it is not, although the *variance* of $y$ is right in both (up to the
+# size of the steps): as a cloud of targets the samples without are right in mean and variance, they just belong to other
+# sources.
 # What sets the wrong slope? Vary the correlation, the end of the chain, and the sampler:
 
 # %%
@@ -380,18 +392,18 @@ ends, share = [-6, -4, -2, -1, 0, 1, 2, 4, 6], torch.sigmoid(torch.tensor([-6, -
 lines, slopes = {"ddpm": share, "ddim": share.sqrt()}, {}
 for sampler, line in lines.items():
     for r in (-0.9, 0.3, 0.6, 0.9):
-        slopes[sampler, r] = [law(line_process(low, T=100), r, told=False, sampler=sampler)[0] for low in ends]
+        slopes[sampler, r] = [law(line_process(low, T=100), r, known=False, sampler=sampler)[0] for low in ends]
         off = float((torch.tensor(slopes[sampler, r]) - line).abs().max())
         print(f"{sampler}, true slope {r:4.1f}: at most {off:.3f} from abar_T{' ** 0.5' if sampler == 'ddim' else ''}")
         assert off < (0.02 if r > 0 else 0.12)
 
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(9, 3.1), layout="constrained")
-for axis_told, (x, y, slope) in found.items():
-    colour = plots.COLOURS["target"] if axis_told else "C7"
+for known, (x, y, slope) in found.items():
+    colour = plots.COLOURS["target"] if known else "C7"
     axes[0].scatter(x[:400], y[:400], s=4, color=colour)
-    axes[0].plot([-3, 3], [-3 * slope, 3 * slope], color=colour, label=f"{'told' if axis_told else 'not told'}: {slope:.2f}")
-axes[0].set(xlabel="source x", ylabel="drawn target y", title=f"Truth has slope {rho}: only telling gets it")
+    axes[0].plot([-3, 3], [-3 * slope, 3 * slope], color=colour, label=f"{'given' if known else 'not given'}: {slope:.2f}")
+axes[0].set(xlabel="source x", ylabel="drawn target y", title=f"Truth has slope {rho}: found with x given")
 axes[0].legend(frameon=False)
 marks = {-0.9: ("v", 3), 0.3: ("o", 9), 0.6: ("s", 6), 0.9: ("^", 3)}
 looks = {"ddpm": ("0.3", "ancestral; line: $\\bar\\alpha_T$"), "ddim": ("C9", "DDIM; line: $\\sqrt{\\bar\\alpha_T}$")}
@@ -400,56 +412,56 @@ for sampler, (colour, text) in looks.items():
     for r, (marker, size) in marks.items():
         name = f"truth {r}" if sampler == "ddpm" else None
         axes[1].plot(ends, slopes[sampler, r], marker, color=colour, markersize=size, markerfacecolor="none", label=name)
-axes[1].set(xlabel="log-SNR at the end of the chain", ylabel="slope, not told")
-axes[1].set_title("Not told: set by $\\bar\\alpha_T$ and the sampler")
+axes[1].set(xlabel="log-SNR at the end of the chain", ylabel="slope, x not given")
+axes[1].set_title("Not given: set by $\\bar\\alpha_T$ and the sampler")
 axes[1].legend(frameon=False, fontsize=7)
 plots.show(
     figure,
-    "Left: two clouds of drawn targets over sources with a line through each; that of the untold chain is steeper. "
-    "Right: slope of the untold chain over the end of the chain: points of four true slopes lie near one rising curve "
+    "Left: two clouds of drawn targets over sources with a line through each; that of the chain without x is steeper. "
+    "Right: slope of the chain without x over the end of the chain: points of four true slopes lie near one rising curve "
     "from zero to one for ancestral steps, and near another, higher one for DDIM.",
 )
 
 # %% [markdown]
-# The untold chain's answer has almost nothing to do with the correlation in the data, it may even have the wrong sign.
-# It is set by how noisy *we* let the start be, and by the sampler: about $\bar\alpha_T$ with ancestral steps,
+# Without the source the chain's answer has almost nothing to do with the correlation in the data, it may even have the
+# wrong sign. It is set by how noisy *we* let the start be, and by the sampler: about $\bar\alpha_T$ with ancestral steps,
 # $\sqrt{\bar\alpha_T}$ with DDIM. ($z_T$ has correlation $\sqrt{\bar\alpha_T}$ with $x$. The fresh noise of ancestral steps
 # costs that factor once more, DDIM adds none.) The chain takes the state for a mixture of any target and any source, and
 # forgets which source it came from. That is a mistake that pictures hide: what comes out looks like a source turned into
 # a target, and the noise at the end of the chain works as a knob for how much. (SDEdit, below, is such a knob on purpose.)
 
 # %% [markdown] tags=["slide"]
-# ## 5 · What is told can be taken out
+# ## 5 · What is known can be taken out
 #
 # So at every step $x$ is known, and $W_t^x$ too. Then the source's part of the state is a **known shift**. Subtract it:
 #
 # $$ r_t = z_t - \sqrt{\bar\alpha_t}\, W_t^x\, x \;\sim\; \mathcal N\big(\sqrt{\bar\alpha_t}\, W_t^y\, y,\;
 #    (1 - \bar\alpha_t)\, I\big), \qquad \mathrm{SNR}_t = \frac{(W_t^y)^2\, \bar\alpha_t}{1 - \bar\alpha_t} . $$
 #
-# A state of an ordinary conditional diffusion! *Told its source, a transition is a conditional diffusion of the target
+# A state of an ordinary conditional diffusion! *Given its source, a transition is a conditional diffusion of the target
 # with a noise schedule of its own.* Up to a factor, $r_t$ is $\sqrt{\bar\alpha'_t}\, y + \sqrt{1 - \bar\alpha'_t}\,
 # \varepsilon$ with $\bar\alpha'_t = \mathrm{SNR}_t / (1 + \mathrm{SNR}_t)$. If that is so, DDIM has to take the *same
 # path* in both. We try it on the mixture: one model with moving weights that starts at a source, one with weight 1
-# that never had a source in its state; both are told the label.
+# that never had a source in its state; both are given the label.
 
 # %%
 moving = flags(T=200)
 snr = moving.process.snr("x")[:-1]  # without t = T, where it is 0
 plain = mt.ForwardProcess(mt.NoiseSchedule(snr / (1 + snr)), {"x": 1.0, "label": 0.0})
 constant = mt.exact.LabelledMixture(**MIXTURE, process=plain)
-told = {"label": torch.arange(300) % 3}
-codes, t = moving.codes[told["label"]], 199
+given = {"label": torch.arange(300) % 3}
+codes, t = moving.codes[given["label"]], 199
 
 
 def taken_out(z, t):
     """r_t, scaled to variance 1 for data of variance 1."""
-    signal, noise = moving.process.at(t, z).level
-    size = (signal**2 * moving.process.at(t, z).W["x"] ** 2 + noise**2).sqrt()
-    return (z - signal * moving.process.at(t, z).W["label"] * codes) / size
+    at = moving.process.at(t, z)
+    size = (at.signal**2 * at.W["x"] ** 2 + at.noise**2).sqrt()
+    return (z - at.signal * at.W["label"] * codes) / size
 
 
 z, _ = moving.process.diffuse({"x": 0 * codes, "label": codes}, t, generator=rng(7))
-options = {"given": told, "rule": "conditioned", "sampler": "ddim", "steps": 25}
+options = {"given": given, "rule": "conditioned", "sampler": "ddim", "steps": 25}
 paths = zip(
     mt.sample_path(moving, 300, start=(t, z), **options),
     mt.sample_path(constant, 300, start=(t, taken_out(z, t)), **options),
@@ -465,7 +477,7 @@ assert apart < 1e-9
 # states (section 3 is where they differ: in the bound).
 #
 # Now the same on images, with the network that ships. It was built with `remove_told=True`: it subtracts the shift
-# before it looks. We check state and SNR by number.
+# before it looks; what is left is `.rest` of `mtdiff.state.State`. We check state and SNR by number.
 
 # %%
 model = mt.load("image-transition/shapes16")
@@ -476,17 +488,16 @@ batch = pairs[torch.arange(30)]
 target, given = batch["target"], {name: batch[name] for name in ("source", "direction")}
 for t in (100, 250, 400):
     z, eps = process.diffuse(model.encode(batch), t, generator=rng(8))
-    signal, noise = process.at(t, z).level
-    with torch.no_grad():
-        rest = z - signal * model.predict(z, t, given=given).known
+    state = State.of(process, model.modalities, z, t, given, present=None, known={})
+    at, rest, noise = state.at, state.rest, float(state.at.noise[0])
     slope = float((rest * target).sum() / (target**2).sum())  # least squares
     spread = rest - slope * target
     measured, error = slope**2 / float(spread.var()), 4 * (2 / rest.numel()) ** 0.5
     formula, share = float(process.snr("target")[t]), float((rest - z).square().mean() / z.square().mean())
     print(f"t = {t}: SNR {measured:.4f} measured, {formula:.4f} by formula; the shift was {share:.0%} of the state's power")
-    assert torch.allclose(rest, signal * process.at(t, z).W["target"] * target + noise * eps, atol=1e-5)
-    assert abs(slope - formula**0.5 * float(noise[0])) < 4 * float(noise[0]) / float(target.norm())
-    assert abs(float(spread.var()) / float(noise[0]) ** 2 - 1) < error
+    assert torch.allclose(rest, at.signal * at.W["target"] * target + at.noise * eps, atol=1e-5)
+    assert abs(slope - formula**0.5 * noise) < 4 * noise / float(target.norm())
+    assert abs(float(spread.var()) / noise**2 - 1) < error
 
 # %%
 baseline = mt.NoiseSchedule.log_snr(500, high=8.0, low=-8.0).abar
@@ -507,8 +518,8 @@ plots.show(
 )
 
 # %% [markdown] tags=["slide"]
-# **The honest consequence.** With everything told, starting at the source adds no *information* over starting at noise
-# and being told the source. Here even the schedules nearly agree until the last fifth, by our choice of the curve. What
+# **The honest consequence.** With everything given, starting at the source adds no *information* over starting at noise
+# and being given the source. Here even the schedules nearly agree until the last fifth, by our choice of the curve. What
 # is left to differ is that fifth, the ancestral step, the bound, and the *parametrisation*: how hard the network's task
 # looks to it. The last is not small. Three pilots from the time when this course was built, of one seed each and with
 # earlier curves:
@@ -531,7 +542,7 @@ plots.show(
 # %% [markdown] tags=["slide"]
 # ## 6 · The library does it in one line
 #
-# One network for all six directions: the direction is a label that is told, like the source.
+# One network for all six directions: the direction is a label that is given, like the source.
 
 # %% tags=["nbval-ignore-output"]
 night = pairs.values["source"][pairs.values["direction"] == 1][:6]
@@ -552,7 +563,7 @@ plots.show(
 
 # %% [markdown]
 # Here is one chain on its way, from a noisy night scene to day, next to what the model *expects* at each state. The
-# estimate is good long before the state is: the network is told the source.
+# estimate is good long before the state is: the network is given the source.
 
 # %% tags=["nbval-ignore-output"]
 k = picked[2]
@@ -660,7 +671,7 @@ for setting in (
 # Better than what? Two controls, with the same backbone, the same number of training steps and the same 25 network
 # evaluations for each sample, three seeds each:
 #
-# - **conditional**: an ordinary conditional diffusion. It starts at noise and is told the source. Section 5 says that
+# - **conditional**: an ordinary conditional diffusion. It starts at noise and is given the source. Section 5 says that
 #   it has the same information. (Palette, Saharia et al. 2022, is of this kind.)
 # - **SDEdit** (Meng et al. 2022): a diffusion of targets that never saw a source. The source is noised to some step and
 #   taken back from there. How far up, the *strength*, was chosen for each direction, as the best of seven on training
@@ -781,11 +792,11 @@ Markdown("\n".join(lines))
 # have an error of 0.011: what a seed does to both models is larger than what separates them. The test scenes are the
 # same for all seeds, and no error here knows of them.)
 #
-# Whatever the counts above say, section 5 tells how to read them. Between transition and conditional, differences can
+# Whatever the counts above say, section 5 says how to read them. Between transition and conditional, differences can
 # only come from schedule, step and parametrisation, not from what is known. And the schedules do differ: with these
 # curves the target's log-SNR is below -6 in 21% of the transition's steps, in 13% of the other's. Whoever reports that
 # starting at the source *itself* helps has to show that it is not the schedule. SDEdit is another matter: its model
-# has never seen a pair, and the source reaches it through noise alone. Like the untold chain of section 4 it sees the
+# has never seen a pair, and the source reaches it through noise alone. Like the chain without it of section 4 it sees the
 # source in its start only; the strength is the knob.
 
 # %% [markdown]
@@ -833,16 +844,16 @@ assert not power, power.message
 solved
 
 # %% [markdown]
-# **Exercise 2 (break it). A test that a wrong chain passes.** Somebody forgets to tell the source, and has one test: on
+# **Exercise 2 (break it). A test that a wrong chain passes.** Somebody forgets to give the source, and has one test: on
 # a Gaussian pair with $\rho = 0.6$ the slope must be within 0.01 of 0.6. Find the end of the chain (`low`) at which the
-# wrong chain *passes*, for any $\rho$ that is asked. *Hint*: `law(line_process(low, T=100), rho, told=False)[0]` rises
+# wrong chain *passes*, for any $\rho$ that is asked. *Hint*: `law(line_process(low, T=100), rho, known=False)[0]` rises
 # with `low`. $\bar\alpha_T = \rho$ is a first guess, but not exact at $T = 100$: bisect. Then look at the message: what
 # does your chain do on other data?
 
 
 # %% tags=["exercise"]
 def lucky_end(rho):
-    """The log-SNR at the end at which the untold chain has slope rho."""
+    """The log-SNR at the end at which the chain without the source has slope rho."""
     ...  # your code
 
 
@@ -853,7 +864,7 @@ def check_2(function):
         if low is None:
             return widgets.Verdict(False, "the function returns nothing yet")
         process = line_process(float(low), T=100)
-        slope, elsewhere = (law(process, r, told=False)[0] for r in (rho, 0.9))
+        slope, elsewhere = (law(process, r, known=False)[0] for r in (rho, 0.9))
         if not abs(slope - rho) < 0.01:
             return widgets.Verdict(False, f"at low = {float(low):.2f} the slope is {slope:.3f} where {rho:.3f} was asked")
     text = f"passed at 0.6, 0.3 and {rho:.3f}; but where the truth is 0.9 that last chain has slope {elsewhere:.2f}"
@@ -868,7 +879,7 @@ def lucky_end_solution(rho):
     low, high = -6.0, 6.0
     for _ in range(10):
         middle = (low + high) / 2
-        too_flat = law(line_process(middle, T=100), rho, told=False)[0] < rho
+        too_flat = law(line_process(middle, T=100), rho, known=False)[0] < rho
         low, high = (middle, high) if too_flat else (low, middle)
     return middle
 
@@ -938,9 +949,9 @@ solved
 #
 # - A falling and a rising curve turn a diffusion into a chain from one image to another. Its start is known exactly
 #   given the source, so the bound on $\log p(\text{target} \mid \text{source})$ has no prior term.
-# - The source must be told at **every** step. A start at the source alone gives a slope that is set by
+# - The source must be given at **every** step. A start at the source alone gives a slope that is set by
 #   $\bar\alpha_T$ and the sampler, hardly by the data.
-# - Told its source, a transition is a conditional diffusion with another noise schedule: DDIM takes the same path, to
+# - Given its source, a transition is a conditional diffusion with another noise schedule: DDIM takes the same path, to
 #   rounding. Information cannot differ; schedule and parametrisation can: on scenes it is a little behind (section 8).
 # - Its bound pays a price for the moving target, $\sum (\Delta W)^2 / (2 \Delta\tau)\; \mathbb E\,\|y - \hat y\|^2$,
 #   that finer steps do not remove.

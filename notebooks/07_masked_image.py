@@ -18,10 +18,10 @@
 # - put an image, its masked copy and the mask into one space, and say what is drawn when which of them is given;
 # - derive why a known code is taken out of $z_t$ before the network looks, and compute what it costs not to;
 # - say what RePaint and SDEdit compute, and show on three pixels that neither is the conditional law;
-# - tell, from a few draws for each of many holes, whether a sampler is as unsure as it is wrong;
+# - say, from a few draws for each of many holes, whether a sampler is as unsure as it is wrong;
 # - judge a claim of the kind "training on masks improves generation" by the controls that it needs.
 #
-# **You need** notebooks 02 (present sets) and 05 (telling, substitution). Section 2 recalls what it uses.
+# **You need** notebooks 02 (present sets) and 05 (conditioning, substitution). Section 2 recalls what it uses.
 # **Time**: 60 to 90 minutes to read, about one minute to run on a laptop CPU. No GPU, no download.
 #
 # Masked-image training is one of the settings of the paper (Chen et al. 2024,
@@ -44,8 +44,8 @@ from mtdiff.comparison import by_seed, mean_and_error, paired, tally
 from mtdiff.datasets.masks import MASKS, masks
 from mtdiff.experiments import masked_image, report
 from mtdiff.judges import scene_judge
+from mtdiff.laws import Gaussian
 from mtdiff.metrics import psnr
-from mtdiff.solvers import Guess, ancestral
 
 torch.set_num_threads(1)
 plots.style()
@@ -141,7 +141,7 @@ plots.show(
 
 # %%
 n, t, mu, sigma, known = 200_000, 250, 0.3, 0.6, 0.35
-s, noise = (level.double().item() for level in process.at(t, torch.zeros(1, 1)).level)
+s, noise = (level.double().item() for level in process.at(t, torch.zeros(1, 1)).level)  # in float32, as the model has it
 W = float(process.cumulative("mask")[t])
 c = 2.0 * (torch.rand(n, 1, generator=rng(1), dtype=torch.float64) < known) - 1
 x, eps = (torch.randn(n, 3, dtype=torch.float64, generator=rng(seed)) for seed in (2, 3))
@@ -154,45 +154,46 @@ for name, tau2 in (("with the image's spread", s**2 * sigma**2 + noise**2), ("wi
     off = (tests.mean(0) / tests.std(0) * n**0.5).abs().max()
     print(f"{name:24s}: error against three functions of z: at most {off:.1f} standard errors from 0")
     assert off < 4 if tau2 > noise**2 else off > 20
-logits = torch.randn(2, 2, 16, 16, generator=rng(4))  # the library's head: two logits at each pixel
-by_library = model.modalities["mask"].expected_code(logits)
-assert torch.allclose(by_library, ((logits[:, 1:] - logits[:, :1]) / 2).tanh().expand_as(by_library), atol=1e-6)
+with torch.no_grad():
+    head = model.predict(torch.randn(2, 3, 16, 16, generator=rng(4)), t).law["mask"]  # two logits at each pixel
+by_hand = ((head.logits[:, 1:] - head.logits[:, :1]) / 2).tanh()
+assert torch.allclose(head.expected_code(), by_hand.expand(-1, 3, -1, -1), atol=1e-6)
 print("the library's expected code is tanh of half the log-odds, in all three channels")
 
 # %% [markdown] tags=["slide"]
 # ### Step 2: three tasks and two coins
 #
-# Masked image and mask can be *in the sum* or not (the present set $S$ of notebook 02), and the network can be *told*
+# Masked image and mask can be *in the sum* or not (the present set $S$ of notebook 02), and the network can be *given*
 # them or not (rule 3 of notebook 05). That makes four cases for one network:
 #
-# | in the sum? | told? | what the network learns |
+# | in the sum? | given? | what the network learns |
 # |---|---|---|
 # | yes | no | to draw image, masked image and mask **jointly** |
 # | yes | yes | to fill holes, with the known codes in the chain (*told*) |
 # | no | yes | to fill holes, with the image alone in the chain (*told alone*): the same task, says step 3 |
 # | no | no | to draw an image, nothing else: **plain generation** |
 #
-# For each set $S$, and told or not, notebook 03's argument gives a bound of its own: on $\log p(x, x \cdot b, b)$, on
+# For each set $S$, and given or not, notebook 03's argument gives a bound of its own: on $\log p(x, x \cdot b, b)$, on
 # $\log p(\text{hidden pixels} \mid x \cdot b, b)$ (twice), on $\log p(x)$. Training draws a task for each example with
 # two coins, `drop` and `give`, which are independent of the example. So the expected loss is the mean of four losses,
 # weighted by how often each task comes up, and each of them is, up to the weights of its terms (notebook 03), one of
 # these bounds.
 #
-# Masked image and mask are *dropped together and told together*: either without the other would be another task. So
+# Masked image and mask are *dropped together and given together*: either without the other would be another task. So
 # `drop={"masked": 0.5, "mask": "masked"}`: a name in place of a number shares that coin. We count. (The exception stops
 # the loss just before the network would run.)
 
 
 # %%
 class Seen(Exception):
-    """What the loss is about to tell the network."""
+    """What the loss is about to give to the network."""
 
 
 def coins(drop, give, n=8000, seed=0):
-    """Which of n examples have each modality in the sum, and which are told it: two {name: (n,) bool}."""
+    """Which of n examples have each modality in the sum, and which know it: two {name: (n,) bool}."""
 
     def stop(_, arguments):
-        raise Seen(*arguments[-2:])  # present, told
+        raise Seen(*arguments[-2:])  # present, known
 
     handle = model.register_forward_pre_hook(stop)
     try:
@@ -205,12 +206,12 @@ def coins(drop, give, n=8000, seed=0):
 
 
 both = {"masked": 0.5, "mask": "masked"}
-present, told = coins(drop=both, give=both)
-for coin in (present, told):
+present, known = coins(drop=both, give=both)
+for coin in (present, known):
     assert torch.equal(coin["masked"], coin["mask"])
-for inside, heard in itertools.product((True, False), repeat=2):
-    share = float(((present["mask"] == inside) & (told["mask"] == heard)).double().mean())
-    print(f"in the sum: {inside!s:5s} told: {heard!s:5s} share of examples {share:.3f}")
+for inside, given in itertools.product((True, False), repeat=2):
+    share = float(((present["mask"] == inside) & (known["mask"] == given)).double().mean())
+    print(f"in the sum: {inside!s:5s} given: {given!s:5s} share of examples {share:.3f}")
     assert abs(share - 0.25) < 4 * (0.25 * 0.75 / 8000) ** 0.5
 
 # %% [markdown]
@@ -219,7 +220,7 @@ for inside, heard in itertools.product((True, False), repeat=2):
 
 # %% tags=["nbval-ignore-output"]
 def denoising(drop, give, batches, seed):
-    """Mean and standard error of the loss of the aggregate, for coins that show "dropped" and "told" with these odds."""
+    """Mean and standard error of the loss of the aggregate, for coins that show "dropped" and "given" with these odds."""
     odds = [{"masked": chance, "mask": "masked"} for chance in (drop, give)]
     g, found = rng(seed), []
     with torch.no_grad():
@@ -244,23 +245,25 @@ assert each["told"][0] < each["plain"][0] < each["jointly"][0]
 assert abs(each["told"][0] / each["told alone"][0] - 1) < 0.15
 
 # %% [markdown]
-# The task decides how much there is left to know. (A told example is scored by the mean over its *hidden* pixels: the
-# known ones are copied, so they do not count.) The two ways of telling agree within their errors. Step 3 will say why:
-# they are one task in two forms.
+# The task decides how much there is left to know. (An example that knows its mask is scored by the mean over its *hidden*
+# pixels: the known ones are copied, so they do not count.) The two ways of giving it agree within their errors. Step 3
+# will say why: they are one task in two forms.
 #
 # How often should each task come up? That is not innocent. In a first version of this experiment, with equal rates and
 # $W_t$ up to 1, the joint task drowned the others: all three pictures have to be guessed, so its loss is large and
-# noisy, and the network hardly learned to use what it was told. The model here is told in 70% of its examples, has
-# masked image and mask in the sum in 20%, and $W_t$ ends at 0.3.
+# noisy, and the network hardly learned to use what it was given. The model here is given masked image and mask in 70% of
+# its examples, has them in the sum in 20%, and $W_t$ ends at 0.3.
 
 # %% [markdown] tags=["slide"]
 # ### Step 3: take out what is known
 #
 # Let $g = \sum_{j \ne i} W_t^j\, c_j$ be the other codes themselves (not their expectations) in $z_t = s\,(x + g) +
 # n\,\varepsilon$ (here $W^x = 1$). A head does not start from nothing: it starts from the *best linear guess* of a
-# coordinate with variance 1, $k_t z_t$, and learns what is missing (`ForwardProcess.wiener`; for $W^x = 1$ the gain is
-# $k_t = s$). But that guess was made for a state with the image alone in it. How wrong is this linear guess when $g$ is
-# there too? With $x - k_t z_t = (1 - k_t s)\,x - k_t s\, g - k_t n\, \varepsilon$ and independent noise,
+# coordinate with variance 1, $k_t z_t$, and learns what is missing (`.gain` and `.variance` of `process.at(t, z)`; for
+# $W^x = 1$ the gain is $k_t = s$. With $\sigma = n / (W^x s)$ these are EDM's $c_\text{skip} / (W^x s)$ and
+# $c_\text{out}^2$, Karras et al. 2022, for data of variance 1). But that guess was made for a state with the image
+# alone in it. How wrong is this linear guess when $g$ is there too? With $x - k_t z_t = (1 - k_t s)\,x - k_t s\, g -
+# k_t n\, \varepsilon$ and independent noise,
 #
 # $$ \mathbb E(x - k_t z_t)^2 = \underbrace{(1 - k_t s)^2\, \mathbb E x^2 + k_t^2 n^2}_{\text{without } g}
 #    + \underbrace{k_t^2 s^2\, \mathbb E g^2 - 2 (1 - k_t s)\, k_t s\, \mathbb E[x g]}_{\text{added by } g} . $$
@@ -274,8 +277,8 @@ codes = {name: code.double() for name, code in model.encode({k: v[:100] for k, v
 x, grid, lines, dots = codes["image"], list(range(0, 501, 25)), {"state": [], "rest": []}, {"state": [], "rest": []}
 for t in grid:
     z, _ = process.diffuse(codes, t, generator=rng(t))
-    (s, n), k = (level[:1] for level in process.at(t, z).level), process.at(t, z).gain("image")[:1]
-    g = process.aggregate(codes, t) - x
+    at, g = process.at(t, z[:1]), process.aggregate(codes, t) - x
+    s, n, k = at.signal, at.noise, at.gain("image")
     with_g = k**2 * s**2 * g.square().mean() - 2 * (1 - k * s) * k * s * (x * g).mean()
     without = (1 - k * s) ** 2 * x.square().mean() + k**2 * n**2
     for name, formula, start in (("state", without + with_g, z), ("rest", without, z - s * g)):
@@ -299,13 +302,13 @@ plots.show(
 # %% [markdown]
 # The worst is at clean steps, where the image is nearly there and a tenth of two pictures lies on it. (From about $t =
 # 250$ on the guess from the state is even slightly better, because $g$ resembles $x$: $\mathbb E[x g] > 0$. A network
-# that is told $g$ loses nothing by the subtraction: it can put that back.) A network could learn to undo all of it, if
-# it is told what $g$ is. But then it spends its capacity on copying. So the library does the subtraction:
-# `remove_told=True` for what the network sees, `start="rest"` for the linear guess of a head. What is *not* told is
-# taken out by its expected code, as the other heads give it. Told codes that are in the chain are then as good as
+# that is given $g$ loses nothing by the subtraction: it can put that back.) A network could learn to undo all of it, if
+# it is given what $g$ is. But then it spends its capacity on copying. So the library does the subtraction:
+# `remove_told=True` for what the network sees, `start="rest"` for the linear guess of a head. What is *not* known is
+# taken out by its expected code, as the other heads give it. Known codes that are in the chain are then as good as
 # absent: *told* and *told alone* leave the network the same rest.
 #
-# And a third piece of free knowledge: a told pixel that the mask calls known *is* the image's pixel
+# And a third piece of free knowledge: a given pixel that the mask calls known *is* the image's pixel
 # (`revealed_by=("masked", "mask")`). The head returns it as it is. And what $z_t$ has at such a pixel, a known value
 # plus noise, says nothing about any other: the noise is independent. So the network need not see it. It is shown the
 # *best linear guess* of each pixel instead: known ones as they are, hidden ones $k_t$ times the rest, which fades to
@@ -316,21 +319,20 @@ plots.show(
 t, few = 120, {name: value[:4] for name, value in scenes.items()}
 codes = {name: code.double() for name, code in model.encode(few).items()}
 z, _ = process.diffuse(codes, t, generator=rng(8))
-(s, _), (k, _) = process.at(t, z).level, process.at(t, z).gain("image"), process.at(t, z).variance("image")
-entered = []
+at, entered = process.at(t, z), []
 handles = [model.modalities["image"].out.register_forward_hook(lambda module, seen, out: 0 * out)]
 handles.append(model.backbone.register_forward_pre_hook(lambda module, seen: entered.append(seen[0])))
 with torch.no_grad():
     guess = model.predict(z, t, given={"masked": few["masked"], "mask": few["mask"]}).law["image"].mean
 for handle in handles:
     handle.remove()
-by_hand = k * (z - s * (process.aggregate(codes, t) - codes["image"]))
-shown = few["mask"].bool().expand_as(few["image"])
-print(f"hidden pixels: largest difference to k (z - s g) {(guess - by_hand)[~shown].abs().max():.0e}")
-print(f"known pixels: largest difference to the image {(guess - few['image'])[shown].abs().max():.0e}")
-assert torch.allclose(guess[~shown], by_hand[~shown].to(guess.dtype), atol=1e-4)
+by_hand = at.gain("image") * (z - at.signal * (process.aggregate(codes, t) - codes["image"]))
+known = few["mask"].bool().expand_as(few["image"])
+print(f"hidden pixels: largest difference to k (z - s g) {(guess - by_hand)[~known].abs().max():.0e}")
+print(f"known pixels: largest difference to the image {(guess - few['image'])[known].abs().max():.0e}")
+assert torch.allclose(guess[~known], by_hand[~known].to(guess.dtype), atol=1e-4)
 print(f"what the network sees: largest difference to this guess {(guess - entered[0]).abs().max():.0e}")
-assert torch.equal(guess[shown], few["image"][shown].to(guess.dtype))
+assert torch.equal(guess[known], few["image"][known].to(guess.dtype))
 assert torch.allclose(guess, entered[0].to(guess.dtype), atol=1e-4)
 
 # %% [markdown] tags=["slide"]
@@ -352,38 +354,32 @@ assert torch.allclose(guess, entered[0].to(guess.dtype), atol=1e-4)
 
 
 # %%
-class Pixels:
+class ThreePixels(mt.Denoiser):
     """The exact model of three pixels x ~ N(mean, C), an image of shape (1, 1, 3), in the form that samplers expect."""
 
-    rule, sampler, conditions = None, "ddpm", ()
-    modalities, space, device = ("image",), (1, 1, 3), torch.device("cpu")
+    modalities, space, sampler = {"image": mt.Image((1, 1, 3))}, (1, 1, 3), "ddpm"
     process = mt.ForwardProcess(mt.NoiseSchedule.log_snr(480, 8.0, -8.0), {"image": 1.0})
 
     def __init__(self, mean, covariance):
         self.mean, self.C = torch.tensor(mean).double(), torch.tensor(covariance).double()
 
-    def check(self, values, what="batch"):
-        return len(values["image"])
-
     def encode(self, values):
         return dict(values)
 
     def predict(self, z, t, *, given=None, present=None):
-        s, n = (level.flatten()[0] for level in self.process.at(t, z).level)
+        at = self.process.at(t, z)
+        s, n = at.signal.flatten()[0], at.noise.flatten()[0]
         G = torch.linalg.solve(s**2 * self.C + n**2 * torch.eye(3).double(), s * self.C).T
         m = (self.mean + (z.flatten(1) - s * self.mean) @ G.T).view_as(z)
-        return mt.Prediction(m, {"image": m}, {"image": m})
-
-    def read(self, z, t, **options):
-        return self.predict(z, t).params
+        return mt.Prediction(m, {"image": Gaussian(m, at.variance("image"))}, {"image": m})
 
 
 rho = torch.tensor([0.9, 0.3]).double()
-three = Pixels([0.0] * 3, [[1.0, 0.9, 0.3], [0.9, 1.0, 0.27], [0.3, 0.27, 1.0]])  # knows nothing
-informed = Pixels([1.0, 0.9, 0.3], [[0.0] * 3, [0.0, 1 - 0.9**2, 0.0], [0.0, 0.0, 1 - 0.3**2]])  # is told the first
+three = ThreePixels([0.0] * 3, [[1.0, 0.9, 0.3], [0.9, 1.0, 0.27], [0.3, 0.27, 1.0]])  # knows nothing
+informed = ThreePixels([1.0, 0.9, 0.3], [[0.0] * 3, [0.0, 1 - 0.9**2, 0.0], [0.0, 0.0, 1 - 0.3**2]])  # given the first
 
 # %% [markdown]
-# *Telling* is nothing but another exact model: that of $p(x \mid x_1 = 1)$. Its covariance is $C$ less what the first
+# *Conditioning* is nothing but another exact model: that of $p(x \mid x_1 = 1)$. Its covariance is $C$ less what the first
 # pixel explains: $C_{ij} - C_{i1} C_{1j}$.
 #
 # Look at one step first. RePaint's chain uses $\mathbb E[x_2 \mid z_t]$, in which the first pixel is seen *through
@@ -395,12 +391,12 @@ assert torch.allclose(informed.C, three.C - three.C[:, :1] * three.C[:1])
 for t in (120, 240, 300, 360):
     z = torch.zeros(1, 1, 1, 3).double()
     z[..., 0] = three.process.schedule.abar[t].sqrt()
-    by_noise, by_telling = (m.predict(z, t).aggregate.flatten()[1] for m in (three, informed))
-    print(f"t = {t}: E[x_2 | z] {by_noise:.3f}, E[x_2 | z, x_1 = 1] {by_telling:.3f}")
-assert by_noise < 0.1 * by_telling
+    by_noise, by_value = (m.predict(z, t).aggregate.flatten()[1] for m in (three, informed))
+    print(f"t = {t}: E[x_2 | z] {by_noise:.3f}, E[x_2 | z, x_1 = 1] {by_value:.3f}")
+assert by_noise < 0.1 * by_value
 
 # %% [markdown]
-# Where the noise is large, overwriting tells the chain almost nothing of a pixel that is perfectly known. That the
+# Where the noise is large, overwriting says to the chain almost nothing of a pixel that is perfectly known. That the
 # guess for the hidden part never conditions on the known part was pointed out for video by Ho et al. (2022), for
 # proteins by Trippe et al. (2023).
 #
@@ -415,6 +411,12 @@ def affine(function):
     return (out[1:] - out[0]).T, out[0]
 
 
+def back(model, z, t, u):
+    """The mean of the library's ancestral step; W = 1, so the aggregate at u is that at t."""
+    m = model.predict(z, t).aggregate
+    return model.process.back(z, m, m, t, u)[0]
+
+
 # %%
 def law(model, steps=24, repeats=1, paint=False, start=None):
     """Means and variances of the hidden pixels at the end of an ancestral chain; with `paint`, of RePaint's.
@@ -423,9 +425,8 @@ def law(model, steps=24, repeats=1, paint=False, start=None):
     """
     process, abar, eye = model.process, model.process.schedule.abar, torch.eye(3).double()
     top, mean, P = start or (process.steps, torch.zeros(3).double(), eye)
-    times = torch.linspace(top, 0, steps + 1).round().long().tolist()
-    for t, u in itertools.pairwise(times):
-        M, b = affine(lambda z, t=t, u=u: ancestral(process, z, Guess(model.predict(z, t).aggregate, {}), t, u, 0 * z))
+    for t, u in itertools.pairwise(process.times(steps, top)):
+        M, b = affine(lambda z, t=t, u=u: back(model, z, t, u))
         alpha = abar[t] / abar[u]
         fresh = (1 - alpha) * (1 - abar[u]) / (1 - abar[t])  # variance of the step's noise, notebook 05
         for repeat in range(repeats):
@@ -433,7 +434,7 @@ def law(model, steps=24, repeats=1, paint=False, start=None):
             if paint:  # the first pixel is 1, noised as at step u, whatever the rest
                 mean[0], P[0], P[:, 0] = abar[u].sqrt(), 0.0, 0.0
                 P[0, 0] = 1 - abar[u]
-            if repeat < repeats - 1:
+            if repeat < repeats - 1:  # up again: `process.ahead`
                 mean, P = alpha.sqrt() * mean, alpha * P + (1 - alpha) * eye
     M, b = affine(lambda z: model.predict(z, 0).aggregate)
     return (M @ mean + b)[1:], (M @ P @ M.T).diagonal()[1:]
@@ -447,7 +448,8 @@ def guide(strength):
 
 
 # %% [markdown]
-# Other side: 20,000 draws of the library's own `repaint`, `sdedit` and `sample`.
+# Other side: 20,000 draws of the library's own `repaint`, `sdedit` and `sample`. (`repaint` is `sample` with `repeats`, and
+# an `after_step` that overwrites; `sdedit` is `sample` with a `start`.)
 
 # %%
 n = 20_000
@@ -468,7 +470,7 @@ for way, drawn in draws.items():
     assert ((found[1] / variance - 1).abs() < 4 * (2 / n) ** 0.5).all()
 
 # %% [markdown] tags=["slide"]
-# Telling has the right means after 24 steps. Its variances are too small, and that is the sampler's doing: ancestral
+# Conditioning has the right means after 24 steps. Its variances are too small, and that is the sampler's doing: ancestral
 # steps are too narrow when they are long. More steps cure it. Do more steps, or repeats, or another strength, cure the
 # others?
 
@@ -497,13 +499,13 @@ for axis, truth, what in zip(axes, (rho, 1 - rho**2), ("mean", "variance"), stri
     axis.plot(*truth, "*", color="black", markersize=14, label="truth")
     axis.set(xlabel=f"{what} of the near pixel", ylabel=f"{what} of the far pixel")
 axes[0].legend(frameon=False, fontsize=8)
-axes[0].set_title("Telling has the right means from the first")
+axes[0].set_title("Conditioning has the right means from the first")
 work = {"told": (0, "480 evaluations"), "RePaint": (2, "7,680"), "SDEdit": (3, "24")}
 best = [f"{way} {min(misses[k]):.2f} ({cost})" for way, (k, cost) in work.items()]
 axes[1].set_title("Distance to the truth in all four numbers, at best:\n" + ", ".join(best), fontsize=9)
 plots.show(
     figure,
-    "Means and variances of near against far pixel. Telling stays at the true means, its variances rise to the truth; "
+    "Means and variances of near against far pixel. Conditioning stays at the true means, its variances rise to the truth; "
     "RePaint comes closer with each doubling of repeats; SDEdit's curve passes the truth at a distance.",
 )
 
@@ -518,8 +520,8 @@ plots.show(
 # %% [markdown] tags=["slide"]
 # ## 3 · The library does it in one line
 #
-# `mt.sample(model, n, given={"masked": ..., "mask": ...})`. The model's card says that given values are *told*. Three
-# draws for each of eight holes:
+# `mt.sample(model, n, given={"masked": ..., "mask": ...})`. The model's card says that given values condition the
+# network. Three draws for each of eight holes:
 
 # %%
 kinds = [*MASKS, "box", "blobs", "border"]
@@ -587,7 +589,7 @@ assert fit < others
 # ### Four times the pixels
 #
 # The same scenes at 32×32, half of each hidden, by a model of 0.7 million parameters that ships too (one seed,
-# `mtdiff train masked-image --data shapes32`; its [figures](measured.md)). *Repeated* is told, with steps that are
+# `mtdiff train masked-image --data shapes32`; its [figures](measured.md)). *Repeated* is the same, with steps that are
 # taken again (section 5):
 
 # %%
@@ -642,7 +644,7 @@ for way in ("told", "repaint", "sdedit"):
 #
 # The 24 evaluations do not count the final reading. *told*, *repeated* and *substitute* (rule 1 of notebook 05) use the
 # masked-image model, *repaint* and *sdedit* the
-# plain one. *repeated* is telling with RePaint's trick, fewer steps that are taken again and again
+# plain one. *repeated* is *told* with RePaint's trick, fewer steps that are taken again and again
 # (`mt.sample(..., repeats=4)`), so that both get it. The number of repeats (for RePaint 1, 2, 4 or 8) and SDEdit's
 # strength are, for each share, those with the best PSNR on 64 training scenes. (For SDEdit that is mostly 0.3, the lowest
 # we tried: chosen by PSNR, it hardly draws. *told* has nothing that was chosen.)
@@ -669,7 +671,7 @@ plots.show(figure, "Three panels over the hidden share, a line with error bars f
 
 # %% [markdown]
 # The same with every way that every variant has, at half the pixels hidden (PSNR / SSIM). *mean* is no draw but
-# $\mathbb E[\text{image} \mid \text{told}]$ by one evaluation; *clean*: the variant without a shared space is shown
+# $\mathbb E[\text{image} \mid \text{given}]$ by one evaluation; *clean*: the variant without a shared space is shown
 # masked image and mask without noise. *alone* and *joint* are feature distances of section 6, where the variants are
 # explained:
 
@@ -716,7 +718,7 @@ print(tally(counted))
 # $B = V'$: **as unsure as wrong** (in weather forecasting: spread should match error, Fortin et al. 2014). $B/V'$ needs
 # nobody's posterior, only a few draws. On the three pixels we know what to expect. Let the first be $a \sim \mathcal
 # N(0, 1)$, another for each example; a way's mean is then $a$ times that of step 4. So for a way with mean $\mu'$ and
-# variance $V'$ there, a hidden pixel should have $B = (1 - \rho^2) + (\mu' - \rho)^2$. We try telling, and SDEdit with
+# variance $V'$ there, a hidden pixel should have $B = (1 - \rho^2) + (\mu' - \rho)^2$. We try conditioning, and SDEdit with
 # a low strength.
 
 
@@ -783,7 +785,7 @@ for way, option in chosen.items():
 # |---|---|
 # | masked | image, masked image and mask superposed: the model of this notebook |
 # | plain | images only |
-# | augment | told masked image and mask as often, but they are never in the sum and have no loss |
+# | augment | given masked image and mask as often, but they are never in the sum and have no loss |
 # | own channels | as masked, but side by side in 7 channels, with constant weights of 1 |
 # | unshared | a noise and a time for each modality; only the network's trunk is shared |
 #
@@ -866,7 +868,7 @@ def effect(path, before, after):
 
 questions = {
     "masked-image training, all in all": ("plain", "masked"),
-    "being told of masks, without a loss for them": ("plain", "augment"),
+    "being given masks, without a loss for them": ("plain", "augment"),
     "masks as modalities with losses, on top": ("augment", "masked"),
     "superposition, against own channels": ("own-channels", "masked"),
     "one shared space, against none": ("unshared", "masked"),
@@ -880,13 +882,13 @@ for question, found in answers.items():
 Markdown("\n".join([*rows, "", tally(gain for found in answers.values() for gain, _ in found)]))
 
 # %% [markdown]
-# One of ten is clear: by DDIM, being told of masks helps, by 4.3 ± 0.4. What their codes and
+# One of ten is clear: by DDIM, being given masks helps, by 4.3 ± 0.4. What their codes and
 # losses cost on top (3.8 ± 1.4) is not, and neither is the sum: masked-image training has not been shown to help or to
 # hurt here. (In pixels, the third column of the table before, *masked* looks worse than *plain*.) The second and third
 # line add up to the first: that is the reviewers' question as a sum. *Augmentation*, if anything helps there, shows in
 # the second; *transfer* from the extra modalities in the third. (What *masked* has beyond *augment* is a network that
-# sees the superposition in 6% of its examples, untold and with the masks in the sum, the losses of two more heads on
-# the examples that are not told, and an extra loss of weight 0.1 for the image's own head: the third line is not
+# sees the superposition in 6% of its examples, with the masks in the sum and not given, the losses of two more heads on
+# the examples that do not know them, and an extra loss of weight 0.1 for the image's own head: the third line is not
 # transfer alone.) The last two lines change more than their names say: both rivals have constant weights of 1, and
 # *unshared* has times and losses of its own. They compare designs and isolate no cause.
 #
@@ -900,14 +902,14 @@ Markdown("\n".join([*rows, "", tally(gain for found in answers.values() for gain
 # ## 7 · Exercises
 #
 # **Exercise 1 (warm-up). How much plain training is left?** Given `drop` and `give` as the loss takes them, return
-# the share of examples in which the image is *alone in the sum and told nothing*. Coins of different names are
+# the share of examples in which the image is *alone in the sum and nothing is given*. Coins of different names are
 # independent; a name in place of a number shares that modality's coin. Both dictionaries name both modalities, and
 # chances are floats. *Hint*: only the numbers throw coins.
 
 
 # %% tags=["exercise"]
 def share_of_plain_examples(drop, give):
-    """The share of examples with neither masked image nor mask in the sum, nor told."""
+    """The share of examples with neither masked image nor mask in the sum, nor given."""
     ...  # your code
 
 
@@ -922,8 +924,8 @@ def check_1(function):
     a, b, c = (0.6 + 0.3 * torch.rand(3)).tolist()
     cases += [({"masked": a, "mask": b}, {"masked": "mask", "mask": 1 - c})]
     for k, (drop, give) in enumerate(cases):
-        present, told = coins(drop, give, seed=20 + k)
-        counted = float((~(present["masked"] | present["mask"] | told["masked"] | told["mask"])).double().mean())
+        present, known = coins(drop, give, seed=20 + k)
+        counted = float((~(present["masked"] | present["mask"] | known["masked"] | known["mask"])).double().mean())
         share = function(drop, give)
         if share is None:
             return widgets.Verdict(False, "the function returns nothing yet")
@@ -954,25 +956,25 @@ assert not deaf, deaf.message
 solved
 
 # %% [markdown]
-# **Exercise 2 (break it). A lie about the mask.** The model believes what it is told. Return a mask with which it
+# **Exercise 2 (break it). A lie about the mask.** The model believes what it is given. Return a mask with which it
 # leaves the hole *exactly* grey, although the masked image is the honest one. *Hint*: what does `revealed_by` do with
 # a pixel that the mask calls known?
 
 
 # %% tags=["exercise"]
 def lie(masked, mask):
-    """A mask (N, 1, 16, 16) to be told in place of the true one."""
+    """A mask (N, 1, 16, 16) to be given in place of the true one."""
     ...  # your code
 
 
 # %% tags=["check"]
 def check_2(function):
     picture, hole = image[:6], masks(6, 16, "box", 0.4, seed=6)
-    told_mask = function(picture * hole, hole)
-    if told_mask is None:
+    answer = function(picture * hole, hole)
+    if answer is None:
         return widgets.Verdict(False, "the function returns nothing yet")
     try:
-        given = {"masked": picture * hole, "mask": told_mask}
+        given = {"masked": picture * hole, "mask": answer}
         drawn = mt.sample(model, 6, given=given, steps=8, generator=rng(18))["image"]
     except ValueError as error:
         return widgets.Verdict(False, str(error))
@@ -1061,7 +1063,7 @@ for count in (1, 4, 12):
 
 # %% [markdown]
 # 1 and 4 are level, 12 is behind, and the judge reads fewer scenes right there, too: the direction of the derivation, but
-# no proof. Forty scenes do not tell more.
+# no proof. Forty scenes do not say more.
 
 # %% [markdown] tags=["slide"]
 # ## What we learned, what comes next
@@ -1082,14 +1084,14 @@ sentences = []
 for k, way in enumerate(("24 ancestral steps", "25 DDIM steps")):
     gains = [answers[question][k][0] for question in list(questions)[:3]]
     assert abs(gains[0].mean - gains[1].mean - gains[2].mean) < 1e-6
-    both, told, losses = (f"{-g.mean:+.1f} ± {g.stderr:.1f} ({'clear' if g.clear else 'not clear'})" for g in gains)
+    both, given, losses = (f"{-g.mean:+.1f} ± {g.stderr:.1f} ({'clear' if g.clear else 'not clear'})" for g in gains)
     text = f"by {way} masked-image training changes the feature distance of images drawn alone by {both}: "
-    sentences.append(text + f"{told} by being told of masks, {losses} by masks as modalities with losses")
+    sentences.append(text + f"{given} by being given masks, {losses} by masks as modalities with losses")
 Markdown("\n".join(f"- {text}." for text in (*sentences, "Lower is better; three seeds each, 16 by 16 pixels, equal steps")))
 
 # %% [markdown]
 # | notebook | question |
 # |---|---|
-# | 05 sampling and conditioning, 06 image transition | telling, and a given modality that is an image |
+# | 05 sampling and conditioning, 06 image transition | conditioning, and a given modality that is an image |
 # | **07 masked image** | you are here |
 # | 08 image and label | what does a label cost and buy, how does it get in, and what does guidance draw? |

@@ -33,8 +33,8 @@
 # %%
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import torch
@@ -48,9 +48,10 @@ from mtdiff.datasets import MIXTURE, digits, planted
 from mtdiff.experiments import report
 from mtdiff.experiments.label_scores import named_shapes
 from mtdiff.judges import label_judge
+from mtdiff.laws import Categorical
 from mtdiff.metrics import calibration_error, frechet_distance, temperature
 from mtdiff.probes import head_logits
-from mtdiff.solvers import Guess, ddim
+from mtdiff.solvers import Guess, frozen
 
 torch.set_num_threads(1)
 plots.style()
@@ -167,10 +168,10 @@ print(tally(ahead.values()))
 
 # %% [markdown]
 # All three networks have the same backbone and saw as many batches. The joint model saw the plain image, without the
-# label's code and untold, in only a fifth of its examples, and its trunk also had to learn to draw. It is clearly
-# behind the classifier of noisy images in the middle, by 2 to 4 points at log-SNR 0 and one level cleaner, and nowhere
-# else. (Differences are taken seed by seed, and called clear, with a star, as section 8 of notebook 04 says. How far
-# below their ceiling all three are, nobody knows: for digits $q(y \mid z_t)$ cannot be computed.)
+# label's code and without the label, in only a fifth of its examples, and its trunk also had to learn to draw. It is
+# clearly behind the classifier of noisy images in the middle, by 2 to 4 points at log-SNR 0 and one level cleaner, and
+# nowhere else. (Differences are taken seed by seed, and called clear, with a star, as section 8 of notebook 04 says.
+# How far below their ceiling all three are, nobody knows: for digits $q(y \mid z_t)$ cannot be computed.)
 #
 # ### Step 2: is 90% sure right in 90%?
 #
@@ -231,13 +232,13 @@ assert abs(best * by_library - 1) < 0.02
 # %% [markdown] tags=["slide"]
 # ### Step 3: guidance is an extrapolation
 #
-# To draw a given class, notebook 05 told the backbone: $\mathbb E[m \mid z_t, y]$ instead of $\mathbb E[m \mid z_t]$.
-# Tweedie's formula says what telling adds:
+# To draw a given class, notebook 05 gave it to the backbone: $\mathbb E[m \mid z_t, y]$ instead of $\mathbb E[m \mid
+# z_t]$. Tweedie's formula says what that adds:
 #
 # $$ \mathbb E[m \mid z_t, y] - \mathbb E[m \mid z_t]
 #    = \frac{1 - \bar\alpha_t}{\sqrt{\bar\alpha_t}}\; \nabla_{z_t} \log q(y \mid z_t) . $$
 #
-# **Guidance** with scale $g$ multiplies what telling adds: $\mathbb E[m \mid z_t] + g\,(\mathbb E[m \mid z_t, y] -
+# **Guidance** with scale $g$ multiplies what the label adds: $\mathbb E[m \mid z_t] + g\,(\mathbb E[m \mid z_t, y] -
 # \mathbb E[m \mid z_t])$. Written with the two estimates it is *classifier-free*, with the gradient it is *classifier*
 # guidance. To see what it does we need data in which the label is not all there is. Four clusters in the plane: across
 # is the *shape*, left or right; up is the *colour*. Left shapes are mostly up, right ones mostly down, in **80%**:
@@ -247,19 +248,18 @@ toy = mt.exact.planted_mixture(0.8)
 points = toy.draw(2000, rng(5))
 t, z = 220, 1.5 * torch.randn(5, 2, dtype=torch.float64, generator=rng(6))
 leaf = z.clone().requires_grad_()
-untold = toy.predict(leaf, t)
-left = untold.law["label"].logits[:, [0, 1]].logsumexp(1)  # log q(left | z_t)
+plain, at = toy.predict(leaf, t), toy.process.at(t, z)
+left = plain.law["label"].logits[:, [0, 1]].logsumexp(1)  # log q(left | z_t)
 (gradient,) = torch.autograd.grad(left.sum(), leaf)
-signal, noise = toy.process.at(t, z).level
-weights = untold.law["label"].logits[:, [0, 1]].softmax(1)  # of the two left clusters
+weights = plain.law["label"].logits[:, [0, 1]].softmax(1)  # of the two left clusters
 each = [toy.predict(z, t, given={"label": torch.full((5,), k)}).aggregate for k in (0, 1)]
-told = sum(weights[:, [k]].detach() * each[k] for k in (0, 1))
-gap = told - untold.aggregate.detach() - noise**2 / signal * gradient
-print(f"told less untold, and the gradient: largest difference {gap.abs().max():.1e}")
+given = sum(weights[:, [k]].detach() * each[k] for k in (0, 1))
+gap = given - plain.aggregate.detach() - at.noise**2 / at.signal * gradient
+print(f"given less not given, and the gradient: largest difference {gap.abs().max():.1e}")
 assert gap.abs().max() < 1e-10
 
 # %% [markdown]
-# **What law does guidance draw from?** Telling, $g = 1$, draws the class. For $g > 1$ one reads that it draws
+# **What law does guidance draw from?** $g = 1$ draws the class. For $g > 1$ one reads that it draws
 # $q(x)\,q(y \mid x)^g$, normalised: points of which the label is surer. That would be so if $\nabla \log q(z_t)\,q(y
 # \mid z_t)^g$ were the score of the noising of that law. It is not: noising and raising to a power do not commute. On
 # clean data the shape is all but certain, so for $g \ge 1$ the tilted law would leave the colours as they are, 79% in
@@ -344,7 +344,7 @@ assert torch.allclose(apart, torch.full_like(apart, bound), rtol=1e-3)  # stored
 assert nearest.max() < bound
 
 # %%
-t, n, weight = 400, 200_000, float(model.process.at(400, codes).W["label"][0].flatten())
+t, n, weight = 400, 200_000, float(model.process.cumulative("label")[400])
 snr = float(model.process.schedule.abar[t] / (1 - model.process.schedule.abar[t]))
 difference = (codes[1] - codes[0]).flatten()
 direction = difference / difference.norm()
@@ -367,7 +367,7 @@ def left_open(codes, t, n=5000):
     """E |c_y - E[c_y | z_t]|^2 per number, with the weight W_t and no image in the sum."""
     flat, k = codes.flatten(1), torch.randint(10, (n,), generator=rng(17))
     snr = float(model.process.schedule.abar[t] / (1 - model.process.schedule.abar[t]))
-    w = float(model.process.at(t, codes).W["label"][0].flatten())
+    w = float(model.process.cumulative("label")[t])
     z = w * flat[k] + torch.randn(n, 64, dtype=torch.float64, generator=rng(18)) / snr**0.5
     p = (-0.5 * snr * torch.cdist(z, w * flat).square()).softmax(1)
     return float((flat[k] - p @ flat).square().mean())
@@ -414,7 +414,7 @@ assert abs(float(parts.mean()) - full) < 4 * error
 # %% [markdown] tags=["slide"]
 # ## 3 · The library does it in one line
 #
-# Told, with guidance, in the model of section 1; and the same by the gradient of its own head (rule "bayes"):
+# Given a label, with guidance, in the model of section 1; and the same by the gradient of its own head (rule "bayes"):
 
 # %%
 for rule in ("conditioned", "bayes"):
@@ -422,18 +422,19 @@ for rule in ("conditioned", "bayes"):
     print(rule, tuple(three["image"].shape), three["label"].tolist())
 
 # %% [markdown]
-# And the chain of section 2 by hand, to the last digit:
+# And the chain of section 2 by hand, to the last digit. (`sample_group` is `mt.sample_path` with `towards`: any function of
+# the prediction that says $\log p$ of what is wanted, here that the label is one of two.)
 
 # %%
 z = torch.randn((6, 2), dtype=torch.float64, generator=rng(11))
-for t, s in itertools.pairwise(torch.linspace(400, 0, 101, dtype=torch.float64).round().long().tolist()):
+for t, s in itertools.pairwise(toy.process.times(100)):
     leaf = z.detach().requires_grad_()
-    prediction = toy.predict(leaf, t)
+    prediction, at = toy.predict(leaf, t), toy.process.at(t, z)
     (gradient,) = torch.autograd.grad(prediction.law["label"].logits[:, [0, 1]].logsumexp(1).sum(), leaf)
-    signal, noise = toy.process.at(t, z).level
-    z = ddim(toy.process, z, Guess(prediction.aggregate.detach() + 3.0 * noise**2 / signal * gradient, {}), t, s)
+    m_t = prediction.aggregate.detach() + 3.0 * at.noise**2 / at.signal * gradient
+    z = frozen(toy.process, z, Guess(m_t, {}), t, s)  # a DDIM step with these estimates
 library = mt.exact.sample_group(toy, [0, 1], 6, 3.0, generator=rng(11))
-assert torch.allclose(z / toy.process.at(0, z).level[0], library)
+assert torch.allclose(z / toy.process.at(0, z).signal, library)
 print("six points, guided by hand and by mt.exact.sample_group: the same")
 
 # %% [markdown] tags=["slide"]
@@ -459,7 +460,7 @@ for across in (0.5, 3.0):
 #
 # Three seeds each; the judge is a support-vector machine that never saw a generator. *joint* is the share of drawn
 # pairs whose image the judge calls by the drawn label, *conditioned* the same for given labels, *label head* the
-# accuracy on held-out images; "/ FD" is a Frechet distance of pixels. *conditional* was told labels in nine of ten
+# accuracy on held-out images; "/ FD" is a Frechet distance of pixels. *conditional* was given labels in nine of ten
 # examples and has no other task; the *classifiers* have the same backbone and budget. Rules and samplers are notebook
 # 05's; two halves of the real digits are at FD 0.31.
 #
@@ -505,7 +506,7 @@ Markdown(report.heads([results[name] for name in ("fade-in", "noisy-classifier",
 #
 # ### Guidance: faithful or varied
 #
-# The same given labels at four scales, for the joint model and for `conditional`, which was told labels in nine of ten
+# The same given labels at four scales, for the joint model and for `conditional`, which was given labels in nine of ten
 # examples and has no other task. **Precision** is the share of drawn images that lie among real ones, **recall**
 # the share of real images that lie among drawn ones (Kynkäänniemi et al. 2019, here of pixels).
 
@@ -545,7 +546,7 @@ print(tally([*gains.values(), *special.values()]))
 #
 # One large shape on grey; the label says shape and colour. 16×16 with three seeds, 32×32 with one, 25 evaluations a
 # sample. The form is the digits' with two additions. A simplex code is a picture without any structure, and on larger
-# images a convolution cannot find it in the state (notebook 09 shows why). So the library tells the network how
+# images a convolution cannot find it in the state (notebook 09 shows why). So the library shows the network how
 # likely each class is, as if all else in the state were noise, and takes the code out (`Label(sense=True)`); and the
 # aggregate is made of the heads' estimates (`prediction="heads"`).
 
@@ -570,13 +571,13 @@ Markdown(report.heads(coloured))
 Markdown(report.markdown([json.loads((folder / "image-label-shapes32-fade-in.json").read_text())]))
 
 # %% [markdown]
-# Told labels are obeyed (0.992), the head names 99.8 ± 0.2% right where the classifier names all, and pairs that are
+# Given labels are obeyed (0.992), the head names 99.8 ± 0.2% right where the classifier names all, and pairs that are
 # drawn together fit in 92 of a hundred (97 at 32×32, one seed). Unlike on digits the head is too *unsure* (calibration
 # error 0.050, scaled 0.001; temperatures of 0.11 and 0.19, and of the seed that names all images right there is none:
 # the smaller the better, down to the 0.01 at which the search ends).
 #
 # This is not what we tried first. With several objects in a scene and the label of the nearest one, without sensing,
-# 8,000 steps of 16 named 25% of the images right where a classifier of the same budget named 94%, and of the told
+# 8,000 steps of 16 named 25% of the images right where a classifier of the same budget named 94%, and of the given
 # labels 13% were obeyed (one seed). We changed the data, the code's way in, and the batch, and do not know which part
 # of the gain belongs to which.
 
@@ -607,13 +608,14 @@ truth_of = held_out["label"]
 
 def code_logits(z, t):
     """The logits s_k: all but the code counts as noise, of variance a^2 + b^2 = 1."""
-    return (process.at(t, z).level[0] * process.at(t, z).W["label"]).flatten(1) * (z.flatten(1) @ flat.T)
+    at = process.at(t, z)
+    return (at.signal * at.W["label"]).flatten(1) * (z.flatten(1) @ flat.T)
 
 
 def push(log_p, leaf, t):
     """What Tweedie's formula adds to E[m | z_t]: b^2 / a times the gradient of log p(y | z_t)."""
-    (a, b), (gradient,) = process.at(t, leaf).level, torch.autograd.grad(log_p.sum(), leaf)
-    return b**2 / a * gradient
+    at, (gradient,) = process.at(t, leaf), torch.autograd.grad(log_p.sum(), leaf)
+    return at.noise**2 / at.signal * gradient
 
 
 # %%
@@ -628,7 +630,7 @@ assert gap.abs().max() < 1e-6
 
 # %% [markdown]
 # Now the network. It can be asked for $\mathbb E[m \mid z_t, y] - \mathbb E[m \mid z_t]$ in two ways: by the slope of its
-# head, and by *telling* it the label. Noisy scenes with the label's code in them are asked for another class, so that there
+# head, and by *giving* it the label. Noisy scenes with the label's code in them are asked for another class, so that there
 # is much to move: the coefficient along $W (c_y - e)$, and the RMS of what lies across.
 
 
@@ -644,9 +646,9 @@ def ways_to_ask(t, other):
     """{kind: `split` of the push} at step t, when the class `other` is asked for."""
     z = process.diffuse(scenes.encode(held_out), t, generator=rng(t))[0].double()
     with torch.no_grad():
-        untold, told = scenes.predict(z, t), scenes.predict(z, t, given={"label": other})
-    way = process.at(t, z).W["label"] * (scenes.encode({"label": other})["label"] - untold.estimate["label"])
-    found = {"told less untold": split(told.aggregate - untold.aggregate, way)}
+        plain, given = scenes.predict(z, t), scenes.predict(z, t, given={"label": other})
+    way = process.at(t, z).W["label"] * (scenes.encode({"label": other})["label"] - plain.estimate["label"])
+    found = {"given less not given": split(given.aggregate - plain.aggregate, way)}
     for kind, training in (("slope of the head", True), ("mended", False)):
         leaf = z.clone().requires_grad_()  # in training mode the gradient is the value's own
         log_p = scenes.train(training).log_prob("label", other, leaf, t)
@@ -665,7 +667,7 @@ for t, (found, _) in asked.items():
 
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-for kind, colour, marker in (("told less untold", "C7", "s"), ("slope of the head", "C5", "x"), ("mended", "C9", "o")):
+for kind, colour, marker in (("given less not given", "C7", "s"), ("slope of the head", "C5", "x"), ("mended", "C9", "o")):
     for k, axis in enumerate(axes):
         values = [found[kind][k] for found, _ in asked.values()]
         axis.plot(STEPS, values, color=colour, marker=marker, markersize=4, label=kind)
@@ -678,31 +680,37 @@ axes[1].set_title("across it harder than the images are large", fontsize=9)
 axes[0].legend(frameon=False, fontsize=8)
 plots.show(
     figure,
-    "Left: told and mended rise with t to 1, the mended one along 1 - abar; the head's slope is 0 up to t = 300 and has a "
+    "Left: given and mended rise with t to 1, the mended one along 1 - abar; the head's slope is 0 up to t = 300 and has a "
     "peak below 1 at 400. Right: across the code the head's slope pushes several times as hard as the two others.",
 )
 
 # %% [markdown]
-# **Why.** The head sees the code only through 18 probabilities, which the library computes and the network is told. Up to
-# $t = 300$ the code alone is certain (printed above): the softmax is flat there, so the slope is 0.00, whatever the network
-# makes of it. Near $t = 500$ the 18 numbers are nearly equal and say little. In between the network's steps from one class
-# to the next are steep, and their slopes point anywhere. None of it shows in the head's *value*, which is right. (Telling
-# moves more than $1 - \bar\alpha_t$ at small $t$: an image is not white noise, and most of it is known from elsewhere.)
+# **Why.** The head sees the code only through 18 probabilities, which the library computes and shows the network. Up to
+# $t = 300$ the code alone is certain (printed above): the softmax is flat there, so the slope is 0.00, whatever the
+# network makes of it. Near $t = 500$ the 18 numbers are nearly equal and say little. In between the network's steps
+# from one class to the next are steep, and their slopes point anywhere. None of it shows in the head's *value*, which
+# is right. (Giving the label moves more than $1 - \bar\alpha_t$ at small $t$: an image is not white noise, and most of
+# it is known from elsewhere.)
 #
 # **The mend.** If code and rest are independent given $y$, and classes equally likely, logits add:
 #
 # $$ \log p(y \mid z_t) = \log p(y \mid \text{code}) + \log p(y \mid \text{rest}) + \text{const} . $$
 #
-# The head's logits $h$ hold the value of that sum already, for $s$ was told; to add $s$ once more would count it twice. What
-# $h$ lacks is the gradient of $s$. So the library takes the value of $h$ and the gradient of $h + s$, where what is told is
-# held fixed. Nothing is trained anew, and no probability changes. By hand:
+# The head's logits $h$ hold the value of that sum already, for the network was shown $s$; to add $s$ once more would count
+# it twice. What $h$ lacks is the gradient of $s$. So the law that the library's head returns has the value of $h$ and the
+# gradient of $h + s$, where what the network is shown is held fixed. Nothing is trained anew, and no probability changes.
+# By hand:
 
 
 # %%
 def mended(z, t):
-    """log p(y | z_t) for all y: the value of h, the gradient of h + s; outside of training, what is told has none."""
-    h, s = scenes.predict(z, t).law["label"].logits, code_logits(z, t)
-    return (h + s - s.detach()).log_softmax(1)
+    """log p(y | z_t) for all y: the value of h, the gradient of h + s; outside of training, what is shown has none."""
+    heads = []
+    handle = scenes.modalities["label"].out.register_forward_hook(lambda module, seen, h: heads.append(h))
+    scenes.predict(z, t)
+    handle.remove()
+    s = code_logits(z, t)
+    return (heads[0] + s - s.detach()).log_softmax(1)
 
 
 leaf = process.diffuse(scenes.encode(held_out), 375, generator=rng(21))[0].double().requires_grad_()
@@ -720,13 +728,14 @@ assert torch.allclose(log_p.exp().sum(1), torch.ones(64).double())
 
 # %%
 class ByTheCode:
-    """The same model, but its log p(y | z_t) is the code's."""
+    """The same model, but its p(y | z_t) is the code's."""
 
     def __getattr__(self, name):
         return getattr(scenes, name)
 
-    def log_prob(self, name, value, z_t, t, **options):
-        return code_logits(z_t, t).log_softmax(1).gather(1, value[:, None])[:, 0]
+    def predict(self, z_t, t, **options):
+        found = scenes.predict(z_t, t, **options)
+        return replace(found, law={**found.law, "label": Categorical(code_logits(z_t, t))})
 
 
 wanted, obeyed, distance = torch.arange(126) % 18, {}, {}
@@ -748,9 +757,9 @@ assert distance["slope of the head"] > 5 * max(distance["code alone"], distance[
 Markdown(report.markdown([json.loads((folder / "image-label-shapes16-shipped.json").read_text())]))
 
 # %% [markdown]
-# `bayes` obeys 98% of the labels now, about as many as substitution and nearly as many as telling, and no other entry of
-# the row has a smaller pixel FD (at 32×32, in the table further above: 94%, no better and no worse than substitution). The
-# digits' model, whose label is not sensed, is as it was.
+# `bayes` obeys 98% of the labels now, about as many as substitution and nearly as many as `conditioned`, and no other
+# entry of the row has a smaller pixel FD (at 32×32, in the table further above: 94%, no better and no worse than
+# substitution). The digits' model, whose label is not sensed, is as it was.
 #
 # **The head's share.** The direction along the code is the code's, which alone does nearly as well. The head has the better
 # probabilities, for it looks at the rest, too. Its slope through the rest weighs little, and near $t = 500$, where nothing
@@ -768,7 +777,7 @@ Markdown(report.markdown([json.loads((folder / "image-label-shapes16-shipped.jso
 # ### How the label gets in
 #
 # Same steps, same backbone (with an attention layer for the token: 3% more parameters). The token's recipe differs in
-# more than the way in: it is told in half of the examples instead of a fifth, and there is nothing to drop from the
+# more than the way in: it is given in half of the examples instead of a fifth, and there is nothing to drop from the
 # sum.
 
 # %%
@@ -797,9 +806,9 @@ against(ENCODERS)
 # %% [markdown]
 # The token is the opposite of the paper's form: nothing of the label is in the sum. Its images are as close to the data
 # as those of a model of images alone (0.29 ± 0.02) and as two halves of the data are to each other (0.31; of other
-# sizes, so only a guide to what is as good as real). It draws least often what it is told. So image quality goes with
+# sizes, so only a guide to what is as good as real). It draws least often what it is given. So image quality goes with
 # what is *not* in the sum, and agreement with what is; but `conditional`, which has nothing in the sum either and is
-# told in nine of ten examples, has the best of both. How often a label is told counts at least as much as the way in.
+# given in nine of ten examples, has the best of both. How often a label is given counts at least as much as the way in.
 #
 # Learned codes: no difference that is clear. Generated codes: *better* images, and a label that can hardly be put into
 # the sum (substitution: 0.42). Look at the codes. *Nearest*: least distance of two classes over that of a simplex;
@@ -816,9 +825,10 @@ for name in ("learned", "generator"):
 # The generated codes **collapsed**, as step 4 said that the loss would like: classes share a code or two, the label is
 # hardly in the sum any more, and the image is as good as without it. (The table of free numbers has the same reward,
 # but each class has numbers of its own that move little; a generator moves all of them at once.) That the label is
-# still named as well, and obeyed only 2 points less often, is the head's and the told embedding's doing, not the
-# code's. The paper's form leaves this open, and a reader who builds a generator should hold its codes apart (made
-# orthogonal after centring, with equal lengths, they are a simplex again, in a learned place). We keep the simplex.
+# still named as well, and obeyed only 2 points less often, is the doing of the head and of the given label's embedding,
+# not the code's. The paper's form leaves this open, and a reader who builds a generator should hold its codes apart
+# (made orthogonal after centring, with equal lengths, they are a simplex again, in a learned place). We keep the
+# simplex.
 #
 # ### What the label's loss weighs
 #
@@ -893,7 +903,7 @@ Markdown(report.markdown([results[name] for name in ("fade-in", "labels-10", "la
 # name classes. We had hoped for more. What they do buy is a head that is less sure of its errors (calibration error 0.22
 # against 0.64 at a hundredth, 0.08 against 0.11 at a tenth; both clear).
 #
-# And there is a price: with few labels the label is obeyed badly (at a tenth it is told in one example of fifty), and
+# And there is a price: with few labels the label is obeyed badly (at a tenth it is given in one example of fifty), and
 # images that are drawn *with* a label are worse (joint FD 0.46 with all labels, 1.05 with a tenth). The image alone is
 # not: its bound is *better* by 6 to 8 nats, for an example without a label is one of the image alone. Jointly drawn
 # pairs still fit in four of five cases at a tenth; at a hundredth, hardly more often than by chance, and no rule
@@ -1033,7 +1043,7 @@ solved
 # %% [markdown]
 # **Exercise 2 (break it). Guide it the wrong way.** Ask for the left shape, and find the scale $g$ at which a fifth (19
 # to 21%) of the 1,000 points of `mt.exact.sample_group(toy, [0, 1], 1000, g, generator=rng(12))` are left ($x_1 < 0$).
-# Is it the scale at which you expect "right" to be told? What does a negative scale mean?
+# Is it the scale at which you expect "right" to be given? What does a negative scale mean?
 
 
 # %% tags=["exercise"]
@@ -1064,7 +1074,7 @@ def wrong_scale_solution():
         g = (low + high) / 2
         x = mt.exact.sample_group(toy, [0, 1], 1000, g, generator=rng(12))
         low, high = (g, high) if float((x[:, 0] < 0).double().mean()) < 0.2 else (low, g)
-    return g  # away from the class: at -1 as far as telling "right" where both are as likely, less where left is likelier
+    return g  # away from the class: at -1 as far as giving "right" where both are as likely, less where left is likelier
 
 
 solved = check_2(wrong_scale_solution)
@@ -1092,16 +1102,24 @@ def interval():
 
 
 # %% tags=["check"]
+class Scaled(mt.Denoiser):
+    """The exact model, with log p(left | z_t) as that of its one class, taken g times between low and high."""
+
+    process, space, modalities, weights = toy.process, toy.space, toy.modalities, toy.weights
+
+    def __init__(self, low, high, g):
+        self.scale = lambda t: g if low <= t < high else 1.0
+
+    def predict(self, z_t, t, *, given=None, present=None):
+        right = toy.predict(z_t, t)
+        left = self.scale(t) * right.law["label"].logits[:, :2].logsumexp(1, keepdim=True)
+        return mt.Prediction(right.aggregate, {"label": Categorical(left)}, {})
+
+
+# %% tags=["check"]
 def ours(low, high, g):
-    """The library's chain, with log p(left | z_t) taken g times between low and high."""
-
-    def predict(z, t):
-        right = toy.predict(z, t)
-        left = (g if low <= t < high else 1.0) * right.law["label"].logits[:, :2].logsumexp(1, keepdim=True)
-        return mt.Prediction(right.aggregate, {"label": left}, {})
-
-    model = SimpleNamespace(process=toy.process, space=toy.space, weights=toy.weights, predict=predict)
-    return mt.exact.sample_group(model, [0], 2000, generator=rng(13))
+    """The library's chain with that model."""
+    return mt.exact.sample_group(Scaled(low, high, g), [0], 2000, generator=rng(13))
 
 
 def check_3(function, chosen):
@@ -1125,14 +1143,14 @@ check_3(guided_between, interval)
 # %% tags=["solution"]
 def guided_between_solution(low, high, g, n=2000):
     z = torch.randn((n, 2), dtype=torch.float64, generator=rng(13))
-    for t, s in itertools.pairwise(torch.linspace(400, 0, 101, dtype=torch.float64).round().long().tolist()):
+    for t, s in itertools.pairwise(toy.process.times(100)):
         leaf = z.detach().requires_grad_()
-        prediction = toy.predict(leaf, t)
+        prediction, at = toy.predict(leaf, t), toy.process.at(t, z)
         (gradient,) = torch.autograd.grad(prediction.law["label"].logits[:, [0, 1]].logsumexp(1).sum(), leaf)
-        signal, noise = toy.process.at(t, z).level
         scale = g if low <= t < high else 1.0
-        z = ddim(toy.process, z, Guess(prediction.aggregate.detach() + scale * noise**2 / signal * gradient, {}), t, s)
-    return z / toy.process.at(0, z).level[0]
+        m_t = prediction.aggregate.detach() + scale * at.noise**2 / at.signal * gradient
+        z = frozen(toy.process, z, Guess(m_t, {}), t, s)
+    return z / toy.process.at(0, z).signal
 
 
 def interval_solution():
@@ -1153,9 +1171,9 @@ solved
 # - One set of weights draws pairs, draws classes and names images; each is a term of one bound.
 # - A head's cross-entropy is what nobody can know plus what it has not learned; the first part grows with the noise.
 # - Calibration has a floor that depends on the number of images. Simulate it before you complain.
-# - Guidance multiplies what telling adds. It does not draw from $q(x)\,q(y \mid x)^g$, and it amplifies whatever goes
+# - Guidance multiplies what the label adds. It does not draw from $q(x)\,q(y \mid x)^g$, and it amplifies whatever goes
 #   along with the label in the noise, with exact estimates.
-# - A head can be right and its slope useless: what is told as a probability has none left. Logits add.
+# - A head can be right and its slope useless: what it is shown as a probability has none left. Logits add.
 # - A loss rewards codes that are alike: a generator of codes takes the reward.
 # - Our networks draw the majority too often without any guidance, and the rarer a colour is, the later it is learned.
 #

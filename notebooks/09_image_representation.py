@@ -168,9 +168,10 @@ for a, b in ((0.05, 1.0), (0.2, 1.0), (0.6, 0.8)):
     error, formula = (mean - r).square().mean(1), 1 / (1 + s**2 * a**2 / b**2)
     print(f"a = {a:4.2f}, b = {b:3.1f}: error {error.mean():.4f}, formula {formula:.4f}")
     assert abs(float(error.mean()) - formula) < 4 * float(error.std()) / 4000**0.5
-    total = torch.tensor(a**2 + b**2)
-    _, code = part.sensed(z, torch.full((4000, 1), a).double() / total, torch.full((4000, 1), b**2).double() / total)
-    assert torch.allclose(code, part.encode(mean), atol=1e-5)  # what the library takes out of the state is E of this mean
+    gain, variance = (torch.full((4000, 1), part_of / (a**2 + b**2)).double() for part_of in (a, b**2))
+    law = part.sensed(z, gain, variance)  # what the state shows of r by itself
+    assert torch.allclose(law.mean, mean, atol=1e-5)
+    assert torch.allclose(law.expected_code(), part.encode(mean), atol=1e-5)  # this is taken out of the state
 
 # %% [markdown] tags=["slide"]
 # ### Step 3: the image is the noise
@@ -216,7 +217,7 @@ plots.show(figure, "Error of the linear guess over log-SNR for tiles and random 
 # those 16 sums over 768 numbers itself. A linear layer could. A **convolution** sees 3×3 pixels, the same
 # weights everywhere, and in the end a mean over all places: it cannot tell one random pattern from another. Two
 # changes help. A tile sits in a place of its own, in a pattern that a small filter finds. And the library does step 2
-# for the network (`sense=True`): it tells the backbone the posterior mean of $r$, as if all else were noise, and
+# for the network (`sense=True`): it shows the backbone the posterior mean of $r$, as if all else were noise, and
 # takes its code out of the state. That adds no knowledge, since both are functions of $z_t$; it moves what is known
 # to where it can be used.
 #
@@ -295,8 +296,8 @@ assert joint[1] > 2 * alone[1]
 # ### Step 5: representation guidance
 #
 # ReDi guides by the representation: push the image's estimate $e$ from what it is *without* the representation, $e'$,
-# through what it is with it. In a shared space "without" means: take the estimated code out of the state, and tell
-# the network that it is absent (notebook 02's present set):
+# through what it is with it. In a shared space "without" means: take the estimated code out of the state, and let
+# the network know that it is absent (notebook 02's present set):
 #
 # $$ e + (g - 1)(e - e'), \qquad
 #    e' = \mathbb E\big[x \mid z_t - \sqrt{\bar\alpha_t}\, W_t\, \mathbb E[E(r) \mid z_t],\; S = \{\text{image}\}\big] . $$
@@ -307,11 +308,9 @@ assert joint[1] > 2 * alone[1]
 t, g = 300, 2.0
 z, _ = model.process.diffuse(model.encode(few), t, generator=rng(5))
 with torch.no_grad():
-    joint = model.predict(z, t)
-    signal, _ = model.process.at(t, z).level
-    rest = z - signal * model.process.at(t, z).W["representation"] * joint.estimate["representation"]
-    absent = {"representation": torch.zeros(8, dtype=torch.bool)}
-    without = model.predict(rest, t, present=absent)
+    joint, at = model.predict(z, t), model.process.at(t, z)
+    rest = z - at.signal * at.W["representation"] * joint.estimate["representation"]
+    without = model.predict(rest, t, present={"image"})
     guided = RepresentationGuided(model, g).predict(z, t)
 by_hand = joint.estimate["image"] + (g - 1) * (joint.estimate["image"] - without.estimate["image"])
 print(f"largest difference {(guided.estimate['image'] - by_hand).abs().max():.0e}")
@@ -329,7 +328,7 @@ Markdown("\n".join(["| variant | |", "|---|---|", *rows]))
 
 # %% [markdown]
 # `image-only`, `predicted` and `told` are the controls that the question needs: a gain over `image-only` could come
-# from the head's loss alone (then `predicted` has it, too), or from being told representations now and then (then
+# from the head's loss alone (then `predicted` has it, too), or from being given representations now and then (then
 # `told` has it), and neither needs a shared space.
 #
 # **Other encoders.** A representation is any function of an image. DINOv2 and CLIP come through the same interface
@@ -414,10 +413,10 @@ levels, gains = range(100, 501, 50), {"own": [], "another": []}
 for t in levels:
     errors = {}
     for name, values, there in (("own", some, True), ("another", other, True), ("none", some, False)):
-        mask = {"image": torch.ones(400, dtype=torch.bool), "representation": torch.full((400,), there)}
-        z, _ = model.process.diffuse(model.encode(values), t, present=mask, generator=rng(t))
+        present = {"image", "representation"} if there else {"image"}
+        z, _ = model.process.diffuse(model.encode(values), t, present=present, generator=rng(t))
         with torch.no_grad():
-            guess = model.predict(z, t, present=None if there else mask).estimate["image"]
+            guess = model.predict(z, t, present=present).estimate["image"]
         errors[name] = (guess - some["image"]).square().flatten(1).mean(1)
     for name, row in gains.items():
         gain = (errors[name] - errors["none"]) / errors["none"].mean()
@@ -439,7 +438,7 @@ plots.show(figure, "Error of the image's estimate with its own and another's rep
 
 # %% [markdown]
 # It does. With its own representation in the sum the error is a tenth smaller in the noise, where the chain decides the
-# layout. With another's it is larger, by up to three quarters: the network believes what it is told. On nearly clean
+# layout. With another's it is larger, by up to three quarters: the network believes what it is given. On nearly clean
 # images its own adds nothing (all is seen by then), and a wrong one still misleads.
 
 # %% [markdown] tags=["slide"]
@@ -594,7 +593,7 @@ print(tally(counted))
 
 # %% [markdown]
 # With a representation in the sum, the trunk names *fewer* objects than that of the image alone (clear for `lifted` on
-# clean and nearly clean images), told of it, as many. Asked to predict it in every example it seems to name more
+# clean and nearly clean images), given it, as many. Asked to predict it in every example it seems to name more
 # (`predicted`, 3.5 ± 1.7 points on clean images), but that is clear at one of nine levels only. The head says more:
 # 54% of the variance is read off a clean image where the representation is never in the sum (a linear map of the
 # pixels reads 34%), 18 to 21% where it is, and that difference is clear. Presumably because there it can be copied:
@@ -744,13 +743,13 @@ solved
 # ## What we learned, what comes next
 #
 # - A vector becomes a picture by an isometry; what a noisy state says about it is one scalar problem for each number.
-# - It matters where it is written: where images vary little, in a pattern that a convolution finds. Telling the network
+# - It matters where it is written: where images vary little, in a pattern that a convolution finds. Showing the network
 #   what the state says adds no knowledge, and decides whether the code is used.
 # - With exact estimates a representation cannot make images better. It changes what is decided first.
 # - At 16×16 ours did not make them better either, at equal compute: worse when drawn jointly, not faster to learn. At
 #   32×32 one seed says the opposite, which is a question and not an answer.
 # - As a target it is learned; in the sum it is copied, and the trunk learns less.
-# - A claim that a second modality helps needs two controls: the loss without the shared space, and being told.
+# - A claim that a second modality helps needs two controls: the loss without the shared space, and being given it.
 #
 # | notebook | question |
 # |---|---|

@@ -199,7 +199,7 @@ for batch in (1, 32, 256):
 # The loss is a mean over examples, so its gradient is the mean of the gradients of equal parts. A batch that does not
 # fit is computed in `accumulate` parts one after the other, or in parts on several devices. One thing needs care: the
 # *noise*. The library gives each part (a *shard*) a source of randomness of its own, so that a part has the same noise
-# wherever it is computed. (A head that is scored on some examples only, because the others lack a label or are told it,
+# wherever it is computed. (A head that is scored on some examples only, because the others lack a label or are given it,
 # needs one thing more: a mean of means over different numbers is not the mean. The library divides by the number in all
 # parts, which it finds out before the first.) One step of the trainer with four parts, against four gradients by hand:
 

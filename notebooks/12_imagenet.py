@@ -140,7 +140,7 @@ for variant, cost in flops.items():
 
 # %% [markdown]
 # What a second or a third modality adds to a step is a few per cent at most: it enters through the sum, which costs
-# nothing, through encoders and heads, and through what the backbone is told. The classifier does without the way up of
+# nothing, through encoders and heads, and through what the backbone is given. The classifier does without the way up of
 # the U-Net: its gradient comes from the pooled vector alone.
 #
 # ## 4 · Derivation: judging with a judge that errs
@@ -251,8 +251,8 @@ print(", ".join(f"{name}: {1000 * total / 20000:.0f} ms a step" for name, total 
 # Step by step, plain diffusion is ahead: its error ends at 0.0969, with a label in the sum at 0.0981 (+1.3%, clear),
 # with a masked image at 0.0986 (+1.7%, which two seeds leave unclear). Bits per dimension say the same (4.65, 4.71,
 # 4.73), and so do operations, since no modality costs more than 2% of a step. Where the deficit comes from was not
-# tested; the backbone has more to estimate with the same 0.4M numbers, and in a share of the steps it is told what is
-# not told in this probe. It is not final: after 20,000 steps the error is 0.0966 with a label and 0.0965 with a masked
+# tested; the backbone has more to estimate with the same 0.4M numbers, and in a share of the steps it is given what is
+# not given in this probe. It is not final: after 20,000 steps the error is 0.0966 with a label and 0.0965 with a masked
 # image.
 #
 # Minutes are to be read with care. These trainings shared two cores with other work; two of them took forty minutes
@@ -362,7 +362,7 @@ for name, line in curves.items():
 nearly_clean = float(((abar[1:] / (1 - abar[1:])).log() > 3).double().mean())  # the share of such steps
 for name, found in trained.items():
     training = found["runs"][0]["card"]["training"]
-    alone = training["drop"]["label"] * (1 - training["give"].get("label", 0))  # neither in the sum nor told
+    alone = training["drop"]["label"] * (1 - training["give"].get("label", 0))  # neither in the sum nor given
     lessons = 32 * training["steps"] * alone * (1 if name == "classifier" else nearly_clean)
     at = {row["step"]: row["head"] for row in found["runs"][0]["card"]["probes"]}[6000]
     print(f"{name}: {lessons:,.0f} nearly clean photographs without their label; at step 6,000 it names {at:.1%}")
@@ -375,7 +375,7 @@ for name, found in trained.items():
 # - *Flat is not finished.* The learning rate falls along a cosine to 0, so every curve here ends flat, whatever is left
 #   to learn. At step 6,000 the longer training of the same seed, with its rate still high, reads 51%; the short one, at
 #   rate 0, 46%.
-# - *The head had fewer lessons.* It has to read the image only where the label is neither in the sum nor told, in 35% of
+# - *The head had fewer lessons.* It has to read the image only where the label is neither in the sum nor given, in 35% of
 #   the examples, and most of those are noisy: 21,000 nearly clean photographs against the classifier's 192,000. After
 #   70,000, in the longer training, it names 63%, which 500 photographs cannot tell from the classifier's 60%. For each
 #   such photograph it learned more, not less.
@@ -402,7 +402,7 @@ for axis, what in zip(axes, ("psnr", "ssim"), strict=True):
 axes[0].legend(frameon=False, fontsize=8)
 half = filled["told"]["0.5"]["psnr"]["mean"]
 figure.suptitle(f"Half of the pixels hidden: {half:.1f} dB", fontsize=10)
-plots.show(figure, "PSNR and SSIM of filled photographs over the share of hidden pixels, told once and with repeated steps.")
+plots.show(figure, "PSNR and SSIM of filled photographs over the share of hidden pixels, at once and with repeated steps.")
 
 # %% [markdown]
 # To *see* a filling without showing a photograph, we hide part of drawn images. The model has never seen these either:

@@ -6,7 +6,10 @@ import torch
 from torch import nn
 
 import mtdiff as mt
+from mtdiff.checks import check_real
 from mtdiff.datasets import MIXTURE
+from mtdiff.laws import Gaussian, Law
+from mtdiff.modalities import Modality, View
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -24,6 +27,30 @@ def randomise(module: nn.Module, seed: int = 0, scale: float = 0.2) -> nn.Module
         for parameter in module.parameters():
             parameter.add_(scale * torch.randn(parameter.shape, generator=g))
     return module
+
+
+class Output(nn.Module):
+    """Stands in for a readout: puts out what it is made with."""
+
+    def __init__(self, value: torch.Tensor):
+        super().__init__()
+        self.value = value
+
+    def forward(self, features):
+        return self.value
+
+
+def law_of(modality: Modality, output: torch.Tensor, variance: torch.Tensor | None = None) -> Law:
+    """What a modality says of a state of zeros where its readout puts out these numbers; variance (B, 1, ...), 1 if None."""
+    modality.out = Output(output)
+    z = output.new_zeros(len(output), *modality.space)
+    one = z.new_ones(len(z), *[1] * (z.ndim - 1))
+    return modality.head(View(None, None, z, z, None, one, one, one if variance is None else variance))
+
+
+def tensors(law: Law) -> list[torch.Tensor]:
+    """All that a law holds."""
+    return [part for part in vars(law).values() if isinstance(part, torch.Tensor)]
 
 
 def mixture(label, T: int = 200, x=1.0, prior: str | None = None, high: float = 8.0, low: float = -8.0):
@@ -59,12 +86,17 @@ def point_model(width: int = 32, seed: int = 0, dropout: float = 0.0, curve=None
     return mt.MTDiffusion(process, {"x": mt.Vector(2), "label": mt.Label(3)}, backbone, (2,))
 
 
-class OneModality:
+class Real:
+    """A modality that takes any real numbers."""
+
+    def check(self, value):
+        check_real("value", value)
+
+
+class OneModality(mt.Denoiser):
     """A model of one modality "x" alone, whose aggregate is any function (z, t) -> E[m_t | z_t]."""
 
-    rule = None
-    modalities = ("x",)
-    device = torch.device("cpu")
+    modalities = {"x": Real()}  # noqa: RUF012
 
     def __init__(self, process: mt.ForwardProcess, space: tuple[int, ...], aggregate):
         self.process, self.space, self.aggregate = process, space, aggregate
@@ -72,20 +104,17 @@ class OneModality:
     def predict(self, z_t, t, *, given=None, present=None) -> mt.Prediction:
         m = self.aggregate(z_t, t)
         x = m / self.process.at(t, z_t).W["x"]
-        return mt.Prediction(m, {"x": x}, {"x": x})
-
-    def read(self, z_t, t, *, given=None, present=None, generator=None):
-        return self.predict(z_t, t).params
+        return mt.Prediction(m, {"x": Gaussian(x, torch.ones_like(x))}, {"x": x})
 
 
 def gaussian_model(process: mt.ForwardProcess, mean: float, std: float) -> OneModality:
     """The exact model of x ~ N(mean, std^2) in one dimension."""
 
     def aggregate(z, t):
-        signal, noise = process.at(t, z).level
-        a = signal * process.at(t, z).W["x"]
-        x = mean + a * std**2 / (a**2 * std**2 + noise**2) * (z - a * mean)
-        return process.at(t, z).W["x"] * x
+        at = process.at(t, z)
+        a = at.signal * at.W["x"]
+        x = mean + a * std**2 / (a**2 * std**2 + at.noise**2) * (z - a * mean)
+        return at.W["x"] * x
 
     return OneModality(process, (1,), aggregate)
 

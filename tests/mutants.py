@@ -574,7 +574,7 @@ def main():
     result = report(results)
     print(json.dumps({**result, "survivors": len(result["survivors"])}, indent=1), f"{time.monotonic() - began:.0f} s")
     if arguments.out:
-        from mtdiff.experiments import provenance  # only now: the forks must import mtdiff themselves
+        from mtdiff.provenance import provenance  # only now: the forks must import mtdiff themselves
 
         result = {"provenance": {**provenance(), "command": " ".join(["python tests/mutants.py", *sys.argv[1:]])}, **result}
         arguments.out.write_text(json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n")

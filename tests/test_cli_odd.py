@@ -83,7 +83,7 @@ EVALUATE = ["evaluate", "image-label", "--n", "8", "--models"]
         (["sample", "model/card.json"], "no model at 'model/card.json'"),
         (["sample", "\0"], "no model at"),
         (["sample", "a" * 5000], "File name too long"),
-        (["sample", "judge/shapes16"], "kind must be one of"),
+        (["sample", "judge/shapes16"], "is not a model card: unknown model kind 'SceneJudge'"),
         (["sample", "nan", "--n", "2", "--steps", "2"], "finite"),
         (["sample", "experiment-list"], "experiment of the card of experiment-list must be a text, got []"),
         (["sample", "experiment-str", "--given", "label=test:0"], "names no experiment"),

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import generator, randn, randomise, standard_error
+from helpers import Output, generator, law_of, randn, randomise, standard_error, tensors
 
 import mtdiff as mt
 from mtdiff.modalities import View
@@ -68,7 +68,8 @@ def test_gradients_reach_every_number_of_a_learned_code(kind):
 def test_the_estimate_of_a_learned_label_is_the_mean_of_its_codes():
     label, logits = attached(mt.Label(4, codes="generator")), randn(3, 4)
     codes = label.encode(torch.arange(4)).double()
-    assert torch.allclose(label.estimate(logits), torch.einsum("bk,kchw->bchw", logits.softmax(1), codes))
+    found = law_of(label, logits).expected_code()
+    assert torch.allclose(label.place(found), torch.einsum("bk,kchw->bchw", logits.softmax(1), codes))
 
 
 def test_fixed_codes_keep_their_names_and_random_numbers():
@@ -184,8 +185,10 @@ def test_a_lift_is_an_isometry_up_to_scale(encoder, shape, space):
     assert torch.allclose(code.flatten(1).square().mean(1), x.flatten(1).square().mean(1))
     ratio = math.sqrt(code[0].numel() / x[0].numel())
     assert torch.allclose(torch.cdist(code.flatten(1), code.flatten(1)), ratio * torch.cdist(x.flatten(1), x.flatten(1)))
-    params = randn(3, *shape, seed=1)
-    assert torch.equal(lift.estimate(params), lift.encode(params))
+    mean = randn(3, *shape, seed=1)
+    law = law_of(lift, mean)
+    assert torch.equal(law.mean, mean)
+    assert torch.equal(lift.place(law.expected_code()), lift.encode(mean))
 
 
 def test_a_lift_may_fill_its_space():
@@ -212,8 +215,9 @@ def test_the_head_of_a_lift_by_hand():
     gain, variance = snr / (1 + snr), 1 / (1 + snr)  # for signal 1: z = s A x + noise of variance 1 / SNR
     left = 1 / (1 + rep.scale**2 * snr)
     posterior = left * snr * rep.scale * (z @ rep.frame)
-    head = rep.head(View(pooled, pooled, z, z, gain, gain, variance))
-    assert torch.allclose(head, posterior + left.sqrt() * rep.out(pooled), atol=1e-5)
+    law = rep.head(View(pooled, pooled, z, z, None, gain, gain, variance))
+    assert torch.allclose(law.mean, posterior + left.sqrt() * rep.out(pooled), atol=1e-5)
+    assert torch.allclose(law.variance, left)
 
 
 def test_a_lift_depends_on_its_seed_alone():
@@ -357,13 +361,13 @@ def test_the_gradient_of_a_sensed_labels_head_is_that_of_two_sums(seed):
     label, abar = model.modalities["it"], float(model.process.schedule.abar[9])
     leaf, direction, step = z.clone().requires_grad_(), randn(3, 2, 4, 4, seed=seed), 1e-5
     log_p, told = model.log_prob("it", y, leaf, 9), []
-    torch.testing.assert_close(log_p, model.predict(z, 9).law["it"].mean.log_softmax(1).diagonal(), rtol=0, atol=0)
+    torch.testing.assert_close(log_p, model.predict(z, 9).law["it"].logits.log_softmax(1).diagonal(), rtol=0, atol=0)
     (gradient,) = torch.autograd.grad(log_p.sum(), leaf)
     label.notice.register_forward_hook(lambda module, inputs, output: told.append(output) or told[0])
 
     def together(move):  # the first call notes what is told at z
         own = abar**0.5 * 0.7 * move.flatten(1) @ label.codes.flatten(1).T  # over noise of variance 1 - abar + abar
-        return (model.predict(z + move, 9).law["it"].mean + own).log_softmax(1).diagonal()
+        return (model.predict(z + move, 9).law["it"].logits + own).log_softmax(1).diagonal()
 
     together(torch.zeros_like(z))
     slope = (together(step * direction) - together(-step * direction)) / (2 * step)
@@ -400,19 +404,27 @@ def test_the_head_of_a_generator_by_hand():
     rep, g = randomise(attached(mt.Encoded((5,)), (2, 4, 4))), generator(3)
     features, pooled = torch.randn(3, 8, 4, 4, generator=g), torch.randn(3, 16, generator=g)
     z, gain, variance = torch.randn(3, 2, 4, 4, generator=g), torch.rand(3, 1, 1, 1), torch.rand(3, 1, 1, 1)
-    mean, code = rep.split(rep.head(View(features, pooled, z, z, gain, gain, variance)))
-    assert torch.allclose(mean, rep.out(pooled))
-    assert torch.allclose(code, gain * z + variance.sqrt() * rep.code_out(features), atol=1e-6)
+    law = rep.head(View(features, pooled, z, z, None, gain, gain, variance))
+    assert torch.allclose(law.mean, rep.out(pooled))
+    assert torch.allclose(law.variance, variance.flatten(1) + 0.01)
+    assert torch.allclose(law.expected_code(), gain * z + variance.sqrt() * rep.code_out(features), atol=1e-6)
+    assert torch.equal(law.code_variance, variance)
+
+
+def two_outputs(rep, mean, code, variance):
+    """The law of a generated vector whose head says this mean and this expected code."""
+    rep.code_out = Output(code / variance.sqrt())
+    return law_of(rep, mean, variance)
 
 
 def test_gradients_reach_the_generator_by_the_aggregate_and_not_by_the_expected_code():
     rep = attached(mt.Encoded((5,)), (8,))
     x = torch.randn(16, 5, generator=generator(0))
-    params = torch.randn(16, 5 + 8, generator=generator(1), requires_grad=True)
-    rep.loss(x, params, torch.full((16, 1), 0.5)).sum().backward()
+    mean, code = (torch.randn(16, n, generator=generator(n), requires_grad=True) for n in (5, 8))
+    two_outputs(rep, mean, code, torch.full((16, 1), 0.5)).loss(x).sum().backward()
     assert all(p.grad is None for p in rep.network.parameters())
-    assert bool(params.grad[:, :5].any())
-    assert bool(params.grad[:, 5:].any())
+    assert bool(mean.grad.any())
+    assert bool(code.grad.any())
     (rep.encode(x) * torch.randn(16, 8, generator=generator(2))).sum().backward()
     assert all(bool(p.grad.any()) for p in (rep.network[1].weight, rep.network[3].weight))
 
@@ -421,15 +433,15 @@ def test_the_two_outputs_and_their_loss_by_hand():
     rep = attached(mt.Encoded((5,), spread=0.3), (2, 4, 4)).eval()
     x, mean, code = randn(3, 5), randn(3, 5, seed=1), randn(3, 2, 4, 4, seed=2)
     variance = torch.tensor([0.1, 0.5, 1.0]).double().reshape(3, 1, 1, 1)
-    params = torch.cat([mean, code.flatten(1)], 1)
-    assert torch.equal(rep.draw(params), mean)
-    assert torch.equal(rep.estimate(params), code)
+    law = two_outputs(rep, mean, code, variance)
+    assert torch.equal(law.draw(), mean)
+    assert torch.allclose(rep.place(law.expected_code()), code, atol=1e-12)
     open_ = variance.flatten() + 0.09
     target = rep.encode(x).double()
     expected = ((x - mean) ** 2).mean(1) / open_ + ((target - code) ** 2).flatten(1).mean(1) / variance.flatten()
-    assert torch.allclose(rep.loss(x, params, variance), expected)
+    assert torch.allclose(law.loss(x), expected)
     normal = torch.distributions.Normal(mean, open_.sqrt()[:, None])
-    assert torch.allclose(rep.log_prob(x, params, variance), normal.log_prob(x).sum(1))
+    assert torch.allclose(law.log_prob(x), normal.log_prob(x).sum(1))
 
 
 def test_the_expected_code_of_a_linear_generator_is_learned():
@@ -497,7 +509,7 @@ def test_bad_encoders_are_refused(make, message):
 def test_a_label_may_be_told_as_a_token_to_what_attends():
     label = attached(mt.Label(3, tell="token"))
     assert torch.equal(label.condition(torch.tensor([2, 0])), label.embed.weight[[2, 0]][:, None])
-    with pytest.raises(ValueError, match="'it' is told as a token, which this MLP cannot attend to"):
+    with pytest.raises(ValueError, match="'it' is told as tokens, which this MLP cannot attend to"):
         attached(mt.Label(3, tell="token"), (8,))
 
 
@@ -506,9 +518,16 @@ def test_a_caption_is_told_as_its_words_and_their_places():
     assert torch.equal(caption.condition(value), caption.embed.weight[value] + caption.position)
 
 
+def words_of(caption, logits):
+    """The law of a caption of these logits (B, L, V); the law itself has the words at dimension 1."""
+    law = law_of(caption, logits.flatten(1))
+    assert torch.equal(law.logits, logits.movedim(-1, 1))
+    return law
+
+
 def test_words_that_are_drawn_repeat_by_generator():
-    caption, logits = attached(mt.Caption(WORDS, 2)), torch.zeros(40, 2, 3)
-    drawn = [caption.draw(logits, generator(seed)) for seed in (0, 0, 1)]
+    law = words_of(attached(mt.Caption(WORDS, 2)), torch.zeros(40, 2, 3))
+    drawn = [law.draw(generator(seed)) for seed in (0, 0, 1)]
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
 
@@ -521,29 +540,32 @@ def test_the_expected_code_of_a_caption_is_its_mean_over_all_captions(kind):
     codes = caption.encode(every).double()
     assert codes.mean(0).abs().max() < 1e-5
     assert float(codes.detach().square().mean()) == pytest.approx(1, rel=1e-4)
-    chances = torch.stack([caption.log_prob(row.expand(4, 2), logits, torch.ones(4, 1)) for row in every], 1).exp()
+    law = words_of(caption, logits)
+    chances = torch.stack([law.log_prob(row.expand(4, 2)) for row in every], 1).exp()
     assert torch.allclose(chances.sum(1), torch.ones(4).double())
-    assert torch.allclose(caption.estimate(logits), torch.einsum("bk,kchw->bchw", chances, codes), atol=1e-6)
+    assert torch.allclose(caption.place(law.expected_code()), torch.einsum("bk,kchw->bchw", chances, codes), atol=1e-6)
     codes.square().sum().backward()  # constant, by the fixed scale
     assert all(p.grad.abs().max() < 1e-2 for p in caption.table.parameters())
 
 
 def test_a_caption_by_hand():
     caption, logits = attached(mt.Caption(WORDS, 2)), randn(3, 2, 3)
+    law = words_of(caption, logits)
     value = torch.tensor([[0, 2], [1, 1], [2, 0]])
     expected = sum(torch.distributions.Categorical(logits=logits[:, k]).log_prob(value[:, k]) for k in (0, 1))
-    assert torch.allclose(caption.log_prob(value, logits, torch.ones(3, 1)), expected)
+    assert torch.allclose(law.log_prob(value), expected)
     nats = F.cross_entropy(logits.transpose(1, 2), value, reduction="none").mean(1)
-    assert torch.allclose(caption.loss(value, logits, torch.ones(3, 1)), nats)
+    assert torch.allclose(law.loss(value), nats)
     assert caption.text(value) == ["red disc", "blue blue", "disc red"]
     assert not caption.encode(value).any()
-    assert caption.estimate(logits).shape == (3, 2, 4, 4)
+    assert law.expected_code().shape == (3, 2, 4, 4)
+    assert not law.expected_code().any()
 
 
 def test_tokens_are_drawn_from_their_softmax():
     """20,000 draws; every frequency within 4 standard errors; seed 0."""
     caption, logits, n = attached(mt.Caption(WORDS, 2)), randn(1, 2, 3), 20_000
-    drawn = caption.draw(logits.expand(n, 2, 3), generator(0))
+    drawn = words_of(caption, logits.expand(n, 2, 3)).draw(generator(0))
     assert drawn.shape == (n, 2)
     for position, word in itertools.product(range(2), range(3)):
         p = float(logits.softmax(2)[0, position, word])
@@ -628,9 +650,10 @@ def test_every_encoder_trains_and_comes_back_from_its_file(tmp_path):
     for options in ({}, {"given": given}):
         a, b = model.predict(z, 7, **options), again.predict(z, 7, **options)
         assert torch.equal(a.aggregate, b.aggregate)
-        assert all(torch.equal(a.law[name].mean, b.law[name].mean) for name in batch)
+        for name in batch:
+            assert all(torch.equal(*pair) for pair in zip(tensors(a.law[name]), tensors(b.law[name]), strict=True)), name
     assert all(torch.equal(code, again.encode(batch)[name]) for name, code in model.encode(batch).items())
-    assert again.config() == model.config()
+    assert again.architecture() == model.architecture()
 
 
 def test_any_to_any_with_every_encoder():

@@ -78,7 +78,7 @@ def test_label_accuracy_by_hand():
 def test_judges_of_another_kind_are_refused(tmp_path):
     LabelJudge(16).save(tmp_path)
     assert isinstance(label_judge(tmp_path), LabelJudge)
-    with pytest.raises(ValueError, match="is not a judge's card of format 1 and kind SceneJudge"):
+    with pytest.raises(ValueError, match=r"unknown judge kind 'LabelJudge'; known: \['SceneJudge'\]"):
         scene_judge(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no judge at 'digits-label'.*\['shapes16-label', 'shapes32-label'\]"):
         label_judge("digits")
@@ -229,10 +229,10 @@ def damage(folder, name, change):
     ("name", "change", "message"),
     [
         (WEIGHTS, lambda data: data[: len(data) // 2], "truncated or damaged"),
-        (CARD, lambda data: data[:-20], "is not a judge's card"),
-        (CARD, lambda data: b"[]", "is not a judge's card"),
+        (CARD, lambda data: data[:-20], "is not a judge card"),
+        (CARD, lambda data: b"[]", "is not a judge card"),
         (CARD, lambda data: data.replace(b'"format": 1', b'"format": 99'), "format 99"),
-        (CARD, lambda data: data.replace(b"SceneJudge", b"MTDiffusion"), "is not a judge's card"),
+        (CARD, lambda data: data.replace(b"SceneJudge", b"MTDiffusion"), "unknown judge kind 'MTDiffusion'"),
         (CARD, lambda data: data.replace(b'"width": 64', b'"width": 65'), "does not fit its card"),
         (CARD, lambda data: data.replace(b'"width"', b'"height"'), "does not fit its card"),
     ],

@@ -10,17 +10,22 @@ from mtdiff.losses import coins
 
 
 class Spy:
-    """Records what the loss asked the model, and what it answered."""
+    """Records what the loss asked the model, what it answered, and what its denoising readout put out."""
 
     def __init__(self, model, monkeypatch):
         ask = model.forward
 
         def forward(z_t, t, given=None, present=None, known=None):
-            self.z, self.t, self.given, self.present, self.told = z_t, t, given or {}, present or {}, told or {}
-            self.prediction = ask(z_t, t, given, present, told)
+            self.z, self.t, self.given, self.present, self.known = z_t, t, given or {}, present or {}, known or {}
+            self.prediction = ask(z_t, t, given, present, known)
             return self.prediction
 
+        def put_out(module, inputs, output):
+            self.output = output
+
         monkeypatch.setattr(model, "forward", forward)
+        if model.denoise is not None:
+            model.denoise.register_forward_hook(put_out)
 
 
 @pytest.mark.parametrize("prediction", ["v", "eps", "x"])
@@ -32,7 +37,7 @@ def test_every_term_by_hand(prediction, schedule, monkeypatch):
     spy = Spy(model, monkeypatch)
     weights = {"label": 0.3, "image": 2.0}
     loss = mt.multitask_loss(model, batch, weights=weights, drop={"label": 0.4}, give={"label": 0.5}, generator=generator(1))
-    keep, told = spy.present["label"], spy.told["label"]
+    keep, told = spy.present["label"], spy.known["label"]
     assert 0 < int(keep.sum()) < 30
     assert 0 < int(told.sum()) < 30
 
@@ -45,7 +50,7 @@ def test_every_term_by_hand(prediction, schedule, monkeypatch):
     p = spy.prediction
     image = ((batch["image"] - p.law["image"].mean) ** 2 / (1 - abar)).mean()
     expected = {
-        "denoise": F.mse_loss(p.output, target),
+        "denoise": F.mse_loss(spy.output, target),
         "image": image,
         "label": F.cross_entropy(p.law["label"].logits[~told], batch["label"][~told]),
     }
@@ -89,7 +94,7 @@ def test_sets_are_drawn_per_example_at_the_asked_rate(monkeypatch):
     spy = Spy(model, monkeypatch)
     mt.multitask_loss(model, image_label_batch(4000), drop={"label": 0.3}, give={"label": 0.2}, generator=generator(0))
     assert abs(float(spy.present["label"].double().mean()) - 0.7) < 4 * (0.3 * 0.7 / 4000) ** 0.5
-    assert abs(float(spy.told["label"].double().mean()) - 0.2) < 4 * (0.2 * 0.8 / 4000) ** 0.5
+    assert abs(float(spy.known["label"].double().mean()) - 0.2) < 4 * (0.2 * 0.8 / 4000) ** 0.5
 
 
 def test_what_is_missing_or_dropped_is_absent(monkeypatch):
@@ -111,7 +116,7 @@ def test_what_is_missing_is_neither_told_nor_scored(there, give, monkeypatch):
     label = torch.where(torch.arange(24) < there, torch.arange(24) % 3, -1).roll(5)
     batch = {**image_label_batch(24), "label": label}
     loss = mt.multitask_loss(model, batch, give=give, missing=["label"], generator=generator(2))
-    told = spy.told.get("label", torch.zeros(24, dtype=torch.bool))
+    told = spy.known.get("label", torch.zeros(24, dtype=torch.bool))
     assert not bool(told[label < 0].any())
     scored = (label >= 0) & ~told
     assert 0 < int(scored.sum()) <= there
@@ -129,7 +134,7 @@ def test_what_is_told_and_taken_out_of_the_state_is_taken_out_of_the_target(pred
     image, code = batch["image"], model.encode(batch)["label"]
     eps = (spy.z - signal * (image + code)) / noise
     target = {"v": signal * eps - noise * image, "eps": eps, "x": image}[prediction]
-    assert loss.terms["denoise"].item() == pytest.approx(F.mse_loss(spy.prediction.output, target).item(), rel=1e-4)
+    assert loss.terms["denoise"].item() == pytest.approx(F.mse_loss(spy.output, target).item(), rel=1e-4)
 
 
 def test_an_aggregate_of_one_number_is_scored_like_any_other(monkeypatch):
@@ -286,7 +291,7 @@ def test_how_many_are_scored_is_known_beforehand_and_nothing_is_drawn(options, m
         assert found == {}
         return
     there = batch["label"] >= 0
-    told = spy.told.get("label", torch.zeros(24, dtype=torch.bool))
+    told = spy.known.get("label", torch.zeros(24, dtype=torch.bool))
     assert {name: int(number) for name, number in found.items()} == {"label": int((there & ~told).sum())}
     assert 0 < int(found["label"]) < 24
 
@@ -336,12 +341,12 @@ def test_a_shared_coin_falls_the_same_for_both_and_for_each_use_anew(order, monk
     drop, give = ({name: odds[name] for name in order} for odds in (drop, give))
     mt.multitask_loss(model, three_batch(1000), drop=drop, give=give, generator=generator(0))
     assert torch.equal(spy.present["masked"], spy.present["mask"])
-    assert torch.equal(spy.told["masked"], spy.told["mask"])
+    assert torch.equal(spy.known["masked"], spy.known["mask"])
     assert set(spy.given) == {"masked", "mask"}
     assert "image" not in spy.present
     assert abs(float(spy.present["mask"].double().mean()) - 0.7) < 4 * (0.3 * 0.7 / 1000) ** 0.5
-    assert abs(float(spy.told["mask"].double().mean()) - 0.6) < 4 * (0.4 * 0.6 / 1000) ** 0.5
-    both = (spy.told["mask"] & spy.present["mask"]).double().mean()  # dropped and told are coins of their own
+    assert abs(float(spy.known["mask"].double().mean()) - 0.6) < 4 * (0.4 * 0.6 / 1000) ** 0.5
+    both = (spy.known["mask"] & spy.present["mask"]).double().mean()  # dropped and told are coins of their own
     assert abs(float(both) - 0.42) < 4 * (0.42 * 0.58 / 1000) ** 0.5
 
 
@@ -360,10 +365,10 @@ def test_a_shared_coin_may_be_certain(p, monkeypatch):
     loss = mt.multitask_loss(model, three_batch(8), drop=odds, give=odds, generator=generator(0))
     if p:
         assert not any(spy.present[name].any() for name in odds)
-        assert all(bool(spy.told[name].all()) for name in odds)
+        assert all(bool(spy.known[name].all()) for name in odds)
         assert loss.terms["mask"].item() == loss.terms["masked"].item() == 0
     else:
-        assert spy.present == spy.told == {}
+        assert spy.present == spy.known == {}
 
 
 @pytest.mark.parametrize("what", ["drop", "give"])

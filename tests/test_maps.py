@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import generator, randn, randomise, standard_error
+from helpers import generator, law_of, randn, randomise, standard_error, tensors
 
 import mtdiff as mt
 
@@ -59,35 +59,43 @@ def test_a_mask_is_written_as_plus_and_minus_one():
     assert torch.equal(mask.encode(value.bool()), code)
 
 
-@pytest.mark.parametrize(("make", "size"), [(lambda: mt.LabelMap(3, (1, 2)), 3), (lambda: mt.Mask((1, 2)), 2)])
-def test_the_expected_code_is_the_mean_over_all_maps(make, size):
+@pytest.mark.parametrize(
+    ("make", "size", "value_of"),
+    [
+        (lambda: mt.LabelMap(3, (1, 2)), 3, lambda classes: classes),
+        (lambda: mt.Mask((1, 2)), 2, lambda classes: classes[:, None].float()),
+    ],
+    ids=["labels", "mask"],
+)
+def test_the_expected_code_is_the_mean_over_all_maps(make, size, value_of):
     """Brute force over every map of two pixels: probabilities by `log_prob`, codes by `encode`."""
     modality = attached(make(), (2, 1, 2))
     logits = randn(4, size, 1, 2)
     classes = torch.tensor(list(itertools.product(range(size), repeat=2))).reshape(-1, 1, 2)
-    every = modality.value_of(classes)
-    chances = torch.stack([modality.log_prob(v.expand(4, *v.shape), logits, torch.ones(4, 1, 1, 1)) for v in every], 1).exp()
+    every, law = value_of(classes), law_of(modality, logits)
+    chances = torch.stack([law.log_prob(v.expand(4, *v.shape)) for v in every], 1).exp()
     assert torch.allclose(chances.sum(1), torch.ones(4).double())
     codes = modality.encode(every).double()
-    assert torch.allclose(modality.estimate(logits), torch.einsum("bk,kchw->bchw", chances, codes), atol=1e-6)
+    assert torch.allclose(modality.place(law.expected_code()), torch.einsum("bk,kchw->bchw", chances, codes), atol=1e-6)
 
 
 def test_log_prob_and_loss_by_hand():
     value = batch(3)
     logits = randn(3, 3, 4, 4)
     log_p = logits.log_softmax(1).gather(1, value["map"][:, None])[:, 0]
-    one = torch.ones(3, 1, 1, 1)
-    label_map, mask = attached(mt.LabelMap(3, (4, 4))), attached(mt.Mask((4, 4)))
-    assert torch.allclose(label_map.log_prob(value["map"], logits, one), log_p.sum((1, 2)))
-    assert torch.allclose(label_map.loss(value["map"], logits, one), -log_p.mean((1, 2)))
+    label_map, mask = law_of(attached(mt.LabelMap(3, (4, 4))), logits), law_of(attached(mt.Mask((4, 4))), logits[:, :2])
+    assert torch.allclose(label_map.log_prob(value["map"]), log_p.sum((1, 2)))
+    assert torch.allclose(label_map.loss(value["map"]), -log_p.mean((1, 2)))
     bernoulli = torch.distributions.Bernoulli(logits=logits[:, 1] - logits[:, 0])
     expected = bernoulli.log_prob(value["mask"][:, 0].double()).sum((1, 2))
-    assert torch.allclose(mask.log_prob(value["mask"], logits[:, :2], one), expected)
+    assert torch.allclose(mask.log_prob(value["mask"]), expected)
+    assert torch.allclose(mask.log_prob(value["mask"].bool()), expected)
+    assert torch.allclose(mask.loss(value["mask"]), -expected / 16)
 
 
 def test_pixels_that_are_drawn_repeat_by_generator():
-    label_map = attached(mt.LabelMap(3, (4, 4)))
-    drawn = [label_map.draw(torch.zeros(2, 3, 4, 4), generator(seed)) for seed in (0, 0, 1)]
+    law = law_of(attached(mt.LabelMap(3, (4, 4))), torch.zeros(2, 3, 4, 4))
+    drawn = [law.draw(generator(seed)) for seed in (0, 0, 1)]
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
 
@@ -96,13 +104,13 @@ def test_pixels_are_drawn_from_their_own_softmax():
     """20,000 maps of one and of two pixels; every frequency within 4 standard errors; seed 0."""
     n = 20_000
     label_map, logits = attached(mt.LabelMap(3, (1, 2)), (2, 1, 2)), randn(1, 3, 1, 2)
-    drawn = label_map.draw(logits.expand(n, 3, 1, 2), generator(0))
+    drawn = law_of(label_map, logits.expand(n, 3, 1, 2)).draw(generator(0))
     assert drawn.shape == (n, 1, 2)
     for k, j in itertools.product(range(3), range(2)):
         p = float(logits.softmax(1)[0, k, 0, j])
         assert abs(float((drawn[:, 0, j] == k).double().mean()) - p) < 4 * standard_error(p, n)
     mask, logits = attached(mt.Mask((1, 1)), (2, 1, 1)), torch.tensor([0.3, -0.5]).reshape(1, 2, 1, 1)
-    drawn = mask.draw(logits.expand(n, 2, 1, 1), generator(0))
+    drawn = law_of(mask, logits.expand(n, 2, 1, 1)).draw(generator(0))
     mask.check(drawn)
     p = float(logits.softmax(1)[0, 1])
     assert abs(float(drawn.double().mean()) - p) < 4 * standard_error(p, n)
@@ -183,7 +191,8 @@ def test_maps_train_are_saved_and_drawn_any_to_any(tmp_path):
     again, z = mt.load(tmp_path), torch.randn(8, 2, 4, 4, generator=generator(1))
     for given in (None, data):
         a, b = net.predict(z, 7, given=given), again.predict(z, 7, given=given)
-        assert all(torch.equal(a.law[name].mean, b.law[name].mean) for name in data)
+        for name in data:
+            assert all(torch.equal(*pair) for pair in zip(tensors(a.law[name]), tensors(b.law[name]), strict=True)), name
 
 
 def test_a_told_image_changes_the_prediction_of_those_that_are_told():

@@ -3,13 +3,13 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import generator, randn, randomise, standard_error
+from helpers import generator, law_of, randn, randomise, standard_error
 from hypothesis import given
 from hypothesis import strategies as st
 
 import mtdiff as mt
-from mtdiff.modalities import Continuous, Modality, View, simplex_codes
 from mtdiff.laws import gaussian_log_prob
+from mtdiff.modalities import Continuous, Modality, View, simplex_codes
 from mtdiff.modalities.label import class_names
 
 
@@ -116,12 +116,12 @@ PLAIN = [
     ),
     (
         mt.Label(2),
-        {"kind": "Label", "classes": 2, "names": ["0", "1"], "codes": "simplex", "seed": 0, "tell": "vector",
+        {"kind": "Label", "classes": 2, "names": None, "codes": "simplex", "seed": 0, "tell": "vector",
          "sense": False, "channels": None},
     ),
     (
         mt.LabelMap(2, (3, 4)),
-        {"kind": "LabelMap", "classes": 2, "names": ["0", "1"], "size": [3, 4], "seed": 0, "tell": False, "channels": None},
+        {"kind": "LabelMap", "classes": 2, "names": None, "size": [3, 4], "seed": 0, "tell": False, "channels": None},
     ),
     (mt.Mask((3, 4)), {"kind": "Mask", "size": [3, 4], "tell": False, "channels": None}),
     (
@@ -149,7 +149,7 @@ def test_a_million_classes_are_not_too_many():
 
 
 def test_a_view_cannot_be_changed():
-    view = View(*[torch.zeros(1)] * 7)
+    view = View(*[torch.zeros(1)] * 8)
     with pytest.raises(AttributeError, match="cannot assign"):
         view.z = torch.ones(1)
 
@@ -157,23 +157,27 @@ def test_a_view_cannot_be_changed():
 def test_a_continuous_modality_is_its_own_code():
     image, x = attached(mt.Image((1, 2, 2)), (1, 2, 2)), torch.rand(3, 1, 2, 2)
     assert torch.equal(image.encode(x), x)
-    assert torch.equal(image.estimate(x), x)
+    assert torch.equal(law_of(image, x).mean, x)
+    assert torch.equal(law_of(image, x).expected_code(), x)
 
 
 @pytest.mark.parametrize("start", ["state", "rest", "nothing"])
 def test_the_head_of_real_numbers_by_hand(start):
-    """The linear guess, and in units of the noise that is left what the network adds; or that alone."""
+    """The linear guess from state or rest, and in units of the noise that is left what the network adds; or that alone."""
     vector, g = randomise(attached(mt.Vector(6, start=start))), generator(3)
-    features, z, gain, variance = (torch.rand(4, n, generator=g) + 0.1 for n in (16, 6, 1, 1))
+    features, z, rest, gain, variance = (torch.rand(4, n, generator=g) + 0.1 for n in (16, 6, 6, 1, 1))
     learned = vector.out(features)
-    expected = learned if start == "nothing" else gain * z + variance.sqrt() * learned
-    assert torch.allclose(vector.head(View(features, features, z, z, gain, gain, variance)), expected)
+    linear = gain * (rest if start == "rest" else z)
+    expected = learned if start == "nothing" else linear + variance.sqrt() * learned
+    law = vector.head(View(features, features, z, rest, None, gain, gain, variance))
+    assert torch.allclose(law.mean, expected)
+    assert torch.equal(law.variance, variance)
 
 
 def test_a_labels_estimate_is_the_mean_of_its_codes():
     label, logits = attached(mt.Label(4)), randn(5, 4)
     expected = sum(logits.softmax(1)[:, k, None] * label.encode(torch.tensor([k])).double() for k in range(4))
-    assert torch.allclose(label.estimate(logits), expected)
+    assert torch.allclose(label.place(law_of(label, logits).expected_code()), expected)
 
 
 def test_given_codes_are_used_as_they_are():
@@ -184,23 +188,25 @@ def test_given_codes_are_used_as_they_are():
 
 def test_log_prob_of_a_label_is_the_categorical():
     logits, y = randn(6, 4), torch.tensor([0, 1, 2, 3, 0, 1])
-    label = attached(mt.Label(4))
+    law = law_of(attached(mt.Label(4)), logits)
     expected = torch.distributions.Categorical(logits=logits).log_prob(y)
-    assert torch.allclose(label.log_prob(y, logits, torch.ones(6, 1)), expected)
-    assert torch.allclose(label.loss(y, logits, torch.ones(6, 1)), F.cross_entropy(logits, y, reduction="none"))
+    assert torch.allclose(law.log_prob(y), expected)
+    assert torch.allclose(law.loss(y), F.cross_entropy(logits, y, reduction="none"))
+    assert torch.allclose(law.probs, logits.softmax(1))
 
 
 @pytest.mark.parametrize("channels", [1, 5])
 def test_log_prob_of_an_image_is_the_gaussian(channels):
     shape = (channels, 2, 3)
-    image = attached(mt.Image(shape), shape)
+    image = attached(mt.Image(shape, start="nothing"), shape)
     x, mean, variance = randn(4, *shape, seed=1), randn(4, *shape, seed=2), torch.rand(4, 1, 1, 1).double() + 0.1
     normal = torch.distributions.Independent(torch.distributions.Normal(mean, variance.sqrt().expand_as(mean)), 3)
-    log_p = image.log_prob(x, mean, variance)
+    law = law_of(image, mean, variance)
+    log_p = law.log_prob(x)
     assert torch.allclose(log_p, normal.log_prob(x))
     d = channels * 6
     constant = math.log(2 * math.pi) + variance.flatten().log()
-    assert torch.allclose(image.loss(x, mean, variance), -2 / d * log_p - constant)
+    assert torch.allclose(law.loss(x), -2 / d * log_p - constant)
 
 
 def test_gaussian_log_prob_takes_a_variance_per_coordinate():
@@ -216,15 +222,16 @@ def test_labels_are_drawn_from_the_softmax():
     """20,000 draws; every frequency within 4 standard errors; seed 0."""
     label, n = attached(mt.Label(4)), 20_000
     logits = torch.tensor([[0.5, -1.0, 2.0, 0.0]])
-    drawn = label.draw(logits.expand(n, 4), generator(0))
+    drawn = law_of(label, logits.expand(n, 4)).draw(generator(0))
     assert drawn.dtype == torch.int64
     for k, p in enumerate(logits.softmax(1)[0].tolist()):
         assert abs(float((drawn == k).double().mean()) - p) < 4 * standard_error(p, n)
 
 
 def test_an_image_is_drawn_within_its_range_and_a_vector_as_it_is():
-    assert attached(mt.Image((1, 1, 2)), (1, 1, 2)).draw(torch.tensor([[[[-3.0, 0.5]]]])).tolist() == [[[[-1.0, 0.5]]]]
-    assert attached(mt.Vector(6)).draw(torch.full((1, 6), 3.0)).tolist() == [[3.0] * 6]
+    image = law_of(attached(mt.Image((1, 1, 2)), (1, 1, 2)), torch.tensor([[[[-3.0, 0.5]]]]))
+    assert image.draw().tolist() == [[[[-1.0, 0.5]]]]
+    assert law_of(attached(mt.Vector(6)), torch.full((1, 6), 3.0)).draw().tolist() == [[3.0] * 6]
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
@@ -234,7 +241,9 @@ def test_class_ids_of_any_integer_type_mean_the_same(dtype):
     label.check(value)
     assert torch.equal(label.encode(value), label.codes[ids])
     assert torch.equal(label.condition(value), label.condition(ids))
-    assert torch.equal(label.loss(value, logits, torch.ones(4, 1)), label.loss(ids, logits, torch.ones(4, 1)))
+    law = law_of(label, logits)
+    assert torch.equal(law.loss(value), law.loss(ids))
+    assert torch.equal(law.log_prob(value), law.log_prob(ids))
 
 
 @pytest.mark.parametrize(
@@ -322,19 +331,21 @@ def test_a_modality_without_an_embedding_cannot_condition():
         attached(mt.Vector(6)).condition(torch.zeros(1, 6))
 
 
+def pixel(mean, variance, levels):
+    """The law of an image of one pixel."""
+    return law_of(attached(mt.Image((1, 1, 1), levels=levels, start="nothing"), (1, 1, 1)), mean, variance)
+
+
 def test_a_discretised_image_has_the_probabilities_of_its_bins():
     """They add up to 1 over all levels, also far out and at tiny noise; where bins are fine they are density times width."""
     for levels, mean, variance in ((17, 0.2, 0.02), (256, -0.99, 1e-5), (256, 3.0, 0.5)):
-        image = mt.Image((1, 4, 4), levels=levels)
         grid = torch.linspace(-1, 1, levels, dtype=torch.float64).reshape(-1, 1, 1, 1)
-        mass = image.log_prob(
-            grid, torch.full_like(grid, mean), torch.full((levels, 1, 1, 1), variance, dtype=torch.float64)
-        )
+        mass = pixel(torch.full_like(grid, mean), torch.full_like(grid, variance), levels).log_prob(grid)
         assert float(mass.exp().sum()) == pytest.approx(1, abs=1e-9)
-    fine, plain = mt.Image((1, 4, 4), levels=4097), mt.Image((1, 4, 4))
     x, mean = torch.full((1, 1, 1, 1), 0.25, dtype=torch.float64), torch.full((1, 1, 1, 1), 0.3, dtype=torch.float64)
     v = torch.full((1, 1, 1, 1), 0.04, dtype=torch.float64)
-    assert fine.log_prob(x, mean, v) == pytest.approx(float(plain.log_prob(x, mean, v)) + math.log(2 / 4096), abs=1e-4)
+    fine, plain = (pixel(mean, v, levels).log_prob(x) for levels in (4097, None))
+    assert float(fine) == pytest.approx(float(plain) + math.log(2 / 4096), abs=1e-4)
 
 
 def test_one_pixel_out_of_range_among_many_is_enough():
@@ -346,19 +357,19 @@ def test_one_pixel_out_of_range_among_many_is_enough():
 
 def test_the_outer_bins_are_open():
     """Three levels: up to -1/2 and from 1/2 on all is -1 or 1, whatever lies beyond them; seen from far and near."""
-    image, normal = mt.Image((1, 1, 1), levels=3), torch.distributions.Normal(0.2, 0.7)
+    normal = torch.distributions.Normal(0.2, 0.7)
     mean, variance = torch.full((4, 1, 1, 1), 0.2).double(), torch.full((4, 1, 1, 1), 0.49).double()
     value = torch.tensor([-1.0, -0.5, 0.5, 1.0], dtype=torch.float64).reshape(4, 1, 1, 1)
     below = [float(normal.cdf(torch.tensor(edge))) for edge in (-0.5, 0.0)]
     above = [1 - float(normal.cdf(torch.tensor(edge))) for edge in (0.0, 0.5)]
-    assert image.log_prob(value, mean, variance).exp().tolist() == pytest.approx([*below, *above], rel=1e-5)
+    assert pixel(mean, variance, 3).log_prob(value).exp().tolist() == pytest.approx([*below, *above], rel=1e-5)
 
 
 def test_the_discretised_likelihood_has_finite_gradients_everywhere():
-    image = mt.Image((1, 2, 2), levels=17)
+    image = attached(mt.Image((1, 2, 2), levels=17, start="nothing"), (1, 2, 2))
     mean = torch.tensor([[[[-5.0, 5.0], [0.0, -1.0]]]], dtype=torch.float64, requires_grad=True)
     value = torch.tensor([[[[1.0, -1.0], [1.0, -1.0]]]], dtype=torch.float64)
-    image.log_prob(value, mean, torch.full((1, 1, 1, 1), 1e-3, dtype=torch.float64)).sum().backward()
+    law_of(image, mean, torch.full((1, 1, 1, 1), 1e-3, dtype=torch.float64)).log_prob(value).sum().backward()
     assert bool(mean.grad.isfinite().all())
 
 

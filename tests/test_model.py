@@ -3,21 +3,9 @@ import tempfile
 
 import pytest
 import torch
-from helpers import generator, image_label_batch, image_label_model, randn, randomise
-from torch import nn
+from helpers import Output, generator, image_label_batch, image_label_model, randn, randomise, tensors
 
 import mtdiff as mt
-
-
-class Output(nn.Module):
-    """Stands in for the denoising readout: puts out what it is told."""
-
-    def __init__(self, value):
-        super().__init__()
-        self.value = value
-
-    def forward(self, features):
-        return self.value
 
 
 def state(model, n=4, seed=3, t=(1, 17, 30, 50)):
@@ -35,11 +23,14 @@ def test_the_true_output_gives_the_true_aggregate(prediction):
     t = torch.tensor([1, 17, 30, 50])
     z, eps = model.process.diffuse(codes, t, generator=generator())
     m = model.process.aggregate(codes, t)
-    signal, noise = model.process.at(t, z).level
-    truth = {"v": signal * eps - noise * m, "eps": eps, "x": m}[prediction]
-    assert torch.allclose(model.target(m, eps, t), truth, atol=1e-12)
+    at = model.process.at(t, z)
+    truth = {"v": at.signal * eps - at.noise * m, "eps": eps, "x": m}[prediction]
+    assert torch.allclose(model.aggregate.estimate(truth, z, at), m, atol=1e-12)
     model.denoise = Output(truth)
     assert torch.allclose(model.predict(z, t).aggregate, m, atol=1e-10)
+    model.denoise = Output(truth + 0.1 * randn(*z.shape, seed=5))  # what is not right is wrong by the output's own measure
+    error = (model.predict(z, t).aggregate - m) ** 2
+    assert torch.allclose(model.aggregate.weight(at) * error, (model.denoise.value - truth) ** 2, atol=1e-9)
 
 
 @pytest.mark.parametrize("prediction", ["v", "eps", "x"])
@@ -48,7 +39,10 @@ def test_a_prediction_has_the_dtype_and_shape_of_z(prediction):
     z, t = state(model)
     for dtype in (torch.float32, torch.float64):
         p = model.predict(z.to(dtype), t)
-        assert p.aggregate.dtype == p.output.dtype == dtype
+        assert p.aggregate.dtype == dtype
+        assert p.aggregate.shape == z.shape
+        assert p.unknown is None
+        assert {part.dtype for law in p.law.values() for part in tensors(law)} == {dtype}
         assert all(e.dtype == dtype and e.shape == z.shape for e in p.estimate.values())
         assert p.law["image"].mean.shape == z.shape
         assert p.law["label"].logits.shape == (4, 3)
@@ -99,11 +93,12 @@ def test_log_prob_is_that_of_the_heads():
     label = torch.distributions.Categorical(logits=p.law["label"].logits).log_prob(batch["label"])
     assert torch.allclose(model.log_prob("label", batch["label"], z, t), label)
     std = model.process.at(t, z).variance("image").sqrt()
-    image = torch.distributions.Normal(p.law["image"].mean, std.expand_as(z)).log_prob(batch["image"].double()).sum((1, 2, 3))
-    assert torch.allclose(model.log_prob("image", batch["image"], z, t), image)
-    assert torch.equal(
-        model.log_prob("image", batch["image"], z, t, prediction=p), model.log_prob("image", batch["image"], z, t)
+    image = (
+        torch.distributions.Normal(p.law["image"].mean, std.expand_as(z)).log_prob(batch["image"].double()).sum((1, 2, 3))
     )
+    assert torch.allclose(model.log_prob("image", batch["image"], z, t), image)
+    for name, value in batch.items():
+        assert torch.equal(p.law[name].log_prob(value), model.log_prob(name, value, z, t))
 
 
 @pytest.mark.parametrize("name", ["image", "label"])
@@ -177,6 +172,28 @@ def test_absence_is_told_only_where_a_modality_is_absent():
     assert bool(((some.aggregate - plain.aggregate)[~present].flatten(1).abs().amax(1) > 1e-4).all())
 
 
+def test_a_set_of_names_says_who_is_present_in_all_examples():
+    model = image_label_model()
+    z, t = state(model)
+    names, masks = (model.predict(z, t, present=p) for p in ({"image"}, {"label": torch.zeros(4, dtype=torch.bool)}))
+    assert torch.equal(names.aggregate, masks.aggregate)
+    for name, law in names.law.items():
+        assert all(torch.equal(*pair) for pair in zip(tensors(law), tensors(masks.law[name]), strict=True)), name
+    everybody = model.predict(z, t, present={"image", "label"})
+    assert torch.equal(everybody.aggregate, model.predict(z, t).aggregate)
+    for odd, error, message in (
+        ({"sound"}, KeyError, "present names an unknown modality 'sound'"),
+        ("image", ValueError, "present must be a collection of names, got the string 'image'"),
+        (
+            {"label": torch.ones(3, dtype=torch.bool)},
+            ValueError,
+            r"present\['label'\] must be bool \(4,\), got torch.bool \(3,\)",
+        ),
+    ):
+        with pytest.raises(error, match=message):
+            model.predict(z, t, present=odd)
+
+
 def test_what_was_never_absent_makes_no_difference_when_it_is():
     """The vectors that tell absence begin at zero: only training on smaller sets gives them a meaning."""
     model = mt.MTDiffusion(
@@ -221,7 +238,9 @@ def saved(folder, **options):
 def same(a, b, atol=0.0):
     z, t = state(a)
     p, q = a.predict(z.float(), t), b.predict(z.float(), t)
-    pairs = [(p.aggregate, q.aggregate), *((p.law[k].mean, q.law[k].mean) for k in p.params)]
+    pairs = [(p.aggregate, q.aggregate)]
+    for name in p.law:
+        pairs += zip(tensors(p.law[name]), tensors(q.law[name]), strict=True)
     return all(torch.allclose(x, y, rtol=0, atol=atol) for x, y in pairs)
 
 
@@ -272,6 +291,13 @@ def test_saving_again_adds_to_the_card(tmp_path):
     assert mt.load(folder).card == {"a": 1, "b": 3}
 
 
+def test_a_rule_and_a_sampler_that_are_set_later_are_saved(tmp_path):
+    model, folder = saved(tmp_path)
+    model.rule, model.sampler = {"label": "bayes"}, "heun"
+    again = mt.load(model.save(folder))
+    assert (again.rule, again.sampler) == ({"label": "bayes"}, "heun")
+
+
 def test_a_card_entry_cannot_make_a_model_unreadable(tmp_path):
     model, folder = saved(tmp_path)
     model.save(folder, {"format": "8x8 images", "config": "quick"})
@@ -300,7 +326,7 @@ def edited(folder, change):
         (lambda c: c.update(format=99), "has format 99, this version reads 1"),
         (lambda c: c.pop("format"), "has format None"),
         (lambda c: c.pop("config"), "not a model card"),
-        (lambda c: c.update(config=None), "does not fit its card"),
+        (lambda c: c.update(config=None), "not a model card"),
     ],
 )
 def test_an_edited_card_is_refused(tmp_path, change, message):

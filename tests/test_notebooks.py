@@ -1,12 +1,12 @@
 """The pairs of the course, and the controls in them."""
 
 import ast
+import functools
 import html
 import importlib.util
 import inspect
 import os
 import re
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -496,24 +496,30 @@ BOARDS = {
 }  # fmt: skip
 
 
+def boards():
+    return [board for board in vars(widgets).values() if isinstance(board, widgets.Board)]
+
+
 @pytest.fixture
 def drawn(request, monkeypatch):
     """What a board's draw function is called with, all arguments by name, and the figures that are then shown."""
-    draw = getattr(widgets, request.param)
-    room, calls, shown = sys.modules[draw.__module__], [], []
+    (board,) = (board for board in boards() if board.draw.__name__ == request.param)
+    draw, calls, shown = board.draw, [], []
 
+    @functools.wraps(draw)
     def spy(*args, **kwargs):
         calls.append(inspect.signature(draw).bind(*args, **kwargs).arguments)
         fewer = {"n": 4} if "n" in inspect.signature(draw).parameters and "n" not in kwargs else {}
         return draw(*args, **kwargs, **fewer)
 
-    monkeypatch.setattr(room, request.param, spy)
-    monkeypatch.setattr(room, "show", lambda figure, alt: shown.append(figure))
+    monkeypatch.setattr(board, "draw", spy)
+    monkeypatch.setattr("mtdiff.widgets.base.show", lambda figure, alt: shown.append(figure))
     return request.param, calls, shown
 
 
 def test_every_board_is_tried():
-    assert {name for name in widgets.__all__ if name.startswith("draw_")} == set(BOARDS)
+    assert {name for name in vars(widgets) if name.startswith("draw_")} == set(BOARDS)
+    assert sorted(board.draw.__name__ for board in boards()) == sorted(BOARDS)
 
 
 @pytest.mark.parametrize("drawn", BOARDS, indirect=True)

@@ -123,7 +123,9 @@ def test_masked_modalities_contribute_nothing(case):
     assert close(p.transition(z, codes, t, present)[0], p.transition(z, masked, t)[0])
     assert close(p.posterior(z, codes, t, present)[0], p.posterior(z, masked, t)[0])
     assert close(p.diffuse(codes, t, z, present)[0], p.diffuse(masked, t, z)[0])
-    assert close(p.increment(codes, t, 0, present), p.increment(masked, t, 0))
+    names = {name for name in codes if bool(present[name].all())}
+    everybody = {name: torch.full((n,), name in names) for name in codes}
+    assert close(p.aggregate(codes, t, names), p.aggregate(codes, t, everybody)), "names are masks that are all alike"
 
 
 @given(case=cases())
@@ -144,15 +146,47 @@ def test_a_tensor_of_steps_is_each_step_alone(case):
 
 
 @given(case=cases())
-def test_increment_is_the_difference_of_aggregates(case):
+def test_ahead_and_back_over_any_steps_are_those_of_the_process_that_has_these_alone(case):
+    """What `transition` and `posterior` are for one step, with steps left out."""
     p, codes, g = case
-    n = len(next(iter(codes.values())))
-    t, s = (torch.randint(0, p.steps + 1, (n,), generator=g) for _ in range(2))
-    assert close(p.increment(codes, t, s), p.aggregate(codes, s) - p.aggregate(codes, t))
+    t = int(torch.randint(1, p.steps + 1, (), generator=g))
+    s = int(torch.randint(0, t, (), generator=g))
+    z = torch.randn(next(iter(codes.values())).shape, dtype=torch.float64, generator=g)
+    short = mt.NoiseSchedule(p.schedule.abar[[s, t]])
+    two = mt.ForwardProcess(short, {name: p.cumulative(name)[[s, t]] for name in p.names})
+    m_s, m_t = p.aggregate(codes, s), p.aggregate(codes, t)
+    for found, expected in (
+        (p.ahead(z, m_s, m_t, s, t), two.transition(z, codes, 1)),
+        (p.back(z, m_t, m_s, t, s), two.posterior(z, codes, 1)),
+    ):
+        assert close(found[0], expected[0])
+        assert close(found[1], expected[1])
+
+
+def test_steps_that_are_not_in_order_and_states_of_other_shapes_are_refused():
+    p, x = linear(10), randn(2, 3)
+    with pytest.raises(ValueError, match=r"s must be before t, got s = \[4, 4\] and t = \[4, 4\]"):
+        p.back(x, x, x, 4, 4)
+    with pytest.raises(ValueError, match=r"s must be before t, got s = \[5, 5\]"):
+        p.ahead(x, x, x, 5, torch.tensor([6, 4]))
+    with pytest.raises(ValueError, match=r"must have one shape, got \[\(2, 3\), \(1, 3\), \(2, 3\)\]"):
+        p.ahead(x, x[:1], x, 1, 2)
 
 
 @given(case=cases())
-def test_wiener_is_the_conditional_of_a_gaussian_pair(case):
+def test_at_is_the_tables_at_a_step(case):
+    p, codes, g = case
+    like = next(iter(codes.values()))
+    t = torch.randint(0, p.steps + 1, (len(like),), generator=g)
+    at = p.at(t, like)
+    assert close(at.mix(codes), p.aggregate(codes, t))
+    assert close(at.signal.flatten(), p.schedule.abar[t].sqrt())
+    assert close(at.noise.flatten(), (1 - p.schedule.abar[t]).sqrt())
+    assert all(close(at.W[name].flatten(), p.cumulative(name)[t]) for name in p.names)
+
+
+@given(case=cases())
+def test_gain_and_variance_are_the_conditional_of_a_gaussian_pair(case):
     p, codes, _ = case
     z = next(iter(codes.values()))
     for name in p.names:
@@ -165,12 +199,12 @@ def test_wiener_is_the_conditional_of_a_gaussian_pair(case):
             assert close(variance, (1 / precision_of_x).expand_as(variance), atol=1e-8)
 
 
-def test_wiener_of_weight_one_is_the_parametrisation_of_v_prediction():
+def test_gain_and_variance_of_weight_one_are_the_parametrisation_of_v_prediction():
     p = mt.ForwardProcess(mt.NoiseSchedule.log_snr(20), {"x": 1.0})
     t = torch.arange(21)
-    gain, variance = p.at(t, torch.zeros(21, 1, dtype=torch.float64)).gain("x"), p.at(t, torch.zeros(21, 1, dtype=torch.float64)).variance("x")
-    assert close(gain[:, 0], p.schedule.abar.sqrt())
-    assert close(variance[:, 0], 1 - p.schedule.abar)
+    at = p.at(t, torch.zeros(21, 1, dtype=torch.float64))
+    assert close(at.gain("x")[:, 0], p.schedule.abar.sqrt())
+    assert close(at.variance("x")[:, 0], 1 - p.schedule.abar)
 
 
 def test_snr_formula_and_the_peak_of_a_linear_fade_in():
@@ -266,15 +300,13 @@ def test_the_ends_are_steps_too():
     """0 and T, as numbers and as tensors, wherever a step may be one of them."""
     p, codes = mt.ForwardProcess(mt.NoiseSchedule.log_snr(4), {"x": mt.fade_out(1.0)}), {"x": randn(2, 3)}
     for zero, last in ((0, 4), (torch.tensor(0), torch.tensor(4)), (torch.tensor([0, 0]), torch.tensor([4, 4]))):
-        assert close(p.increment(codes, zero, last), -codes["x"])
-        assert close(p.increment(codes, last, zero), codes["x"])
         assert float(p.at(zero, codes["x"]).W["x"][0]) == 1
         assert float(p.at(last, codes["x"]).W["x"][0]) == 0
         assert close(p.at(zero, codes["x"]).level[0][0, 0], p.schedule.abar[0].sqrt())
         assert close(p.at(last, codes["x"]).level[1][0, 0], (1 - p.schedule.abar[4]).sqrt())
-        gain, variance = p.at(last, codes["x"]).gain("x"), p.at(last, codes["x"]).variance("x")
-        assert gain.tolist() == [[0], [0]]
-        assert variance.tolist() == [[1], [1]]
+        at = p.at(last, codes["x"])
+        assert at.gain("x").tolist() == [[0], [0]]
+        assert at.variance("x").tolist() == [[1], [1]]
     for t in (1, torch.tensor(1), torch.tensor([1, 1])):
         assert close(p.posterior(codes["x"], codes, t)[1], p.posterior(codes["x"], codes, torch.tensor([1, 1]))[1])
 
@@ -344,10 +376,10 @@ X = torch.zeros(2, 3)
 @pytest.mark.parametrize(
     ("codes", "t", "present", "error", "message"),
     [
-        ({"x": X, "z": X}, 1, None, KeyError, "no modality 'z'"),
+        ({"x": X, "z": X}, 1, None, KeyError, "codes names an unknown modality 'z'"),
         ({"x": X}, 1, None, KeyError, "codes lacks 'y'"),
         ({}, 1, None, KeyError, "codes is empty"),
-        ({"x": X, "y": X}, 1, {"z": torch.ones(2, dtype=torch.bool)}, KeyError, "no modality 'z'"),
+        ({"x": X, "y": X}, 1, {"z": torch.ones(2, dtype=torch.bool)}, KeyError, "present names an unknown modality 'z'"),
         ({"x": X}, 1, {"y": torch.tensor([False, True])}, KeyError, "codes lacks 'y'"),
         ({"x": X, "y": X[:1]}, 1, None, ValueError, r"codes\['y'\] has shape \(1, 3\), expected \(2, 3\)"),
         ({"x": X, "y": X}, 1, {"y": torch.ones(2)}, ValueError, r"present\['y'\] must be bool \(2,\), got torch.float32"),
@@ -356,8 +388,14 @@ X = torch.zeros(2, 3)
         ({"x": X, "y": X}, 5, None, ValueError, r"t must be in 1\.\.4, got 5"),
         ({"x": X, "y": X}, True, None, ValueError, "t must be an int"),
         ({"x": X, "y": X}, 1.0, None, ValueError, "t must be an int"),
-        ({"x": X, "y": X}, torch.tensor([1.0, 2.0]), None, ValueError, "t must be an int tensor"),
-        ({"x": X, "y": X}, torch.tensor([1, 2, 3]), None, ValueError, r"shape \(2,\), got \(3,\)"),
+        (
+            {"x": X, "y": X},
+            torch.tensor([1.0, 2.0]),
+            None,
+            ValueError,
+            r"t must be an int or an int tensor \(2,\), got torch.float32",
+        ),
+        ({"x": X, "y": X}, torch.tensor([1, 2, 3]), None, ValueError, r"int tensor \(2,\), got torch.int64 \(3,\)"),
         ({"x": X, "y": X}, torch.tensor([1, 9]), None, ValueError, r"t must be in 1\.\.4, got values in 1\.\.9"),
         ({"x": X, "y": X}, torch.tensor([2, -1]), None, ValueError, r"t must be in 1\.\.4, got values in -1\.\.2"),
     ],
@@ -388,19 +426,19 @@ def test_states_codes_and_noise_are_finite_real_numbers_of_somebody(bad):
     p, value = mt.ForwardProcess(mt.NoiseSchedule.log_snr(4), {"x": 1.0, "y": mt.fade_in(1.0)}), NO_NUMBERS[bad]
     good, expected = {"x": X, "y": X}, "has values that are not finite" if bad in ("nan", "inf") else "must be a floating"
     calls = [
-        (p.aggregate, (1,)), (p.increment, (1, 2)), (p.marginal, (1,)), (p.diffuse, (1,)),
-        (lambda codes, t: p.transition(X, codes, t), (1,)), (lambda codes, t: p.posterior(X, codes, t), (1,)),
+        p.aggregate, p.marginal, p.diffuse,
+        lambda codes, t: p.transition(X, codes, t), lambda codes, t: p.posterior(X, codes, t),
     ]  # fmt: skip
-    for call, steps in calls:
+    for call in calls:
         with pytest.raises(ValueError, match=rf"codes\['y'\] {expected}"):
-            call({**good, "y": value}, *steps)
+            call({**good, "y": value}, 1)
     for name, call in {"z_prev": p.transition, "z_t": p.posterior}.items():
         with pytest.raises(ValueError, match=f"{name} {expected}"):
             call(value, good, 1)
     with pytest.raises(ValueError, match=f"noise {expected}"):
         p.diffuse(good, 1, value)
     if bad in ("integers", "bools", "nothing"):
-        for call in (lambda: p.at(1, value).level, lambda: p.at(1, value).W["x"], lambda: p.at(1, value).gain("x"), p.at(1, value).variance("x")):
+        for call in (lambda: p.at(1, value).level, lambda: p.at(1, value).W["x"], lambda: p.at(1, value).gain("x")):
             with pytest.raises(ValueError, match=r"like must be floating point \(B, \*Z\) with at least one example, got"):
                 call()
 

@@ -130,3 +130,9 @@ def test_representations_have_a_dash_for_what_a_variant_has_not():
     ends = "20.0 ± 0.0 | 0.300 ± 0.010 | 0.900 ± 0.010 | 0.250 ± 0.010 |"
     assert rows[2] == "| lifted | 30.0 ± 0.0 | 28.0 ± 0.0 | 29.0 ± 0.0 | " + ends
     assert rows[3] == "| image-only | 30.0 ± 0.0 | - | - | - | - | - | - |"
+
+
+def test_a_share_that_was_not_measured_is_refused():
+    way = {"0.5": {"psnr": number(20.0), "ssim": number(0.7)}}
+    with pytest.raises(KeyError, match=r"share must be one of \['0.5'\], got '0.4'"):
+        inpaintings([{"variants": {"masked": {"told": way}}}], "0.4")

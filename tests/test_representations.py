@@ -120,7 +120,7 @@ def test_a_saved_representation_comes_back(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="truncated or damaged"):
         representation(tmp_path / "r")
     (tmp_path / "r" / CARD).write_text("{")
-    with pytest.raises(ValueError, match="is not a representation's card"):
+    with pytest.raises(ValueError, match="is not a representation card"):
         representation(tmp_path / "r")
 
 
@@ -128,7 +128,7 @@ def test_what_is_not_a_representation_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no representation at 'mars'.*\['shapes16', 'shapes32'\]"):
         representation("mars")
     scene_judge("shapes16").save(tmp_path)
-    with pytest.raises(ValueError, match="kind Representation"):
+    with pytest.raises(ValueError, match="unknown representation kind 'SceneJudge'"):
         representation(tmp_path)
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mtdiff as mt
-from mtdiff.solvers import Guess, ancestral, ddim, extrapolate, heun, renoise
+from mtdiff.solvers import Guess, ddim, ddpm, dpm, frozen, heun
 
 SHAPE = (3, 2)
 
@@ -46,6 +46,16 @@ class Step:
         return math.log(signal / noise)
 
 
+class Look:
+    """A model that says what a test wants: {step: guess}, whatever the state."""
+
+    def __init__(self, process, says, previous=None):
+        self.process, self.says, self.previous = process, says, previous
+
+    def __call__(self, z, t):
+        return self.says[t]
+
+
 def close(a, b):
     return torch.allclose(a, b, rtol=1e-9, atol=1e-9)
 
@@ -63,7 +73,9 @@ def test_ddim_keeps_the_noise_and_moves_the_aggregate(seed):
     z = signal * here.aggregate + noise * eps
     assert close(here.noise(step.process, z, step.t), eps)
     assert close(here.moved(step.process, step.t, step.s), there.aggregate)
-    assert close(ddim(step.process, z, here, step.t, step.s), signal_s * there.aggregate + noise_s * eps)
+    expected = signal_s * there.aggregate + noise_s * eps
+    assert close(frozen(step.process, z, here, step.t, step.s), expected)
+    assert close(ddim(Look(step.process, {step.t: here}), z, step.t, step.s, None), expected)
 
 
 @seeds
@@ -75,7 +87,8 @@ def test_an_ancestral_step_is_the_posterior_of_the_process_that_has_these_two_st
     short = mt.NoiseSchedule(step.process.schedule.abar[[s, t]])
     curves = {name: step.process.cumulative(name)[[s, t]] for name in codes}
     mean, std = mt.ForwardProcess(short, {"still": 1.0, **curves}).posterior(z, {"still": still, **codes}, 1)
-    assert close(ancestral(step.process, z, step.guess(codes, still, t), t, s, n), mean + std * n)
+    look = Look(step.process, {t: step.guess(codes, still, t)})
+    assert close(ddpm(look, z, t, s, lambda: n), mean + std * n)
 
 
 @seeds
@@ -91,7 +104,7 @@ def test_heun_is_exact_where_estimates_stand_still_at_the_mean_of_both_ends(seed
         up, up_s = step.curve(i, t) * signal / noise, step.curve(i, s) * signal_s / noise_s
         moved = moved + (codes[i] + codes_s[i]) / 2 * (up_s - up)
     here, there = step.guess(codes, still, t), step.guess(codes_s, still_s, s)
-    assert close(heun(step.process, z, here, t, s, there), noise_s * (z / noise + moved))
+    assert close(heun(Look(step.process, {t: here, s: there}), z, t, s, None), noise_s * (z / noise + moved))
 
 
 @seeds
@@ -100,7 +113,8 @@ def test_heun_forgets_no_signal_where_there_is_almost_none(seed):
     g = generator(seed)
     process = mt.ForwardProcess(mt.NoiseSchedule(torch.tensor([0.9, 2.5e-9])), {"x": 1.0})
     z, m, m_s = (torch.randn(SHAPE, dtype=torch.float64, generator=g) for _ in range(3))
-    off = heun(process, z, Guess(m, {}), 1, 0, Guess(m_s, {})) - (0.9**0.5 * (m + m_s) / 2 + 0.1**0.5 * z)
+    look = Look(process, {1: Guess(m, {}), 0: Guess(m_s, {})})
+    off = heun(look, z, 1, 0, None) - (0.9**0.5 * (m + m_s) / 2 + 0.1**0.5 * z)
     assert float(off.abs().max()) < 1e-3
 
 
@@ -121,9 +135,10 @@ def test_dpm_extrapolates_to_the_middle_of_the_step(seed):
 
     before, now = at(step.log_snr(step.r), step.r), at(step.log_snr(step.t), step.t)
     middle = at(step.log_snr(step.t) + beyond(step), step.t)
-    ahead = extrapolate(step.process, step.r, before, step.t, now, step.s)
-    assert close(ahead.aggregate, middle.aggregate)
-    assert all(close(ahead.codes[i], middle.codes[i]) for i in ("up", "bent"))
+    z, look = step.randn(), Look(step.process, {step.t: now}, (step.r, before))
+    assert close(dpm(look, z, step.t, step.s, None), frozen(step.process, z, middle, step.t, step.s))
+    look.previous = None
+    assert close(dpm(look, z, step.t, step.s, None), frozen(step.process, z, now, step.t, step.s))
 
 
 @settings(max_examples=10)
@@ -137,8 +152,8 @@ def test_with_constant_curves_dpm_is_the_published_update(seed):
     (_, noise), (signal_s, noise_s) = step.levels(step.t), step.levels(step.s)
     share = beyond(step) / h_before  # 1 / 2r, r = h_before / h, in a short step that is not the last
     published = noise_s / noise * z - signal_s * math.expm1(-h) * ((1 + share) * x - share * x_before)
-    ahead = extrapolate(process, step.r, Guess(x_before, {}), step.t, Guess(x, {}), step.s)
-    assert close(ddim(process, z, ahead, step.t, step.s), published)
+    look = Look(process, {step.t: Guess(x, {})}, (step.r, Guess(x_before, {})))
+    assert close(dpm(look, z, step.t, step.s, None), published)
 
 
 def test_a_guess_takes_what_moves():
@@ -162,5 +177,6 @@ def test_going_back_up_is_the_forward_transition(seed):
     z_s = signal_s * step.guess(codes, still, s).aggregate + noise_s * eps
     guess = step.guess(codes, still, t)
     old, new = signal / signal_s * noise_s, (1 - (signal / signal_s) ** 2) ** 0.5
-    assert close(renoise(step.process, z_s, guess, t, s, n), signal * guess.aggregate + old * eps + new * n)
+    mean, std = step.process.ahead(z_s, guess.moved(step.process, t, s), guess.aggregate, s, t)
+    assert close(mean + std * n, signal * guess.aggregate + old * eps + new * n)
     assert old**2 + new**2 == pytest.approx(noise**2)

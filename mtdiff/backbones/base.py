@@ -2,15 +2,14 @@
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from mtdiff.reading import rebuild
+from mtdiff.recorded import Recorded
 
 
-class Backbone(nn.Module):
+class Backbone(Recorded, nn.Module):
     """A shared network: (z, u, what it is told) -> (feature map, pooled vector). It knows nothing of modalities.
 
     It can be told things in three ways: a vector that is added to the embedding of the noise level, a map that is added
@@ -22,27 +21,13 @@ class Backbone(nn.Module):
         pooled: width of the pooled vector.
         attends: whether it can be told tokens.
 
-    A subclass implements `forward`, `readout` and `entrance`, and stores its arguments in `self.config`.
+    A subclass implements `forward`, `readout` and `entrance`; its arguments are noted by themselves (see `Recorded`).
     """
 
-    kinds: ClassVar[dict[str, type["Backbone"]]] = {}
     space: tuple[int, ...]
     embedding: int
     pooled: int
     attends: bool = False
-
-    def __init_subclass__(cls, **kwargs):
-        super().__init_subclass__(**kwargs)
-        Backbone.kinds[cls.__name__] = cls
-
-    @staticmethod
-    def from_config(config: dict) -> "Backbone":
-        """Rebuild a backbone from its card entry.
-
-        Raises:
-            ValueError: see `rebuild`.
-        """
-        return rebuild(config, Backbone.kinds, "backbone")
 
     def forward(
         self,
@@ -101,6 +86,11 @@ def zero(layer: nn.Module) -> nn.Module:
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
+
+
+def vector_head(pooled: int, size: int) -> nn.Sequential:
+    """An MLP from the pooled vector to `size` numbers that begin as zeros."""
+    return nn.Sequential(nn.Linear(pooled, pooled), nn.SiLU(), zero(nn.Linear(pooled, size)))
 
 
 def check_sizes(**sizes: int | Sequence[int]) -> None:

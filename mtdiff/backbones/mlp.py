@@ -27,7 +27,6 @@ class MLP(Backbone):
     def __init__(self, space: Sequence[int], width: int = 128, blocks: int = 3, dropout: float = 0.0):
         super().__init__()
         check_sizes(space=tuple(space), width=width, blocks=blocks)
-        self.config = {"kind": "MLP", "space": list(space), "width": width, "blocks": blocks, "dropout": dropout}
         self.space, self.embedding, self.pooled = tuple(space), width, width
         self.level = NoiseLevel(width)
         self.enter = nn.Linear(torch.Size(space).numel(), width)

@@ -1,6 +1,6 @@
 """The U-Net of diffusion models: residual blocks, attention at chosen resolutions, skips from down to up."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -46,16 +46,7 @@ class UNet(Backbone):
         super().__init__()
         space = tuple(space)
         check_sizes(space=space, base=base, multipliers=multipliers, blocks=blocks, head_channels=head_channels)
-        halvings = 2 ** (len(multipliers) - 1)
-        if len(space) != 3 or space[1] % halvings or space[2] % halvings:
-            raise ValueError(f"space must be (C, H, W) with H and W divisible by {halvings}, got {space}")
-        heights = [space[1] >> level for level in range(len(multipliers))]
-        for what, chosen in (("attention", attention), ("cross", cross)):
-            if not set(chosen) <= set(heights):
-                raise ValueError(f"{what} must be among the heights {heights} of the levels, got {tuple(chosen)}")
-        self.config = {"kind": "UNet", "space": list(space), "base": base, "multipliers": list(multipliers),
-                       "blocks": blocks, "attention": list(attention), "head_channels": head_channels,
-                       "dropout": dropout, "cross": list(cross)}  # fmt: skip
+        _check_levels(space, multipliers, {"attention": attention, "cross": cross})
         self.space, self.embedding, self.pooled = space, 4 * base, base * multipliers[-1]
         self.width, self.attends = base * multipliers[0], bool(cross)
         self.level = NoiseLevel(self.embedding)
@@ -142,6 +133,17 @@ class UNet(Backbone):
         if tuple(shape[1:]) != self.space[1:]:
             raise ValueError(f"a U-Net on {self.space} cannot be told {tuple(shape)}: height and width differ")
         return nn.Conv2d(shape[0], self.config["base"], 3, padding=1).to(memory_format=torch.channels_last)
+
+
+def _check_levels(space: tuple[int, ...], multipliers: Sequence[int], heights_of: Mapping[str, Sequence[int]]) -> None:
+    """Refuse a space that cannot be halved once for each level after the first, and heights that no level has."""
+    halvings = 2 ** (len(multipliers) - 1)
+    if len(space) != 3 or space[1] % halvings or space[2] % halvings:
+        raise ValueError(f"space must be (C, H, W) with H and W divisible by {halvings}, got {space}")
+    heights = [space[1] >> level for level in range(len(multipliers))]
+    for what, chosen in heights_of.items():
+        if not set(chosen) <= set(heights):
+            raise ValueError(f"{what} must be among the heights {heights} of the levels, got {tuple(chosen)}")
 
 
 def norm(channels: int) -> nn.GroupNorm:

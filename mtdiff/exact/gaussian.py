@@ -134,18 +134,22 @@ def _offsets(sizes: list[int]) -> list[int]:
     return [sum(sizes[:k]) for k in range(len(sizes))]
 
 
-def _checked(covariance, encoders, process, reverse_variance) -> tuple[Tensor, dict[str, Tensor]]:
-    """The arguments in float64, or a ValueError that says what does not fit."""
-    c = torch.as_tensor(covariance, dtype=torch.float64)
-    matrices = {name: torch.as_tensor(a, dtype=torch.float64) for name, a in encoders.items()}
+def _check_covariance(c: Tensor) -> None:
     if c.ndim != 2 or c.shape[0] != c.shape[1]:
         raise ValueError(f"covariance must be (n, n), got {tuple(c.shape)}")
     if not torch.allclose(c, c.T, rtol=1e-9, atol=1e-12) or bool(torch.linalg.cholesky_ex(c).info):
         raise ValueError("covariance must be symmetric and positive definite")
+
+
+def _checked(covariance, encoders, process, reverse_variance) -> tuple[Tensor, dict[str, Tensor]]:
+    """The arguments in float64, or a ValueError that says what does not fit."""
+    c = torch.as_tensor(covariance, dtype=torch.float64)
+    matrices = {name: torch.as_tensor(a, dtype=torch.float64) for name, a in encoders.items()}
+    _check_covariance(c)
     if set(matrices) != set(process.names):
         raise ValueError(f"encoders are for {list(matrices)}, but the process has {list(process.names)}")
     shapes = {name: tuple(a.shape) for name, a in matrices.items()}
-    if any(a.ndim != 2 for a in matrices.values()) or len({a.shape[0] for a in matrices.values()}) != 1:
+    if {len(shape) for shape in shapes.values()} != {2} or len({shape[0] for shape in shapes.values()}) != 1:
         raise ValueError(f"encoders must be (d, n_i) with one d, got {shapes}")
     if sum(a.shape[1] for a in matrices.values()) != len(c):
         raise ValueError(f"the columns of the encoders {shapes} must add up to n = {len(c)}")

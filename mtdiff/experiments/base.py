@@ -2,10 +2,6 @@
 
 import math
 import os
-import platform
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -209,38 +205,3 @@ def budget() -> str:
     if value not in ("quick", "full"):
         raise ValueError(f'MTDIFF_BUDGET must be "quick" or "full", got {value!r}')
     return value
-
-
-def provenance(device: str = "cpu") -> dict[str, str | int]:
-    """Where and how a result came about: command (of absolute paths the last part), commit, versions and hardware."""
-    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
-    command = " ".join(["mtdiff", *words]) if Path(sys.argv[0]).stem in ("mtdiff", "__main__") else "python"
-    hardware = torch.cuda.get_device_name(device) if device.startswith("cuda") else f"CPU, {_cpu()}"
-    return {
-        "command": command,
-        "commit": _commit(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "hardware": hardware,
-        "threads": torch.get_num_threads(),
-    }
-
-
-def _commit() -> str:
-    """The commit of the source tree that runs, "-dirty" if it was changed since; not known for an installed wheel."""
-    root = Path(__file__).parents[2]
-    git = shutil.which("git")
-    if git is None or not (root / ".git").exists():
-        return "unknown"
-    command = [git, "describe", "--always", "--dirty", "--abbrev=10"]
-    return subprocess.run(command, capture_output=True, text=True, cwd=root).stdout.strip() or "unknown"
-
-
-def _cpu() -> str:
-    """The processor's name, as far as the system tells it."""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()

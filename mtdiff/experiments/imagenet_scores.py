@@ -16,7 +16,7 @@ from mtdiff.experiments.masked_image import HIDDEN
 from mtdiff.features import FeatureNetwork, Seen, compared, feature_network, seen
 from mtdiff.metrics import kernel_distance, psnr, ssim
 from mtdiff.model import MTDiffusion
-from mtdiff.probes import head_accuracy, learned, levels, noised
+from mtdiff.probes import each_class, head_accuracy, learned, levels, noised
 from mtdiff.sampling import sample_many
 
 STEPS = 24
@@ -38,13 +38,8 @@ def evaluate(
 ) -> dict:
     """All that a variant can do, on held-out photographs.
 
-    Args:
-        model: the trained model.
-        test: held-out images, and labels and boxes where the model has them; classes are matched by their names.
-        seed: seed of all noise.
-        n: images that are drawn for a distance, and at most so many real ones, chosen at random; a tenth as many are filled
-            at each share.
-        features: who looks at images, by name (see `feature_network`); None: `PIXELS`.
+    Classes are matched by their names. n images are drawn for a distance, and compared with at most so many real ones,
+    chosen at random; a tenth as many are filled at each share. Who looks at them is a `feature_network`, or `PIXELS`.
 
     Returns:
         "alone", "joint" and "guidance S": {name of the network: `compared`, "classes": share whose label it confirms};
@@ -80,7 +75,7 @@ def evaluate(
     if "label" in model.modalities:
         out |= head_scores(model, _images(real), seed)
     if "label" in learned(model):
-        label = torch.arange(n, device=model.device) % model.modalities["label"].classes
+        label = each_class(model, n)
         for scale in GUIDANCE:
             out[f"guidance {scale}"] = judged(label, rule="conditioned", guidance=scale)
     if "mask" in model.modalities:

@@ -15,7 +15,7 @@ from mtdiff.elbo import elbo
 from mtdiff.judges import label_judge, scene_judge, svm_judge
 from mtdiff.metrics import calibration_error, fidelity, frechet_distance, temperature
 from mtdiff.model import MTDiffusion
-from mtdiff.probes import head_accuracy, head_logits, learned, levels, noised
+from mtdiff.probes import each_class, head_accuracy, head_logits, learned, levels, noised
 from mtdiff.sampling import sample_many
 
 LABEL_RULES = ("substitute", "bayes", "conditioned")
@@ -68,10 +68,8 @@ class Referee:
         return fidelity(self.features(mixed), self.features(image.cpu()))
 
     def scores(self, drawn: Mapping[str, Tensor]) -> dict[str, float | int]:
-        """`image_label_metrics` by this judge, or what of it there is without labels."""
-        if "label" in drawn:
-            return image_label_metrics(drawn, self.judge, self.real)
-        return image_metrics(drawn["image"], self.real)
+        """`image_label_metrics` by this judge."""
+        return image_label_metrics(drawn, self.judge, self.real)
 
 
 @functools.cache
@@ -130,7 +128,7 @@ def sample_scores(model: MTDiffusion, r: Referee, n: int, rules: Sequence[str] =
     joint = sample_many(model, n, **options)
     out = {"joint": r.scores(joint), "joint_ddim": r.scores(sample_many(model, n, sampler="ddim", **options))}
     for rule in rules:
-        out[rule] = r.scores(sample_many(model, n, given={"label": _classes(model, n)}, rule=rule, **options))
+        out[rule] = r.scores(sample_many(model, n, given={"label": each_class(model, n)}, rule=rule, **options))
     if "label" in model.modalities:
         out["head_accuracy"] = head_accuracy(model, r.test, generator=generator)
     draws = max(1, round(10 * n / len(r.test)))  # about 10 n in all: as costly as the samples that it stands beside
@@ -138,29 +136,20 @@ def sample_scores(model: MTDiffusion, r: Referee, n: int, rules: Sequence[str] =
     return {**out, **r.fidelity(joint["image"])}
 
 
-def _classes(model: MTDiffusion, n: int) -> Tensor:
-    """(n,) labels, equally many of every class."""
-    return torch.arange(n, device=model.device) % model.modalities["label"].classes
-
-
 def image_label_metrics(
     drawn: Mapping[str, Tensor], judge: Callable[[Tensor], Tensor], real: Tensor
 ) -> dict[str, float | int]:
-    """How good pairs {"image": (N, C, H, W), "label": (N,)} are, beside real images (M, C, H, W).
+    """How good images (N, C, H, W) are, beside real ones (M, C, H, W), and their labels (N,), if they have any.
 
     Returns:
-        "agreement": share of images that the judge calls by their label; "classes": number of classes drawn; and
-        those of `image_metrics`.
+        "agreement": share of images that the judge calls by their label; "classes": number of classes drawn; "spread":
+        pixel standard deviation over the real one; "frechet_pixels": `frechet_distance` of pixels.
     """
-    image, label = drawn["image"].cpu(), drawn["label"].cpu()
-    agreement = float((judge(image) == label).double().mean())
-    return {"agreement": agreement, "classes": int(label.unique().numel()), **image_metrics(image, real)}
-
-
-def image_metrics(image: Tensor, real: Tensor) -> dict[str, float]:
-    """Drawn images (N, C, H, W) beside real ones: "spread", pixel standard deviation over theirs, and "frechet_pixels"."""
-    image = image.cpu()
-    return {"spread": float(image.std() / real.std()), "frechet_pixels": frechet_distance(image, real)}
+    image, out = drawn["image"].cpu(), {}
+    if "label" in drawn:
+        label = drawn["label"].cpu()
+        out = {"agreement": float((judge(image) == label).double().mean()), "classes": label.unique().numel()}
+    return {**out, "spread": float(image.std() / real.std()), "frechet_pixels": frechet_distance(image, real)}
 
 
 @torch.no_grad()
@@ -237,7 +226,7 @@ def guidance_scores(model: MTDiffusion, r: Referee, n: int, seed: int = 0) -> di
     for scale in GUIDANCE:
         generator = torch.Generator(model.device).manual_seed(seed)
         options = {"rule": "conditioned", "guidance": scale, "steps": r.steps, "generator": generator}
-        drawn = sample_many(model, n, given={"label": _classes(model, n)}, **options)
+        drawn = sample_many(model, n, given={"label": each_class(model, n)}, **options)
         out[str(scale)] = {**r.scores(drawn), **r.fidelity(drawn["image"])}
     return out
 
@@ -251,10 +240,9 @@ def amplification(model: MTDiffusion, share: float, seed: int, n: int, scales: S
         {"joint", "joint, ddim", "guidance S" for each scale: `colour_scores`}; given labels by the model's own sampler.
     """
     judges, out = shape_and_colour(), {}
-    label = torch.arange(n, device=model.device) % len(SHAPES)
     kinds = {"joint": {}, "joint, ddim": {"sampler": "ddim"}} if "image" in learned(model) else {}
     for scale in scales:
-        kinds[f"guidance {scale}"] = {"guidance": scale, "rule": "conditioned", "given": {"label": label}}
+        kinds[f"guidance {scale}"] = {"guidance": scale, "rule": "conditioned", "given": {"label": each_class(model, n)}}
     for kind, options in kinds.items():
         generator = torch.Generator(model.device).manual_seed(seed)
         drawn = sample_many(model, n, steps=25, generator=generator, **options)

@@ -1,22 +1,65 @@
-"""Result files as tables that people read."""
+"""Result files as tables that people read.
+
+The columns of a table are declared: {title: cell}, where <a/b:1> stands for the number at result["a"]["b"] with one digit
+(three unless said), and of cells that are separated by | the first counts whose numbers were all measured.
+"""
 
 import math
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from mtdiff.experiments.label_scores import LABEL_RULES
 from mtdiff.metrics import TEMPERATURES
 from mtdiff.reading import naming, read_json
 
+LABELS = {
+    "joint": "<joint/agreement>",
+    "joint, ddim": "<joint_ddim/agreement>",
+    "pixel FD": "<joint/frechet_pixels:2>",
+    **{f"{rule} / FD": f"<{rule}/agreement> / <{rule}/frechet_pixels:2>" for rule in LABEL_RULES},
+    "label head": "<head_accuracy> | <head/accuracy>",
+}
+LABELS["conditioned / FD"] += " | <guidance/1.0/agreement> / <guidance/1.0/frechet_pixels:2>"
+HEADS = {
+    "accuracy": "<head/accuracy>",
+    "nats": "<head/nats>",
+    "calibration error": "<head/calibration_error>",
+    "temperature": "<head/temperature>",
+    "nats, scaled": "<head/nats_scaled>",
+    "calibration error, scaled": "<head/calibration_error_scaled>",
+}
+GUIDANCES = {
+    "agreement": "<agreement>",
+    "feature distance": "<features:2>",
+    "precision": "<precision>",
+    "recall": "<recall>",
+}
+BOUNDS = {
+    "image, bits/dim": "<bound/image_bits_per_dim>",
+    "image, nats": "<bound/image:2>",
+    "label given image, nats": "<bound/label_given_image:2>",
+    "sum, nats": "<bound/sum:2>",
+    "joint, nats": "<bound/joint:2>",
+}
+PHOTOGRAPHS = {
+    "alone": "<alone/frechet:1> / <alone/kernel> | <alone/kernel>",
+    "precision / recall": "<alone/precision:2> / <alone/recall:2>",
+    "joint": "<joint/frechet:1> / <joint/kernel> | <joint/kernel>",
+    "class given": "<guidance 1.0/classes>",
+    "bits/dim": "<bound/bits_per_dim>",
+    "label head": "<head/accuracy>",
+    "told": "<told/0.5/psnr:1> / <told/0.5/ssim>",
+    "repeated": "<repeated/0.5/psnr:1> / <repeated/0.5/ssim>",
+    "box": "<box/overlap>",
+}
+
 
 def markdown(results: Iterable[Mapping | str | Path]) -> str:
-    """Result files of one experiment as one table: a row for each variant, mean ± standard error over seeds.
+    """Result files of one experiment as one Markdown table: a row for each variant, mean ± standard error over seeds.
 
     Args:
         results: what `mtdiff evaluate EXPERIMENT --out FILE` wrote: one or more files, or what is in them.
-
-    Returns:
-        A Markdown table.
 
     Raises:
         FileNotFoundError: no such file.
@@ -38,44 +81,23 @@ def markdown(results: Iterable[Mapping | str | Path]) -> str:
 
 def labels(results: Iterable[Mapping]) -> str:
     """The table of image-label: joint and conditional samples, and the label head."""
-    head = ["variant", "joint", "joint, ddim", "pixel FD", *(f"{rule} / FD" for rule in LABEL_RULES), "label head"]
-    rows = [head, ["---"] * len(head)]
-    for variant, m in ((variant, m) for result in results for variant, m in result["variants"].items()):
-        joint = [_number(m.get(line, {}).get("agreement")) for line in ("joint", "joint_ddim")]
-        m = {"conditioned": m["guidance"]["1.0"], **m} if "guidance" in m else m
-        conditional = [
-            f"{_number(m[rule]['agreement'])} / {_number(m[rule]['frechet_pixels'], 2)}" if rule in m else "-"
-            for rule in LABEL_RULES
-        ]
-        distance = _number(m.get("joint", {}).get("frechet_pixels"), 2)
-        head = m.get("head_accuracy", m.get("head", {}).get("accuracy"))
-        rows.append([variant, *joint, distance, *conditional, _number(head)])
-    return _table(rows)
+    return _table(["variant"], LABELS, [(variant, m) for _, variant, m in _rows(results)])
 
 
 def heads(results: Iterable[Mapping]) -> str:
     """What label heads are worth on held-out images: accuracy, cross-entropy and calibration, before and after temperature.
 
-    Where a temperature is at an end of `TEMPERATURES`, it has no mean: those of the runs are listed.
-
-    Args:
-        results: as in `markdown`, of image-label.
-
-    Returns:
-        A Markdown table; a variant without a head has no row.
+    A variant without a head has no row. Where a temperature is at an end of `TEMPERATURES`, it has no mean: those of the
+    runs are listed.
     """
-    head = ["variant", "accuracy", "nats", "calibration error", "temperature", "nats, scaled", "calibration error, scaled"]
-    rows = [head, ["---"] * len(head)]
-    keys = ("accuracy", "nats", "calibration_error", "temperature", "nats_scaled", "calibration_error_scaled")
-    for found, variant, m in ((result, variant, m) for result in results for variant, m in result["variants"].items()):
+    rows = []
+    for found, variant, m in _rows(results):
         if "head" in m:
-            cells = [_number(m["head"][key]) for key in keys]
             runs = [run["metrics"]["head"] for run in found.get("runs", ()) if run["variant"] == variant]
             each = [_limited(run["temperature"]) for run in runs]
-            if any(not text[0].isdigit() for text in each):
-                cells[keys.index("temperature")] = ", ".join(each)
-            rows.append([variant, *cells])
-    return _table(rows)
+            listed = {"temperature": ", ".join(each)} if any(not text[0].isdigit() for text in each) else {}
+            rows.append((variant, {"head": {**m["head"], **listed}}))
+    return _table(["variant"], HEADS, rows)
 
 
 def _limited(t: float) -> str:
@@ -87,62 +109,43 @@ def _limited(t: float) -> str:
 def guidances(results: Iterable[Mapping]) -> str:
     """Samples of given labels at every scale of guidance: how many the judge calls right, how real, how varied they are.
 
-    Args:
-        results: as in `markdown`, of image-label.
-
-    Returns:
-        A Markdown table; a variant that cannot be told labels has no rows.
+    A variant that cannot be told labels has no rows.
     """
-    rows = [["variant", "guidance", "agreement", "feature distance", "precision", "recall"], ["---"] * 6]
-    for variant, m in ((variant, m) for result in results for variant, m in result["variants"].items()):
-        for scale, line in m.get("guidance", {}).items():
-            numbers = [_number(line[key], 2 if key == "features" else 3) for key in ("agreement", "features")]
-            rows.append([variant, scale, *numbers, *(_number(line[key]) for key in ("precision", "recall"))])
-    return _table(rows)
+    rows = [(variant, scale, line) for _, variant, m in _rows(results) for scale, line in m.get("guidance", {}).items()]
+    return _table(["variant", "guidance"], GUIDANCES, rows)
+
+
+def bounds(results: Iterable[Mapping]) -> str:
+    """The likelihood bounds in image-label results; a variant without a bound has no row."""
+    return _table(["variant"], BOUNDS, [(variant, m) for _, variant, m in _rows(results) if "bound" in m])
 
 
 def colours(results: Iterable[Mapping]) -> str:
-    """How often drawn shapes have their own colour, where that was planted: in joint and in conditional samples.
-
-    Args:
-        results: as in `markdown`, of image-label on planted scenes.
-
-    Returns:
-        A Markdown table.
-    """
-    lines = [(r["data"], variant, m) for r in results for variant, m in r["variants"].items()]
-    kinds = list(dict.fromkeys(kind for _, _, m in lines for kind in m))
-    rows = [["planted", "variant", *kinds], ["---"] * (2 + len(kinds))]
-    for data, variant, m in lines:
-        rows.append([f"{data[7:]}%", variant, *(_number(m.get(kind, {}).get("own")) for kind in kinds)])
-    return _table(rows)
+    """How often drawn shapes have their own colour, where that was planted: in joint and in conditional samples."""
+    rows = [(f"{result['data'][7:]}%", variant, m) for result, variant, m in _rows(results)]
+    return _table(["planted", "variant"], {kind: f"<{kind}/own>" for kind in _keys(rows)}, rows)
 
 
 def transitions(results: Iterable[Mapping]) -> str:
     """The table of image-transition: SSIM and PSNR where the source determines the target, scenes and distance elsewhere."""
-    lines = [(variant, m) for result in results for variant, m in result["variants"].items()]
-    directions = [name for name in lines[0][1] if name != "bound"]
-    rows = [["variant", *directions], ["---"] * (1 + len(directions))]
-    for variant, m in lines:
-        cells = []
-        for name in directions:
-            cell, determined = m[name], "ssim" in m[name]
-            first, second = ("ssim", "psnr") if determined else ("scene", "features")
-            cells.append(f"{_number(cell[first])} / {_number(cell[second], 1)}")
-        rows.append([variant, *cells])
-    return _table(rows)
+    rows = [(variant, m) for _, variant, m in _rows(results)]
+    cell = "<{0}/ssim> / <{0}/psnr:1> | <{0}/scene> / <{0}/features:1>"
+    return _table(["variant"], {name: cell.format(name) for name in rows[0][-1] if name != "bound"}, rows)
 
 
 def inpaintings(results: Iterable[Mapping], share: str = "0.5") -> str:
-    """The table of masked-image: distance of drawn images, and PSNR / SSIM of each way to inpaint at one hidden share."""
-    lines = [(variant, m) for result in results for variant, m in result["variants"].items()]
-    ways = list(dict.fromkeys(way for _, m in lines for way in m if way not in ("alone", "joint")))
-    rows = [["variant", "alone", "joint", *ways], ["---"] * (3 + len(ways))]
-    for variant, m in lines:
-        drawn = [_number(m.get(kind, {}).get("features"), 1) for kind in ("alone", "joint")]
-        cells = [f"{_number(m[w][share]['psnr'], 1)} / {_number(m[w][share]['ssim'])}" if w in m else "-" for w in ways]
-        rows.append([variant, *drawn, *cells])
-    return _table(rows)
+    """The table of masked-image: distance of drawn images, and PSNR / SSIM of each way to inpaint at one hidden share.
+
+    Raises:
+        KeyError: a share that was not measured.
+    """
+    rows = [(variant, m) for _, variant, m in _rows(results)]
+    columns = {kind: f"<{kind}/features:1>" for kind in ("alone", "joint")}
+    ways = {way: f"<{way}/{share}/psnr:1> / <{way}/{share}/ssim>" for way in _keys(rows) if way not in columns}
+    shares = _keys([(m[way],) for _, m in rows for way in ways if way in m])
+    if ways and share not in shares:
+        raise KeyError(f"share must be one of {shares}, got {share!r}")
+    return _table(["variant"], columns | ways, rows)
 
 
 def representations(results: Iterable[Mapping]) -> str:
@@ -152,18 +155,12 @@ def representations(results: Iterable[Mapping]) -> str:
     often those are found again; how much of a representation is read off a clean image; and how often a probe of a jointly
     drawn representation says what the judge reads off the image.
     """
-    lines = [(variant, m) for result in results for variant, m in result["variants"].items()]
-    scales = list(dict.fromkeys(scale for _, m in lines for scale in m.get("guidance", {})))
-    joint = ["joint" if float(scale) == 1 else f"guidance {scale}" for scale in scales]
-    rows = [["variant", "alone", *joint, "given", "found again", "read", "belongs together"]]
-    rows.append(["---"] * len(rows[0]))
-    for variant, m in lines:
-        cells = [_number(m["alone"]["features"], 1)]
-        cells += [_number(m.get("guidance", {}).get(scale, {}).get("features"), 1) for scale in scales]
-        given, read = m.get("given", {}), m.get("read", {})
-        cells += [_number(given.get("features"), 1), _number(given.get("retrieval")), _number(read.get("0"))]
-        rows.append([variant, *cells, _number(m.get("drawn", {}).get("label"))])
-    return _table(rows)
+    rows = [(variant, m) for _, variant, m in _rows(results)]
+    scales = _keys([(m.get("guidance", {}),) for _, m in rows])
+    joint = {"joint" if float(s) == 1 else f"guidance {s}": f"<guidance/{s}/features:1>" for s in scales}
+    given = {"given": "<given/features:1>", "found again": "<given/retrieval>"}
+    columns = {"alone": "<alone/features:1>", **joint, **given, "read": "<read/0>", "belongs together": "<drawn/label>"}
+    return _table(["variant"], columns, rows)
 
 
 def photographs(results: Iterable[Mapping]) -> str:
@@ -174,70 +171,47 @@ def photographs(results: Iterable[Mapping]) -> str:
     so; the bound on the image's likelihood in bits per dimension; the label head's accuracy; PSNR and SSIM of told and
     repeated filling; overlap of boxes.
     """
-    head = [
-        "data",
-        "variant",
-        "looked at by",
-        "alone",
-        "precision / recall",
-        "joint",
-        "class given",
-        "bits/dim",
-        "label head",
-    ]
-    rows = [[*head, "told", "repeated", "box"]]
-    rows.append(["---"] * len(rows[0]))
-    for data, variant, m in ((r["data"], variant, m) for r in results for variant, m in r["variants"].items()):
-        kinds = [m.get(kind, {}) for kind in ("alone", "joint")]
-        names = [name for kind in kinds for name in kind if name != "classes"]
-        cells = [names[0] if names else "-"]
-        alone, joint = (kind.get(cells[0]) for kind in kinds)
-        both = f"{_number(alone['precision'], 2)} / {_number(alone['recall'], 2)}" if alone else "-"
-        cells += [_distances(alone), both, _distances(joint)]
-        cells.append(_number(m.get("guidance 1.0", {}).get("classes")))
-        cells += [_number(m.get("bound", {}).get("bits_per_dim")), _number(m.get("head", {}).get("accuracy"))]
-        for way in ("told", "repeated"):
-            half = m.get(way, {}).get("0.5")
-            cells.append(f"{_number(half['psnr'], 1)} / {_number(half['ssim'])}" if half else "-")
-        rows.append([data, variant, *cells, _number(m.get("box", {}).get("overlap"))])
-    return _table(rows)
+    rows = []
+    for result, variant, m in _rows(results):
+        drawn = {kind: m.get(kind, {}) for kind in ("alone", "joint")}
+        network = next((name for kind in drawn.values() for name in kind if name != "classes"), "-")
+        rows.append((result["data"], variant, network, m | {kind: d.get(network) for kind, d in drawn.items()}))
+    return _table(["data", "variant", "looked at by"], PHOTOGRAPHS, rows)
 
 
-def _distances(entry: Mapping | None) -> str:
-    """Frechet and kernel distance, the latter alone where there were too few images for the former."""
-    if entry is None:
-        return "-"
-    frechet, kernel = _number(entry["frechet"], 1), _number(entry["kernel"])
-    return kernel if frechet == "-" else f"{frechet} / {kernel}"
+def _rows(results: Iterable[Mapping]) -> list[tuple[Mapping, str, Mapping]]:
+    """(result, variant, its figures) of all variants of all results."""
+    return [(result, variant, m) for result in results for variant, m in result["variants"].items()]
 
 
-def bounds(results: Iterable[Mapping]) -> str:
-    """The likelihood bounds in image-label result files as a table, mean ± standard error over seeds.
-
-    Args:
-        results: as in `markdown`.
-
-    Returns:
-        A Markdown table; a variant without a bound has no row.
-    """
-    head = ["variant", "image, bits/dim", "image, nats", "label given image, nats", "sum, nats", "joint, nats"]
-    rows = [head, ["---"] * len(head)]
-    for variant, m in ((variant, m) for result in results for variant, m in result["variants"].items()):
-        if "bound" in m:
-            b = m["bound"]
-            numbers = [_number(b["image_bits_per_dim"])]
-            numbers += [_number(b.get(key), 2) for key in ("image", "label_given_image", "sum", "joint")]
-            rows.append([variant, *numbers])
-    return _table(rows)
+def _keys(rows: Iterable[Sequence]) -> list[str]:
+    """All keys of the figures, which stand last in the rows, in the order in which they come."""
+    return list(dict.fromkeys(key for *_, m in rows for key in m))
 
 
-def _table(rows: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+def _table(lead: Sequence[str], columns: Mapping[str, str], rows: Iterable[Sequence]) -> str:
+    """Rows of a text for each title of `lead`, and of figures that `columns` are read from."""
+    lines = [[*lead, *columns], ["---"] * (len(lead) + len(columns))]
+    lines += [[*texts, *(_cell(m, cell) for cell in columns.values())] for *texts, m in rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
-def _number(entry: Mapping | None, digits: int = 3) -> str:
-    """Mean and standard error, as far as there is one; a dash for what was not measured, or is no number."""
-    if entry is None or entry["mean"] is None or math.isnan(entry["mean"]):
-        return "-"
-    error = entry["stderr"]
-    return f"{entry['mean']:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
+def _cell(m: Mapping, cell: str) -> str:
+    """A cell of the columns with numbers in it; a dash where they were not measured."""
+    for choice in cell.split(" | "):
+        parts = re.split(r"<([^>]*?)(?::(\d))?>", choice)  # text, path, digits, text ...
+        parts[1::3] = [_number(m, path, int(digits or 3)) for path, digits in zip(parts[1::3], parts[2::3], strict=True)]
+        if None not in parts[1::3]:
+            return "".join(part for k, part in enumerate(parts) if k % 3 != 2)
+    return "-"
+
+
+def _number(m: Mapping, path: str, digits: int) -> str | None:
+    """Mean and standard error, as far as there is one, or a text; None for what was not measured, or is no number."""
+    for key in path.split("/"):
+        m = (m or {}).get(key)
+    if m is None or isinstance(m, str):
+        return m
+    if m["mean"] is None or math.isnan(m["mean"]):
+        return None
+    return f"{m['mean']:.{digits}f}" + ("" if m["stderr"] is None else f" ± {m['stderr']:.{digits}f}")

@@ -30,19 +30,19 @@ def evaluate(model: MTDiffusion, data: str, seed: int = 0, n: int = 1000) -> dic
     """Image quality with and without the representation, n images for each figure, and what the representation is worth.
 
     Returns:
-        "alone": `image_scores` of images drawn with S = {image}; for a model whose chain carries the representation
-        "guidance": {scale: `image_scores` of joint samples}, "drawn": `drawn_scores`; for one that can be told it
+        "alone": `fidelity` of images drawn with S = {image}, in the judge's features; for a model whose chain carries the
+        representation "guidance": {scale: the same of joint samples}, "drawn": `drawn_scores`; for one that can be told it
         "given": `given_scores`; for one whose head was trained "read": `read_scores`; and "trunk": `trunk_scores`.
     """
     test, generator = represented(data, "test"), torch.Generator(model.device).manual_seed(seed)
     judge, options = scene_judge(data), {"steps": STEPS, "generator": generator}
-    real = test.values["image"]
-    out = {"alone": image_scores(alone(model, n, **options), real, judge)}
+    real = judge.features(test.values["image"])
+    out = {"alone": fidelity(real, judge.features(alone(model, n, **options)))}
     if "representation" in model.process.entering:
         out["guidance"] = {}
         for scale in GUIDANCE:
             drawn = sample_many(RepresentationGuided(model, scale), n, **options)
-            out["guidance"][str(scale)] = image_scores(drawn["image"].cpu(), real, judge)
+            out["guidance"][str(scale)] = fidelity(real, judge.features(drawn["image"].cpu()))
             if scale == 1:
                 out["drawn"] = drawn_scores(drawn, data)
     if "representation" in model.modalities:
@@ -50,11 +50,6 @@ def evaluate(model: MTDiffusion, data: str, seed: int = 0, n: int = 1000) -> dic
         if model.card.get("variant") != "told":
             out["read"] = read_scores(model, test, generator)
     return {**out, "trunk": trunk_scores(model, data, generator)}
-
-
-def image_scores(image: Tensor, real: Tensor, judge) -> dict[str, float]:
-    """`mtdiff.metrics.fidelity` of drawn images in the judge's features."""
-    return fidelity(judge.features(real), judge.features(image))
 
 
 def drawn_scores(drawn: Mapping[str, Tensor], data: str) -> dict[str, float]:

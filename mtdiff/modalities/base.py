@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mtdiff.checks import described
 from mtdiff.laws import Law
 from mtdiff.process import ForwardProcess
-from mtdiff.reading import rebuild
+from mtdiff.recorded import Recorded
 
 
 @dataclass(frozen=True)
@@ -45,17 +45,16 @@ class View:
     sensed: Law | None = None
 
 
-class Modality(nn.Module):
+class Modality(Recorded, nn.Module):
     """One kind of data: its encoder E_i into the space, and its head D_i, which says a law of it (`mtdiff.laws`).
 
-    A subclass implements `build`, `check`, `code` and `head`, `condition` if the backbone can be given the value, and passes
-    its arguments to `super().__init__` so that a saved model can be rebuilt from its card. Values are batched tensors; a
-    code is (B, *slice): the part of the space that the modality writes. The other methods have uses of their own; most kinds
-    leave them as they are.
+    A subclass implements `build`, `check`, `code` and `head`, and `condition` if the backbone can be given the value. Its
+    arguments are noted in saved models' cards by themselves (see `Recorded`). Values are batched tensors; a code is
+    (B, *slice): the part of the space that the modality writes. The other methods have uses of their own; most kinds leave
+    them as they are.
 
     Args:
         channels: slice of the space's first axis that the codes are written to; None is all of it.
-        **config: the subclass's own arguments, plain JSON values.
 
     Attributes:
         told_as: how `condition` reaches the backbone: as a "vector", a "map" or "tokens" (see `mtdiff.backbones`).
@@ -70,29 +69,13 @@ class Modality(nn.Module):
     has_head: bool = True
     has_code: bool = True
     sense: bool = False
-    kinds: ClassVar[dict[str, type["Modality"]]] = {}
 
-    def __init_subclass__(cls, **kwargs):
-        super().__init_subclass__(**kwargs)
-        Modality.kinds[cls.__name__] = cls
-
-    def __init__(self, channels: slice | None = None, **config):
+    def __init__(self, channels: slice | None = None):
         super().__init__()
         if channels is not None and channels.step not in (None, 1):
             raise ValueError(f"channels must be a slice without a step, got {channels}")
         self.channels = channels
-        span = None if channels is None else [channels.start, channels.stop]
-        self.config = {"kind": type(self).__name__, **config, "channels": span}
         self.space: tuple[int, ...] = ()
-
-    @staticmethod
-    def from_config(config: Mapping) -> "Modality":
-        """Rebuild a modality from its card entry.
-
-        Raises:
-            ValueError: see `rebuild`.
-        """
-        return rebuild(config, Modality.kinds, "modality")
 
     def attach(self, name: str, space: Sequence[int], backbone: nn.Module) -> None:
         """Bind to a space and a backbone; creates the parameters of encoder and head. The model calls it once.
@@ -187,6 +170,12 @@ class Modality(nn.Module):
     def shares(self, other: "Modality") -> bool:
         """Whether another one writes into the same channels."""
         return bool(set(self.span) & set(other.span))
+
+    def check_attention(self, backbone: nn.Module) -> None:
+        """Raise ValueError where the backbone would have to attend to the value, and cannot."""
+        if self.told_as == "tokens" and not backbone.attends:
+            kind = type(backbone).__name__
+            raise ValueError(f"{self.name!r} is told as tokens, which this {kind} cannot attend to: use UNet(cross=...)")
 
     def refuse(self, value: object, expected: str) -> None:
         """Raise the ValueError that names the modality, what came and what was expected."""

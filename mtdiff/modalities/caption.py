@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mtdiff.backbones.base import vector_head
 from mtdiff.checks import check_ids
 from mtdiff.laws import Categorical
 from mtdiff.modalities.base import Modality, View
@@ -32,7 +33,7 @@ class Caption(Modality):
 
     told_as = "tokens"
 
-    def __init__(self, vocabulary: Sequence[str], length: int, codes: str = "none", channels: slice | None = None):
+    def __init__(self, vocabulary: Sequence[str | int], length: int, codes: str = "none", channels: slice | None = None):
         vocabulary = [str(word) for word in vocabulary]
         if len(vocabulary) < 2 or len(set(vocabulary)) < len(vocabulary):
             raise ValueError(f"vocabulary must be at least two different words, got {vocabulary[:8]}")
@@ -40,22 +41,16 @@ class Caption(Modality):
             raise ValueError(f"length must be at least 1, got {length}")
         if codes not in ("none", *KINDS):
             raise ValueError(f"codes must be one of {('none', *KINDS)}, got {codes!r}")
-        super().__init__(channels, vocabulary=vocabulary, length=length, codes=codes)
+        super().__init__(channels)
         self.vocabulary, self.length, self.has_code = vocabulary, length, codes != "none"
 
     def build(self, backbone: nn.Module) -> None:
-        """Create tokens, head and codes; see `Modality.build`."""
-        if not backbone.attends:
-            kind = type(backbone).__name__
-            raise ValueError(f"{self.name!r} is told as tokens, which this {kind} cannot attend to: use UNet(cross=...)")
+        """Create tokens, head and codes."""
+        self.check_attention(backbone)
         words = len(self.vocabulary)
         self.embed = nn.Embedding(words, backbone.embedding)
         self.position = nn.Parameter(torch.randn(self.length, backbone.embedding))
-        self.out = nn.Sequential(
-            nn.Linear(backbone.pooled, backbone.pooled), nn.SiLU(), nn.Linear(backbone.pooled, self.length * words)
-        )
-        nn.init.zeros_(self.out[2].weight)
-        nn.init.zeros_(self.out[2].bias)
+        self.out = vector_head(backbone.pooled, self.length * words)
         self.table = CodeTable(self.config["codes"], (self.length, words), self.slice_shape) if self.has_code else None
 
     def check(self, value: Tensor) -> None:

@@ -49,7 +49,7 @@ class Continuous(Modality):
             raise ValueError(f"shape must be positive sizes, got {shape}")
         if start not in ("state", "rest", "nothing"):
             raise ValueError(f'start must be "state", "rest" or "nothing", got {start!r}')
-        super().__init__(channels, shape=list(shape), head=head, start=start, tell=tell)
+        super().__init__(channels)
         self.shape, self.has_head, self.start, self.tell = shape, head, start, tell
         self.reads_rest = start == "rest"
 
@@ -116,8 +116,6 @@ class Vector(Continuous):
         self, size: int, channels: slice | None = None, head: bool = True, start: str = "state", tell: bool = False
     ):
         super().__init__((size,), channels, head, start, tell)
-        self.config["size"] = size
-        del self.config["shape"]
 
 
 class Image(Continuous):
@@ -158,7 +156,6 @@ class Image(Continuous):
             raise ValueError(f"revealed_by must be (picture, mask), got {tuple(revealed_by)}")
         super().__init__(shape, channels, head, start, tell)
         self.levels, self.revealed_by = levels, tuple(revealed_by)
-        self.config |= {"levels": levels, "revealed_by": list(revealed_by)}
 
     def check(self, value: Tensor) -> None:
         """Raise ValueError unless value is a batch of images in [-1, 1]."""

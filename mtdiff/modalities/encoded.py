@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from mtdiff.backbones.base import vector_head
 from mtdiff.laws import CodedGaussian, Gaussian
 from mtdiff.modalities.base import View
 from mtdiff.modalities.continuous import Continuous
@@ -70,8 +71,6 @@ class Encoded(Continuous):
         if sense and (encoder == "generator" or len(shape) != 1):
             raise ValueError(f"only a vector that is lifted can be sensed in the state, got {encoder!r} of {tuple(shape)}")
         super().__init__(shape, channels, True, start, tell)
-        del self.config["head"]
-        self.config |= {"encoder": encoder, "width": width, "spread": spread, "seed": seed, "sense": sense}
         self.encoder, self.width, self.spread, self.seed, self.sense = encoder, width, spread, seed, sense
         self.told_as = "vector" if len(self.shape) == 1 else "map"
         self.size, self.linear = torch.Size(self.shape).numel(), encoder != "generator"
@@ -95,7 +94,7 @@ class Encoded(Continuous):
         if image and self.shape[1:] != self.slice_shape[1:]:
             raise ValueError(f"{self.name!r} of {self.shape} needs the height and width of the space {self.slice_shape}")
         self.from_map = image
-        self.out = backbone.readout(self.shape) if image else _vector_head(backbone.pooled, self.size)
+        self.out = backbone.readout(self.shape) if image else vector_head(backbone.pooled, self.size)
         self.embed = None
         if self.tell:
             self.embed = backbone.entrance(self.shape) if self.told_as == "map" else nn.Linear(self.size, backbone.embedding)
@@ -164,10 +163,3 @@ def _tiles(size: int, shape: Sequence[int]) -> Tensor:
     tiles = tiles.scatter(2, block[..., None], board[..., None].double())[..., :size]
     tiles = tiles.expand(shape[0], *tiles.shape).flatten(0, 2)
     return tiles / tiles.norm(dim=0)
-
-
-def _vector_head(pooled: int, size: int) -> nn.Sequential:
-    """An MLP on the pooled vector that begins at zero."""
-    last = nn.Linear(pooled, size)
-    nn.init.zeros_(last.weight), nn.init.zeros_(last.bias)
-    return nn.Sequential(nn.Linear(pooled, pooled), nn.SiLU(), last)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from mtdiff.backbones.base import vector_head
 from mtdiff.checks import check_ids
 from mtdiff.laws import Categorical
 from mtdiff.modalities.base import Modality, View
@@ -38,7 +39,7 @@ class Label(Modality):
     def __init__(
         self,
         classes: int,
-        names: Sequence[str] | None = None,
+        names: Sequence[str | int] | None = None,
         codes: str | Tensor | list = "simplex",
         channels: slice | None = None,
         seed: int = 0,
@@ -50,13 +51,12 @@ class Label(Modality):
         names = class_names(classes, names)
         if isinstance(codes, str) and codes not in ("simplex", *KINDS):
             raise ValueError(f"codes must be one of {('simplex', *KINDS)} or numbers (K, ...), got {codes!r}")
-        plain = codes if isinstance(codes, str) else torch.as_tensor(codes).tolist()
-        super().__init__(channels, classes=classes, names=names, codes=plain, seed=seed, tell=tell, sense=sense)
+        super().__init__(channels)
         self.told_as = "tokens" if tell == "token" else "vector"
         self.classes, self.names, self.sense, self._codes, self._seed = classes, names, sense, codes, seed
 
     def build(self, backbone: nn.Module) -> None:
-        """Create codes, embedding and head; see `Modality.build`."""
+        """Create codes, embedding and head."""
         shape, learned = (self.classes, *self.slice_shape), isinstance(self._codes, str) and self._codes in KINDS
         if learned:
             codes = None
@@ -66,16 +66,10 @@ class Label(Modality):
             codes = torch.as_tensor(self._codes, dtype=torch.float32)
             if tuple(codes.shape) != shape:
                 raise ValueError(f"codes of {self.name!r} must have shape {shape}, got {tuple(codes.shape)}")
-        if self.told_as == "tokens" and not backbone.attends:
-            kind = type(backbone).__name__
-            raise ValueError(f"{self.name!r} is told as a token, which this {kind} cannot attend to: use UNet(cross=...)")
+        self.check_attention(backbone)
         self.register_buffer("codes", codes)
         self.embed = nn.Embedding(self.classes, backbone.embedding)
-        self.out = nn.Sequential(
-            nn.Linear(backbone.pooled, backbone.pooled), nn.SiLU(), nn.Linear(backbone.pooled, self.classes)
-        )
-        nn.init.zeros_(self.out[2].weight)
-        nn.init.zeros_(self.out[2].bias)
+        self.out = vector_head(backbone.pooled, self.classes)
         self.learned = CodeTable(self._codes, shape[:1], self.slice_shape) if learned else None
         if self.sense:
             self.notice = nn.Linear(self.classes, backbone.embedding)
@@ -104,7 +98,7 @@ class Label(Modality):
     def head(self, view: View) -> Categorical:
         """Softmax of an MLP of the pooled vector.
 
-        Of a label that is sensed, the logits h have the gradient of h + s in evaluation, s the code's own logits (theory 4):
+        Of a label that is sensed, the logits h have the gradient of h + s in evaluation, s the code's own logits (theory 6):
         log p(y | z) = log p(y | code) + log p(y | rest) + const, logits add. The values of s are in h already, as they were
         shown, but not their gradient, which vanishes where the network is shown a probability near 0 or 1. In training it is
         h as it is (notebook 08).
@@ -129,7 +123,7 @@ class Label(Modality):
         return torch.tensordot(chances, self.table().to(chances.dtype), dims=1)
 
 
-def class_names(classes: int, names: Sequence[str] | None) -> list[str]:
+def class_names(classes: int, names: Sequence[str | int] | None) -> list[str]:
     """The names of K classes, counted where there are none.
 
     Raises:

@@ -19,17 +19,16 @@ class DenseMap(Modality):
         size: (H, W) of the map, which is that of the space.
         channels: slice of the space's channels that the codes are written to; None is all of it (superposed).
         tell: True lets the backbone be told the map, by an `entrance` of its own (theory 4, rule 3).
-        **config: the subclass's own arguments.
     """
 
     told_as = "map"
     law: type[Categorical] = Categorical
 
-    def __init__(self, size: Sequence[int], channels: slice | None, tell: bool, **config):
+    def __init__(self, size: Sequence[int], channels: slice | None, tell: bool):
         size = tuple(size)
         if len(size) != 2 or min(size) < 1:
             raise ValueError(f"size must be (H, W), got {size}")
-        super().__init__(channels, size=list(size), tell=tell, **config)
+        super().__init__(channels)
         self.size, self.tell = size, tell
 
     def build(self, backbone: nn.Module) -> None:
@@ -92,13 +91,13 @@ class LabelMap(DenseMap):
         self,
         classes: int,
         size: Sequence[int],
-        names: Sequence[str] | None = None,
+        names: Sequence[str | int] | None = None,
         channels: slice | None = None,
         tell: bool = False,
         seed: int = 0,
     ):
         names = class_names(classes, names)
-        super().__init__(size, channels, tell, classes=classes, names=names, seed=seed)
+        super().__init__(size, channels, tell)
         self.classes, self.names, self._seed = classes, names, seed
 
     def class_codes(self, channels: int) -> Tensor:

@@ -1,26 +1,73 @@
 """What all boards share: controls above the picture that they redraw, and the verdict on an exercise."""
 
 import html
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import ipywidgets
+from matplotlib.figure import Figure
+
+from mtdiff.plots import show
 
 
-def board(controls: dict[str, ipywidgets.Widget], redraw: Callable[..., None]) -> ipywidgets.Widget:
-    """Controls above the picture that they redraw."""
-    board = ipywidgets.VBox([*controls.values(), ipywidgets.interactive_output(redraw, controls)])
-    board.controls = controls
-    return board
+class Board:
+    """Controls above the picture that they redraw: `board(*shown)` is a widget that shows `draw(*shown, **setting)`.
+
+    Args:
+        draw: function of what is shown, and of the value of every control by name.
+        alt: what the figure shows, in words; arguments of `draw`, or all of the {setting}, stand in it in braces.
+        text: {name of a control: what is written beside it}, where that is not the name.
+        live: whether sliders redraw while they move, and not only when they are let go.
+        **controls: {argument of `draw`: its control}. A bool is a box; a list a choice; (value, low, high, step), the step 1
+            if it is left out, a slider, of whole numbers where the value is one; (value, [choices]) a slider over choices.
+            A function makes one of these, or a widget, of what is shown.
+    """
+
+    def __init__(
+        self,
+        draw: Callable[..., Figure],
+        alt: str,
+        *,
+        text: Mapping[str, str] | None = None,
+        live: bool = False,
+        **controls,
+    ):
+        self.draw, self.alt, self.text, self.live, self.controls = draw, alt, text or {}, live, controls
+
+    def __call__(self, *shown, **options) -> ipywidgets.Widget:
+        """The widget; its `.controls` are the controls by name. Options are arguments of `draw` without a control."""
+        controls = {name: self._control(name, s(*shown) if callable(s) else s) for name, s in self.controls.items()}
+
+        def redraw(**setting) -> None:
+            call = inspect.signature(self.draw).bind(*shown, **options, **setting)
+            call.apply_defaults()
+            show(self.draw(*shown, **options, **setting), self.alt.format(setting=setting, **call.arguments))
+
+        widget = ipywidgets.VBox([*controls.values(), ipywidgets.interactive_output(redraw, controls)])
+        widget.controls = controls
+        return widget
+
+    def _control(self, name: str, control) -> ipywidgets.Widget:
+        text, moves = {"description": self.text.get(name, name)}, {"continuous_update": self.live}
+        match control:
+            case bool():
+                return ipywidgets.Checkbox(control, **text)
+            case list():
+                return ipywidgets.Dropdown(options=control, **text)
+            case value, list() as choices:
+                return ipywidgets.SelectionSlider(options=choices, value=value, **text, **moves)
+            case value, low, high, *step:
+                slider = ipywidgets.IntSlider if isinstance(value, int) else ipywidgets.FloatSlider
+                return slider(value, min=low, max=high, step=(*step, 1)[0], **text, **moves)
+        return control
 
 
 @dataclass(frozen=True)
 class Verdict:
     """The result of an exercise, shown as a green line where it is solved, an amber one with a hint where it is not.
 
-    Attributes:
-        solved: whether it is; also the verdict's truth value.
-        message: what was found, or what to look at.
+    Its truth value is whether it is solved; the message says what was found, or what to look at.
     """
 
     solved: bool

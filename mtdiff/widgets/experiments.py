@@ -1,6 +1,5 @@
 """Boards over trained models: a class, a transition, an inpainting, guidance, what lies between two representations."""
 
-import ipywidgets
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.figure import Figure
@@ -12,25 +11,13 @@ from mtdiff.exact import planted_mixture, sample_group
 from mtdiff.experiments import masked_image
 from mtdiff.metrics import psnr, ssim
 from mtdiff.model import MTDiffusion
-from mtdiff.plots import CLASSES, pair_grid, picture_rows, show, show_image
+from mtdiff.plots import CLASSES, pair_grid, picture_rows, show_image
 from mtdiff.sampling import sample, sample_path
-from mtdiff.widgets.base import board
+from mtdiff.widgets.base import Board
 
 
 def draw_class(model: MTDiffusion, label: int, guidance: float = 1.0, steps: int = 25, seed: int = 0, n: int = 10) -> Figure:
-    """Samples of one class as a figure.
-
-    Args:
-        model: a model with "image" and "label".
-        label: the class id.
-        guidance: classifier-free guidance; 1 is the plain conditional.
-        steps: sampler steps.
-        seed: seed of the noise.
-        n: how many.
-
-    Returns:
-        The figure; its title repeats the settings.
-    """
+    """Samples of one class, by the rule "conditioned"; the title repeats the settings."""
     names = model.modalities["label"].names
     generator = torch.Generator(model.device).manual_seed(seed)
     given = {"label": torch.tensor([label], device=model.device)}
@@ -39,45 +26,23 @@ def draw_class(model: MTDiffusion, label: int, guidance: float = 1.0, steps: int
     return pair_grid(drawn["image"], drawn["label"], names, columns=n, title=title)
 
 
-def class_sampler(model: MTDiffusion, n: int = 10) -> ipywidgets.Widget:
-    """Sliders for class, guidance, steps and seed over `draw_class`, which draws again as soon as one is let go.
-
-    Args:
-        model: a model with "image" and "label".
-        n: how many samples.
-
-    Returns:
-        The widget; its `.controls` are the sliders by name.
-    """
-    slow = {"continuous_update": False}
-    controls = {
-        "label": ipywidgets.IntSlider(3, 0, model.modalities["label"].classes - 1, description="label", **slow),
-        "guidance": ipywidgets.FloatSlider(1.0, min=0.0, max=5.0, step=0.5, description="guidance", **slow),
-        "steps": ipywidgets.IntSlider(25, 2, 100, description="steps", **slow),
-        "seed": ipywidgets.IntSlider(0, 0, 99, description="seed", **slow),
-    }
-
-    def redraw(**settings):
-        show(draw_class(model, n=n, **settings), f"{n} samples of one class")
-
-    return board(controls, redraw)
+class_sampler = Board(
+    draw_class,
+    "{n} samples of one class",
+    label=lambda model: (3, 0, model.modalities["label"].classes - 1),
+    guidance=(1.0, 0.0, 5.0, 0.5),
+    steps=(25, 2, 100),
+    seed=(0, 0, 99),
+)
 
 
 def draw_transition(
     model: MTDiffusion, pairs: Dataset, direction: str, scene: int = 0, steps: int = 25, seed: int = 0
 ) -> Figure:
-    """One transition: the source, five states on the way, the drawn target and the true one.
+    """One transition: the source, five states on the way, the drawn target and the true one, their SSIM in the title.
 
-    Args:
-        model: a model with "source", "target" and "direction".
-        pairs: held-out pairs with these values; their names are the directions.
-        direction: one of `pairs.names`.
-        scene: which of the pairs of this direction, counted from 0; past the last it starts again.
-        steps: sampler steps, at least 4.
-        seed: seed of the noise of the start and of all steps.
-
-    Returns:
-        The figure; its title gives the settings and the SSIM of drawn and true target.
+    Of the pairs of this direction, one of `pairs.names`, it is the one at `scene`, counted from 0; past the last it starts
+    again.
 
     Raises:
         ValueError: an unknown direction, or fewer than 4 steps.
@@ -102,24 +67,14 @@ def draw_transition(
     return figure
 
 
-def transition_board(model: MTDiffusion, pairs: Dataset) -> ipywidgets.Widget:
-    """Controls over `draw_transition`.
-
-    Args:
-        model: a model with "source", "target" and "direction".
-        pairs: as in `draw_transition`.
-
-    Returns:
-        The widget; its `.controls` are the controls by name.
-    """
-    slow = {"continuous_update": False}
-    controls = {
-        "direction": ipywidgets.Dropdown(options=list(pairs.names), description="direction"),
-        "scene": ipywidgets.IntSlider(0, 0, len(pairs) // len(pairs.names) - 1, description="scene", **slow),
-        "steps": ipywidgets.IntSlider(25, 4, 100, description="steps", **slow),
-        "seed": ipywidgets.IntSlider(0, 0, 99, description="seed", **slow),
-    }
-    return board(controls, lambda **setting: show(draw_transition(model, pairs, **setting), f"A transition for {setting}"))
+transition_board = Board(
+    draw_transition,
+    "A transition for {setting}",
+    direction=lambda model, pairs: list(pairs.names),
+    scene=lambda model, pairs: (0, 0, len(pairs) // len(pairs.names) - 1),
+    steps=(25, 4, 100),
+    seed=(0, 0, 99),
+)
 
 
 def draw_inpainting(
@@ -133,21 +88,11 @@ def draw_inpainting(
     way: str = "told",
     n: int = 5,
 ) -> Figure:
-    """An image, what is known of it, and a few ways to fill in the rest, by 24 evaluations of a network each.
+    """An image, what is known of it, and n ways to fill in the rest, by 24 evaluations of a network each.
 
-    Args:
-        model: a model of the masked-image experiment, which is told masked image and mask.
-        plain: a model of images alone, for the other ways.
-        image: (N, 3, s, s) images to choose from.
-        kind: a kind of mask, as in `mtdiff.datasets.masks`.
-        hidden: share of hidden pixels, in (0, 1).
-        scene: which image.
-        seed: seed of mask and noise.
-        way: "told", "repeated", "repaint" or "sdedit", as in `mtdiff.experiments.masked_image.inpaint`.
-        n: how many fillings.
-
-    Returns:
-        The figure; its title repeats the settings and gives the mean PSNR of hidden pixels.
+    The ways are those of `mtdiff.experiments.masked_image.inpaint`: "told" and "repeated" of a model that is told masked
+    image and mask, "repaint" and "sdedit" of a `plain` one of images alone. `kind` and `hidden`, a share in (0, 1), are of
+    the mask (`mtdiff.datasets.masks`); the title has the mean PSNR of hidden pixels.
     """
     truth, mask = image[scene : scene + 1], masks(1, image.shape[-1], kind, hidden, seed)
     rows, generator = (truth.expand(n, -1, -1, -1), mask.expand(n, -1, -1, -1)), torch.Generator().manual_seed(seed)
@@ -158,30 +103,16 @@ def draw_inpainting(
     return picture_rows({f"seed {seed}": torch.cat([truth, truth * mask, drawn])}, names, title)
 
 
-def inpainting_board(model: MTDiffusion, plain: MTDiffusion, image: Tensor) -> ipywidgets.Widget:
-    """Controls over `draw_inpainting`.
-
-    Args:
-        model: as in `draw_inpainting`.
-        plain: as in `draw_inpainting`.
-        image: as in `draw_inpainting`.
-
-    Returns:
-        The widget; its `.controls` are the controls by name.
-    """
-    slow = {"continuous_update": False}
-    controls = {
-        "kind": ipywidgets.Dropdown(options=list(MASKS), description="mask"),
-        "hidden": ipywidgets.FloatSlider(0.5, min=0.1, max=0.9, step=0.1, description="hidden", **slow),
-        "scene": ipywidgets.IntSlider(0, 0, len(image) - 1, description="scene", **slow),
-        "seed": ipywidgets.IntSlider(0, 0, 99, description="seed", **slow),
-        "way": ipywidgets.Dropdown(options=["told", "repeated", "repaint", "sdedit"], description="way"),
-    }
-
-    def redraw(**setting):
-        show(draw_inpainting(model, plain, image, **setting), f"Fillings of one hole for {setting}")
-
-    return board(controls, redraw)
+inpainting_board = Board(
+    draw_inpainting,
+    "Fillings of one hole for {setting}",
+    text={"kind": "mask"},
+    kind=list(MASKS),
+    hidden=(0.5, 0.1, 0.9, 0.1),
+    scene=lambda model, plain, image: (0, 0, len(image) - 1),
+    seed=(0, 0, 99),
+    way=["told", "repeated", "repaint", "sdedit"],
+)
 
 
 def draw_amplification(
@@ -189,15 +120,8 @@ def draw_amplification(
 ) -> Figure:
     """Guided draws of the left shape of `mtdiff.exact.planted_mixture`, and the share of own colours over the guidance.
 
-    Args:
-        share: how often a shape has its own colour in the data.
-        guidance: scale of the draws that are shown.
-        across: half the distance of the shapes; that of the colours is 1.
-        seed: seed of data and noise.
-        n: how many points.
-
-    Returns:
-        The figure.
+    `share` is how often a shape has its own colour in the data, `across` half the distance of the shapes where that of the
+    colours is 1.
     """
     mix = planted_mixture(share, across)
     data = mix.draw(n, torch.Generator().manual_seed(seed))
@@ -218,24 +142,14 @@ def draw_amplification(
     return figure
 
 
-def amplification_board() -> ipywidgets.Widget:
-    """Controls over `draw_amplification`.
-
-    Returns:
-        The widget; its `.controls` are the sliders by name.
-    """
-    slow = {"continuous_update": False}
-    controls = {
-        "share": ipywidgets.FloatSlider(0.8, min=0.5, max=0.95, step=0.05, description="share", **slow),
-        "guidance": ipywidgets.FloatSlider(2.0, min=0.0, max=5.0, step=0.5, description="guidance", **slow),
-        "across": ipywidgets.FloatSlider(1.0, min=0.5, max=3.0, step=0.25, description="across", **slow),
-        "seed": ipywidgets.IntSlider(0, 0, 99, description="seed", **slow),
-    }
-
-    def redraw(**setting):
-        show(draw_amplification(**setting), f"Guided draws of four clusters for {setting}")
-
-    return board(controls, redraw)
+amplification_board = Board(
+    draw_amplification,
+    "Guided draws of four clusters for {setting}",
+    share=(0.8, 0.5, 0.95, 0.05),
+    guidance=(2.0, 0.0, 5.0, 0.5),
+    across=(1.0, 0.5, 3.0, 0.25),
+    seed=(0, 0, 99),
+)
 
 
 def draw_between(
@@ -243,17 +157,8 @@ def draw_between(
 ) -> Figure:
     """Images for the representations on the way from one scene's to another's: what does a representation keep?
 
-    Args:
-        model: a model with "image" and "representation" that can be told the latter.
-        scenes: scenes with these values.
-        first: row of the scene to start from.
-        second: row of the scene to end at.
-        guidance: how far to go from the untold estimate towards the told one; 1 is no guidance.
-        seed: seed of the noise; every column starts from its own.
-        n: images for each representation.
-
-    Returns:
-        The figure: a row for each of five representations, the two scenes at its left and right ends.
+    A row for each of five, from the scene at row `first` to that at `second`, which stand at its left; every column starts
+    from its own noise. The model can be told representations; guidance goes from the untold estimate towards the told one.
     """
     image, value = scenes.values["image"], scenes.values["representation"]
     options = {"rule": "conditioned", "present": {"image"}, "guidance": guidance, "steps": 25, "sampler": "ddim"}
@@ -269,21 +174,11 @@ def draw_between(
     return picture_rows(rows, titles, title)
 
 
-def representation_board(model: MTDiffusion, scenes: Dataset) -> ipywidgets.Widget:
-    """Controls over `draw_between`.
-
-    Args:
-        model: as in `draw_between`.
-        scenes: as in `draw_between`.
-
-    Returns:
-        The widget; its `.controls` are the sliders by name.
-    """
-    slow = {"continuous_update": False}
-    controls = {
-        "first": ipywidgets.IntSlider(0, 0, len(scenes) - 1, description="first", **slow),
-        "second": ipywidgets.IntSlider(1, 0, len(scenes) - 1, description="second", **slow),
-        "guidance": ipywidgets.FloatSlider(1.0, min=0.0, max=4.0, step=0.5, description="guidance", **slow),
-        "seed": ipywidgets.IntSlider(0, 0, 99, description="seed", **slow),
-    }
-    return board(controls, lambda **setting: show(draw_between(model, scenes, **setting), f"Drawn between for {setting}"))
+representation_board = Board(
+    draw_between,
+    "Drawn between for {setting}",
+    first=lambda model, scenes: (0, 0, len(scenes) - 1),
+    second=lambda model, scenes: (1, 0, len(scenes) - 1),
+    guidance=(1.0, 0.0, 4.0, 0.5),
+    seed=(0, 0, 99),
+)

@@ -3,16 +3,14 @@
 import functools
 from dataclasses import dataclass
 
-import ipywidgets
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.figure import Figure
 
 from mtdiff.backbones import UNet
 from mtdiff.losses import Loss
-from mtdiff.plots import show
 from mtdiff.speed import training_flops, training_memory
-from mtdiff.widgets.base import board
+from mtdiff.widgets.base import Board
 
 PARTS = ("weights", "gradients", "AdamW", "average", "activations")
 
@@ -60,19 +58,9 @@ def plan(
 ) -> Plan:  # fmt: skip
     """Memory and time of training a U-Net with widths (1, 2, 2, 3) times a base, from counted operations and bytes.
 
-    Args:
-        base: channels at the top, a multiple of 8.
-        size: height and width of the images, a multiple of 8; attention is at an eighth of it.
-        batch: images of a step, of all devices together.
-        devices: how many, each with the same share of the batch.
-        accumulate: parts in which a device computes its share.
-        bf16: whether activations are kept in two bytes.
-        peak: operations per second of a matrix product on one device.
-        share: share of it that the step reaches.
-        link: bytes per second between devices.
-
-    Returns:
-        The plan.
+    The `size` of images and `base`, the channels at the top, are multiples of 8; attention is at an eighth of the size.
+    A step has `batch` images, of which each device computes its share in `accumulate` parts. `peak` is operations per second
+    of a matrix product on one device, of which a step reaches a `share`; `link` is bytes per second between devices.
 
     Source: all-reduce around a ring moves 2 (n - 1) / n times the gradients' bytes through every link (Patarasuk and Yuan
     2009).
@@ -109,23 +97,13 @@ def draw_plan(
     return figure
 
 
-def plan_board() -> ipywidgets.Widget:
-    """Sliders over `draw_plan`.
-
-    Returns:
-        The widget; its `.controls` are the sliders by name.
-    """
-    slow = {"continuous_update": False}
-    controls = {
-        "base": ipywidgets.SelectionSlider(options=[16, 32, 64, 96, 128, 192, 256], value=32, description="base", **slow),
-        "size": ipywidgets.SelectionSlider(options=[64, 128, 256], value=64, description="size", **slow),
-        "batch": ipywidgets.SelectionSlider(options=[64, 128, 256, 512, 1024, 2048], value=256, description="batch", **slow),
-        "devices": ipywidgets.SelectionSlider(options=[1, 2, 4, 8, 16, 64], value=1, description="devices", **slow),
-        "accumulate": ipywidgets.SelectionSlider(options=[1, 2, 4, 8], value=1, description="accumulate", **slow),
-        "bf16": ipywidgets.Checkbox(False, description="bf16"),
-    }
-
-    def redraw(**settings):
-        show(draw_plan(**settings), "Bars of memory by part beside the memory of four devices")
-
-    return board(controls, redraw)
+plan_board = Board(
+    draw_plan,
+    "Bars of memory by part beside the memory of four devices",
+    base=(32, [16, 32, 64, 96, 128, 192, 256]),
+    size=(64, [64, 128, 256]),
+    batch=(256, [64, 128, 256, 512, 1024, 2048]),
+    devices=(1, [1, 2, 4, 8, 16, 64]),
+    accumulate=(1, [1, 2, 4, 8]),
+    bf16=False,
+)

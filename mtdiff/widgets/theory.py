@@ -12,26 +12,15 @@ from mtdiff.datasets import MIXTURE
 from mtdiff.elbo import elbo
 from mtdiff.exact import LabelledMixture, linear_gaussian_gap
 from mtdiff.metrics import energy_distance
-from mtdiff.plots import COLOURS, bound_terms, cloud, gap_bars, show
+from mtdiff.plots import COLOURS, bound_terms, cloud, gap_bars
 from mtdiff.process import ForwardProcess
 from mtdiff.sampling import SAMPLERS, sample
 from mtdiff.schedules import NoiseSchedule, fade_in
-from mtdiff.widgets.base import board
+from mtdiff.widgets.base import Board
 
 
 def draw_cloud(process: ForwardProcess, codes: Mapping[str, Tensor], label: Tensor, t: int = 0, seed: int = 0) -> Figure:
-    """The cloud of z_t in the plane, coloured by label.
-
-    Args:
-        process: the forward process.
-        codes: {name: (N, 2)}.
-        label: (N,) class ids.
-        t: step in 0..T.
-        seed: seed of the noise.
-
-    Returns:
-        The figure; its title says how much signal and noise there are.
-    """
+    """The cloud of z_t in the plane, of codes {name: (N, 2)}, coloured by label; signal and noise are in the title."""
     z, _ = process.diffuse(codes, t, generator=torch.Generator().manual_seed(seed))
     signal, noise = (float(part[0]) for part in process.at(t, z).level)
     figure, axis = plt.subplots(figsize=(3.4, 3.6), layout="constrained")
@@ -39,44 +28,33 @@ def draw_cloud(process: ForwardProcess, codes: Mapping[str, Tensor], label: Tens
     return figure
 
 
-def cloud_slider(process: ForwardProcess, codes: Mapping[str, Tensor], label: Tensor) -> ipywidgets.Widget:
-    """A slider over t above `draw_cloud`.
+cloud_slider = Board(
+    draw_cloud,
+    "The cloud of z at step {t}",
+    text={"t": "step t"},
+    live=True,
+    t=lambda process, codes, label: (0, 0, process.steps),
+)
 
-    Args:
-        process: the forward process.
-        codes: {name: (N, 2)}.
-        label: (N,) class ids.
 
-    Returns:
-        The widget; its `.controls` are the sliders by name.
-    """
-    controls = {"t": ipywidgets.IntSlider(0, 0, process.steps, description="step t")}
-    return board(controls, lambda t: show(draw_cloud(process, codes, label, t), f"The cloud of z at step {t}"))
+def _mixture(schedule: NoiseSchedule, weight) -> LabelledMixture:
+    """The course's mixture of the plane with its exact model; the label's weight is a number or a curve."""
+    return LabelledMixture(**MIXTURE, process=ForwardProcess(schedule, {"x": 1.0, "label": weight}))
 
 
 def draw_curve(start: float, end: float, bend: float, steps: int = 20, n: int = 500, seed: int = 0) -> Figure:
     """What the curve W(u) = start + (end - start) u^bend of a label does: injected weights, SNR, and samples.
 
-    The problem is the mixture of the plane with its exact model, T = 100, log-SNR 8 to -8; the samples are drawn by DDIM.
-
-    Args:
-        start: W at t = 0.
-        end: W at t = T.
-        bend: 1 is a straight line, below 1 injects early, above 1 late; positive.
-        steps: sampler steps.
-        n: number of samples.
-        seed: seed of samples and truth.
-
-    Returns:
-        The figure; the title of its last panel has the energy distance to as many true points.
+    The problem is the mixture of the plane with its exact model, T = 100, log-SNR 8 to -8; n samples are drawn by DDIM, and
+    the last panel has the energy distance to as many true points. A bend of 1 is a straight line, a smaller one injects
+    early, a larger one late.
     """
 
     def curve(u):
         return start + (end - start) * u**bend
 
-    process = ForwardProcess(NoiseSchedule.log_snr(100, high=8.0, low=-8.0), {"x": 1.0, "label": curve})
-    model = LabelledMixture(**MIXTURE, process=process)
-    generator = torch.Generator().manual_seed(seed)
+    model = _mixture(NoiseSchedule.log_snr(100, 8.0, -8.0), curve)
+    process, generator = model.process, torch.Generator().manual_seed(seed)
     truth, drawn = model.draw(n, generator), sample(model, n, sampler="ddim", steps=steps, generator=generator)
     figure, axes = plt.subplots(1, 3, figsize=(9, 2.7), layout="constrained")
     for name in process.names:
@@ -92,57 +70,36 @@ def draw_curve(start: float, end: float, bend: float, steps: int = 20, n: int = 
     return figure
 
 
-def curve_bender() -> ipywidgets.Widget:
-    """Sliders that bend a label's curve over `draw_curve`.
-
-    Returns:
-        The widget; its `.controls` are the sliders by name.
-    """
-    slow = {"continuous_update": False}
-    controls = {
-        "start": ipywidgets.FloatSlider(0.0, min=0.0, max=3.0, step=0.1, description="start", **slow),
-        "end": ipywidgets.FloatSlider(1.0, min=0.0, max=3.0, step=0.1, description="end", **slow),
-        "bend": ipywidgets.FloatLogSlider(1.0, min=-1, max=1, step=0.1, description="bend", **slow),
-        "steps": ipywidgets.IntSlider(20, 2, 100, description="steps", **slow),
-    }
-    return board(controls, lambda **setting: show(draw_curve(**setting), f"Curves and samples for {setting}"))
+curve_bender = Board(
+    draw_curve,
+    "Curves and samples for {setting}",
+    start=(0.0, 0.0, 3.0, 0.1),
+    end=(1.0, 0.0, 3.0, 0.1),
+    bend=lambda: ipywidgets.FloatLogSlider(1.0, min=-1, max=1, step=0.1, description="bend", continuous_update=False),
+    steps=(20, 2, 100),
+)
 
 
 def draw_bound(start: float, end: float, T: int = 20, low: float = -6.0, n: int = 2000, seed: int = 0) -> Figure:
     """The terms of the bound of the mixture's exact model, for a label whose weight goes from `start` to `end`.
 
-    Args:
-        start: W at t = 0.
-        end: W at t = T.
-        T: number of steps.
-        low: log-SNR at t = T, below 6 (that at t = 0).
-        n: number of examples, with four draws each.
-        seed: seed of examples and draws.
-
-    Returns:
-        The figure; its title repeats the settings.
+    Of n examples with four draws each; the log-SNR goes from 6 at t = 0 to `low` at t = T.
     """
-    process = ForwardProcess(NoiseSchedule.log_snr(T, 6.0, low), {"x": 1.0, "label": fade_in(end, start)})
-    model = LabelledMixture(**MIXTURE, process=process)
+    model = _mixture(NoiseSchedule.log_snr(T, 6.0, low), fade_in(end, start))
     generator = torch.Generator().manual_seed(seed)
     bound = elbo(model, model.draw(n, generator), samples=4, generator=generator)
     return bound_terms(bound, f"W from {start:g} to {end:g}, T = {T}, log-SNR 6 to {low:g}")
 
 
-def bound_board() -> ipywidgets.Widget:
-    """Sliders over `draw_bound`.
-
-    Returns:
-        The widget; its `.controls` are the sliders by name.
-    """
-    slow = {"continuous_update": False}
-    controls = {
-        "start": ipywidgets.FloatSlider(0.0, min=0.0, max=3.0, step=0.1, description="W at 0", **slow),
-        "end": ipywidgets.FloatSlider(1.0, min=0.0, max=3.0, step=0.1, description="W at T", **slow),
-        "T": ipywidgets.IntSlider(20, 2, 200, description="steps T", **slow),
-        "low": ipywidgets.FloatSlider(-6.0, min=-8.0, max=2.0, step=0.5, description="log-SNR end", **slow),
-    }
-    return board(controls, lambda **setting: show(draw_bound(**setting), f"Terms of the bound for {setting}"))
+bound_board = Board(
+    draw_bound,
+    "Terms of the bound for {setting}",
+    text={"start": "W at 0", "end": "W at T", "T": "steps T", "low": "log-SNR end"},
+    start=(0.0, 0.0, 3.0, 0.1),
+    end=(1.0, 0.0, 3.0, 0.1),
+    T=(20, 2, 200),
+    low=(-6.0, -8.0, 2.0, 0.5),
+)
 
 
 def draw_rules(
@@ -158,24 +115,11 @@ def draw_rules(
 ) -> Figure:
     """Samples of the mixture's exact model for a given label, over true points of that label.
 
-    Args:
-        weight: the label's weight, at t = T if it fades in.
-        curve: "constant" or "fade-in".
-        rule: "substitute", "bayes" or "conditioned".
-        guidance: scale of "bayes" and "conditioned"; "substitute" has none and goes without.
-        sampler: as in `mtdiff.sample`.
-        steps: sampler steps.
-        label: the class that is asked for.
-        n: how many points.
-        seed: seed of the noise.
-
-    Returns:
-        The figure; its title repeats the settings and gives the energy distance to the truth.
+    `weight` is the label's, at t = T where the curve is "fade-in" and not "constant"; "substitute" goes without guidance.
+    The title gives the energy distance to the truth.
     """
-    process = ForwardProcess(
-        NoiseSchedule.log_snr(200, 8.0, -8.0), {"x": 1.0, "label": fade_in(weight) if curve == "fade-in" else weight}
-    )
-    model, generator = LabelledMixture(**MIXTURE, process=process), torch.Generator().manual_seed(seed)
+    model = _mixture(NoiseSchedule.log_snr(200, 8.0, -8.0), fade_in(weight) if curve == "fade-in" else weight)
+    generator = torch.Generator().manual_seed(seed)
     scale = 1.0 if rule == "substitute" else guidance
     options = {"rule": rule, "guidance": scale, "sampler": sampler, "steps": steps, "generator": generator}
     given = torch.full((n,), label)
@@ -190,38 +134,24 @@ def draw_rules(
     return figure
 
 
-def rule_board() -> ipywidgets.Widget:
-    """Controls over `draw_rules`.
-
-    Returns:
-        The widget; its `.controls` are the controls by name.
-    """
-    slow = {"continuous_update": False}
-    controls = {
-        "rule": ipywidgets.Dropdown(options=["substitute", "bayes", "conditioned"], description="rule"),
-        "sampler": ipywidgets.Dropdown(options=list(SAMPLERS), description="sampler"),
-        "curve": ipywidgets.Dropdown(options=["constant", "fade-in"], description="curve"),
-        "weight": ipywidgets.FloatSlider(1.0, min=0.0, max=4.0, step=0.25, description="weight", **slow),
-        "guidance": ipywidgets.FloatSlider(1.0, min=0.0, max=5.0, step=0.5, description="guidance", **slow),
-        "steps": ipywidgets.IntSlider(50, 5, 200, description="steps", **slow),
-        "label": ipywidgets.IntSlider(2, 0, 2, description="label", **slow),
-    }
-    return board(controls, lambda **setting: show(draw_rules(**setting), f"Samples for {setting}"))
+rule_board = Board(
+    draw_rules,
+    "Samples for {setting}",
+    rule=["substitute", "bayes", "conditioned"],
+    sampler=list(SAMPLERS),
+    curve=["constant", "fade-in"],
+    weight=(1.0, 0.0, 4.0, 0.25),
+    guidance=(1.0, 0.0, 5.0, 0.5),
+    steps=(50, 5, 200),
+    label=(2, 0, 2),
+)
 
 
 def draw_gap(problem: Callable, start: float, end: float, T: int, correlation: float, own_channels: bool) -> Figure:
     """What the bound loses, and where, when modality "y" is mixed in along a straight curve (x has weight 1).
 
-    Args:
-        problem: function of (correlation, own_channels) that gives covariance and encoders of "x" and "y".
-        start: W of y at t = 0.
-        end: W of y at t = T.
-        T: number of steps; log-SNR goes from 6 to -6.
-        correlation: between the modalities, as `problem` understands it.
-        own_channels: whether y has channels of its own.
-
-    Returns:
-        The figure: a bar with the optimal reverse variance, one with the isotropic one.
+    `problem(correlation, own_channels)` gives covariance and encoders of "x" and "y"; W of y goes from `start` to `end`, the
+    log-SNR from 6 to -6. A bar with the optimal reverse variance, one with the isotropic one.
     """
     covariance, encoders = problem(correlation, own_channels)
     process = ForwardProcess(NoiseSchedule.log_snr(T, 6.0, -6.0), {"x": 1.0, "y": fade_in(end, start)})
@@ -231,38 +161,24 @@ def draw_gap(problem: Callable, start: float, end: float, T: int, correlation: f
     return gap_bars(gaps, f"W from {start:g} to {end:g}, T = {T}, correlation {correlation:g}: {lost} nats lost")
 
 
-def gap_board(problem: Callable) -> ipywidgets.Widget:
-    """Sliders over `draw_gap`.
-
-    Args:
-        problem: as in `draw_gap`.
-
-    Returns:
-        The widget; its `.controls` are the sliders by name.
-    """
-    controls = {
-        "start": ipywidgets.FloatSlider(0.1, min=0.0, max=2.0, step=0.1, description="W at 0"),
-        "end": ipywidgets.FloatSlider(1.0, min=0.0, max=2.0, step=0.1, description="W at T"),
-        "T": ipywidgets.IntSlider(100, 10, 1000, description="steps T"),
-        "correlation": ipywidgets.FloatSlider(0.8, min=0.0, max=0.95, step=0.05, description="correlation"),
-        "own_channels": ipywidgets.Checkbox(False, description="own channels"),
-    }
-    return board(controls, lambda **setting: show(draw_gap(problem, **setting), f"Terms of the gap for {setting}"))
+gap_board = Board(
+    draw_gap,
+    "Terms of the gap for {setting}",
+    text={"start": "W at 0", "end": "W at T", "T": "steps T", "own_channels": "own channels"},
+    live=True,
+    start=(0.1, 0.0, 2.0, 0.1),
+    end=(1.0, 0.0, 2.0, 0.1),
+    T=(100, 10, 1000),
+    correlation=(0.8, 0.0, 0.95, 0.05),
+    own_channels=False,
+)
 
 
 def draw_noised_density(model: LabelledMixture, t: int, reach: float = 3.0) -> Figure:
-    """The density of z_t, and below it the best guess of x given z_t, on the line.
-
-    Args:
-        model: a mixture on the line (d = 1) whose label has weight 0.
-        t: step in 0..T.
-        reach: the axes show -reach to reach.
-
-    Returns:
-        The figure; its title says how much signal and noise there are.
+    """The density of z_t, and below it the best guess of x given z_t, on axes from -reach to reach.
 
     Raises:
-        ValueError: the model is not on the line, or its label is in z.
+        ValueError: the mixture is not on the line (d = 1), or its label is in z.
     """
     if model.space != (1,) or model.process.entering != ("x",):
         raise ValueError(f"expected x alone, on the line; got {model.process.entering} in a space {model.space}")
@@ -281,14 +197,10 @@ def draw_noised_density(model: LabelledMixture, t: int, reach: float = 3.0) -> F
     return figure
 
 
-def noised_density_slider(model: LabelledMixture) -> ipywidgets.Widget:
-    """A slider over t above `draw_noised_density`.
-
-    Args:
-        model: a mixture on the line (d = 1) whose label has weight 0.
-
-    Returns:
-        The widget; its `.controls` are the sliders by name.
-    """
-    controls = {"t": ipywidgets.IntSlider(0, 0, model.process.steps, description="step t")}
-    return board(controls, lambda t: show(draw_noised_density(model, t), f"Density of z and best guess at step {t}"))
+noised_density_slider = Board(
+    draw_noised_density,
+    "Density of z and best guess at step {t}",
+    text={"t": "step t"},
+    live=True,
+    t=lambda model: (0, 0, model.process.steps),
+)

@@ -16,10 +16,10 @@ import torch
 import mtdiff as mt
 from mtdiff.comparison import mean_and_error
 from mtdiff.datasets import digits
-from mtdiff.experiments import provenance
 from mtdiff.files import to_json
 from mtdiff.judges import svm_judge
 from mtdiff.metrics import frechet_distance
+from mtdiff.provenance import provenance
 from mtdiff.sampling import SAMPLERS, sample_many
 
 EVALUATIONS = (5, 10, 20, 50, 100, 250)

@@ -20,9 +20,9 @@ from diffusers import UNet2DModel
 from torch import nn
 
 import mtdiff as mt
-from mtdiff.experiments import provenance
 from mtdiff.files import to_json
 from mtdiff.losses import Loss
+from mtdiff.provenance import provenance
 from mtdiff.speed import matmul_peak, training_flops
 
 MODES = {"fp32": (torch.float32, False), "bf16": (torch.bfloat16, False), "bf16 compiled": (torch.bfloat16, True)}

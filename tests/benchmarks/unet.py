@@ -18,8 +18,8 @@ from diffusers import UNet2DModel
 from torch import nn
 
 import mtdiff as mt
-from mtdiff.experiments import provenance
 from mtdiff.files import to_json
+from mtdiff.provenance import provenance
 
 SHAPE, BATCH = (3, 32, 32), 64
 

@@ -5,7 +5,9 @@ import torch
 from helpers import generator, randomise
 
 import mtdiff as mt
+from mtdiff.laws import Pixels
 from mtdiff.losses import multitask_loss
+from mtdiff.state import State
 
 SHAPE = (2, 4, 4)
 
@@ -178,16 +180,38 @@ def test_the_aggregate_is_what_the_output_says_and_what_was_taken_out(removed):
     model, values = masked_model(remove_told=removed), batch()
     given = {"masked": values["masked"], "mask": values["mask"]}
     z = torch.randn(6, *SHAPE, generator=generator(2))
+    outputs = []
+    model.denoise.register_forward_hook(lambda module, inputs, output: outputs.append(output))
     found = model.predict(z, 30, given=given)
     signal, noise = model.process.at(30, z).level
+    known = known_sum(model, given, 30, z)
+    shift = known if removed else torch.zeros_like(z)
+    torch.testing.assert_close(found.aggregate, signal * (z - signal * shift) - noise * outputs[0] + shift)
+    assert found.unknown is None, "an output of its own speaks of the whole aggregate"
+    state = State.of(model.process, model.modalities, z, 30, given, None, {})
+    torch.testing.assert_close(state.known_sum, known)
+    torch.testing.assert_close(state.rest, z - signal * known)
+    state = State.of(model.process, model.modalities, z, 30, {}, None, {})
+    assert not state.known_sum.any()
+    assert torch.equal(state.rest, z)
+
+
+def test_the_sum_of_what_is_known_is_that_of_the_examples_that_know_it_and_have_it_in_the_state():
+    model, values, z = masked_model(), batch(4), torch.randn(4, *SHAPE, generator=generator(2))
+    known, present = torch.tensor([True, True, False, False]), torch.tensor([True, False, True, False])
+    given = {"mask": values["mask"]}
+    state = State.of(model.process, model.modalities, z, 30, given, {"mask": present}, {"mask": known})
+    expected = known_sum(model, given, 30, z)
+    torch.testing.assert_close(state.known_sum[0], expected[0])
+    assert not state.known_sum[1:].any()
+    assert state.open("mask").flatten().bool().tolist() == [False, False, True, False]
+    assert state.open("image").flatten().tolist() == [1.0] * 4
+
+
+def known_sum(model, given, t, z):
+    """sum_j W_t^j E_j(x_j) over what is given."""
     codes = model.encode(given)
-    known = sum(model.process.at(30, z).W[name] * codes[name] for name in given) if removed else torch.zeros_like(z)
-    expected = signal * (z - signal * known) - noise * found.output + known
-    torch.testing.assert_close(found.aggregate, expected)
-    assert (found.known is None) != removed
-    if removed:
-        torch.testing.assert_close(found.known, known)
-    assert model.predict(z, 30).known is None
+    return sum(model.process.cumulative(name)[t].float() * codes[name] for name in given)
 
 
 def test_a_head_that_starts_from_the_rest_starts_without_what_is_told():
@@ -263,7 +287,7 @@ def test_own_channels_are_open_where_nothing_is_told_of_them():
     values, told = batch(4), {name: torch.tensor([True, True, False, False]) for name in ("masked", "mask")}
     present = {"masked": torch.tensor([True, False, True, False]), "mask": torch.tensor([True, False, True, False])}
     z = torch.randn(4, *space, generator=generator(2))
-    found = model(z, 40, {"masked": values["masked"], "mask": values["mask"]}, present, told).open
+    found = model(z, 40, {"masked": values["masked"], "mask": values["mask"]}, present, told).unknown
     hidden = (1 - values["mask"]).bool()
     assert torch.equal(found[:2, :2], hidden[:2].expand(-1, 2, -1, -1))
     assert not found[:2, 2:].any()
@@ -275,7 +299,7 @@ def test_own_channels_are_open_where_nothing_is_told_of_them():
 def test_what_is_told_and_removed_is_as_good_as_absent():
     """Told, it makes no difference whether the codes were in the sum: same prediction of the rest. Untold, it does."""
     model, values, t = masked_model(remove_told=True, prediction="heads"), batch(), 40
-    only = {name: torch.full((6,), name == "image") for name in values}
+    only = {"image"}
     given = {"masked": values["masked"], "mask": values["mask"]}
     eps = torch.randn(6, *SHAPE, generator=generator(2))
     inside, _ = model.process.diffuse(model.encode(values), t, eps)
@@ -283,7 +307,8 @@ def test_what_is_told_and_removed_is_as_good_as_absent():
     with torch.no_grad():
         told = model.predict(inside, t, given=given), model.predict(alone, t, given=given, present=only)
         torch.testing.assert_close(told[0].law["image"].mean, told[1].law["image"].mean, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(told[0].aggregate - told[0].known, told[1].aggregate, rtol=1e-4, atol=1e-5)
+        known = known_sum(model, given, t, inside)
+        torch.testing.assert_close(told[0].aggregate - known, told[1].aggregate, rtol=1e-4, atol=1e-5)
         untold = model.predict(alone, t).law["image"].mean, model.predict(alone, t, present=only).law["image"].mean
     assert not torch.isclose(*untold).all()
 
@@ -325,10 +350,10 @@ def test_a_revealed_pixel_has_no_likelihood_to_pay(levels):
     given, z = {"masked": image * mask, "mask": mask}, torch.randn(3, *SHAPE, generator=generator(2))
     prediction = model.predict(z, 30, given=given)
     variance = process.at(30, z).variance("image")
-    lone = mt.Image((2, 1, 1), levels=levels)
     pixel = (slice(None), slice(None), slice(1, 2), slice(2, 3))
-    expected = lone.log_prob(image[pixel], prediction.law["image"].mean[pixel], variance)
-    torch.testing.assert_close(model.log_prob("image", image, z, 30, given=given, prediction=prediction), expected)
+    expected = Pixels(prediction.law["image"].mean[pixel], variance, levels=levels).log_prob(image[pixel])
+    torch.testing.assert_close(prediction.law["image"].log_prob(image), expected)
+    assert torch.equal(prediction.law["image"].known, mask.bool())
     torch.testing.assert_close(model.log_prob("image", image, z, 30, given=given), expected)
 
 
@@ -381,7 +406,7 @@ def test_an_aggregate_of_the_heads_is_their_weighted_sum_and_has_the_v_loss():
     p = model.process
     by_hand = sum(p.at(t, z).W[name] * found.estimate[name] for name in p.names)
     torch.testing.assert_close(found.aggregate, by_hand)
-    assert found.output is None
+    assert found.unknown is None, "nothing is given: all is open"
 
     seen = {}
     forward = model.forward

@@ -1,0 +1,48 @@
+"""What a written file says of where it came from."""
+
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+
+def provenance(device: str = "cpu") -> dict[str, str | int]:
+    """Where and how a result came about: command (of absolute paths the last part), commit, versions and hardware."""
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    module = getattr(getattr(sys.modules["__main__"], "__spec__", None), "name", "")  # of python -m
+    if Path(sys.argv[0]).stem in ("mtdiff", "__main__"):
+        command = " ".join(["mtdiff", *words])
+    else:
+        command = " ".join(["python", "-m", module, *words]) if module.startswith("mtdiff.") else "python"
+    hardware = torch.cuda.get_device_name(device) if device.startswith("cuda") else f"CPU, {_cpu()}"
+    return {
+        "command": command,
+        "commit": _commit(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "hardware": hardware,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _commit() -> str:
+    """The commit of the source tree that runs, "-dirty" if it was changed since; not known for an installed wheel."""
+    root = Path(__file__).parents[1]
+    git = shutil.which("git")
+    if git is None or not (root / ".git").exists():
+        return "unknown"
+    command = [git, "describe", "--always", "--dirty", "--abbrev=10"]
+    return subprocess.run(command, capture_output=True, text=True, cwd=root).stdout.strip() or "unknown"
+
+
+def _cpu() -> str:
+    """The processor's name, as far as the system tells it."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
