@@ -241,7 +241,7 @@ def test_boxes_are_scored_by_their_overlap():
         def predict(self, z, t, present):
             logits = torch.zeros(len(z), 2, 8, 8)
             logits[:, 1] = torch.where(torch.arange(8) < 4, 0.1, -0.1)
-            return SimpleNamespace(params={"box": logits})
+            return SimpleNamespace(law={"box": SimpleNamespace(logits=logits)})
 
         def read(self, z, t, generator, prediction):
             return {"box": torch.ones(len(z), 1, 8, 8)}
@@ -304,7 +304,7 @@ def test_progress_is_an_error_a_distance_and_an_accuracy(monkeypatch):
 
         def predict(self, z, t, present):
             logits = torch.tensor([[1.0, 0.0]]).expand(len(z), 2)
-            return SimpleNamespace(estimate={"image": image[order] + 0.5}, params={"label": logits})
+            return SimpleNamespace(estimate={"image": image[order] + 0.5}, law={"label": SimpleNamespace(logits=logits)})
 
     test = Dataset("photographs", {"image": image, "label": label})
     found = {}

@@ -41,7 +41,7 @@ class Experiment:
         evaluate: (model, data name, seed of all noise, n samples for each figure, **own options) -> metrics.
         loss: (variant, config) -> loss function for the trainer, or None for the multi-task loss.
         probe: (data name, variant) -> what the trainer notes along the way, or None.
-        examples: (data name, variant, seed) -> the training set that the variant is shown; None: the data's.
+        examples: (function of the split, variant, seed) -> the training set that the variant is shown.
         options: names of the options that evaluate takes besides.
     """
 
@@ -53,7 +53,7 @@ class Experiment:
     evaluate: Callable[..., dict]
     loss: Callable[[str, TrainConfig], Callable | None] = lambda variant, config: None
     probe: Callable[[str, str], Look | None] = lambda data, variant: None
-    examples: Callable[[str, str, int], Dataset] | None = None
+    examples: Callable[[Callable[..., Dataset], str, int], Dataset] = lambda data, variant, seed: data("train")
     options: tuple[str, ...] = ()
 
     def trainer(
@@ -69,7 +69,7 @@ class Experiment:
                 raise ValueError(f"{self.name} has no {what} {name!r}; it has {list(known)}")
         model = self.build(data, variant, config.seed)
         _go_on_as_begun(model, folder)
-        examples = self.examples(data, variant, config.seed) if self.examples else self.data[data]("train")
+        examples = self.examples(self.data[data], variant, config.seed)
         used = {name: value for name, value in examples.values.items() if name in model.modalities}
         look = self.probe(data, variant) if config.probe_every else None
         return Trainer(

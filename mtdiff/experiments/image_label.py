@@ -130,11 +130,6 @@ def labelled(data: Dataset, variant: str, seed: int) -> Dataset:
     return Dataset(name, {**data.values, "label": few}, data.names)
 
 
-def examples(data: str, variant: str, seed: int) -> Dataset:
-    """`labelled`, of a training set by its name."""
-    return labelled(EXPERIMENT.data[data]("train"), variant, seed)
-
-
 def probe(data: str, variant: str) -> Look | None:
     """How often `DRAWS` planted scenes of the right shape have its own colour: "joint" and "told"; None for other data."""
     if data not in SHARES:
@@ -160,5 +155,5 @@ EXPERIMENT = Experiment(
     evaluate,
     loss,
     probe,
-    examples,
+    lambda data, variant, seed: labelled(data("train"), variant, seed),
 )

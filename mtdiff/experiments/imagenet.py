@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mtdiff.baselines import classifier_loss
-from mtdiff.datasets import Dataset
 from mtdiff.datasets.imagenet import ARCHIVES
 from mtdiff.datasets.prepared import Prepared, prepared
 from mtdiff.experiments.base import Experiment, Look, noise_schedule, seeded
@@ -118,11 +117,6 @@ def loss(variant: str, c: TrainConfig):
     return classifier_loss if variant == "classifier" else None
 
 
-def examples(data: str, variant: str, seed: int) -> Dataset:
-    """What a variant is shown of a packed set."""
-    return packed(data, "train", variant)
-
-
 def probe(data: str, variant: str) -> Look:
     """See `mtdiff.experiments.imagenet_scores.progress`."""
     return functools.partial(progress, test=packed(data, "test", variant))
@@ -143,6 +137,6 @@ EXPERIMENT = Experiment(
     evaluate,
     loss,
     probe,
-    examples,
+    lambda data, variant, seed: data("train", variant),
     options=("features",),
 )
