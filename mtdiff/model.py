@@ -21,6 +21,8 @@ from mtdiff.recorded import Recorded
 from mtdiff.schedules import NoiseSchedule
 from mtdiff.state import State
 
+RENAMED = {"remove_told": "remove_known"}
+"""What arguments were called in cards that were written before."""
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 TAKEN = ("denoise", "total", "gradient", "step", "seconds", "prior", "diffusion")
 """What a loss, a row of the history and a bound say beside the names of modalities."""
@@ -61,13 +63,13 @@ class MTDiffusion(Recorded, nn.Module, Denoiser):
         backbone: network on the space.
         space: shape of the diffusion space, (C, H, W) or (d,).
         prediction: what the denoising output stands for: "v", "eps" or "x" (the aggregate itself). "heads" does without:
-            the aggregate is then sum_i W_t^i e_i of what is told and what the heads estimate, so that the two always agree.
-        rule: how `sample` treats given modalities unless it is told: a rule, or {name: rule} (theory 4).
-        sampler: the solver that `sample` uses unless it is told.
-        remove_told: True takes the codes of what is told out of z_t before the network sees it, and scales what is left to
-            unit RMS. A known shift carries no information, but a network that sees it has to learn to undo it. Told codes
-            in the sum are then as good as absent. With prediction "heads", revealed pixels (`Image(revealed_by=...)`) are
-            shown without noise.
+            the aggregate is then sum_i W_t^i e_i of what is known and what the heads estimate, so that the two always agree.
+        rule: how `sample` treats given modalities by default: a rule, or {name: rule} (theory 4).
+        sampler: the solver that `sample` uses by default.
+        remove_known: True takes the codes of what is known out of z_t before the network sees it, and scales what is left to
+            unit RMS. A known shift carries no information, but a network that sees it has to learn to undo it. Known codes
+            in the sum are then as good as absent. With prediction "heads", known pixels (`Image(revealed_by=...)`) are
+            seen without noise.
         conditions: modalities that are always given, in training and in sampling, and never read: the source of a
             transition (which need not be named), an instruction.
 
@@ -88,13 +90,13 @@ class MTDiffusion(Recorded, nn.Module, Denoiser):
         prediction: str = "v",
         rule: str | Mapping[str, str] | None = None,
         sampler: str = "ddim",
-        remove_told: bool = False,
+        remove_known: bool = False,
         conditions: Sequence[str] = (),
     ):
         super().__init__()
         _check_parts(process, modalities, backbone, space, prediction, conditions)
         self.process, self.space, self.prediction = process, tuple(space), prediction
-        self.rule, self.sampler, self.remove_told = rule, sampler, remove_told
+        self.rule, self.sampler, self.remove_known = rule, sampler, remove_known
         self.conditions = tuple(name for name in modalities if name in conditions or name == process.prior)
         self.card: dict = {}
         self._prior_checked = False
@@ -129,16 +131,16 @@ class MTDiffusion(Recorded, nn.Module, Denoiser):
 
     @property
     def taught(self) -> set[str] | None:
-        """The modalities that training told the backbone at times, or None where the card does not say."""
+        """The modalities that training gave the backbone at times, or None where the card does not say."""
         if "taught" in self.card:
             return {*self.card["taught"], *self.conditions}
         give = self.card["training"].get("give") if isinstance(self.card.get("training"), dict) else None
-        return None if give is None else {*_told(give), *self.conditions}
+        return None if give is None else {*_ever_given(give), *self.conditions}
 
     def teach(self, give: Mapping[str, float | str]) -> None:
         """Note in the card what a training tells the backbone, by its `give`: see `taught`."""
         if self.taught is not None or not self.card:
-            self.card = {**self.card, "taught": sorted({*(self.taught or ()), *_told(give)})}
+            self.card = {**self.card, "taught": sorted({*(self.taught or ()), *_ever_given(give)})}
 
     def tidy(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Values without what others among them make irrelevant: hidden pixels of a masked picture are 0."""
@@ -151,7 +153,7 @@ class MTDiffusion(Recorded, nn.Module, Denoiser):
         return {name: self.modalities[name].encode(value) for name, value in self.tidy(values).items()}
 
     def clock(self, t: int | Tensor, n: int) -> Tensor:
-        """The noise level u = t/T as the backbone is told it: (n,), in float32 at least."""
+        """The noise level u = t/T as the backbone gets it: (n,), in float32 at least."""
         u = torch.as_tensor(t, device=self.device).expand(n)
         return u.to(torch.promote_types(self.dtype, torch.float32)) / self.process.steps
 
@@ -195,7 +197,7 @@ class MTDiffusion(Recorded, nn.Module, Denoiser):
         """
         state = State.of(self.process, self.modalities, z_t, t, self.tidy(given or {}), present, known or {})
         law, codes = state.sensed(), {}
-        inputs = state.inputs(law, self.absent, self.dtype, self.remove_told)
+        inputs = state.inputs(law, self.absent, self.dtype, self.remove_known)
         features, pooled = self.backbone(self._seen(state, law).to(self.dtype), self.clock(t, len(z_t)), **inputs)
         output = None if self.denoise is None else self._output(state, self.denoise(features).to(z_t.dtype))
         for name in self.order:
@@ -210,11 +212,11 @@ class MTDiffusion(Recorded, nn.Module, Denoiser):
     def _seen(self, state: State, sensed: Mapping[str, Law]) -> Tensor:
         """What the network sees of the state (theory 6): without what is known, if so it was made, and what is sensed."""
         codes = state.at.signal * state.sum({name: state.code(name, law) for name, law in sensed.items()})
-        return state.seen(state.rest - codes, whole=self.denoise is not None) if self.remove_told else state.z - codes
+        return state.seen(state.rest - codes, whole=self.denoise is not None) if self.remove_known else state.z - codes
 
     def _output(self, state: State, output: Tensor) -> Tensor:
         """E[m_t | z_t] from the denoising output, which speaks of what the network sees."""
-        if self.remove_told:
+        if self.remove_known:
             return self.aggregate.estimate(output, state.rest, state.at) + state.shift
         return self.aggregate.estimate(output, state.z, state.at)
 
@@ -269,7 +271,7 @@ class MTDiffusion(Recorded, nn.Module, Denoiser):
             ValueError: an entry of another type than it should be, or an unknown dtype.
         """
         check_types(architecture, {"prior": str | None, "dtype": str, "modalities": dict[str, object]}, "the model")
-        rest = {name: value for name, value in architecture.items() if value or name not in ("remove_told", "conditions")}
+        rest = {RENAMED.get(name, name): value for name, value in architecture.items()}
         if (dtype := rest.pop("dtype", None)) not in DTYPES:
             raise ValueError(f"dtype must be one of {list(DTYPES)}, got {dtype!r}")
         tables = {name: tensors.pop(f"process.{name}") for name in rest.get("modalities", {})}
@@ -304,6 +306,6 @@ def _check_parts(process, modalities, backbone, space, prediction, conditions) -
         raise ValueError(f"conditions names {unknown}, the modalities are {sorted(modalities)}")
 
 
-def _told(give: Mapping[str, float | str]) -> list[str]:
+def _ever_given(give: Mapping[str, float | str]) -> list[str]:
     """The names with a chance above 0, their own or the one they share."""
     return [name for name, chance in give.items() if give.get(chance, chance)]

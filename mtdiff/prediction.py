@@ -40,8 +40,8 @@ class Denoiser(Protocol):
         space: shape of one z.
         modalities: {name: what can check a value of it}.
         device: where it computes.
-        rule: how `sample` treats given modalities unless it is told: a rule, or {name: rule}.
-        sampler: the solver that `sample` uses unless it is told.
+        rule: how `sample` treats given modalities by default: a rule, or {name: rule}.
+        sampler: the solver that `sample` uses by default.
         conditions: modalities that are always given.
         taught: those that it can be given by rule "conditioned"; None: not known.
     """

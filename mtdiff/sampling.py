@@ -278,7 +278,7 @@ def _check_rules(model: Denoiser, rules: Mapping[str, str]) -> None:
             raise ValueError(f'{name!r} is not in the chain: give it by rule "conditioned" or "bayes", not {rule!r}')
     conditioned = [name for name, rule in rules.items() if rule == "conditioned"]
     if model.taught is not None and (never := [name for name in conditioned if name not in model.taught]):
-        text = f'rule "conditioned" for {never}, which this model was never told in training: draws would not follow it'
+        text = f'rule "conditioned" for {never}, which this model was never given in training: draws would not follow it'
         raise ValueError(f"{text}. Train with `give`, or use another of {RULES}")
     if list(rules.values()).count("bayes") > 1:
         raise ValueError('rule "bayes" takes one given modality: heads do not give the joint p(x_K | z_t) (theory 4)')

@@ -138,11 +138,11 @@ class State:
         for name, value in self.given.items():
             modality, known = self.modalities[name], self.known[name]
             embedded = modality.condition(value.to(dtype) if value.is_floating_point() else value)
-            if modality.told_as == "tokens":
+            if modality.given_as == "tokens":
                 tokens.append(embedded)
                 keep.append(known[:, None].expand(embedded.shape[:2]))
             else:
-                slot = "condition" if modality.told_as == "vector" else "context"
+                slot = "condition" if modality.given_as == "vector" else "context"
                 out[slot] = out.get(slot, 0) + embedded * known.reshape(-1, *[1] * (embedded.ndim - 1))
         if tokens:
             out |= {"tokens": torch.cat(tokens, 1), "keep": torch.cat(keep, 1)}

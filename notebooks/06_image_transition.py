@@ -476,7 +476,7 @@ assert apart < 1e-9
 # and in the transition's own step that part is larger by the factor $W_s^y / W_t^y$. Both are right about single
 # states (section 3 is where they differ: in the bound).
 #
-# Now the same on images, with the network that ships. It was built with `remove_told=True`: it subtracts the shift
+# Now the same on images, with the network that ships. It was built with `remove_known=True`: it subtracts the shift
 # before it looks; what is left is `.rest` of `mtdiff.state.State`. We check state and SNR by number.
 
 # %%

@@ -304,7 +304,7 @@ plots.show(
 # 250$ on the guess from the state is even slightly better, because $g$ resembles $x$: $\mathbb E[x g] > 0$. A network
 # that is given $g$ loses nothing by the subtraction: it can put that back.) A network could learn to undo all of it, if
 # it is given what $g$ is. But then it spends its capacity on copying. So the library does the subtraction:
-# `remove_told=True` for what the network sees, `start="rest"` for the linear guess of a head. What is *not* known is
+# `remove_known=True` for what the network sees, `start="rest"` for the linear guess of a head. What is *not* known is
 # taken out by its expected code, as the other heads give it. Known codes that are in the chain are then as good as
 # absent: *told* and *told alone* leave the network the same rest.
 #

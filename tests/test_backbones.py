@@ -187,7 +187,7 @@ def test_an_entrance_is_a_concatenation(name):
 def test_an_entrance_takes_other_channels_but_not_another_size():
     unet = mt.UNet((2, 8, 8), base=8, multipliers=(1,))
     assert unet.entrance((5, 8, 8))(torch.zeros(3, 5, 8, 8)).shape == (3, 8, 8, 8)
-    with pytest.raises(ValueError, match=r"cannot be told .* height and width differ"):
+    with pytest.raises(ValueError, match=r"cannot take .* height and width differ"):
         unet.entrance((2, 4, 4))
 
 

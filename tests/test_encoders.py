@@ -316,7 +316,7 @@ def test_what_is_sensed_in_channels_of_its_own_has_only_the_noise_around_it(remo
         "it": mt.Encoded((4,), "tiles", channels=slice(1, 2), sense=True),
     }
     backbone = mt.UNet((2, 8, 8), base=8, multipliers=(1, 1))
-    model = mt.MTDiffusion(process, modalities, backbone, (2, 8, 8), remove_told=removed).eval()
+    model = mt.MTDiffusion(process, modalities, backbone, (2, 8, 8), remove_known=removed).eval()
     it, z = model.modalities["it"], randn(3, 2, 8, 8).float()
     model.backbone.register_forward_pre_hook(lambda net, args, options: shown.append((*args, options)), with_kwargs=True)
     with torch.no_grad():
@@ -494,7 +494,7 @@ def test_the_expected_code_of_a_linear_generator_is_learned():
         (lambda: mt.Caption(["a", "a"], 2), "at least two different words"),
         (lambda: mt.Caption(WORDS, 0), "length must be at least 1, got 0"),
         (lambda: mt.Caption(WORDS, 2, codes="simplex"), "codes must be one of"),
-        (lambda: attached(mt.Caption(WORDS, 2), (8,)), r"'it' is told as tokens, which this MLP cannot attend to"),
+        (lambda: attached(mt.Caption(WORDS, 2), (8,)), r"'it' is given as tokens, which this MLP cannot attend to"),
         (lambda: captioned(weight=0.5), "'caption' has no code, so its weight must be 0 at every step"),
     ],
 )
@@ -509,7 +509,7 @@ def test_bad_encoders_are_refused(make, message):
 def test_a_label_may_be_told_as_a_token_to_what_attends():
     label = attached(mt.Label(3, tell="token"))
     assert torch.equal(label.condition(torch.tensor([2, 0])), label.embed.weight[[2, 0]][:, None])
-    with pytest.raises(ValueError, match="'it' is told as tokens, which this MLP cannot attend to"):
+    with pytest.raises(ValueError, match="'it' is given as tokens, which this MLP cannot attend to"):
         attached(mt.Label(3, tell="token"), (8,))
 
 

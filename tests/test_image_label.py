@@ -134,7 +134,7 @@ def test_a_label_can_be_told_as_a_token():
     assert not torch.allclose(told.aggregate, untold.aggregate, atol=1e-4)
     modalities = {"label": mt.Label(3, tell="token"), "x": mt.Vector(2)}
     process = mt.ForwardProcess(mt.NoiseSchedule.log_snr(10), {"x": 1.0, "label": 0.0})
-    with pytest.raises(ValueError, match="'label' is told as tokens, which this MLP cannot attend to"):
+    with pytest.raises(ValueError, match="'label' is given as tokens, which this MLP cannot attend to"):
         mt.MTDiffusion(process, modalities, mt.MLP((2,)), (2,))
     with pytest.raises(ValueError, match='tell must be "vector" or "token"'):
         mt.Label(3, tell="shout")

@@ -127,7 +127,7 @@ def test_what_is_missing_is_neither_told_nor_scored(there, give, monkeypatch):
 @pytest.mark.parametrize("prediction", ["v", "eps", "x"])
 def test_what_is_told_and_taken_out_of_the_state_is_taken_out_of_the_target(prediction, monkeypatch):
     """The output then speaks of the image alone."""
-    model, batch = image_label_model(prediction, remove_told=True, curve=mt.constant(1.0)), image_label_batch(16)
+    model, batch = image_label_model(prediction, remove_known=True, curve=mt.constant(1.0)), image_label_batch(16)
     spy = Spy(model, monkeypatch)
     loss = mt.multitask_loss(model, batch, give={"label": 1.0}, generator=generator())
     signal, noise = model.process.at(spy.t, spy.z).level

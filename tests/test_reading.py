@@ -81,7 +81,7 @@ def pictures():
     }
     process = mt.ForwardProcess(mt.NoiseSchedule.log_snr(10), dict.fromkeys(modalities, 1.0))
     backbone = mt.UNet(space, base=4, multipliers=(1, 2), cross=(4,), attention=(8,))
-    options = {"rule": {"label": "conditioned"}, "sampler": "ddpm", "remove_told": True}
+    options = {"rule": {"label": "conditioned"}, "sampler": "ddpm", "remove_known": True}
     return mt.MTDiffusion(process, modalities, backbone, space, "heads", **options)
 
 
@@ -157,7 +157,7 @@ def changed(saved, change, *names):
         (lambda c: c.update(rule=["bayes"]), "rule of the model MTDiffusion must be"),
         (lambda c: c.update(dtype="load"), "dtype must be one of"),
         (lambda c: c.update(kind="SceneJudge"), "unknown model kind 'SceneJudge'"),
-        (lambda c: c.update(remove_told="yes"), "remove_told of the model MTDiffusion must be true or false"),
+        (lambda c: c.update(remove_known="yes"), "remove_known of the model MTDiffusion must be true or false"),
         (lambda c: c.update(prior=["label"]), "prior of the model must be a text or null"),
     ],
 )

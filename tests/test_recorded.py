@@ -111,7 +111,7 @@ class Signs:
 class Spin(Modality):
     """-1 or 1, from nothing that the library has."""
 
-    told_as = "vector"
+    given_as = "vector"
 
     def __init__(self, channels=None):
         super().__init__(channels=channels)

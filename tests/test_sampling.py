@@ -501,7 +501,7 @@ def test_what_a_model_was_never_told_is_refused():
     model = image_label_model()
     mt.sample(model, 2, rule="conditioned", **options)
     model.card = {"taught": []}
-    with pytest.raises(ValueError, match=r"for \['label'\], which this model was never told in training"):
+    with pytest.raises(ValueError, match=r"for \['label'\], which this model was never given in training"):
         mt.sample(model, 2, rule="conditioned", **options)
     for rule in ("bayes", "substitute", "readout"):
         mt.sample(model, 2, rule=rule, **options)
@@ -569,7 +569,7 @@ def test_guidance_scales_what_the_value_adds():
 
 def test_guidance_of_an_aggregate_that_heads_make_up():
     """What is told keeps its code, the rest is untold + g (told - untold), weighed by the curves at the step."""
-    model, label = image_label_model("heads", remove_told=True), torch.tensor([0, 1, 2])
+    model, label = image_label_model("heads", remove_known=True), torch.tensor([0, 1, 2])
     path = mt.sample_path(model, 3, given={"label": label}, rule="conditioned", guidance=2.5, steps=5, generator=generator())
     t, z, guided = list(path)[2]
     with torch.no_grad():

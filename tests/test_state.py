@@ -47,7 +47,7 @@ def test_a_told_picture_reveals_its_pixels_to_those_who_are_told(prediction):
     torch.testing.assert_close(found[2], untold[2])
 
 
-@pytest.mark.parametrize("options", [{}, {"prediction": "heads", "remove_told": True}], ids=["paper's form", "heads"])
+@pytest.mark.parametrize("options", [{}, {"prediction": "heads", "remove_known": True}], ids=["paper's form", "heads"])
 def test_a_pixel_is_revealed_to_those_who_are_told_both_the_picture_and_the_mask(options):
     """One of the two alone says nothing of where the picture holds: heads, and what the network sees, are as without."""
     model, values, seen = masked_model(**options), batch(), []
@@ -67,7 +67,7 @@ def test_a_pixel_is_revealed_to_those_who_are_told_both_the_picture_and_the_mask
 
 def test_a_revealed_pixel_costs_no_loss():
     """With everything told, the image's loss is that of the hidden pixels over all of them."""
-    model, values = masked_model(remove_told=True), batch(64)
+    model, values = masked_model(remove_known=True), batch(64)
     seen = {}
     forward = model.forward
     model.forward = lambda *a: seen.setdefault("p", forward(*a)) if not seen.update(t=a[1]) else None
@@ -89,7 +89,7 @@ def test_samples_keep_revealed_pixels():
     assert not torch.equal(other * values["mask"], values["masked"])
 
 
-@pytest.mark.parametrize("options", [{}, {"prediction": "heads", "remove_told": True}], ids=["paper's form", "heads"])
+@pytest.mark.parametrize("options", [{}, {"prediction": "heads", "remove_known": True}], ids=["paper's form", "heads"])
 def test_what_lies_under_the_mask_does_not_matter(options):
     """The photograph left in place, or anything else: wherever a picture and its mask come together."""
     model, clean, z = masked_model(**options), batch(), torch.randn(6, *SHAPE, generator=generator(2))
@@ -147,7 +147,7 @@ def test_the_network_sees_what_is_left_of_the_state_at_unit_rms(present):
 
     By hand, example by example: known pixels as they are, hidden ones sqrt(abar) times the rest (W = 1).
     """
-    model, values, t = masked_model(remove_told=True, prediction="heads"), batch(), 40
+    model, values, t = masked_model(remove_known=True, prediction="heads"), batch(), 40
     seen = {}
     model.backbone.register_forward_pre_hook(lambda _, a: seen.update(z=a[0]))
     given = {"masked": values["masked"], "mask": values["mask"]}
@@ -177,7 +177,7 @@ def test_the_network_sees_what_is_left_of_the_state_at_unit_rms(present):
 @pytest.mark.parametrize("removed", [False, True])
 def test_the_aggregate_is_what_the_output_says_and_what_was_taken_out(removed):
     """v of the state, or of what the told codes leave of it, and then those codes."""
-    model, values = masked_model(remove_told=removed), batch()
+    model, values = masked_model(remove_known=removed), batch()
     given = {"masked": values["masked"], "mask": values["mask"]}
     z = torch.randn(6, *SHAPE, generator=generator(2))
     outputs = []
@@ -237,7 +237,7 @@ def test_a_revealed_pixel_is_left_in_the_state_where_another_modality_writes():
             "label": mt.Label(2, channels=channels),
         }
         space = (3, 4, 4)
-        options = {"prediction": "heads", "remove_told": True}
+        options = {"prediction": "heads", "remove_known": True}
         model = mt.MTDiffusion(process, modalities, mt.UNet(space, base=8), space, **options).eval()
         model.backbone.register_forward_pre_hook(lambda _, a, key=channels.start: shown.update({key: a[0]}))
         values = batch()
@@ -250,7 +250,7 @@ def test_a_revealed_pixel_is_left_in_the_state_where_another_modality_writes():
 
 def test_the_aggregate_is_scored_where_it_is_open():
     """The v-loss of each example by hand: over all coordinates if nothing is told, else over the hidden pixels."""
-    model, values = masked_model(remove_told=True, prediction="heads"), batch(64)
+    model, values = masked_model(remove_known=True, prediction="heads"), batch(64)
     seen = {}
     forward = model.forward
     model.forward = lambda *a: seen.update(a=a, p=forward(*a)) or seen["p"]
@@ -268,7 +268,7 @@ def test_the_aggregate_is_scored_where_it_is_open():
 
 def test_an_aggregate_that_is_known_costs_nothing():
     """A mask of ones and its picture, told: no coordinate is open, and a mean over none is 0, to rounding."""
-    model, values = masked_model(remove_told=True, prediction="heads"), batch()
+    model, values = masked_model(remove_known=True, prediction="heads"), batch()
     values = {**values, "mask": torch.ones(6, 1, 4, 4), "masked": values["image"]}
     loss = multitask_loss(model, values, give={"masked": 1.0, "mask": 1.0}, generator=generator())
     assert loss.terms["denoise"].item() < 1e-9
@@ -283,7 +283,7 @@ def test_own_channels_are_open_where_nothing_is_told_of_them():
         "mask": mt.Mask((4, 4), channels=slice(4, 5), tell=True),
     }
     space = (5, 4, 4)
-    model = mt.MTDiffusion(process, modalities, mt.UNet(space, base=8), space, prediction="heads", remove_told=True).eval()
+    model = mt.MTDiffusion(process, modalities, mt.UNet(space, base=8), space, prediction="heads", remove_known=True).eval()
     values, told = batch(4), {name: torch.tensor([True, True, False, False]) for name in ("masked", "mask")}
     present = {"masked": torch.tensor([True, False, True, False]), "mask": torch.tensor([True, False, True, False])}
     z = torch.randn(4, *space, generator=generator(2))
@@ -298,7 +298,7 @@ def test_own_channels_are_open_where_nothing_is_told_of_them():
 
 def test_what_is_told_and_removed_is_as_good_as_absent():
     """Told, it makes no difference whether the codes were in the sum: same prediction of the rest. Untold, it does."""
-    model, values, t = masked_model(remove_told=True, prediction="heads"), batch(), 40
+    model, values, t = masked_model(remove_known=True, prediction="heads"), batch(), 40
     only = {"image"}
     given = {"masked": values["masked"], "mask": values["mask"]}
     eps = torch.randn(6, *SHAPE, generator=generator(2))
@@ -342,7 +342,7 @@ def test_a_revealed_pixel_has_no_likelihood_to_pay(levels):
         "masked": mt.Image(SHAPE, tell=True),
         "mask": mt.Mask((4, 4), tell=True),
     }
-    options = {"prediction": "heads", "remove_told": True}
+    options = {"prediction": "heads", "remove_known": True}
     model = mt.MTDiffusion(process, modalities, mt.UNet(SHAPE, base=8), SHAPE, **options).eval()
     mask = torch.ones(3, 1, 4, 4)
     mask[:, :, 1, 2] = 0
@@ -359,7 +359,7 @@ def test_a_revealed_pixel_has_no_likelihood_to_pay(levels):
 
 def test_guidance_leaves_what_is_known_as_it_is():
     """At every scale, known pixels of the aggregate are those of the told codes and the image; hidden ones are not."""
-    model, values = masked_model(remove_told=True, prediction="heads"), batch()
+    model, values = masked_model(remove_known=True, prediction="heads"), batch()
     given, known = {"masked": values["masked"], "mask": values["mask"]}, values["mask"].bool().expand(-1, 2, -1, -1)
     guided = {}
     for scale in (1.0, 3.0):
@@ -374,7 +374,7 @@ def test_guidance_leaves_what_is_known_as_it_is():
 @pytest.mark.parametrize("t", [10, 60])
 def test_the_heads_gradient_in_the_state_is_right(t):
     """Rule 2 needs it: central differences in float64, through the codes that other heads estimate."""
-    model = masked_model(remove_told=True, prediction="heads").double()
+    model = masked_model(remove_known=True, prediction="heads").double()
     values = {name: value.double() for name, value in batch(2).items()}
     z = torch.randn(2, *SHAPE, dtype=torch.float64, generator=generator(2)).requires_grad_()
     (gradient,) = torch.autograd.grad(model.log_prob("image", values["image"], z, t).sum(), z)

@@ -10,16 +10,16 @@ from mtdiff.recorded import Recorded
 
 
 class Backbone(Recorded, nn.Module):
-    """A shared network: (z, u, what it is told) -> (feature map, pooled vector). It knows nothing of modalities.
+    """A shared network: (z, u, conditions) -> (feature map, pooled vector). It knows nothing of modalities.
 
-    It can be told things in three ways: a vector that is added to the embedding of the noise level, a map that is added
+    It is conditioned in three ways: a vector that is added to the embedding of the noise level, a map that is added
     to the first hidden state (the same as concatenating an image to z), and tokens that it attends to.
 
     Attributes:
         space: shape of one z.
         embedding: width of the condition vector, and of a token.
         pooled: width of the pooled vector.
-        attends: whether it can be told tokens.
+        attends: whether it takes tokens.
 
     A subclass implements `forward`, `readout` and `entrance`; its arguments are noted by themselves (see `Recorded`).
     """
@@ -58,7 +58,7 @@ class Backbone(Recorded, nn.Module):
         raise NotImplementedError
 
     def entrance(self, shape: tuple[int, ...]) -> nn.Module:
-        """A layer from data (B, *shape) to the first hidden state, by which the network is told a `context`."""
+        """A layer from data (B, *shape) to the first hidden state, by which the network is given a `context`."""
         raise NotImplementedError
 
 

@@ -23,7 +23,7 @@ class UNet(Backbone):
         attention: heights H at which self-attention follows each residual block (the middle always has one).
         head_channels: channels per attention head, at least (one head where a level has fewer).
         dropout: dropout rate inside the residual blocks.
-        cross: heights at which the network attends to tokens that it is told, after each residual block.
+        cross: heights at which the network attends to tokens that it is given, after each residual block.
 
     Raises:
         ValueError: a size is no whole number from 1 on, the space is not (C, H, W) or cannot be halved as often as
@@ -131,7 +131,7 @@ class UNet(Backbone):
             ValueError: height and width are not those of the space.
         """
         if tuple(shape[1:]) != self.space[1:]:
-            raise ValueError(f"a U-Net on {self.space} cannot be told {tuple(shape)}: height and width differ")
+            raise ValueError(f"a U-Net on {self.space} cannot take {tuple(shape)}: height and width differ")
         return nn.Conv2d(shape[0], self.config["base"], 3, padding=1).to(memory_format=torch.channels_last)
 
 
@@ -196,7 +196,7 @@ class Attention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention of all positions to tokens, added to its input. A learned token of its own says that nothing is told."""
+    """Attention of all positions to tokens, added to its input. A learned token of its own says that nothing is given."""
 
     def __init__(self, channels: int, embedding: int, heads: int):
         super().__init__()
@@ -208,12 +208,12 @@ class CrossAttention(nn.Module):
     def forward(self, x: Tensor, tokens: Tensor | None, keep: Tensor | None) -> Tensor:
         """(B, C, H, W), (B, L, embedding) or None, (B, L) bool or None -> (B, C, H, W)."""
         b, c, h, w = x.shape
-        told, mask = self.nothing.expand(b, 1, -1), None
+        given, mask = self.nothing.expand(b, 1, -1), None
         if tokens is not None:
-            told = torch.cat([told, tokens], 1)  # (B, 1 + L, embedding)
+            given = torch.cat([given, tokens], 1)  # (B, 1 + L, embedding)
             mask = None if keep is None else F.pad(keep, (1, 0), value=True)[:, None, None]  # (B, 1, 1, 1 + L)
         q = self.query(self.norm(x).flatten(2).transpose(1, 2))  # (B, HW, C)
-        k, v = self.key_value(told).chunk(2, 2)  # (B, 1 + L, C) each
+        k, v = self.key_value(given).chunk(2, 2)  # (B, 1 + L, C) each
         q, k, v = (a.unflatten(2, (self.heads, -1)).transpose(1, 2) for a in (q, k, v))  # (B, heads, ., C/heads)
         a = F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2)
         return x + self.out(a).transpose(1, 2).reshape(b, c, h, w)

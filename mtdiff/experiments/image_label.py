@@ -75,7 +75,7 @@ def build(data: str, variant: str, seed: int = 0, base: int | None = None) -> MT
     if variant == "unshared":
         options["kind"] = Unshared
     elif sense:
-        options |= {"prediction": "heads", "remove_told": True}
+        options |= {"prediction": "heads", "remove_known": True}
     process, space = ForwardProcess(noise_schedule(size, power=1.5), curves), (channels + apart, size, size)
     unet = {"base": base or (32 if data == "digits" else 16), "cross": (8,) if variant == "token" else ()}
     return seeded(seed, process, modalities, space, unet=unet, **options)

@@ -45,7 +45,7 @@ def build(data: str, variant: str, seed: int = 0) -> MTDiffusion:
         del curves["representation"], modalities["representation"]
     process = ForwardProcess(noise_schedule(size, power=1.5), curves)
     rule = {name: "readout" if name == "image" else "conditioned" for name in modalities}
-    return seeded(seed, process, modalities, (3 + apart, size, size), rule=rule, sampler="ddpm", remove_told=sense)
+    return seeded(seed, process, modalities, (3 + apart, size, size), rule=rule, sampler="ddpm", remove_known=sense)
 
 
 def config(data: str, variant: str, budget: str) -> TrainConfig:

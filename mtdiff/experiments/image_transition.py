@@ -88,7 +88,7 @@ def build(data: str, variant: str, seed: int = 0) -> MTDiffusion:
     if variant == "sdedit":
         del curves["source"], modalities["source"]
     schedule = NoiseSchedule.log_snr(500, high=8.0, low=END) if moves else noise_schedule(size, power=0.6)
-    options = {"prediction": "heads", "rule": "conditioned", "sampler": "ddpm", "remove_told": True}
+    options = {"prediction": "heads", "rule": "conditioned", "sampler": "ddpm", "remove_known": True}
     options["conditions"] = [name for name in modalities if name != "target"]
     return seeded(seed, ForwardProcess(schedule, curves, "source" if moves else None), modalities, space, **options)
 

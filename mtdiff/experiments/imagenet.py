@@ -71,24 +71,22 @@ def build(data: str, variant: str, seed: int = 0) -> MTDiffusion:
 
 def assemble(size: int, variant: str, names: tuple[str, ...], seed: int = 0) -> MTDiffusion:
     """The model of a variant for images of a size (one of `BACKBONES`) and classes of these names."""
-    shape, used = (3, size, size), MODALITIES[variant]
-    known, names_only = ("masked", "mask") if "mask" in used else (), variant == "classifier"
-    fades, apart = fade_in(0.3, start=0.1), constant(0.0)
+    shape, used, names_only = (3, size, size), MODALITIES[variant], variant == "classifier"
+    known, curve = ("masked", "mask") if "mask" in used else (), fade_in(0.3, start=0.1)
+    label = constant(0.0) if names_only else fade_in(1.0, start=0.1)
     made = {  # {name: (its curve, what makes it)}
         "image": (1.0, lambda: Image(shape, levels=256, start="rest", revealed_by=known)),
-        "masked": (fades, lambda: Image(shape, start="nothing", tell=True)),
-        "mask": (fades, lambda: Mask((size, size), tell=True)),
-        "label": (
-            apart if names_only else fade_in(1.0, start=0.1),
-            lambda: Label(len(names), names=names, sense=not names_only),
-        ),
-        "box": (fades, lambda: Mask((size, size), tell=True)),
+        "masked": (curve, lambda: Image(shape, start="nothing", tell=True)),
+        "mask": (curve, lambda: Mask((size, size), tell=True)),
+        "label": (label, lambda: Label(len(names), names=names, sense=not names_only)),
+        "box": (curve, lambda: Mask((size, size), tell=True)),
     }
     process = ForwardProcess(noise_schedule(size, power=2.0), {name: made[name][0] for name in used})
     rule = {name: "readout" if name == "image" else "conditioned" for name in used}
     if names_only:
         del rule["label"]  # it never learned to draw
-    options = {"prediction": "heads", "rule": rule, "sampler": "ddpm", "remove_told": variant not in ("plain", "classifier")}
+    options = {"prediction": "heads", "rule": rule, "sampler": "ddpm"}
+    options["remove_known"] = variant not in ("plain", "classifier")
     return seeded(seed, process, {name: made[name][1]() for name in used}, shape, unet=BACKBONES[size], **options)
 
 

@@ -80,7 +80,7 @@ def build(data: str, variant: str, seed: int = 0) -> MTDiffusion:
     if variant == "plain":
         curves, modalities = {"image": 1.0}, {"image": modalities["image"]}
     options: dict = {"rule": "conditioned", "sampler": "ddpm"}
-    options |= {"kind": Unshared} if unshared else {"prediction": "heads", "remove_told": variant != "plain"}
+    options |= {"kind": Unshared} if unshared else {"prediction": "heads", "remove_known": variant != "plain"}
     process = ForwardProcess(noise_schedule(size, power=1.0), curves)
     return seeded(seed, process, modalities, (7, size, size) if apart else shape, **options)
 

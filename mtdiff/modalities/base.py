@@ -57,14 +57,14 @@ class Modality(Recorded, nn.Module):
         channels: slice of the space's first axis that the codes are written to; None is all of it.
 
     Attributes:
-        told_as: how `condition` reaches the backbone: as a "vector", a "map" or "tokens" (see `mtdiff.backbones`).
+        given_as: how `condition` reaches the backbone: as a "vector", a "map" or "tokens" (see `mtdiff.backbones`).
         reads_rest: True for a head that looks at what the others leave: it is read after them.
         has_head: False for what is its slice of the model's aggregate.
         has_code: False for what never enters z_t: its weight has to be 0, and given values only condition the backbone.
-        sense: True for what the backbone is shown as far as the state shows it to a linear guess; see `sensed`.
+        sense: True for what the backbone gets to see as far as the state shows it to a linear guess; see `sensed`.
     """
 
-    told_as: ClassVar[str] = "vector"
+    given_as: ClassVar[str] = "vector"
     reads_rest: bool = False
     has_head: bool = True
     has_code: bool = True
@@ -126,7 +126,7 @@ class Modality(Recorded, nn.Module):
         raise NotImplementedError
 
     def condition(self, value: Tensor) -> Tensor:
-        """The value as the backbone is given it (theory 4, rule 3): what `told_as` says.
+        """The value as the backbone is given it (theory 4, rule 3): what `given_as` says.
 
         A vector is (B, backbone.embedding), a map the output of `backbone.entrance`, tokens are (B, L, backbone.embedding).
         """
@@ -148,7 +148,7 @@ class Modality(Recorded, nn.Module):
         raise NotImplementedError
 
     def hint(self, law: Law) -> Tensor:
-        """What `sensed` says, as the backbone is shown it, (B, backbone.embedding)."""
+        """What `sensed` says, as the backbone gets it, (B, backbone.embedding)."""
         raise NotImplementedError
 
     def encode(self, value: Tensor) -> Tensor:
@@ -173,9 +173,9 @@ class Modality(Recorded, nn.Module):
 
     def check_attention(self, backbone: nn.Module) -> None:
         """Raise ValueError where the backbone would have to attend to the value, and cannot."""
-        if self.told_as == "tokens" and not backbone.attends:
+        if self.given_as == "tokens" and not backbone.attends:
             kind = type(backbone).__name__
-            raise ValueError(f"{self.name!r} is told as tokens, which this {kind} cannot attend to: use UNet(cross=...)")
+            raise ValueError(f"{self.name!r} is given as tokens, which this {kind} cannot attend to: use UNet(cross=...)")
 
     def refuse(self, value: object, expected: str) -> None:
         """Raise the ValueError that names the modality, what came and what was expected."""

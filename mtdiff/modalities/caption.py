@@ -14,9 +14,9 @@ from mtdiff.modalities.generators import KINDS, CodeTable
 
 
 class Caption(Modality):
-    """A caption of L tokens out of V words, (B, L) integer: told by cross-attention, read by an MLP, position by position.
+    """A caption of L tokens out of V words, (B, L) integer: given by cross-attention, read by an MLP, position by position.
 
-    Without codes it is no part of z_t: E = 0, its weight in the process has to be 0, and what is given can only be told.
+    Without codes it is no part of z_t: E = 0, its weight in the process has to be 0, and what is given only conditions the backbone.
     With codes, E(x) = sum_l c_{l, x_l}: a learned code for each position and word (see `CodeTable`).
 
     Args:
@@ -31,7 +31,7 @@ class Caption(Modality):
     Source: cross-attention into the backbone: Chen et al. 2024; head and codes are ours (theory 1, 5).
     """
 
-    told_as = "tokens"
+    given_as = "tokens"
 
     def __init__(self, vocabulary: Sequence[str | int], length: int, codes: str = "none", channels: slice | None = None):
         vocabulary = [str(word) for word in vocabulary]

@@ -18,7 +18,7 @@ class Continuous(Modality):
     mean = k_t z_t + sqrt(variance_t) F(z_t, t), variance_t = 1 / (1 + SNR_t) (`mtdiff.process.At`). For W = 1
     that is v-prediction; and the training loss mean((x - mean)^2 / variance_t) is, up to a factor and a constant,
     -log p(x | z_t) of the bound. With start="rest" the guess is k_t (z_t - sqrt(abar_t) sum_{j != i} W_t^j e_j): codes
-    that are told, and those that other heads estimate, are taken out of the sum first. With start="nothing" the mean is
+    that are known, and those that other heads estimate, are taken out of the sum first. With start="nothing" the mean is
     the learned F alone: for data that are a function of others, buried under them in the state.
 
     Args:
@@ -26,7 +26,7 @@ class Continuous(Modality):
         channels: slice of the space that the data are written to; None is all of it.
         head: False for data alone in its channels: its mean is then its slice of the aggregate over W_t.
         start: what the linear guess starts from, "state" (z_t), "rest" (what the other codes leave of it) or "nothing".
-        tell: True lets the backbone be told the value, by an `entrance` of its own (theory 4, rule 3).
+        tell: True lets the backbone be given the value, by an `entrance` of its own (theory 4, rule 3).
 
     Raises:
         ValueError: shape is not made of positive sizes, or an unknown start.
@@ -34,7 +34,7 @@ class Continuous(Modality):
     Source: identity encoder and convolutional head: Chen et al. 2024; the parametrisation is ours (theory 1, 3).
     """
 
-    told_as = "map"
+    given_as = "map"
 
     def __init__(
         self,
@@ -129,8 +129,8 @@ class Image(Continuous):
             the probability of the pixel's bin, a discretised Gaussian; None leaves it a density.
         start: as in `Continuous`.
         tell: as in `Continuous`.
-        revealed_by: (picture, mask): names of a masked image and its mask. Where both are told and the mask is 1, the head
-            returns the told pixel: it is not predicted, costs no loss, and stays as it is in samples.
+        revealed_by: (picture, mask): names of a masked image and its mask. Where both are given and the mask is 1, the head
+            returns the known pixel: it is not predicted, costs no loss, and stays as it is in samples.
 
     Raises:
         ValueError: shape is not (C, H, W), fewer than two levels, or revealed_by is not a pair.

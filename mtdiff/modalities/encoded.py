@@ -36,7 +36,7 @@ class Encoded(Continuous):
         encoder: "lift", "tiles" or "generator".
         channels: slice of the space that the code is written to; None is all of it.
         start: as in `Continuous`.
-        tell: True lets the backbone be told the value: vectors by a linear embedding, images by an `entrance`.
+        tell: True lets the backbone be given the value: vectors by a linear embedding, images by an `entrance`.
         sense: True tells the backbone the posterior mean of a lifted vector in the state, by a linear embedding, and takes
             its code out: a convolution can neither form the d sums over dim Z numbers, nor look past their pattern.
         width: width of the generator.
@@ -72,7 +72,7 @@ class Encoded(Continuous):
             raise ValueError(f"only a vector that is lifted can be sensed in the state, got {encoder!r} of {tuple(shape)}")
         super().__init__(shape, channels, True, start, tell)
         self.encoder, self.width, self.spread, self.seed, self.sense = encoder, width, spread, seed, sense
-        self.told_as = "vector" if len(self.shape) == 1 else "map"
+        self.given_as = "vector" if len(self.shape) == 1 else "map"
         self.size, self.linear = torch.Size(self.shape).numel(), encoder != "generator"
 
     def build(self, backbone: nn.Module) -> None:
@@ -97,7 +97,9 @@ class Encoded(Continuous):
         self.out = backbone.readout(self.shape) if image else vector_head(backbone.pooled, self.size)
         self.embed = None
         if self.tell:
-            self.embed = backbone.entrance(self.shape) if self.told_as == "map" else nn.Linear(self.size, backbone.embedding)
+            self.embed = (
+                backbone.entrance(self.shape) if self.given_as == "map" else nn.Linear(self.size, backbone.embedding)
+            )
         if self.sense:
             self.notice = nn.Linear(self.size, backbone.embedding)
 

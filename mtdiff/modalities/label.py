@@ -25,7 +25,7 @@ class Label(Modality):
             every number free, or "generator", a small network that makes them of embeddings; see `CodeTable`.
         channels: slice of the space that the codes are written to; None is all of it (superposed).
         seed: seed of the simplex.
-        tell: how the backbone is told a label: "vector" adds an embedding to that of the noise level, "token" lets the
+        tell: how the backbone is given a label: "vector" adds an embedding to that of the noise level, "token" lets the
             backbone attend to it (the paper's third kind of encoder).
         sense: True tells the backbone the posterior of the classes in the state, and takes the expected code out: a
             convolution can neither tell codes apart that fill the whole image, nor look past them.
@@ -52,7 +52,7 @@ class Label(Modality):
         if isinstance(codes, str) and codes not in ("simplex", *KINDS):
             raise ValueError(f"codes must be one of {('simplex', *KINDS)} or numbers (K, ...), got {codes!r}")
         super().__init__(channels)
-        self.told_as = "tokens" if tell == "token" else "vector"
+        self.given_as = "tokens" if tell == "token" else "vector"
         self.classes, self.names, self.sense, self._codes, self._seed = classes, names, sense, codes, seed
 
     def build(self, backbone: nn.Module) -> None:
@@ -93,14 +93,14 @@ class Label(Modality):
     def condition(self, value: Tensor) -> Tensor:
         """A learned embedding of each label, (B, embedding), or (B, 1, embedding) as a token."""
         embedded = self.embed(value.long())
-        return embedded[:, None] if self.told_as == "tokens" else embedded
+        return embedded[:, None] if self.given_as == "tokens" else embedded
 
     def head(self, view: View) -> Categorical:
         """Softmax of an MLP of the pooled vector.
 
         Of a label that is sensed, the logits h have the gradient of h + s in evaluation, s the code's own logits (theory 6):
         log p(y | z) = log p(y | code) + log p(y | rest) + const, logits add. The values of s are in h already, as they were
-        shown, but not their gradient, which vanishes where the network is shown a probability near 0 or 1. In training it is
+        part of its input, but not their gradient, which vanishes where that is a probability near 0 or 1. In training it is
         h as it is (notebook 08).
         """
         logits = self.out(view.pooled).to(view.z.dtype)

@@ -18,10 +18,10 @@ class DenseMap(Modality):
     Args:
         size: (H, W) of the map, which is that of the space.
         channels: slice of the space's channels that the codes are written to; None is all of it (superposed).
-        tell: True lets the backbone be told the map, by an `entrance` of its own (theory 4, rule 3).
+        tell: True lets the backbone be given the map, by an `entrance` of its own (theory 4, rule 3).
     """
 
-    told_as = "map"
+    given_as = "map"
     law: type[Categorical] = Categorical
 
     def __init__(self, size: Sequence[int], channels: slice | None, tell: bool):
