@@ -69,7 +69,7 @@ def test_missing_values_that_were_not_announced_are_refused():
     few = {**batch, "label": torch.tensor([0, MISSING, 1, 2])}
     with pytest.raises(ValueError, match=r"'label' has values outside 0\.\.2: \[-1\]"):
         mt.multitask_loss(model, few)
-    with pytest.raises(KeyError, match=r"missing names unknown modalities \['sound'\]"):
+    with pytest.raises(KeyError, match=r"missing names an unknown modality 'sound'"):
         mt.multitask_loss(model, batch, missing=["sound"])
 
 
