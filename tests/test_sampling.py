@@ -21,6 +21,7 @@ import mtdiff as mt
 from mtdiff.datasets import MIXTURE
 from mtdiff.exact import LabelledMixture
 from mtdiff.metrics import energy_distance
+from mtdiff.solvers import SAMPLERS
 
 CURVES = {"constant": mt.constant(1.0), "fade-in": mt.fade_in(0.5)}
 BUDGET = {"ddpm": 200, "ddim": 100, "heun": 50, "dpm++": 50}
@@ -834,3 +835,117 @@ def test_a_chain_of_its_own_start_falls_from_there():
     assert [t for t, _, _ in path] == [80, 60, 40, 20, 0]
     assert not path[0][1].any()
     assert path[0][1].dtype == torch.float64
+
+
+# ---- an open sampler ----
+
+
+def dpm_sde(look, z, t, s, noise):
+    """DPM-Solver++(2M) with noise (Lu et al. 2022, SDE-DPM-Solver++): an ancestral step by extrapolated estimates."""
+    process, guess = look.process, look(z, t)
+    if look.previous is not None and s != process.first:
+        before, old = look.previous
+        log_snr = process.schedule.abar.logit()
+        guess = guess.towards(
+            process, t, old, before, -float((log_snr[s] - log_snr[t]) / (log_snr[t] - log_snr[before])) / 2
+        )
+    mean, std = process.back(z, guess.aggregate, guess.moved(process, t, s), t, s)
+    return mean + std * noise()
+
+
+@pytest.mark.parametrize("curve", CURVES)
+def test_a_step_of_ones_own_draws_from_the_law(curve):
+    """2,000 samples by a step that the library does not have: the joint law at the noise floor; seed 0."""
+    model = mixture(CURVES[curve])
+    out = mt.sample(model, N, sampler=dpm_sde, steps=100, generator=generator(0))
+    assert energy_distance(out["x"], truth(model)[0]) < 0.012
+    for k, weight in enumerate(model.weights.tolist()):
+        assert abs(float((out["label"] == k).double().mean()) - weight) < 4 * standard_error(weight, N)
+
+
+@pytest.mark.parametrize("sampler", BUDGET)
+def test_a_sampler_by_name_is_the_step_of_that_name(sampler):
+    model = mixture(mt.fade_in(1.0))
+    a, b = (mt.sample(model, 5, sampler=s, steps=7, generator=generator(2)) for s in (sampler, SAMPLERS[sampler]))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_step_is_asked_once_for_each_interval_and_the_model_once_for_each_state():
+    model, calls, states = mixture(mt.fade_in(1.0)), [], []
+    predict = model.predict
+
+    def step(look, z, t, s, noise):
+        calls.append((t, s, look.previous and look.previous[0]))
+        look(z, t)
+        return SAMPLERS["ddim"](look, z, t, s, noise)
+
+    model.predict = lambda z, t, **options: states.append(t) or predict(z, t, **options)
+    mt.sample(model, 2, sampler=step, steps=4, generator=generator())
+    assert calls == [(200, 150, None), (150, 100, 200), (100, 50, 150), (50, 0, 100)]
+    assert states == [200, 150, 100, 50, 0]
+
+
+def test_towards_a_label_is_the_rule_of_bayes():
+    """The same number for number: `towards` its own head, or the label given by that rule, at any scale."""
+    model = mixture(0.0)
+    for guidance in (1.0, 2.5):
+        options = {"sampler": "ddim", "steps": 20, "guidance": guidance}
+        ruled = mt.sample_path(model, 3, given={"label": LABEL}, rule="bayes", generator=generator(1), **options)
+        moved = mt.sample_path(model, 3, towards=lambda p: p.law["label"].log_prob(LABEL), generator=generator(1), **options)
+        for (t, z, p), (u, y, q) in zip(ruled, moved, strict=True):
+            assert t == u
+            assert torch.equal(z, y)
+            assert torch.equal(p.aggregate, q.aggregate)
+
+
+def test_a_guide_says_what_a_step_works_with():
+    """One that knows the data leads to them, whatever the model says."""
+    model = mixture(0.0)
+    x = torch.tensor([[0.3, -0.2]], dtype=torch.float64)
+
+    def guide(prediction, z, t):
+        assert z.shape == (4, 2)
+        return mt.Prediction(x.expand(4, 2), prediction.law, {**prediction.estimate, "x": x.expand(4, 2)})
+
+    t, z, p = list(mt.sample_path(model, 4, sampler="ddim", steps=10, guide=guide, generator=generator()))[-1]
+    assert torch.equal(p.aggregate, x.expand(4, 2))
+    at = model.process.at(t, z)
+    assert float((z - at.signal * x).abs().max()) < 5 * float(at.noise[0])
+
+
+def test_what_is_done_after_a_step_is_where_the_next_begins():
+    model, seen = mixture(mt.fade_in(1.0)), []
+
+    def keep(z, s):
+        seen.append(s)
+        return z.clamp(-0.5, 0.5)
+
+    path = list(mt.sample_path(model, 6, steps=4, after_step=keep, generator=generator()))
+    assert seen == [t for t, _, _ in path][1:] == [150, 100, 50, 0]
+    assert all(float(z.abs().max()) <= 0.5 for _, z, _ in path[1:])
+    assert float(path[0][1].abs().max()) > 0.5
+
+
+def test_two_gradients_are_refused():
+    with pytest.raises(ValueError, match="both move the aggregate by a gradient"):
+        mt.sample(
+            mixture(0.0),
+            3,
+            given={"label": LABEL},
+            rule="bayes",
+            towards=lambda p: p.aggregate.sum(1),
+            generator=generator(),
+        )
+
+
+@pytest.mark.parametrize("sampler", BUDGET)
+def test_present_sets_may_differ_from_example_to_example(sampler):
+    """Masks {name: (n,) bool}: rows without the label are those of present={"x"}, rows with it of the whole chain."""
+    model, mask = mixture(mt.fade_in(1.0)), torch.tensor([True, False, True, False])
+    options = {"sampler": sampler, "steps": 6}
+    mixed, whole, alone = (
+        list(mt.sample_path(model, 4, present=present, generator=generator(4), **options))[-1][1]
+        for present in ({"label": mask}, None, {"x"})
+    )
+    torch.testing.assert_close(mixed[mask], whole[mask])
+    torch.testing.assert_close(mixed[~mask], alone[~mask])

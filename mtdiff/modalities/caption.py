@@ -16,7 +16,7 @@ from mtdiff.modalities.generators import KINDS, CodeTable
 class Caption(Modality):
     """A caption of L tokens out of V words, (B, L) integer: given by cross-attention, read by an MLP, position by position.
 
-    Without codes it is no part of z_t: E = 0, its weight in the process has to be 0, and what is given only conditions the backbone.
+    Without codes it is no part of z_t: E = 0, its weight in the process has to be 0; given, it conditions the backbone.
     With codes, E(x) = sum_l c_{l, x_l}: a learned code for each position and word (see `CodeTable`).
 
     Args:
