@@ -25,23 +25,39 @@ from mtdiff.files import CARD, WEIGHTS, check_weights, to_json, write_atomic
 from mtdiff.modalities import Image, Label, Mask
 from mtdiff.model import MTDiffusion
 from mtdiff.provenance import provenance
-from mtdiff.reading import check_types
+from mtdiff.reading import check_types, read_json
 from mtdiff.sampling import RULES, SAMPLERS, sample
 from mtdiff.stopping import Interrupted
 from mtdiff.training import Trainer
 
 LIMITS = {
-    "Sample.n": (1, 1024), "Evaluate.n": (4, 10**7), "Sample.steps": (1, 10**6), "Sample.repeats": (1, 1000),
-    "Sample.guidance": (-1000, 1000), "Train.max_minutes": (0, math.inf), "Train.look_every": (0, 10**9),
-    "Prepare.size": (8, 4096), "Train.seed": (0, 2**32), "Sample.seed": (0, 2**32), "Evaluate.seed": (0, 2**32),
+    "Sample.n": (1, 1024), "Evaluate.n": (4, 10**7), "Sample.repeats": (1, 1000), "Sample.guidance": (-1000, 1000),
+    "Train.max_minutes": (0, math.inf), "Train.look_every": (0, 10**9), "Prepare.size": (8, 4096),
+    "Train.seed": (0, 2**32), "Sample.seed": (0, 2**32), "Evaluate.seed": (0, 2**32),
 }  # fmt: skip
-"""Ranges of numbers that nobody else checks at once."""
+"""Ranges of numbers that nobody else checks at once, and in these words."""
 FILES = ("Sample.out", "Evaluate.out")
 """Places to write that are a file; those of other commands are a folder."""
+SEVERAL = [name for name, experiment in EXPERIMENTS.items() if experiment.options]
+"""Experiments with judges to choose from."""
 
-Name = Annotated[
-    Literal["image-label", "image-representation", "image-transition", "masked-image", "imagenet"], tyro.conf.Positional
-]
+
+def _choices(what: str) -> str:
+    """The data, or the variants, of every experiment, those with the same ones together."""
+    found: dict[tuple, list[str]] = {}
+    for name, experiment in EXPERIMENTS.items():
+        found.setdefault(tuple(getattr(experiment, what)), []).append(name)
+    lists = [f"{', '.join(names)}: {first} (default), {', '.join(rest)}" for (first, *rest), names in found.items()]
+    return "; ".join(lists) + "."
+
+
+def _steps(kind: str) -> str:
+    """A budget with the least and the largest number of steps that it means."""
+    found = [e.config(data, variant, kind).steps for e in EXPERIMENTS.values() for data in e.data for variant in e.variants]
+    return f"{kind} ({min(found)} to {max(found)} steps)"
+
+
+Name = Annotated[Literal[tuple(EXPERIMENTS)], tyro.conf.Positional]
 
 
 @dataclass
@@ -50,17 +66,12 @@ class Train:
 
     experiment: Name
     """What to train."""
-    data: str | None = None
-    """What to train on. image-label: digits (default), shapes16, shapes32, planted60, planted80 or planted95; imagenet:
-    imagenette32 (default), imagenette64, tiny-imagenet32 or tiny-imagenet64; the others: shapes16 (default) or shapes32."""
-    variant: str | None = None
-    """image-label: fade-in (default), from-zero, constant, own-channels, image-only, unshared, conditional, classifier,
-    noisy-classifier, learned, generator, token, light, heavy, labels-10, labels-1, classifier-10 or classifier-1;
-    image-representation: lifted (default), own-channels, image-only, predicted, told or random; image-transition: transition
-    (default), conditional or sdedit; masked-image: masked (default), plain, augment,
-    own-channels or unshared; imagenet: masked (default), plain, label, box or classifier."""
-    budget: Literal["quick", "full"] | None = None
-    """How long: quick (600 steps) or full (5000 to 8000 steps); default: the variable MTDIFF_BUDGET, or quick."""
+    data: Annotated[str | None, tyro.conf.arg(help=f"What to train on. {_choices('data')}")] = None
+    variant: Annotated[str | None, tyro.conf.arg(help=_choices("variants"))] = None
+    budget: Annotated[
+        Literal["quick", "full"] | None,
+        tyro.conf.arg(help=f"How long: {_steps('quick')} or {_steps('full')}; default: variable MTDIFF_BUDGET, or quick."),
+    ] = None
     steps: int | None = None
     """Optimiser steps, instead of the budget's. More than a run in the same folder has had lengthen it: the learning rate
     goes on as at that step of the longer cosine, so the result is not that of a run with so many steps from the start."""
@@ -270,39 +281,46 @@ class Evaluate:
     def run(self) -> None:
         """Evaluate every model, average by variant, print and write."""
         experiment = EXPERIMENTS[self.experiment]
-        data = _data(experiment, self.data)
-        if self.features and self.experiment != "imagenet":
-            raise ValueError(f"--features is for imagenet, {self.experiment} has judges of its own")
-        options, device = ({"features": self.features} if self.features else {}), _device(self.device)
-        models = [(name, _model(name, device)) for name in self.models or (f"{self.experiment}/{data}",)]
-        for name, model in models:
-            if model.card.get("experiment", self.experiment) != self.experiment:
-                raise ValueError(f"{name} was trained for {model.card['experiment']}, not for {self.experiment}")
-            try:
-                if test := experiment.data[data]:
-                    matched(model, test("test"), self.elsewhere)
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from None
+        data, device = _data(experiment, self.data), _device(self.device)
+        if self.features and "features" not in experiment.options:
+            raise ValueError(f"--features is for {' and '.join(SEVERAL)}, {self.experiment} has judges of its own")
+        models = [(name, self._fitting(name, data)) for name in self.models or (f"{self.experiment}/{data}",)]
         _refuse_repeats([(name, model.card) for name, model in models])
-        rows = []
-        for k, (name, model) in enumerate(models):
-            if k == 0 and self.publish:
-                model = load(model.save(self.publish, half=True), device)  # judged as it is published: rounded
-            metrics = experiment.evaluate(model, data, self.seed + k, self.n, **options)
-            variant = model.card.get("variant", name)
-            rows.append({"model": name, "variant": variant, "card": model.card, "metrics": metrics})
-            print(f"{name}: {to_json(_rounded(metrics))}")
-            if k == 0 and self.publish:
-                model.save(self.publish, {"metrics": {"n": self.n, "seed": self.seed, **_rounded(metrics)}}, half=True)
-        variants = {}
-        for variant in dict.fromkeys(row["variant"] for row in rows):
-            variants[variant] = _average([row["metrics"] for row in rows if row["variant"] == variant])
+        rows = [self._row(name, model, data, k) for k, (name, model) in enumerate(models)]
+        variants: dict[str, list] = {}
+        for row in rows:
+            variants.setdefault(row["variant"], []).append(row["metrics"])
+        averages = {name: _average(found) for name, found in variants.items()}
         result = {"experiment": self.experiment, "data": data, "n": self.n, "provenance": provenance(device),
-                  "variants": variants, "runs": _rounded(rows)}  # fmt: skip
+                  "variants": averages, "runs": _rounded(rows)}  # fmt: skip
         text = to_json(result, indent=1)
         if self.out:
             write_atomic(self.out, (text + "\n").encode())
         print(markdown([json.loads(text)]), end=f"written: {self.out}\n" if self.out else "")
+
+    def _fitting(self, name: str, data: str) -> MTDiffusion:
+        """A model that was trained for this experiment and knows these data."""
+        experiment, model = EXPERIMENTS[self.experiment], _model(name, self.device)
+        if model.card.get("experiment", self.experiment) != self.experiment:
+            raise ValueError(f"{name} was trained for {model.card['experiment']}, not for {self.experiment}")
+        try:
+            matched(model, experiment.data[data]("test"), self.elsewhere)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+        return model
+
+    def _row(self, name: str, model: MTDiffusion, data: str, k: int) -> dict:
+        """The figures of the k-th model; the first is published, if any, and judged as it is there: rounded."""
+        published = self.publish if k == 0 else None
+        if published:
+            model = load(model.save(published, half=True), self.device)
+        options = {"features": self.features} if self.features else {}
+        metrics = EXPERIMENTS[self.experiment].evaluate(model, data, self.seed + k, self.n, **options)
+        print(f"{name}: {to_json(_rounded(metrics))}")
+        row = {"model": name, "variant": model.card.get("variant", name), "card": model.card, "metrics": metrics}
+        if published:
+            model.save(published, {"metrics": {"n": self.n, "seed": self.seed, **_rounded(metrics)}}, half=True)
+        return row
 
 
 @dataclass
@@ -417,11 +435,6 @@ def _check_place(option: str, path: Path, folder: bool) -> None:
         raise PermissionError(f"{option} {path} cannot be written: no permission at {above}")
 
 
-def _out_of_memory(message: str) -> str:
-    """What to do, unless the message says it."""
-    return message if "accumulate" in message else f"out of memory; try a smaller --n ({message})"
-
-
 def _device(name: str) -> str:
     """The device's name, if it is there and has float64, in which samplers and bounds compute."""
     try:
@@ -434,7 +447,7 @@ def _device(name: str) -> str:
 def _is_saved(folder: Path, steps: int) -> bool:
     """Whether the folder holds the model of so many steps, whole."""
     try:
-        card = json.loads((folder / CARD).read_text())
+        card = read_json(folder / CARD, "is not a model card")
         check_weights(folder, card)
         return card["training"]["steps"] == steps and (folder / WEIGHTS).is_file()
     except (FileNotFoundError, KeyError, TypeError, ValueError):
@@ -501,16 +514,13 @@ def main() -> None:
             torch.set_num_threads(int(threads))
         _check(getattr(command, "action", command))
         command.run()
-    except Interrupted as stopped:
-        sys.exit(f"\nmtdiff: {stopped}")
     except KeyboardInterrupt as stopped:
         sys.exit(f"\nmtdiff: {stopped.args[0] if stopped.args else 'stopped'}")
-    except torch.OutOfMemoryError as error:
-        _refuse(f"mtdiff: error: {_out_of_memory(str(error).splitlines()[0])}")
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
-        _refuse(f"mtdiff: error: {_out_of_memory(str(error) or 'too much is asked for')}")
+        text = (str(error) or "too much is asked for").splitlines()[0]
+        _refuse("mtdiff: error: " + (text if "accumulate" in text else f"out of memory; try a smaller --n ({text})"))
     except (ValueError, KeyError, OSError, ImportError, FloatingPointError) as error:
         text = str(error.args[0] if isinstance(error, KeyError) else error)
         if isinstance(error, KeyError) and " " not in text:  # a name that the program did not find: its own mistake

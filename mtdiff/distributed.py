@@ -13,13 +13,9 @@ PATIENCE = timedelta(minutes=30)
 
 
 def join(device: str | torch.device) -> torch.device:
-    """Join the other processes of `torchrun`, once; alone without it.
+    """Join the other processes of `torchrun`, once; alone without it. The device of this process.
 
-    Args:
-        device: "cpu", or "cuda": then each process of a node takes the GPU of its number.
-
-    Returns:
-        The device of this process.
+    With "cuda" each process of a node takes the GPU of its number.
 
     Raises:
         ValueError: more processes on this node than GPUs.

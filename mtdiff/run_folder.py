@@ -31,17 +31,13 @@ TYPES |= dict.fromkeys(("device", "data", "architecture"), str)
 
 
 class RunFolder:
-    """Files of one training. Every file is written whole or not at all, or line by line.
+    """Files of one training. Every file is written whole or not at all, or line by line; the folder is made for the first.
 
     Args:
-        path: the folder; made when something is written.
         keep: how many checkpoints stay: the last, and those before it as `training-STEP.pt`.
 
     Attributes:
         step: of the checkpoint that was last written or read here; None: of none.
-
-    Raises:
-        ValueError: keep is no whole number, or less than 1.
     """
 
     def __init__(self, path: str | Path, keep: int = 1):

@@ -10,18 +10,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def training_flops(model: nn.Module, loss: Callable, batch: Mapping[str, Tensor]) -> float:
-    """Floating point operations of a forward and a backward pass for one example.
+    """Floating point operations of a forward and a backward pass of loss(model, batch, generator), for one example.
 
     Matrix products, convolutions and attention are counted, a multiplication and an addition as two, by the shapes
     alone: on a copy of the model without data, so that nothing is computed and nothing changed.
-
-    Args:
-        model: the model.
-        loss: (model, batch, generator) -> Loss.
-        batch: some examples, {name: (B, ...)}.
-
-    Returns:
-        Operations per example.
     """
     size = len(next(iter(batch.values())))
     twin = copy.deepcopy(model).to("meta")
@@ -31,16 +23,9 @@ def training_flops(model: nn.Module, loss: Callable, batch: Mapping[str, Tensor]
 
 
 def matmul_peak(device: str | torch.device, dtype: torch.dtype, size: int = 8192, repeats: int = 20) -> float:
-    """Operations per second of a square matrix product, the best of three timings: what shares are measured against.
+    """Floating point operations per second of a square matrix product, the best of three timings of some repeats.
 
-    Args:
-        device: where.
-        dtype: of the matrices.
-        size: their height and width.
-        repeats: products per timing.
-
-    Returns:
-        Floating point operations per second.
+    It is what shares are measured against.
     """
     device = torch.device(device)
     generator = torch.Generator(device).manual_seed(0)
@@ -66,14 +51,6 @@ def training_memory(model: nn.Module, loss: Callable, batch: Mapping[str, Tensor
     The first is weights, gradients, two moments of AdamW and the average: five numbers a parameter. The second is what the
     forward pass keeps for the backward pass, counted by the shapes alone. What a device needs besides (buffers of a
     product, fragments) is not in it.
-
-    Args:
-        model: the model.
-        loss: (model, batch, generator) -> Loss.
-        batch: some examples, {name: (B, ...)}.
-
-    Returns:
-        Bytes of the state, and bytes per example.
     """
     twin = copy.deepcopy(model).to("meta")
     mine = {tensor.untyped_storage()._cdata for tensor in (*twin.parameters(), *twin.buffers())}

@@ -16,11 +16,7 @@ TIME = 0.5
 
 
 class Interrupted(KeyboardInterrupt):
-    """Training was stopped by a signal; the message says what was saved and how to go on.
-
-    Attributes:
-        number: of the signal; 0 where there was none.
-    """
+    """Training was stopped by a signal, or (0) by none; the message says what was saved and how to go on."""
 
     def __init__(self, text: str = "", number: int = 0):
         super().__init__(text)
@@ -46,12 +42,10 @@ def stop_requests() -> Iterator[list]:
         requests.append(number)
 
     before = {}
-    try:
+    with contextlib.suppress(ValueError):  # not in the main thread: whoever runs the thread handles signals
         for number in SIGNALS:
             if signal.getsignal(number) not in (signal.SIG_IGN, None):
                 before[number] = signal.signal(number, note)
-    except ValueError:  # not in the main thread: whoever runs the thread handles signals
-        pass
     try:
         yield requests
     finally:
@@ -63,22 +57,13 @@ class Agreement:
     """One answer of several processes to whether, and why, they stop after a step.
 
     They ask each other about once a second, not at every step: each time at a step that they agreed on the last time.
-
-    Args:
-        step: the step that they start from.
-        device: where they exchange numbers.
     """
 
     def __init__(self, step: int, device: torch.device):
         self.device, self.next, self.step, self.then = device, step, step, time.monotonic()
 
     def __call__(self, step: int, reason: float) -> float:
-        """The largest reason of any process: 0, `TIME` or the number of a signal; 0 at a step where nobody asks.
-
-        Args:
-            step: the step that was finished.
-            reason: this process's.
-        """
+        """The largest reason of any process: 0, `TIME` or the number of a signal; 0 at a step where nobody asks."""
         if distributed.world() == 1:
             return reason
         if step < self.next:

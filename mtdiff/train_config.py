@@ -9,6 +9,8 @@ import torch
 from mtdiff.losses import check_options
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+LEAST = {"steps": 1, "batch_size": 1, "accumulate": 1, "log_every": 1, "save_every": 1, "warmup": 0, "probe_every": 0}
+"""What is counted, and the least that it can be."""
 
 
 @dataclass
@@ -39,7 +41,7 @@ class TrainConfig:
     def __post_init__(self):
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {tuple(PRECISIONS)}, got {self.precision!r}")
-        for name in ("steps", "batch_size", "accumulate", "log_every", "save_every", "warmup", "probe_every", "seed"):
+        for name in (*LEAST, "seed"):
             value = getattr(self, name)
             if not isinstance(value, Integral) or isinstance(value, bool):
                 raise ValueError(f"{name} must be a whole number, got {value!r}")
@@ -49,15 +51,11 @@ class TrainConfig:
             if not isinstance(value, Real) or not math.isfinite(value):
                 raise ValueError(f"{name} must be a finite number, got {value!r}")
             setattr(self, name, float(value))
-        for name in ("steps", "batch_size", "accumulate", "log_every", "save_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("lr", "clip"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("warmup", "weight_decay", "probe_every"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+            if name in ("lr", "clip") and value <= 0:
+                raise ValueError(f"{name} must be positive, got {value}")
+        for name, least in {**LEAST, "weight_decay": 0}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must {'be at least 1' if least else 'not be negative'}, got {getattr(self, name)}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must be in [0, 1), got {self.ema}")
         if not abs(self.seed) < 2**62:

@@ -15,10 +15,6 @@ FREE = ("steps", "log_every", "save_every", "probe_every")
 class GlobalGenerators:
     """Torch's global generators as one training uses them, for dropout; the caller's come back afterwards.
 
-    Args:
-        seed: what they begin with.
-        device: where the training is; a GPU has a generator of its own.
-
     Attributes:
         states: of the CPU's and, or None, of the GPU's.
     """

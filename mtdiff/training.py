@@ -36,19 +36,17 @@ class Trainer:
     training may go on with another division of as many shards. The first process alone writes, and looks at the model.
 
     Args:
-        model: the model; trained in place. A card that it has from before is kept as what it is "based on".
-        data: the training set; its `sample` is checked once, here: all of it, or a part of images that are packed in a
-            file. A label of -1 is one that is missing (see `multitask_loss`).
-        config: how to train.
+        model: trained in place. A card that it has from before is kept as what it is "based on".
+        data: the training set. Its `sample` is checked once, here: all of it, or a part of images that are packed in a file.
+            A label of -1 is one that is missing (see `multitask_loss`).
         folder: where checkpoints and the history go; None keeps everything in memory.
         loss: (model, batch, generator) -> Loss, whose terms are means over examples; None is `multitask_loss` with the
             config's options, whose heads are scored by the mean over what is scored in all shards.
-        device: where to train.
         probe: averaged model -> {name: number}, called every `config.probe_every` steps and at the last one; the rows are
             in `.probes`. Its time does not count as training.
         draw: (averaged model, path of a PNG file) -> None, called when the probe is, for files in the folder's `samples/`.
         compile: let torch.compile make one program of the backbone: faster on a GPU, after a minute or so.
-        keep: how many checkpoints stay: the last one, and those before it as `training-STEP.pt`.
+        keep: how many checkpoints stay (see `RunFolder`).
         best: a figure of the probe; the averaged model with the smallest is kept in the folder's `best/`.
 
     Attributes:
@@ -78,25 +76,9 @@ class Trainer:
     ):
         config = replace(config)  # its fields can be set: checked again
         self.rank, self.shards = distributed.rank(), distributed.world() * config.accumulate
-        if config.batch_size % self.shards:
-            text = f"{distributed.world()} processes with accumulate = {config.accumulate}"
-            raise ValueError(f"a batch of {config.batch_size} cannot be divided equally among {text}")
-        self.missing = self._missing(model, data)
-        filled = {name: model.modalities[name].filled(data.values[name]) for name in self.missing}
-        model.check({**data.sample(), **filled}, f"data set {data.name!r}")
-        lacking = [name for name in model.modalities if name not in data.values]
-        if lacking:
-            raise KeyError(f"data set {data.name!r} lacks {lacking}; it has {list(data.values)}")
-        check_options(config.weights, config.drop, config.give, list(model.modalities))
+        self.missing = self._checked(model, data, config)
         if best and not probe:
             raise ValueError(f"best names a figure of the probe, {best!r}, but there is no probe")
-        next(data.batches(config.batch_size, config.seed))
-        if self.rank == 0:
-            some = {name: value[:: len(value) // 256 + 1].to(model.device) for name, value in data.sample().items()}
-            there = {name: ~model.modalities[name].missing(some[name]) for name in self.missing}
-            some |= {name: model.modalities[name].filled(some[name]) for name in self.missing}
-            with torch.no_grad():
-                model.check_prior(model.encode(some), there)
         self.data, self.config = data, config
         self.folder = None if folder is None else RunFolder(folder, keep)
         self.device = torch.device(device)
@@ -115,31 +97,50 @@ class Trainer:
         mine = range(self.rank * config.accumulate, (self.rank + 1) * config.accumulate)
         self.generators = [torch.Generator(self.device).manual_seed(config.seed + 1_000_003 * k) for k in mine]
         self.globals = GlobalGenerators(config.seed + 1_000_003 * mine[0], self.device)
-        decay, rest = [], []
-        for parameter in model.parameters():
-            (decay if parameter.ndim > 1 else rest).append(parameter)
+        decay = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+        rest = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
         groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.99), fused=True)
         self.ema = AveragedModel(self.model, multi_avg_fn=self._average)
 
+    def _checked(self, model: MTDiffusion, data: Dataset, config: TrainConfig) -> tuple[str, ...]:
+        """Whether data, model and config go together; which modalities some examples lack."""
+        if config.batch_size % self.shards:
+            text = f"{distributed.world()} processes with accumulate = {config.accumulate}"
+            raise ValueError(f"a batch of {config.batch_size} cannot be divided equally among {text}")
+        gone = {name: model.modalities[name].missing(data.values[name]) for name in model.modalities if name in data.values}
+        for name, mask in gone.items():
+            if bool(mask.all()):
+                raise ValueError(f"data set {data.name!r} has no example with a {name!r}: all of them are missing")
+        missing = tuple(name for name, mask in gone.items() if bool(mask.any()))
+        filled = {name: model.modalities[name].filled(data.values[name]) for name in missing}
+        model.check({**data.sample(), **filled}, f"data set {data.name!r}")
+        lacking = [name for name in model.modalities if name not in data.values]
+        if lacking:
+            raise KeyError(f"data set {data.name!r} lacks {lacking}; it has {list(data.values)}")
+        check_options(config.weights, config.drop, config.give, list(model.modalities))
+        next(data.batches(config.batch_size, config.seed))
+        if self.rank == 0:
+            some = {name: value[:: len(value) // 256 + 1].to(model.device) for name, value in data.sample().items()}
+            there = {name: ~model.modalities[name].missing(some[name]) for name in missing}
+            some |= {name: model.modalities[name].filled(some[name]) for name in missing}
+            with torch.no_grad():
+                model.check_prior(model.encode(some), there)
+        return missing
+
     def run(self, progress: bool = True, max_minutes: float = math.inf) -> MTDiffusion:
-        """Train to the last step.
+        """Train to the last step, or for so many minutes: the averaged model, in evaluation mode.
 
-        Args:
-            progress: show a progress bar.
-            max_minutes: stop after so long, between two steps.
-
-        Returns:
-            The averaged model, in evaluation mode. The history is in `.history`, and in the folder.
+        The history is in `.history`, and in the folder. Whatever stops a training, the last checkpoint stays.
 
         Raises:
             Interrupted: Ctrl-C, SIGTERM, SIGHUP or SIGUSR1; the step was finished and, with a folder, saved. `OutOfTime`:
                 time is over.
-            FloatingPointError: the loss or its gradient became NaN or infinite; the last good checkpoint stays.
+            FloatingPointError: the loss or its gradient became NaN or infinite.
             BlockingIOError: another process is at work in the folder.
-            OSError: the folder cannot be written (said at the start) or the disk is full; the last checkpoint stays.
+            OSError: the folder cannot be written (said at the start) or the disk is full.
             ValueError: the folder holds another training, which was not resumed.
-            torch.OutOfMemoryError: the device is too small for a shard; the last checkpoint stays.
+            torch.OutOfMemoryError: the device is too small for a shard.
         """
         if not max_minutes >= 0:
             raise ValueError(f"max_minutes must be a number of minutes, got {max_minutes}")
@@ -156,11 +157,7 @@ class Trainer:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Keep the folder for this training; `run` and `resume` do so for their own time.
-
-        Raises:
-            BlockingIOError: another process is at work there.
-        """
+        """Keep the folder for this training, or raise BlockingIOError; `run` and `resume` do so for their own time."""
         if self.folder:
             distributed.first(self.folder.lock)
         try:
@@ -178,7 +175,7 @@ class Trainer:
 
         Raises:
             FloatingPointError: the loss is not finite; nothing is written.
-            OSError: the folder cannot be written, or the disk is full; the last checkpoint stays.
+            OSError: see `RunFolder.write`.
         """
         self.sums = distributed.mean(self.sums)
         self._check_finite()
@@ -191,9 +188,6 @@ class Trainer:
         With more `steps` than there, the training is lengthened: from the checkpoint's step k on, the learning rate is that
         of step k of the longer cosine. It jumps up, from 0 where the training had ended, so the result is not that of a
         training that was to have so many steps from the start: `lengthened` says so. Moments and average go on.
-
-        Returns:
-            Whether there was one.
 
         Raises:
             BlockingIOError: another process is at work in the folder.
@@ -224,12 +218,12 @@ class Trainer:
         """All steps that are left, until a signal or so many seconds."""
         config, entered = self.config, time.perf_counter()
         began = entered - self.seconds
-        batches = self.data.batches(config.batch_size, config.seed, self.step, self.device, self._part())
+        share = config.batch_size // distributed.world()
+        part = slice(self.rank * share, (self.rank + 1) * share)  # of each batch, which is this process's
+        batches = self.data.batches(config.batch_size, config.seed, self.step, self.device, part)
         objective, agreed = self._objective(), Agreement(self.step, self.device)
-        bar = tqdm(
-            total=config.steps, initial=self.step, disable=not progress or self.rank > 0, unit="step", mininterval=0.5
-        )
-        with bar:
+        hidden = not progress or self.rank > 0
+        with tqdm(total=config.steps, initial=self.step, disable=hidden, unit="step", mininterval=0.5) as bar:
             while self.step < config.steps:
                 self._add(*self._one(objective, next(batches)))
                 last = self.step == config.steps
@@ -260,11 +254,6 @@ class Trainer:
         if distributed.world() == 1:
             return objective
         return DistributedDataParallel(objective, broadcast_buffers=False, find_unused_parameters=True)
-
-    def _part(self) -> slice:
-        """The rows of each batch that are this process's."""
-        share = self.config.batch_size // distributed.world()
-        return slice(self.rank * share, (self.rank + 1) * share)
 
     def _one(self, objective: nn.Module, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """One optimiser step: its terms, and the shares of the batch that heads were scored on. No waiting here."""
@@ -299,17 +288,6 @@ class Trainer:
             more = f"try accumulate = {2 * self.config.accumulate}, which computes a batch in smaller parts"
             raise torch.OutOfMemoryError(f"{text}: {more}, or a smaller batch_size{kept}") from error
         return total, terms
-
-    @staticmethod
-    def _missing(model: MTDiffusion, data: Dataset) -> tuple[str, ...]:
-        """The modalities that some examples lack."""
-        found = []
-        for name in model.modalities:
-            gone = model.modalities[name].missing(data.values[name]) if name in data.values else torch.zeros(1).bool()
-            if bool(gone.all()):
-                raise ValueError(f"data set {data.name!r} has no example with a {name!r}: all of them are missing")
-            found += [name] if bool(gone.any()) else []
-        return tuple(found)
 
     def _multitask(self, model: MTDiffusion, batch: Mapping[str, Tensor], generator: torch.Generator) -> Loss:
         """The loss of a shard, of which the mean over all shards and processes is the loss of the whole batch."""
@@ -362,22 +340,25 @@ class Trainer:
             return
         model = self.averaged()
         if self.probe:
-            found = dict(self.probe(model))
-            if {"step", "seconds"} & found.keys() or (self.best and self.best not in found):
-                raise ValueError(
-                    f"a probe gives figures of other names than step and seconds, {self.best!r} too: {list(found)}"
-                )
-            before = [row[self.best] for row in self.probes if not math.isnan(row[self.best])] if self.best else []
-            self.probes.append({"step": self.step, "seconds": round(self.seconds, 2), **found})
-            if self.folder:
-                self.folder.append(PROBES, self.probes[-1])
-            figure = found.get(self.best, math.nan)
-            if self.folder and not math.isnan(figure) and all(figure < old for old in before):  # NaN is worse than anything
-                with self.folder.writing():
-                    model.save(self.folder.best, {"step": self.step, self.best: figure})
+            self._note(model, dict(self.probe(model)))
         if self.draw and self.folder:
             with self.folder.writing():
                 self.draw(model, self.folder.picture(self.step))
+
+    def _note(self, model: MTDiffusion, found: dict[str, float]) -> None:
+        """A row of the probe's figures; the model that they are of is kept if it is the best so far."""
+        if {"step", "seconds"} & found.keys() or (self.best and self.best not in found):
+            text = f"a probe gives figures of other names than step and seconds, {self.best!r} too"
+            raise ValueError(f"{text}: {list(found)}")
+        before = [row[self.best] for row in self.probes if not math.isnan(row[self.best])] if self.best else []
+        self.probes.append({"step": self.step, "seconds": round(self.seconds, 2), **found})
+        if not self.folder:
+            return
+        self.folder.append(PROBES, self.probes[-1])
+        figure = found.get(self.best, math.nan)
+        if not math.isnan(figure) and all(figure < old for old in before):  # NaN is worse than anything
+            with self.folder.writing():
+                model.save(self.folder.best, {"step": self.step, self.best: figure})
 
     def _check_finite(self) -> None:
         sums = {name: float(value) for name, value in self.sums.items()}
@@ -401,14 +382,7 @@ def _inherited(card: Mapping) -> dict:
 
 
 class Objective(nn.Module):
-    """A loss as a module, which is what processes can share.
-
-    Args:
-        model: the model.
-        loss: (model, batch, generator) -> Loss.
-        device: kind of device.
-        dtype: torch.bfloat16 computes products in it.
-    """
+    """A loss as a module, which is what processes can share; with torch.bfloat16 it computes products in that."""
 
     def __init__(self, model: MTDiffusion, loss: Callable, device: str, dtype: torch.dtype):
         super().__init__()

@@ -44,9 +44,9 @@ from IPython.display import Markdown
 
 import mtdiff as mt
 from mtdiff import plots, widgets
+from mtdiff.baselines import RepresentationGuided
 from mtdiff.comparison import by_seed, paired, tally
 from mtdiff.experiments import image_representation, report
-from mtdiff.experiments.representation_scores import RepresentationGuided
 from mtdiff.representations import Pretrained, contrastive_loss, probes, representation, represented, views
 
 torch.set_num_threads(1)

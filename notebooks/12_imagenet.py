@@ -42,11 +42,12 @@ from IPython.display import Markdown
 
 import mtdiff as mt
 from mtdiff import plots, widgets
+from mtdiff.baselines import inpaint
 from mtdiff.comparison import by_seed, mean_and_error, paired, tally
 from mtdiff.datasets import masks
 from mtdiff.datasets.base import Dataset
 from mtdiff.experiments import imagenet, report
-from mtdiff.experiments.masked_image import HIDDEN, inpaint
+from mtdiff.experiments.masked_image import HIDDEN
 from mtdiff.metrics import psnr
 from mtdiff.probes import head_accuracy, head_logits
 from mtdiff.speed import training_flops

@@ -237,22 +237,11 @@ def test_bad_input_is_one_clear_line(words, message, monkeypatch, tmp_path):
         run(monkeypatch, *words)
 
 
-def test_the_control_without_a_shared_space_refuses_the_common_sampler(tmp_path, monkeypatch):
-    run(
-        monkeypatch,
-        "train",
-        "image-label",
-        "--variant",
-        "unshared",
-        "--steps",
-        1,
-        "--batch-size",
-        4,
-        "--out",
-        tmp_path / "m",
-    )
-    with pytest.raises(SystemExit, match="no common z_t"):
-        run(monkeypatch, "sample", tmp_path / "m", "--out", tmp_path / "s.png")
+def test_the_control_without_a_shared_space_is_sampled_like_the_others(tmp_path, monkeypatch):
+    words = ("--variant", "unshared", "--steps", 1, "--batch-size", 4)
+    run(monkeypatch, "train", "image-label", *words, "--out", tmp_path / "m")
+    run(monkeypatch, "sample", tmp_path / "m", "--steps", 2, "--given", "label=3", "--out", tmp_path / "s.png")
+    assert (tmp_path / "s.png").is_file()
 
 
 def test_wrong_thread_count_is_named(monkeypatch, tmp_path):

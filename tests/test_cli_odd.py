@@ -51,7 +51,7 @@ EVALUATE = ["evaluate", "image-label", "--n", "8", "--models"]
         ([*SAMPLE, "--n", "-3"], "--n must be in"),
         ([*SAMPLE, "--n", "1000000000"], "--n must be in"),
         ([*SAMPLE, "--n", "9" * 40], "--n must be in"),
-        ([*SAMPLE, "--steps", "0"], "--steps must be in"),
+        ([*SAMPLE, "--steps", "0"], "steps must be in 1..50"),
         ([*SAMPLE, "--steps", "51"], "steps must be in 1..50"),
         ([*SAMPLE, "--repeats", "0"], "--repeats must be in"),
         ([*SAMPLE, "--repeats", "99999999999"], "--repeats must be in"),

@@ -7,6 +7,7 @@ import torch
 from helpers import generator, image_label_batch, image_label_model, mixture, randomise
 
 import mtdiff as mt
+from mtdiff.baselines import classifier_loss
 from mtdiff.datasets import MIXTURE, Dataset, digits, planted, toy
 from mtdiff.datasets.planted import OWN
 from mtdiff.datasets.shapes import COLOURS
@@ -68,7 +69,7 @@ def test_missing_values_that_were_not_announced_are_refused():
     few = {**batch, "label": torch.tensor([0, MISSING, 1, 2])}
     with pytest.raises(ValueError, match=r"'label' has values outside 0\.\.2: \[-1\]"):
         mt.multitask_loss(model, few)
-    with pytest.raises(KeyError, match=r"missing names unknown modalities \['sound'\]"):
+    with pytest.raises(KeyError, match=r"missing names an unknown modality 'sound'"):
         mt.multitask_loss(model, batch, missing=["sound"])
 
 
@@ -87,18 +88,18 @@ def test_the_trainer_sees_what_is_missing_and_refuses_a_set_without_any_label():
 @pytest.mark.parametrize(("variant", "count"), [("labels-10", 142), ("labels-1", 10)])
 def test_few_labels_are_chosen_by_the_seed_and_of_every_class(variant, count):
     data = digits("train")
-    first, again, other = (image_label.examples(data, variant, seed) for seed in (0, 0, 1))
+    first, again, other = (image_label.labelled(data, variant, seed) for seed in (0, 0, 1))
     kept = first.values["label"] != MISSING
     assert int(kept.sum()) == count
     assert first.values["label"][kept].unique().numel() == 10
     assert torch.equal(first.values["label"][kept], data.values["label"][kept])
     assert torch.equal(first.values["label"], again.values["label"])
     assert not torch.equal(first.values["label"], other.values["label"])
-    mine = image_label.examples(data, variant.replace("labels", "classifier"), 0)
+    mine = image_label.labelled(data, variant.replace("labels", "classifier"), 0)
     assert len(mine) >= 64
     seen = {tuple(row.tolist()) for row in mine.values["image"].flatten(1)}
     assert seen == {tuple(row.tolist()) for row in data.values["image"][kept].flatten(1)}
-    assert image_label.examples(data, "fade-in", 0) is data
+    assert image_label.labelled(data, "fade-in", 0) is data
 
 
 # ---- variants ----
@@ -118,7 +119,7 @@ def test_what_is_in_the_sum_and_what_is_trained():
 
 def test_the_classifier_sees_clean_images_and_nothing_of_the_label():
     model, batch = randomise(image_label.build("digits", "classifier"), scale=0.05), digits("train")[:16]
-    loss = image_label.naming(model, batch, generator())
+    loss = classifier_loss(model, batch, generator())
     logits = head_logits(model.eval(), Dataset("batch", batch), generator=generator())
     expected = torch.nn.functional.cross_entropy(logits, batch["label"])
     assert float(loss.total) == pytest.approx(float(expected), rel=1e-5)

@@ -53,6 +53,14 @@ def test_variants_have_the_same_backbone_and_differ_in_what_they_see():
     assert len(steps) == 1
 
 
+def test_a_variant_needs_what_it_is_shown_and_no_more():
+    """Images of one class have no label to tell apart, and need none without one."""
+    for variant in ("plain", "masked"):
+        assert tuple(imagenet.assemble(32, variant, ("toaster",)).modalities) == imagenet.MODALITIES[variant]
+    with pytest.raises(ValueError, match="classes must be at least 2, got 1"):
+        imagenet.assemble(32, "label", ("toaster",))
+
+
 @pytest.mark.parametrize("variant", E.variants)
 def test_every_variant_trains_and_is_judged(variant, tmp_path, monkeypatch, capsys):
     out = tmp_path / "run"
@@ -233,7 +241,7 @@ def test_boxes_are_scored_by_their_overlap():
         def predict(self, z, t, present):
             logits = torch.zeros(len(z), 2, 8, 8)
             logits[:, 1] = torch.where(torch.arange(8) < 4, 0.1, -0.1)
-            return SimpleNamespace(params={"box": logits})
+            return SimpleNamespace(law={"box": SimpleNamespace(logits=logits)})
 
         def read(self, z, t, generator, prediction):
             return {"box": torch.ones(len(z), 1, 8, 8)}
@@ -296,7 +304,7 @@ def test_progress_is_an_error_a_distance_and_an_accuracy(monkeypatch):
 
         def predict(self, z, t, present):
             logits = torch.tensor([[1.0, 0.0]]).expand(len(z), 2)
-            return SimpleNamespace(estimate={"image": image[order] + 0.5}, params={"label": logits})
+            return SimpleNamespace(estimate={"image": image[order] + 0.5}, law={"label": SimpleNamespace(logits=logits)})
 
     test = Dataset("photographs", {"image": image, "label": label})
     found = {}

@@ -7,10 +7,10 @@ import torch
 from helpers import generator, randomise
 
 import mtdiff as mt
+from mtdiff.baselines import Unshared
 from mtdiff.datasets import Dataset, masks
 from mtdiff.experiments import EXPERIMENTS
 from mtdiff.experiments import masked_image as experiment
-from mtdiff.experiments.unshared import Unshared
 
 DATA = "shapes16"
 
@@ -112,6 +112,32 @@ def test_the_unshared_control_trains_each_task_as_often():
     assert abs(told - 0.7) < 4 * (0.7 * 0.3 / 2000) ** 0.5 + 1 / last
     assert abs(absent - 0.3 * 0.8) < 4 * (0.24 * 0.76 / 2000) ** 0.5 + 1 / last
     assert times["image"].unique().numel() > 400
+
+
+def test_the_unshared_control_is_sampled_like_every_model():
+    """Given values stand clean in their channels, absent ones are noise of unit RMS at the last step; the rest is at t."""
+    model = randomise(experiment.build(DATA, "unshared"), scale=0.05).eval()
+    process, t, seen = model.process, 300, {}
+    predict_at = model.predict_at
+    model.predict_at = lambda z, times: seen.update(z=z, times=times) or predict_at(z, times)
+    v = experiment.masked_scenes(DATA, "test", 40)[:6]
+    z, eps = process.diffuse(model.encode({"masked": v["masked"]}), t, present={"masked"}, generator=generator())
+    with torch.no_grad():
+        found = model.predict(z, t, given={"mask": v["mask"]}, present={"masked", "mask"})
+    assert {name: int(time[0]) for name, time in seen["times"].items()} == {
+        "image": process.steps, "masked": t, "mask": process.first,
+    }  # fmt: skip
+    code = model.modalities["mask"].encode(v["mask"])[:, 6:]
+    torch.testing.assert_close(seen["z"][:, :3], eps[:, :3])
+    assert torch.equal(seen["z"][:, 3:6], z[:, 3:6])
+    assert torch.equal(seen["z"][:, 6:], code)
+    assert not found.aggregate[:, :3].any()
+    assert torch.equal(found.aggregate[:, 6:], code)
+    drawn = mt.sample(model, 6, given={"masked": v["masked"], "mask": v["mask"]}, steps=3, generator=generator())
+    assert torch.equal(drawn["mask"], v["mask"])
+    assert drawn["image"].shape == v["image"].shape
+    bound = mt.elbo(model, v, present={"image"}, generator=generator())
+    assert math.isfinite(bound.total)
 
 
 def test_an_unknown_way_and_a_bad_mask_are_named():

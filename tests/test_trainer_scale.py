@@ -50,7 +50,7 @@ def still(model, batch, generator):
     z, _ = model.process.diffuse(model.encode({"x": batch["x"]}), 30, noise=torch.zeros(n, 2), present=present)
     prediction = model(z, 30, present=present)
     square = (prediction.aggregate - batch["x"]).square().mean()
-    nats = -model.modalities["label"].log_prob(batch["label"], prediction.law["label"].logits, z).mean()
+    nats = -prediction.law["label"].log_prob(batch["label"]).mean()
     return Loss(square + nats, {"square": square, "nats": nats})
 
 

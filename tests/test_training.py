@@ -543,7 +543,7 @@ def test_options_of_the_loss_are_checked_with_the_config(what, value):
 
 @pytest.mark.parametrize("what", ["weights", "drop", "give"])
 def test_names_are_checked_when_the_trainer_is_made(what):
-    with pytest.raises(KeyError, match=f"{what} names an unknown modality 'lable'; this model has .*'label'"):
+    with pytest.raises(KeyError, match=f"{what} names an unknown modality 'lable'; known are .*'label'"):
         trainer(config=replace(CONFIG, **{what: {"lable": 0.5}}))
 
 

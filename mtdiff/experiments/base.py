@@ -2,19 +2,30 @@
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from mtdiff.backbones import UNet
 from mtdiff.datasets.base import Dataset
-from mtdiff.modalities import Label
+from mtdiff.metrics import frechet_distance
+from mtdiff.modalities import Label, Modality
 from mtdiff.model import PRIOR_NATS, MTDiffusion
+from mtdiff.prediction import Denoiser
 from mtdiff.process import ForwardProcess
 from mtdiff.run_folder import RunFolder
+from mtdiff.sampling import sample_many
 from mtdiff.schedules import NoiseSchedule
 from mtdiff.training import TrainConfig, Trainer
+
+Look = Callable[[MTDiffusion], dict[str, float]]
+"""What a trainer notes along the way: averaged model -> figures."""
+
+MULTIPLIERS = {8: (1, 1), 16: (1, 2, 2), 32: (1, 2, 2, 2)}
+"""Widths of a U-Net's levels over that at the top, by the size of the images."""
 
 
 @dataclass(frozen=True)
@@ -23,14 +34,15 @@ class Experiment:
 
     Attributes:
         name: what commands call it.
-        data: {name of the data: function of the split ("train" | "test" | "all") -> Dataset}.
+        data: {name of the data: function of the split ("train" | "test" | "all") -> Dataset}; the first is the default.
         variants: {name: one line on what it is}; the first is the headline.
-        build: (data name, variant, seed) -> untrained model.
-        config: (data name, variant, budget) -> training configuration.
+        build: (data name, variant, seed of the initial weights) -> untrained model.
+        config: (data name, variant, budget "quick" | "full") -> training configuration.
+        evaluate: (model, data name, seed of all noise, n samples for each figure, **own options) -> metrics.
         loss: (variant, config) -> loss function for the trainer, or None for the multi-task loss.
-        evaluate: (model, data name, seed, n) -> metrics.
-        probe: (data name, variant) -> what the trainer notes along the way (see `Trainer`), or None.
-        examples: (training set, variant, seed) -> what of it the variant is shown, or None: everything.
+        probe: (data name, variant) -> what the trainer notes along the way, or None.
+        examples: (function of the split, variant, seed) -> the training set that the variant is shown.
+        options: names of the options that evaluate takes besides.
     """
 
     name: str
@@ -38,26 +50,16 @@ class Experiment:
     variants: Mapping[str, str]
     build: Callable[[str, str, int], MTDiffusion]
     config: Callable[[str, str, str], TrainConfig]
-    loss: Callable[[str, TrainConfig], Callable | None]
-    evaluate: Callable[[MTDiffusion, str, int, int], dict]
-    probe: Callable[[str, str], Callable[[MTDiffusion], dict[str, float]]] | None = None
-    examples: Callable[[Dataset, str, int], Dataset] | None = None
+    evaluate: Callable[..., dict]
+    loss: Callable[[str, TrainConfig], Callable | None] = lambda variant, config: None
+    probe: Callable[[str, str], Look | None] = lambda data, variant: None
+    examples: Callable[[Callable[..., Dataset], str, int], Dataset] = lambda data, variant, seed: data("train")
+    options: tuple[str, ...] = ()
 
     def trainer(
         self, data: str, variant: str, config: TrainConfig, folder: str | Path | None, device: str = "cpu", **options
     ) -> Trainer:
-        """A trainer of one variant; the model's initial weights follow the config's seed.
-
-        Args:
-            data: name of the data.
-            variant: name of the variant.
-            config: how to train.
-            folder: where checkpoints go, or None.
-            device: where to train.
-            **options: other arguments of `Trainer`.
-
-        Returns:
-            The trainer, at step 0.
+        """A `Trainer` of one variant, at step 0, with its other options; the initial weights follow the config's seed.
 
         Raises:
             ValueError: unknown data or variant.
@@ -65,11 +67,11 @@ class Experiment:
         for what, name, known in (("data", data, self.data), ("variant", variant, self.variants)):
             if name not in known:
                 raise ValueError(f"{self.name} has no {what} {name!r}; it has {list(known)}")
-        model, examples = self.build(data, variant, config.seed), self.data[data]("train")
+        model = self.build(data, variant, config.seed)
         _go_on_as_begun(model, folder)
-        examples = examples if self.examples is None else self.examples(examples, variant, config.seed)
+        examples = self.examples(self.data[data], variant, config.seed)
         used = {name: value for name, value in examples.values.items() if name in model.modalities}
-        look = self.probe(data, variant) if self.probe and config.probe_every else None
+        look = self.probe(data, variant) if config.probe_every else None
         return Trainer(
             model, replace(examples, values=used), config, folder, self.loss(variant, config), device, look, **options
         )
@@ -78,19 +80,71 @@ class Experiment:
 def noise_schedule(size: int, power: float) -> NoiseSchedule:
     """500 steps from log-SNR 8 to -8, for large images lower: SNR times dimension over 2 leaves at most `PRIOR_NATS` in z_T.
 
-    The end moves and not the weights, because an image gets louder with its size as a code does.
-
-    Args:
-        size: height and width of the images, of three channels.
-        power: mean square of the aggregate at T.
-
-    Returns:
-        The schedule; its end is a multiple of 1/2.
+    The end, a multiple of 1/2, moves and not the weights, because an image gets louder with its size as a code does. Images
+    have three channels; power is the mean square of the aggregate at T.
 
     Source: ours, theory 5.
     """
     end = math.log(2 * PRIOR_NATS / (power * 3 * size**2))
     return NoiseSchedule.log_snr(500, high=8.0, low=min(-8.0, math.floor(2 * end) / 2))
+
+
+def seeded(
+    seed: int,
+    process: ForwardProcess,
+    modalities: Mapping[str, Modality],
+    space: tuple[int, ...],
+    kind: type[MTDiffusion] = MTDiffusion,
+    unet: Mapping | None = None,
+    **options,
+) -> MTDiffusion:
+    """A model over a U-Net of its size, whose initial weights are those of a seed.
+
+    `unet` holds arguments of the U-Net in place of the usual ones, `options` are those of the model.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        backbone = UNet(space, **{"base": 16, "multipliers": MULTIPLIERS.get(space[-1]), **(unet or {})})
+        return kind(process, modalities, backbone, space, **options)
+
+
+def on_scenes(budget: str, steps: int, **options) -> TrainConfig:
+    """Full has so many steps and is what ships: minutes at 16x16, half an hour at 32x32, on one CPU thread."""
+    steps = 600 if budget == "quick" else steps
+    return TrainConfig(steps=steps, batch_size=16, lr=2e-3, ema=0.998, save_every=500, **options)
+
+
+def best_of(values: Iterable, score: Callable[..., float]):
+    """The value with the largest score; one whose score is not a number only where all are such."""
+    found = {value: score(value) for value in values}
+    return max(found, key=lambda value: -math.inf if math.isnan(found[value]) else found[value])
+
+
+def alone(model: Denoiser, n: int, **options) -> Tensor:
+    """Images drawn with nothing else in the chain, S = {image}: (n, 3, s, s) on the CPU; options as in `sample`."""
+    return joint(model, n, present={"image"}, **options)
+
+
+def joint(model: Denoiser, n: int, **options) -> Tensor:
+    """Images drawn together with all else, (n, 3, s, s) on the CPU; options as in `sample`."""
+    return sample_many(model, n, **options)["image"].cpu()
+
+
+def feature_probe(judge, real: Tensor, n: int, beside: str = "") -> Look:
+    """Notes "features", the distance of n images drawn alone to real ones; "joint" too if that modality is in the chain.
+
+    Images are drawn by 25 DDIM steps, from the same noise every time, and compared in the judge's features (Frechet).
+    """
+    features = judge.features(real)
+
+    def look(model: MTDiffusion) -> dict[str, float]:
+        out = {}
+        for name, draw in {"features": alone, **({"joint": joint} if beside in model.process.entering else {})}.items():
+            image = draw(model, n, steps=25, sampler="ddim", generator=torch.Generator(model.device).manual_seed(0))
+            out[name] = frechet_distance(judge.features(image), features)
+        return out
+
+    return look
 
 
 def _go_on_as_begun(model: MTDiffusion, folder: str | Path | None) -> None:
@@ -108,13 +162,8 @@ def _go_on_as_begun(model: MTDiffusion, folder: str | Path | None) -> None:
 def matched(model: MTDiffusion, data: Dataset, elsewhere: bool = False) -> Dataset:
     """Data as a model knows them: those of the name in its card, with classes numbered as it numbers them.
 
-    Args:
-        model: the model; one without a card or a label has nothing to match there.
-        data: any split of a data set.
-        elsewhere: take other data than the card names, too, and classes in another order, matched by their names.
-
-    Returns:
-        The data set, its labels numbered anew where that is needed.
+    A model without a card or a label has nothing to match there. With `elsewhere` other data than the card names are taken,
+    too, and labels of classes in another order are numbered anew, by their names.
 
     Raises:
         ValueError: other data or another order, unless asked for; or other classes.

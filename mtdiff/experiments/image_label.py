@@ -1,18 +1,15 @@
 """Joint image-label modelling: one model that draws pairs, draws a class, and names an image."""
 
 import functools
-from collections.abc import Callable
 
 import torch
 
-from mtdiff.backbones import UNet
+from mtdiff.baselines import Unshared, classifier_loss
 from mtdiff.datasets import Dataset, digits, planted
 from mtdiff.datasets.planted import SHARES
 from mtdiff.datasets.shapes import SETS
-from mtdiff.experiments.base import Experiment, noise_schedule
+from mtdiff.experiments.base import Experiment, Look, noise_schedule, seeded
 from mtdiff.experiments.label_scores import amplification, evaluate, named_shapes
-from mtdiff.experiments.unshared import Unshared
-from mtdiff.losses import Loss
 from mtdiff.modalities import MISSING, Image, Label
 from mtdiff.modalities.generators import KINDS
 from mtdiff.model import MTDiffusion
@@ -50,57 +47,38 @@ DRAWS = 300
 
 
 def build(data: str, variant: str, seed: int = 0, base: int | None = None) -> MTDiffusion:
-    """An untrained model of one variant; about 0.3M parameters on digits and at 16x16.
-
-    Args:
-        data: name of the data.
-        variant: one of `VARIANTS`.
-        seed: seed of the initial weights.
-        base: channels at the top of the U-Net; None: 32 on digits, 16 on shapes.
-
-    Returns:
-        The model.
-    """
+    """About 0.3M parameters on digits and at 16x16, with 32 channels at the top of the U-Net on digits, 16 on shapes."""
     test = EXPERIMENT.data[data]("test")
-    shape, size, names = test.shape("image"), test.shape("image")[-1], test.names
+    (channels, size, _), names = test.shape("image"), test.names
     apart = variant in ("own-channels", "unshared")
     never = variant in ("conditional", "token") or "classifier" in variant  # the label is never in the sum
     sense = data != "digits" and not (apart or never or variant == "image-only")
-    curves = {"image": 1.0, "label": fade_in(1.0, start=0.1)}
+    curve = fade_in(1.0, start=0.1)
     if apart or variant == "constant":
-        curves["label"] = constant(1.0)
+        curve = constant(1.0)
     elif never or variant == "from-zero":
-        curves["label"] = constant(0.0) if never else fade_in(1.0)
+        curve = constant(0.0) if never else fade_in(1.0)
     alone = apart or never or variant == "image-only"  # the image, in its channels: the aggregate is its estimate
     levels, start = (17, "state") if data == "digits" else (256, "rest")
-    mine, others = (slice(0, shape[0]), slice(shape[0], shape[0] + 1)) if apart else (None, None)
+    mine, others = (slice(0, channels), slice(channels, channels + 1)) if apart else (None, None)
     codes, tell = variant if variant in KINDS else "simplex", "token" if variant == "token" else "vector"
-    modalities = {
-        "image": Image(shape, channels=mine, head=not alone, levels=levels, start=start),
-        "label": Label(len(names), names=names, channels=others, codes=codes, tell=tell, sense=sense),
-    }
+    image = Image((channels, size, size), channels=mine, head=not alone, levels=levels, start=start)
+    label = Label(len(names), names=names, channels=others, codes=codes, tell=tell, sense=sense)
+    modalities, curves, rule = {"image": image, "label": label}, {"image": 1.0, "label": curve}, dict(DEFAULT_RULE)
     if variant == "image-only":
-        del curves["label"], modalities["label"]
-    rule = {name: DEFAULT_RULE[name] for name in modalities}
-    if variant == "conditional":
+        del modalities["label"], curves["label"], rule["label"]
+    elif variant == "conditional":
         del rule["image"]  # its head never learned to read
     elif "classifier" in variant:
         del rule["label"]  # it never learned to draw
-    process = ForwardProcess(noise_schedule(size, power=1.5), curves)
-    space = (shape[0] + apart, size, size)
-    multipliers = {8: (1, 1), 16: (1, 2, 2), 32: (1, 2, 2, 2)}[size]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        backbone = UNet(
-            space,
-            base=base or (32 if size == 8 else 16),
-            multipliers=multipliers,
-            cross=(8,) if variant == "token" else (),
-        )
-        options = {"rule": rule, "sampler": DEFAULT_SAMPLER}
-        if variant == "unshared":
-            return Unshared(process, modalities, backbone, space, **options)
-        return MTDiffusion(process, modalities, backbone, space, "heads" if sense else "v", remove_known=sense, **options)
+    options: dict = {"rule": {name: rule[name] for name in modalities if name in rule}, "sampler": DEFAULT_SAMPLER}
+    if variant == "unshared":
+        options["kind"] = Unshared
+    elif sense:
+        options |= {"prediction": "heads", "remove_known": True}
+    process, space = ForwardProcess(noise_schedule(size, power=1.5), curves), (channels + apart, size, size)
+    unet = {"base": base or (32 if data == "digits" else 16), "cross": (8,) if variant == "token" else ()}
+    return seeded(seed, process, modalities, space, unet=unet, **options)
 
 
 def config(data: str, variant: str, budget: str) -> TrainConfig:
@@ -127,28 +105,13 @@ def loss(variant: str, c: TrainConfig):
     """The losses of the model without a shared space and of the clean classifier; the others use the multi-task loss."""
     if variant == "unshared":
         return lambda model, batch, generator: model.loss(batch, generator, c.weights)
-    return naming if variant.startswith("classifier") else None
+    return classifier_loss if variant.startswith("classifier") else None
 
 
-def naming(model: MTDiffusion, batch, generator: torch.Generator) -> Loss:
-    """Cross-entropy of the label of clean images, read near t = 0 with the image alone in the state."""
-    t, n = model.process.first, model.check(batch)
-    present = {name: torch.full((n,), name == "image", device=model.device) for name in model.modalities}
-    z, _ = model.process.diffuse(model.encode({"image": batch["image"]}), t, present=present, generator=generator)
-    nats = model(z, t, present=present).law["label"].loss(batch["label"]).mean()
-    return Loss(nats, {"label": nats})
+def labelled(data: Dataset, variant: str, seed: int) -> Dataset:
+    """What a variant is shown of a training set: few labels, chosen by the seed, one of each class at least.
 
-
-def examples(data: Dataset, variant: str, seed: int) -> Dataset:
-    """What a variant is shown. Few labels are chosen by the seed, one of each class at least; a classifier sees only those.
-
-    Args:
-        data: the training set.
-        variant: one of `VARIANTS`.
-        seed: of the choice.
-
-    Returns:
-        The data set, labels that are taken away as -1; for a classifier the labelled examples, repeated to 64 at least.
+    Labels that are taken away are -1; a classifier sees the labelled examples alone, repeated to 64 at least.
     """
     kind, _, percent = variant.rpartition("-")
     if kind not in ("labels", "classifier"):
@@ -160,23 +123,15 @@ def examples(data: Dataset, variant: str, seed: int) -> Dataset:
         mine = order[label[order] == k]
         kept.append(mine[: max(1, round(len(mine) * int(percent) / 100))])
     kept = torch.cat(kept)
+    name = f"{data.name}, {len(kept)} labelled"
     if kind == "classifier":
-        rows = kept.repeat(-(-64 // len(kept)))
-        return Dataset(f"{data.name}, {len(kept)} labelled", data[rows], data.names)
+        return Dataset(name, data[kept.repeat(-(-64 // len(kept)))], data.names)
     few = torch.full_like(label, MISSING).index_copy(0, kept, label[kept])
-    return Dataset(f"{data.name}, {len(kept)} labelled", {**data.values, "label": few}, data.names)
+    return Dataset(name, {**data.values, "label": few}, data.names)
 
 
-def probe(data: str, variant: str) -> Callable[[MTDiffusion], dict[str, float]] | None:
-    """What is noted along the training on planted scenes: how often `DRAWS` shapes have their own colour, joint and told.
-
-    Args:
-        data: name of the data.
-        variant: one of `VARIANTS`.
-
-    Returns:
-        Averaged model -> {"joint", "told": share of those of the right shape}; None for other data.
-    """
+def probe(data: str, variant: str) -> Look | None:
+    """How often `DRAWS` planted scenes of the right shape have its own colour: "joint" and "told"; None for other data."""
     if data not in SHARES:
         return None
 
@@ -197,8 +152,8 @@ EXPERIMENT = Experiment(
     VARIANTS,
     build,
     config,
-    loss,
     evaluate,
+    loss,
     probe,
-    examples,
+    lambda data, variant, seed: labelled(data("train"), variant, seed),
 )

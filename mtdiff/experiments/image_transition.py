@@ -6,12 +6,11 @@ import math
 import torch
 from torch import Tensor
 
-from mtdiff.backbones import UNet
 from mtdiff.baselines import sdedit
 from mtdiff.datasets import Dataset, palette, shapes, unpalette
 from mtdiff.datasets.shapes import SETS
 from mtdiff.elbo import elbo
-from mtdiff.experiments.base import Experiment, noise_schedule
+from mtdiff.experiments.base import Experiment, best_of, noise_schedule, on_scenes, seeded
 from mtdiff.judges import scene_judge
 from mtdiff.metrics import frechet_distance, psnr, ssim
 from mtdiff.modalities import Image, Label
@@ -48,13 +47,7 @@ def pairs(data: str, split: str, n: int | None = None) -> Dataset:
     Scene i takes direction i modulo 6, so in about half of every batch the source and the target of another are swapped. A
     sketch is repeated over the colours, segments are drawn by `palette`.
 
-    Args:
-        data: "shapes16" or "shapes32".
-        split: "train" or "test".
-        n: number of pairs; None: `EXAMPLES`, or 1200 to test on.
-
-    Returns:
-        The data set; its names are the directions.
+    There are n pairs; None: `EXAMPLES`, or 1200 to test on. The data set's names are the directions.
     """
     n = n or (EXAMPLES if split == "train" else 1200)
     drawn = shapes(split, size=SETS[data], n=n, modalities=("image", "night", "sketch", "segmentation"))
@@ -86,46 +79,23 @@ def rising(u: float) -> float:
 
 
 def build(data: str, variant: str, seed: int = 0) -> MTDiffusion:
-    """An untrained model of one variant: 0.3M parameters at 16x16, 0.7M at 32x32.
-
-    Args:
-        data: name of the data.
-        variant: one of `VARIANTS`.
-        seed: seed of the initial weights.
-
-    Returns:
-        The model.
-    """
-    size = SETS[data]
+    """0.3M parameters at 16x16, 0.7M at 32x32."""
+    size, moves = SETS[data], variant == "transition"
     space = (3, size, size)
     modalities = {"target": Image(space, start="rest"), "source": Image(space, tell=True)}
     modalities["direction"] = Label(len(DIRECTIONS), names=DIRECTIONS)
-    if variant == "transition":
-        curves, schedule = {"target": falling, "source": rising}, NoiseSchedule.log_snr(500, high=8.0, low=END)
-    else:
-        curves, schedule = {"target": 1.0, "source": 0.0}, noise_schedule(size, power=0.6)
-    curves["direction"] = 0.0
+    curves = {"target": falling if moves else 1.0, "source": rising if moves else 0.0, "direction": 0.0}
     if variant == "sdedit":
         del curves["source"], modalities["source"]
-    prior, conditions = ("source" if variant == "transition" else None), [n for n in modalities if n != "target"]
-    process = ForwardProcess(schedule, curves, prior)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        backbone = UNet(space, base=16, multipliers=(1, 2, 2) if size == 16 else (1, 2, 2, 2))
-        options = {"rule": "conditioned", "sampler": "ddpm", "remove_known": True, "conditions": conditions}
-        return MTDiffusion(process, modalities, backbone, space, prediction="heads", **options)
+    schedule = NoiseSchedule.log_snr(500, high=8.0, low=END) if moves else noise_schedule(size, power=0.6)
+    options = {"prediction": "heads", "rule": "conditioned", "sampler": "ddpm", "remove_known": True}
+    options["conditions"] = [name for name in modalities if name != "target"]
+    return seeded(seed, ForwardProcess(schedule, curves, "source" if moves else None), modalities, space, **options)
 
 
 def config(data: str, variant: str, budget: str) -> TrainConfig:
-    """Full is what ships: minutes at 16x16, half an hour at 32x32, on one CPU thread."""
-    return TrainConfig(
-        steps=600 if budget == "quick" else 8000,
-        batch_size=16,
-        lr=2e-3,
-        ema=0.998,
-        save_every=500,
-        weights={"denoise": 0.0, "target": 2.0},  # the aggregate is the head's: its loss would say the same again
-    )
+    """The aggregate is the head's: its loss would say the same again."""
+    return on_scenes(budget, 8000, weights={"denoise": 0.0, "target": 2.0})
 
 
 def translate(
@@ -137,19 +107,9 @@ def translate(
     generator: torch.Generator | None = None,
     **options,
 ) -> Tensor:
-    """Targets for sources, by whatever way the model has.
+    """Targets for sources (N, 3, s, s) and ids (N,) of `DIRECTIONS`, by whatever way the model has: (N, 3, s, s).
 
-    Args:
-        model: a model of one of the variants.
-        source: (N, 3, s, s).
-        direction: (N,) ids of `DIRECTIONS`.
-        steps: network evaluations.
-        strength: of SDEdit, for the model that never sees a source.
-        generator: source of all noise.
-        **options: other arguments of `sample`.
-
-    Returns:
-        (N, 3, s, s), where the source is.
+    A model that never sees a source takes SDEdit of this strength; `options` are other ones of `sample`.
     """
     options |= {"steps": steps, "generator": generator}
     if "source" in model.modalities:
@@ -163,12 +123,7 @@ def translate(
 def scores(words: str, drawn: Tensor, target: Tensor, real: Tensor, judge) -> dict[str, float]:
     """How good translations are: against the target where the source determines it, as scenes where it does not.
 
-    Args:
-        words: the direction.
-        drawn: (N, 3, s, s).
-        target: (N, 3, s, s) the true targets.
-        real: (M, 3, s, s) real images of the undetermined targets' kind.
-        judge: the scene judge of this size.
+    Drawn and true targets are (N, 3, s, s); `real` are images of the undetermined targets' kind, which may be others.
 
     Returns:
         Determined: "psnr" in dB (at most 60) and "ssim", means; for segments also "pixels", the share of the right
@@ -194,13 +149,7 @@ def scores(words: str, drawn: Tensor, target: Tensor, real: Tensor, judge) -> di
 
 
 def evaluate(model: MTDiffusion, data: str, seed: int = 0, n: int = 200) -> dict:
-    """All directions of a model, at `STEPS` network evaluations.
-
-    Args:
-        model: the trained model.
-        data: name of the data.
-        seed: seed of all noise.
-        n: held-out pairs for each direction.
+    """All directions of a model, at `STEPS` network evaluations, on n held-out pairs each.
 
     Returns:
         {direction: `scores`, and for SDEdit the "strength" that was best on training pairs}; unless there is no source
@@ -228,12 +177,13 @@ def evaluate(model: MTDiffusion, data: str, seed: int = 0, n: int = 200) -> dict
 def _best_strength(model, words: str, rows: Tensor, train, judge, generator) -> float:
     """The strength of SDEdit whose translations score best: by SSIM, or by scenes read right."""
     source, direction, target = (train[name][rows] for name in ("source", "direction", "target"))
-    found = {}
-    for strength in STRENGTHS:
+
+    def score(strength: float) -> float:
         drawn = translate(model, source, direction, strength=strength, generator=generator)
         got = scores(words, drawn, target, target, judge)
-        found[strength] = got.get("ssim", got.get("scene"))
-    return max(found, key=lambda k: -math.inf if math.isnan(found[k]) else found[k])
+        return got.get("ssim", got.get("scene"))
+
+    return best_of(STRENGTHS, score)
 
 
 EXPERIMENT = Experiment(
@@ -242,6 +192,5 @@ EXPERIMENT = Experiment(
     VARIANTS,
     build,
     config,
-    lambda variant, c: None,
     evaluate,
 )

@@ -2,17 +2,13 @@
 
 import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-
-from mtdiff.backbones import UNet
-from mtdiff.datasets import Dataset
+from mtdiff.baselines import classifier_loss
 from mtdiff.datasets.imagenet import ARCHIVES
 from mtdiff.datasets.prepared import Prepared, prepared
-from mtdiff.experiments.base import Experiment, noise_schedule
-from mtdiff.experiments.image_label import naming
+from mtdiff.experiments.base import Experiment, Look, noise_schedule, seeded
 from mtdiff.experiments.imagenet_scores import evaluate as scores
 from mtdiff.experiments.imagenet_scores import progress
 from mtdiff.modalities import Image, Label, Mask
@@ -48,15 +44,7 @@ FOLDER = "MTDIFF_DATA"
 
 
 def packed(data: str, split: str, variant: str = "label") -> Prepared:
-    """A packed set, with what a variant is shown.
-
-    Args:
-        data: one of `SETS`.
-        split: "train" or "test".
-        variant: one of `VARIANTS`.
-
-    Returns:
-        The data set.
+    """The "train" or "test" split of one of `SETS`, with what a variant is shown.
 
     Raises:
         FileNotFoundError: it has not been packed; the message says by which commands it is.
@@ -65,11 +53,7 @@ def packed(data: str, split: str, variant: str = "label") -> Prepared:
 
 
 def packed_folder(data: str) -> Path:
-    """The folder of a packed set.
-
-    Raises:
-        FileNotFoundError: as in `packed`.
-    """
+    """The folder of a packed set (FileNotFoundError: see `packed`)."""
     folder = Path(os.environ.get(FOLDER, "data/prepared")) / data
     if not folder.is_dir():
         name, size = SETS[data]
@@ -80,62 +64,30 @@ def packed_folder(data: str) -> Path:
 
 
 def build(data: str, variant: str, seed: int = 0) -> MTDiffusion:
-    """An untrained model of one variant; sizes as in `BACKBONES`.
-
-    Args:
-        data: name of the data.
-        variant: one of `VARIANTS`.
-        seed: seed of the initial weights.
-
-    Returns:
-        The model.
-    """
-    test = packed(data, "test")
+    """Of the sizes in `BACKBONES`."""
+    test = packed(data, "test", "plain")
     return assemble(test.size, variant, test.names, seed)
 
 
 def assemble(size: int, variant: str, names: tuple[str, ...], seed: int = 0) -> MTDiffusion:
-    """The model of a variant for images of a size and classes of these names; see `build`.
-
-    Args:
-        size: height and width, one of `BACKBONES`.
-        variant: one of `VARIANTS`.
-        names: of the classes.
-        seed: seed of the initial weights.
-
-    Returns:
-        The model.
-    """
-    shape, masked = (3, size, size), variant == "masked"
-    modalities = {
-        "image": Image(shape, levels=256, start="rest", revealed_by=("masked", "mask") if masked else ()),
-        "masked": Image(shape, start="nothing", tell=True),
-        "mask": Mask((size, size), tell=True),
-        "label": Label(len(names), names=names, sense=variant != "classifier"),
-        "box": Mask((size, size), tell=True),
+    """The model of a variant for images of a size (one of `BACKBONES`) and classes of these names."""
+    shape, used, names_only = (3, size, size), MODALITIES[variant], variant == "classifier"
+    known, curve = ("masked", "mask") if "mask" in used else (), fade_in(0.3, start=0.1)
+    label = constant(0.0) if names_only else fade_in(1.0, start=0.1)
+    made = {  # {name: (its curve, what makes it)}
+        "image": (1.0, lambda: Image(shape, levels=256, start="rest", revealed_by=known)),
+        "masked": (curve, lambda: Image(shape, start="nothing", tell=True)),
+        "mask": (curve, lambda: Mask((size, size), tell=True)),
+        "label": (label, lambda: Label(len(names), names=names, sense=not names_only)),
+        "box": (curve, lambda: Mask((size, size), tell=True)),
     }
-    curves = {
-        "image": 1.0,
-        "masked": fade_in(0.3, start=0.1),
-        "mask": fade_in(0.3, start=0.1),
-        "label": constant(0.0) if variant == "classifier" else fade_in(1.0, start=0.1),
-        "box": fade_in(0.3, start=0.1),
-    }
-    used = MODALITIES[variant]
-    process = ForwardProcess(noise_schedule(size, power=2.0), {name: curves[name] for name in used})
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        backbone = UNet(shape, **BACKBONES[size])
-        rule = {name: "readout" if name == "image" else "conditioned" for name in used}
-        if variant == "classifier":
-            del rule["label"]  # it never learned to draw
-        options = {
-            "prediction": "heads",
-            "rule": rule,
-            "sampler": "ddpm",
-            "remove_known": variant not in ("plain", "classifier"),
-        }
-        return MTDiffusion(process, {name: modalities[name] for name in used}, backbone, shape, **options)
+    process = ForwardProcess(noise_schedule(size, power=2.0), {name: made[name][0] for name in used})
+    rule = {name: "readout" if name == "image" else "conditioned" for name in used}
+    if names_only:
+        del rule["label"]  # it never learned to draw
+    options = {"prediction": "heads", "rule": rule, "sampler": "ddpm"}
+    options["remove_known"] = variant not in ("plain", "classifier")
+    return seeded(seed, process, {name: made[name][1]() for name in used}, shape, unet=BACKBONES[size], **options)
 
 
 def config(data: str, variant: str, budget: str) -> TrainConfig:
@@ -160,17 +112,11 @@ def config(data: str, variant: str, budget: str) -> TrainConfig:
 
 def loss(variant: str, c: TrainConfig):
     """The loss of the classifier; the others use the multi-task loss."""
-    return naming if variant == "classifier" else None
+    return classifier_loss if variant == "classifier" else None
 
 
-def examples(data: Dataset, variant: str, seed: int) -> Dataset:
-    """What a variant is shown of a packed set."""
-    folder, split = data.name.split("/")
-    return packed(folder, split, variant)
-
-
-def probe(data: str, variant: str) -> Callable[[MTDiffusion], dict[str, float]]:
-    """What is noted along the training: see `mtdiff.experiments.imagenet_scores.progress`."""
+def probe(data: str, variant: str) -> Look:
+    """See `mtdiff.experiments.imagenet_scores.progress`."""
     return functools.partial(progress, test=packed(data, "test", variant))
 
 
@@ -186,8 +132,9 @@ EXPERIMENT = Experiment(
     VARIANTS,
     build,
     config,
-    loss,
     evaluate,
+    loss,
     probe,
-    examples,
+    lambda data, variant, seed: data("train", variant),
+    options=("features",),
 )

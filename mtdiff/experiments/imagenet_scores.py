@@ -7,11 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mtdiff.baselines import inpaint
 from mtdiff.datasets import Dataset, masks
 from mtdiff.elbo import elbo
 from mtdiff.experiments.base import matched
 from mtdiff.experiments.label_scores import head_scores
-from mtdiff.experiments.masked_image import HIDDEN, inpaint
+from mtdiff.experiments.masked_image import HIDDEN
 from mtdiff.features import FeatureNetwork, Seen, compared, feature_network, seen
 from mtdiff.metrics import kernel_distance, psnr, ssim
 from mtdiff.model import MTDiffusion

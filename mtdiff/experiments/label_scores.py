@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mtdiff.baselines import Unshared
 from mtdiff.datasets import Dataset, digits, planted
 from mtdiff.datasets.planted import OWN, SHARES
 from mtdiff.datasets.shapes import COLOURS, OBJECTS, SETS, SHAPES
 from mtdiff.elbo import elbo
-from mtdiff.experiments.unshared import Unshared
 from mtdiff.judges import label_judge, scene_judge, svm_judge
 from mtdiff.metrics import calibration_error, fidelity, frechet_distance, temperature
 from mtdiff.model import MTDiffusion
@@ -92,16 +92,15 @@ def evaluate(model: MTDiffusion, data: str, seed: int = 0, n: int = 2000, rules:
     chain can only be told, by the rule "conditioned".
 
     Returns:
-        Of what draws `sample_scores`, "features", "precision" and "recall" of joint samples; `head_scores`; "guidance":
-        `guidance_scores`; "codes": `code_scores`. For "unshared" its own way of conditioning stands as "conditioned", and it
-        has no bound. For planted scenes `amplification`.
+        Of what draws `sample_scores`, all that "unshared" has; `head_scores`; "guidance": `guidance_scores`; "codes":
+        `code_scores`. For planted scenes `amplification`.
     """
     if data in SHARES:
         return amplification(model, SHARES[data], seed, n)
     r, out = referee(data), {}
     coded = "label" in model.process.entering
     if isinstance(model, Unshared):
-        out = _unshared(model, r, n, torch.Generator(model.device).manual_seed(seed))
+        out = sample_scores(model, r, n, ("conditioned",), seed)
     elif "label" not in model.modalities:
         out = sample_scores(model, r, n, (), seed)
     else:
@@ -230,17 +229,6 @@ def guidance_scores(model: MTDiffusion, r: Referee, n: int, seed: int = 0) -> di
         drawn = sample_many(model, n, given={"label": each_class(model, n)}, **options)
         out[str(scale)] = {**r.scores(drawn), **r.fidelity(drawn["image"])}
     return out
-
-
-def _unshared(model: Unshared, r: Referee, n: int, generator: torch.Generator) -> dict:
-    """The control without a shared space, which samples and reads in its own way."""
-    right = model.classify(r.test.values["image"], generator).cpu() == r.test.values["label"]
-    return {
-        "joint": r.scores(model.sample(n, generator=generator)),
-        "joint_ddim": r.scores(model.sample(n, sampler="ddim", generator=generator)),
-        "conditioned": r.scores(model.sample(n, {"label": each_class(model, n)}, generator=generator)),
-        "head_accuracy": float(right.double().mean()),
-    }
 
 
 def amplification(model: MTDiffusion, share: float, seed: int, n: int, scales: Sequence[float] = GUIDANCE) -> dict:

@@ -1,24 +1,29 @@
 """Masked-image training: image, masked image and mask in one space; inpainting, and what it does to plain generation."""
 
 import functools
-import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from mtdiff.backbones import UNet
-from mtdiff.baselines import repaint, sdedit
+from mtdiff.baselines import Unshared, inpaint
 from mtdiff.datasets import Dataset, masks, shapes
 from mtdiff.datasets.shapes import SETS
-from mtdiff.experiments.base import Experiment, noise_schedule
-from mtdiff.experiments.unshared import Unshared
+from mtdiff.experiments.base import (
+    Experiment,
+    Look,
+    alone,
+    best_of,
+    feature_probe,
+    joint,
+    noise_schedule,
+    on_scenes,
+    seeded,
+)
 from mtdiff.judges import scene_judge
 from mtdiff.metrics import frechet_distance, psnr, ssim
 from mtdiff.modalities import Image, Mask
 from mtdiff.model import MTDiffusion
 from mtdiff.process import ForwardProcess
-from mtdiff.sampling import sample_many
 from mtdiff.schedules import constant, fade_in
 from mtdiff.training import TrainConfig
 
@@ -47,15 +52,8 @@ EXAMPLES = 30000
 def masked_scenes(data: str, split: str, n: int | None = None) -> Dataset:
     """Scenes with a mask: values "image" and "masked" (N, 3, s, s), "mask" (N, 1, s, s), 1 where a pixel is known.
 
-    The masked image is the image where it is known and 0 (grey) elsewhere. Masks are of all kinds and hide 10 to 90%.
-
-    Args:
-        data: "shapes16" or "shapes32".
-        split: "train" or "test".
-        n: number of scenes; None: `EXAMPLES`, or 2000 to test on.
-
-    Returns:
-        The data set.
+    The masked image is the image where it is known and 0 (grey) elsewhere. Masks are of all kinds and hide 10 to 90%. There
+    are n scenes; None: `EXAMPLES`, or 2000 to test on.
     """
     n, size = n or (EXAMPLES if split == "train" else 2000), SETS[data]
     scenes, seed = shapes(split, size=size, n=n, modalities=("image",)), 0 if split == "train" else 1
@@ -65,60 +63,37 @@ def masked_scenes(data: str, split: str, n: int | None = None) -> Dataset:
 
 
 def build(data: str, variant: str, seed: int = 0) -> MTDiffusion:
-    """An untrained model of one variant: 0.3M parameters at 16x16.
-
-    Args:
-        data: name of the data.
-        variant: one of `VARIANTS`.
-        seed: seed of the initial weights.
-
-    Returns:
-        The model.
-    """
-    size = SETS[data]
+    """0.3M parameters at 16x16."""
+    size, unshared = SETS[data], variant == "unshared"
     shape, apart = (3, size, size), variant in ("own-channels", "unshared")
-    space = (7, size, size) if apart else shape
     where = {"image": slice(0, 3), "masked": slice(3, 6), "mask": slice(6, 7)} if apart else {}
+    revealed = () if variant in ("plain", "unshared") else ("masked", "mask")
     heads = {"image": {"start": "rest"}, "masked": {"start": "rest" if apart else "nothing"}}
-    if variant == "unshared":
-        heads = {name: {"head": False} for name in heads}
-    tell, revealed = variant != "unshared", () if variant in ("plain", "unshared") else ("masked", "mask")
+    heads = {name: {"head": False} for name in heads} if unshared else heads
     modalities = {
         "image": Image(shape, channels=where.get("image"), revealed_by=revealed, **heads["image"]),
-        "masked": Image(shape, channels=where.get("masked"), tell=tell, **heads["masked"]),
-        "mask": Mask((size, size), channels=where.get("mask"), tell=tell),
+        "masked": Image(shape, channels=where.get("masked"), tell=not unshared, **heads["masked"]),
+        "mask": Mask((size, size), channels=where.get("mask"), tell=not unshared),
     }
     curve = constant(1.0) if apart else constant(0.0) if variant == "augment" else fade_in(0.3, start=0.1)
     curves = {"image": 1.0, "masked": curve, "mask": curve}
     if variant == "plain":
         curves, modalities = {"image": 1.0}, {"image": modalities["image"]}
+    options: dict = {"rule": "conditioned", "sampler": "ddpm"}
+    options |= {"kind": Unshared} if unshared else {"prediction": "heads", "remove_known": variant != "plain"}
     process = ForwardProcess(noise_schedule(size, power=1.0), curves)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        backbone = UNet(space, base=16, multipliers=(1, 2, 2) if size == 16 else (1, 2, 2, 2))
-        if variant == "unshared":
-            return Unshared(process, modalities, backbone, space)
-        options = {"prediction": "heads", "rule": "conditioned", "sampler": "ddpm", "remove_known": variant != "plain"}
-        return MTDiffusion(process, modalities, backbone, space, **options)
+    return seeded(seed, process, modalities, (7, size, size) if apart else shape, **options)
 
 
 def config(data: str, variant: str, budget: str) -> TrainConfig:
-    """Full is what ships: minutes at 16x16, half an hour at 32x32, on one CPU thread."""
-    masked = {"give": {"masked": 0.7, "mask": "masked"}}
+    """Masked image and mask are told in seven of ten examples, and absent in eight of ten."""
+    options: dict = {"weights": {"image": 0.0}}
+    if variant != "plain":
+        options = {"give": {"masked": 0.7, "mask": "masked"}, "weights": {"image": 0.1, "masked": 0.02, "mask": 0.02}}
+        options["drop"] = {"masked": 0.8, "mask": "masked"}
     if variant == "augment":  # nothing but the image is in the sum, whose loss is then the image's
-        masked["weights"] = {"image": 0.0, "masked": 0.0, "mask": 0.0}
-    else:
-        masked["weights"] = {"image": 0.1, "masked": 0.02, "mask": 0.02}
-        masked["drop"] = {"masked": 0.8, "mask": "masked"}
-    return TrainConfig(
-        steps=600 if budget == "quick" else 8000,
-        batch_size=16,
-        lr=2e-3,
-        ema=0.998,
-        save_every=500,
-        probe_every=200 if budget == "quick" else 1600,
-        **({"weights": {"image": 0.0}} if variant == "plain" else masked),
-    )
+        options |= {"drop": {}, "weights": {"image": 0.0, "masked": 0.0, "mask": 0.0}}
+    return on_scenes(budget, 8000, probe_every=200 if budget == "quick" else 1600, **options)
 
 
 def loss(variant: str, c: TrainConfig):
@@ -128,88 +103,9 @@ def loss(variant: str, c: TrainConfig):
     return lambda model, batch, generator: model.loss(batch, generator, c.weights, c.drop, c.give)
 
 
-def probe(data: str, variant: str) -> Callable[[MTDiffusion], dict[str, float]]:
-    """What is noted along the training: distance of 500 images, drawn alone by 25 DDIM steps, to real ones."""
-    judge, real = scene_judge(data), masked_scenes(data, "test").values["image"]
-    features = judge.features(real)
-
-    def look(model: MTDiffusion) -> dict[str, float]:
-        generator = torch.Generator(model.device).manual_seed(0)
-        image = alone(model, 500, steps=25, sampler="ddim", generator=generator)
-        return {"features": frechet_distance(judge.features(image), features)}
-
-    return look
-
-
-def alone(model: MTDiffusion, n: int, **options) -> Tensor:
-    """Images drawn with nothing else in the chain, S = {image}: (n, 3, s, s) on the CPU; options as in `sample`."""
-    return _images(model, n, present={"image"}, **options)
-
-
-def _images(model: MTDiffusion, n: int, **options) -> Tensor:
-    """Drawn images, by the model's own `sample` if it has no shared space."""
-    draw = model.sample if isinstance(model, Unshared) else functools.partial(sample_many, model)
-    return draw(n, **options)["image"].cpu()
-
-
-def inpaint(
-    model: MTDiffusion,
-    image: Tensor,
-    mask: Tensor,
-    way: str = "told",
-    steps: int | None = None,
-    repeats: int = 4,
-    strength: float = 0.6,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Fill what a mask hides; known pixels stay as they are.
-
-    Args:
-        model: a model of one of the variants.
-        image: (N, 3, s, s); hidden pixels are not looked at.
-        mask: (N, 1, s, s), 1 where a pixel is known.
-        way: "told" (masked image and mask are told at every step; it makes no difference whether they are in the chain),
-            "repeated" (told, with fewer steps that are repeated, as RePaint does), "mean" (no draw but E[image | told],
-            read at t = T by one evaluation), "substitute" (in the chain, by rule 1), "clean" (a model without a shared
-            space), or with any model of images "sdedit" and "repaint".
-        steps: network evaluations, the final reading not counted; None: `STEPS`.
-        repeats: how often "repeated" and "repaint" take each of their steps / repeats steps.
-        strength: of SDEdit.
-        generator: source of all noise.
-
-    Returns:
-        (N, 3, s, s), on the CPU.
-
-    Raises:
-        ValueError: an unknown way, or repeats that do not divide the steps.
-    """
-    steps = steps or STEPS
-    if way in ("repeated", "repaint") and steps % repeats:
-        raise ValueError(f"repeats must divide the {steps} evaluations, got {repeats}")
-    image, mask = image.to(model.device), mask.to(model.device)
-    masked = torch.where(mask.bool(), image, 0.0)
-    options = {"steps": steps, "generator": generator}
-    given = {"masked": masked, "mask": mask}
-    if way == "clean":
-        drawn = model.sample(len(image), given, **options)["image"]
-    elif way in ("told", "repeated"):
-        options |= {"steps": steps // repeats, "repeats": repeats} if way == "repeated" else {}
-        drawn = sample_many(model, len(image), given=given, rule="conditioned", **options)["image"]
-    elif way == "mean":
-        noise = torch.randn(len(image), *model.space, generator=generator, device=model.device)
-        only = {name: torch.full((len(image),), name == "image", device=model.device) for name in model.modalities}
-        with torch.no_grad():
-            drawn = model.predict(noise, model.process.steps, given=given, present=only).law["image"].draw()
-    elif way == "substitute":
-        drawn = sample_many(model, len(image), given=given, rule="substitute", **options)["image"]
-    elif way == "sdedit":
-        filling = masked.sum((2, 3), keepdim=True) / mask.sum((2, 3), keepdim=True).clamp(min=1)  # mean known colour
-        drawn = sdedit(model, torch.where(mask.bool(), image, filling), strength, **options)
-    elif way == "repaint":
-        drawn = repaint(model, image, mask, steps=steps // repeats, repeats=repeats, generator=generator)
-    else:
-        raise ValueError(f"unknown way {way!r} to inpaint")
-    return torch.where(mask.bool(), image, drawn.to(image)).cpu()
+def probe(data: str, variant: str) -> Look:
+    """Distance of 500 images, drawn alone, to real ones."""
+    return feature_probe(scene_judge(data), masked_scenes(data, "test").values["image"], 500)
 
 
 def ways(model: MTDiffusion) -> tuple[str, ...]:
@@ -224,11 +120,7 @@ def ways(model: MTDiffusion) -> tuple[str, ...]:
 def evaluate(model: MTDiffusion, data: str, seed: int = 0, n: int = 1000) -> dict:
     """Plain and joint generation, and inpainting in all ways that the model has.
 
-    Args:
-        model: the trained model.
-        data: name of the data.
-        seed: seed of all noise.
-        n: images that are drawn for a distance; inpainting takes a quarter as many scenes for each share.
+    A distance takes n images; inpainting a quarter as many scenes for each share.
 
     Returns:
         "alone" and, with masks, "joint": `image_scores` of drawn images; {way: {share: `inpainting_scores`}}, with the
@@ -238,14 +130,14 @@ def evaluate(model: MTDiffusion, data: str, seed: int = 0, n: int = 1000) -> dic
     judge, test = scene_judge(data), masked_scenes(data, "test").values["image"]
     out = {"alone": image_scores(alone(model, n, steps=STEPS, generator=generator), test, judge)}
     if "mask" in model.process.entering:
-        out["joint"] = image_scores(_images(model, n, steps=STEPS, generator=generator), test, judge)
+        out["joint"] = image_scores(joint(model, n, steps=STEPS, generator=generator), test, judge)
     image, size = test[: max(4, n // 4)], test.shape[-1]
     for way in ways(model):
         out[way] = {}
         for share in HIDDEN:
             mask = masks(len(image), size, hidden=share, seed=2)
             options = _best(model, data, share, way, generator) if way in TRIED else {}
-            drawn = inpaint(model, image, mask, way, generator=generator, **options)
+            drawn = inpaint(model, image, mask, way, STEPS, generator=generator, **options)
             out[way][str(share)] = {**inpainting_scores(drawn, image, mask, judge), **options}
     return out
 
@@ -268,11 +160,12 @@ def _best(model, data: str, share: float, way: str, generator) -> dict[str, floa
     image = masked_scenes(data, "train").values["image"][:64]
     mask = masks(len(image), image.shape[-1], hidden=share, seed=3)
     option, values = TRIED[way]
-    found = {}
-    for value in values:
-        drawn = inpaint(model, image, mask, way, generator=generator, **{option: value})
-        found[value] = float(psnr(drawn, image, ~mask.bool()).clamp(max=60).mean())
-    return {option: max(found, key=lambda k: -math.inf if math.isnan(found[k]) else found[k])}
+
+    def score(value: float) -> float:
+        drawn = inpaint(model, image, mask, way, STEPS, generator=generator, **{option: value})
+        return float(psnr(drawn, image, ~mask.bool()).clamp(max=60).mean())
+
+    return {option: best_of(values, score)}
 
 
 EXPERIMENT = Experiment(
@@ -281,7 +174,7 @@ EXPERIMENT = Experiment(
     VARIANTS,
     build,
     config,
-    loss,
     evaluate,
+    loss,
     probe,
 )

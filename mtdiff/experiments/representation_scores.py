@@ -1,17 +1,17 @@
 """How image-representation models are judged: images, guidance, retrieval, probes of what was drawn and of the trunk."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mtdiff.baselines import RepresentationGuided
 from mtdiff.datasets import Dataset
+from mtdiff.experiments.base import alone
 from mtdiff.judges import label_judge, scene_judge
 from mtdiff.metrics import fidelity, frechet_distance
 from mtdiff.model import MTDiffusion
-from mtdiff.prediction import Prediction
 from mtdiff.probes import levels, noised, pooled
 from mtdiff.representations import linear_probe, representation, represented
 from mtdiff.sampling import sample_many
@@ -24,55 +24,6 @@ LEVELS = 9
 """Number of noise levels at which head and trunk are looked at."""
 PROBED = 2000
 """Held-out images that are read, and training images that a probe of the trunk is fitted to."""
-
-
-class RepresentationGuided:
-    """A joint model whose image estimate is pushed from what it is without the representation to what it is with it.
-
-    With e the image's estimate: e + (s - 1) (e - e'), where e' is the estimate from the state without the representation's
-    code, z_t - sqrt(abar_t) W_t E[r | z_t], and with the network told that it is absent (the present set S = {image}).
-    Everything else is the model's own, so that `mtdiff.sample` takes it as a model.
-
-    Scale s = 1 is no guidance.
-
-    Raises:
-        ValueError: the representation is not in the model's chain.
-
-    Source: representation guidance: Kouzelis et al. 2025 (ReDi); by a present set: ours.
-    """
-
-    def __init__(self, model: MTDiffusion, scale: float):
-        if "representation" not in model.process.entering:
-            raise ValueError("representation guidance needs a model whose chain carries the representation")
-        self.model, self.scale = model, scale
-
-    def __getattr__(self, name: str):
-        return getattr(self.model, name)
-
-    def predict(self, z_t: Tensor, t: int | Tensor, *, given: Mapping | None = None, present: Mapping | None = None):
-        """`MTDiffusion.predict`, guided; where the representation is told or absent it is the model's own."""
-        joint = self.model.predict(z_t, t, given=given, present=present)
-        if self.scale == 1 or given or present:
-            return joint
-        process, name = self.model.process, "representation"
-        at = process.at(t, z_t)
-        mask = {name: torch.zeros(len(z_t), dtype=torch.bool, device=z_t.device)}
-        without = self.model.predict(z_t - at.signal * at.W[name] * joint.estimate[name], t, present=mask)
-        push = (self.scale - 1) * (joint.estimate["image"] - without.estimate["image"])
-        estimate = {**joint.estimate, "image": joint.estimate["image"] + push}
-        aggregate = joint.aggregate + at.W["image"] * push
-        mean = joint.law["image"].mean + self.model.modalities["image"].take(push)
-        return Prediction(aggregate, {**joint.law, "image": replace(joint.law["image"], mean=mean)}, estimate)
-
-
-def alone(model: MTDiffusion, n: int, **options) -> Tensor:
-    """Images drawn with nothing else in the chain, S = {image}: (n, 3, s, s) on the CPU; options as in `sample`."""
-    return sample_many(model, n, present={"image"}, **options)["image"].cpu()
-
-
-def joint(model: MTDiffusion, n: int, **options) -> Tensor:
-    """Images drawn together with their representations, (n, 3, s, s) on the CPU; options as in `sample`."""
-    return sample_many(model, n, **options)["image"].cpu()
 
 
 def evaluate(model: MTDiffusion, data: str, seed: int = 0, n: int = 1000) -> dict:
