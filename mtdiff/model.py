@@ -14,7 +14,7 @@ from mtdiff.backbones.base import Backbone
 from mtdiff.files import save, to_json
 from mtdiff.laws import Law
 from mtdiff.modalities.base import Modality
-from mtdiff.prediction import Denoiser, Prediction, check_state
+from mtdiff.prediction import Denoiser, Given, Prediction, check_state
 from mtdiff.process import At, ForwardProcess, Present
 from mtdiff.reading import check_types
 from mtdiff.recorded import Recorded
@@ -187,8 +187,8 @@ class MTDiffusion(Recorded, nn.Module, Denoiser):
         self,
         z_t: Tensor,
         t: int | Tensor,
-        given: Mapping[str, Tensor] | None = None,
-        present: Present | None = None,
+        given: Given = None,
+        present: Present = None,
         known: Mapping[str, Tensor] | None = None,
     ) -> Prediction:
         """`predict` without checks, and with given values that only some examples know: known {name: (B,) bool}; None: all.
@@ -220,14 +220,7 @@ class MTDiffusion(Recorded, nn.Module, Denoiser):
             return self.aggregate.estimate(output, state.rest, state.at) + state.shift
         return self.aggregate.estimate(output, state.z, state.at)
 
-    def predict(
-        self,
-        z_t: Tensor,
-        t: int | Tensor,
-        *,
-        given: Mapping[str, Tensor] | None = None,
-        present: Present | None = None,
-    ) -> Prediction:
+    def predict(self, z_t: Tensor, t: int | Tensor, *, given: Given = None, present: Present = None) -> Prediction:
         """E[m_t | z_t], and what the heads say; the network computes in its own dtype (see `Denoiser.predict`).
 
         Raises:
@@ -236,20 +229,6 @@ class MTDiffusion(Recorded, nn.Module, Denoiser):
         """
         check_state(self, z_t, t, given, present)
         return self(z_t, t, given, present)
-
-    def read(
-        self,
-        z_t: Tensor,
-        t: int,
-        *,
-        given: Mapping[str, Tensor] | None = None,
-        present: Present | None = None,
-        prediction: Prediction | None = None,
-        generator: torch.Generator | None = None,
-    ) -> dict[str, Tensor]:
-        """Draw from each head, as `Denoiser.read`; values are in the network's dtype."""
-        values = super().read(z_t, t, given=given, present=present, prediction=prediction, generator=generator)
-        return {name: v.to(self.dtype) if v.is_floating_point() else v for name, v in values.items()}
 
     def architecture(self) -> dict:
         """What a card says of it; with the tables it is enough to rebuild the model."""

@@ -11,6 +11,9 @@ from mtdiff.checks import Checked, check_real, check_values
 from mtdiff.laws import Law
 from mtdiff.process import ForwardProcess, Present
 
+Given = Mapping[str, Tensor] | None
+"""{name: value (B, ...)} that is known; None: nothing."""
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -40,6 +43,7 @@ class Denoiser(Protocol):
         space: shape of one z.
         modalities: {name: what can check a value of it}.
         device: where it computes.
+        dtype: of the values that it reads.
         rule: how `sample` treats given modalities by default: a rule, or {name: rule}.
         sampler: the solver that `sample` uses by default.
         conditions: modalities that are always given.
@@ -50,6 +54,7 @@ class Denoiser(Protocol):
     space: tuple[int, ...]
     modalities: Mapping[str, Checked]
     device: torch.device = torch.device("cpu")
+    dtype: torch.dtype = torch.float64
     rule: str | Mapping[str, str] | None = None
     sampler: str = "ddim"
     conditions: Sequence[str] = ()
@@ -67,14 +72,7 @@ class Denoiser(Protocol):
         """The codes E_i(x_i) of checked values, {name: (B, *Z)}."""
         raise NotImplementedError
 
-    def predict(
-        self,
-        z_t: Tensor,
-        t: int | Tensor,
-        *,
-        given: Mapping[str, Tensor] | None = None,
-        present: Present | None = None,
-    ) -> Prediction:
+    def predict(self, z_t: Tensor, t: int | Tensor, *, given: Given = None, present: Present = None) -> Prediction:
         """E[m_t | z_t, given], and what the heads say of every modality, in the dtype of z_t (B, *Z).
 
         Args:
@@ -84,14 +82,7 @@ class Denoiser(Protocol):
         raise NotImplementedError
 
     def log_prob(
-        self,
-        name: str,
-        value: Tensor,
-        z_t: Tensor,
-        t: int | Tensor,
-        *,
-        given: Mapping[str, Tensor] | None = None,
-        present: Present | None = None,
+        self, name: str, value: Tensor, z_t: Tensor, t: int | Tensor, *, given: Given = None, present: Present = None
     ) -> Tensor:
         """Log p(x_i = value | z_t, given) of what is not known already, (B,) nats, differentiable in z_t."""
         if self.check({name: value}, "value") != len(z_t):
@@ -104,22 +95,21 @@ class Denoiser(Protocol):
         z_t: Tensor,
         t: int,
         *,
-        given: Mapping[str, Tensor] | None = None,
-        present: Present | None = None,
+        given: Given = None,
+        present: Present = None,
         prediction: Prediction | None = None,
         generator: torch.Generator | None = None,
     ) -> dict[str, Tensor]:
-        """Every modality drawn jointly at one state, {name: value} (theory 3: at one time, not along the path).
+        """Every modality drawn jointly at one state, {name: value} in `dtype` (theory 3: at one time, not along the path).
 
         A prediction that is there already is read as it is.
         """
         prediction = self.predict(z_t, t, given=given, present=present) if prediction is None else prediction
-        return {name: law.draw(generator) for name, law in prediction.law.items()}
+        values = {name: law.draw(generator) for name, law in prediction.law.items()}
+        return {name: v.to(self.dtype) if v.is_floating_point() else v for name, v in values.items()}
 
 
-def check_state(
-    model: Denoiser, z_t: Tensor, t: int | Tensor, given: Mapping[str, Tensor] | None, present: Present | None
-) -> None:
+def check_state(model: Denoiser, z_t: Tensor, t: int | Tensor, given: Given, present: Present) -> None:
     """Refuse what `predict` is asked with, unless it fits the model."""
     if tuple(z_t.shape[1:]) != model.space:
         raise ValueError(f"z_t must have shape (B, {', '.join(map(str, model.space))}), got {tuple(z_t.shape)}")

@@ -10,8 +10,8 @@ from torch import Tensor
 from mtdiff.checks import check_names, check_real, check_steps
 from mtdiff.schedules import NoiseSchedule, tabulate
 
-Present = Collection[str] | Mapping[str, Tensor]
-"""Which modalities are in the aggregate: names, the same for all examples, or {name: (B,) bool} of those not all have."""
+Present = Collection[str] | Mapping[str, Tensor] | None
+"""Who is in the aggregate: names, the same for all examples, or {name: (B,) bool} of those not all have; None: all."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class ForwardProcess:
             raise ValueError(f"steps must be in 1..{start - self.first} from t = {start}, got {intervals!r}")
         return torch.linspace(start, self.first, intervals + 1, dtype=torch.float64).round().long().tolist()
 
-    def at(self, t: int | Tensor, like: Tensor, present: Present | None = None) -> At:
+    def at(self, t: int | Tensor, like: Tensor, present: Present = None) -> At:
         """Signal, noise and weights at t, for states like (B, *Z)."""
         t, tables = self._steps(t, like), self._on(like.device)
         masks = self.masks(present, len(like), like.device)
@@ -141,7 +141,7 @@ class ForwardProcess:
         abar = tables["abar"][t]
         return At(per_example(abar.sqrt(), like), per_example((1 - abar).sqrt(), like), W)
 
-    def masks(self, present: Present | None, n: int, device: torch.device) -> dict[str, Tensor]:
+    def masks(self, present: Present, n: int, device: torch.device) -> dict[str, Tensor]:
         """Who is present as {name: (n,) bool}, of the modalities that not all examples have."""
         if present is None:
             return {}
@@ -153,13 +153,11 @@ class ForwardProcess:
                 raise ValueError(f"present[{name!r}] must be bool ({n},), got {mask.dtype} {tuple(mask.shape)}")
         return {name: mask.to(device) for name, mask in present.items()}
 
-    def aggregate(self, codes: Mapping[str, Tensor], t: int | Tensor, present: Present | None = None) -> Tensor:
+    def aggregate(self, codes: Mapping[str, Tensor], t: int | Tensor, present: Present = None) -> Tensor:
         """The aggregate of all modalities: m_t(X) = sum_i W_t^i E_i(x_i), (B, *Z)."""
         return self.at(t, self._checked(codes, present), present).mix(codes)
 
-    def marginal(
-        self, codes: Mapping[str, Tensor], t: int | Tensor, present: Present | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def marginal(self, codes: Mapping[str, Tensor], t: int | Tensor, present: Present = None) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of z_t given every modality: q(z_t | X) = N(sqrt(abar_t) m_t(X), (1 - abar_t) I).
 
         Source: the closed form of the paper's kernel is ours (theory 2, by induction).
@@ -205,14 +203,14 @@ class ForwardProcess:
         return mean, per_example(((1 - a) * (1 - abar_s) / (1 - abar_t)).sqrt(), z_t)
 
     def transition(
-        self, z_prev: Tensor, codes: Mapping[str, Tensor], t: int | Tensor, present: Present | None = None
+        self, z_prev: Tensor, codes: Mapping[str, Tensor], t: int | Tensor, present: Present = None
     ) -> tuple[Tensor, Tensor]:
         """One forward step, q(z_t | z_{t-1}, X): `ahead` from t - 1."""
         t = self._steps(t, self._checked(codes, present, z_prev=z_prev), lowest=1)
         return self.ahead(z_prev, self.aggregate(codes, t - 1, present), self.aggregate(codes, t, present), t - 1, t)
 
     def posterior(
-        self, z_t: Tensor, codes: Mapping[str, Tensor], t: int | Tensor, present: Present | None = None
+        self, z_t: Tensor, codes: Mapping[str, Tensor], t: int | Tensor, present: Present = None
     ) -> tuple[Tensor, Tensor]:
         """One step back, q(z_{t-1} | z_t, X): `back` to t - 1."""
         t = self._steps(t, self._checked(codes, present, z_t=z_t), lowest=1)
@@ -223,7 +221,7 @@ class ForwardProcess:
         codes: Mapping[str, Tensor],
         t: int | Tensor,
         noise: Tensor | None = None,
-        present: Present | None = None,
+        present: Present = None,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Draw z_t = sqrt(abar_t) m_t(X) + sqrt(1 - abar_t) eps; returns z_t and eps, drawn where it is not given."""
@@ -235,7 +233,7 @@ class ForwardProcess:
             raise ValueError(f"noise must have shape {tuple(mean.shape)} like the codes, got {tuple(noise.shape)}")
         return mean + std * noise, noise
 
-    def prior_kl(self, codes: Mapping[str, Tensor], present: Present | None = None) -> Tensor:
+    def prior_kl(self, codes: Mapping[str, Tensor], present: Present = None) -> Tensor:
         """How far z_T is from noise: KL(q(z_T | X) || N(0, I)) = 1/2 [abar_T (|m_T|^2 - d) - d log(1 - abar_T)], d = dim Z.
 
         That is about 1/2 abar_T |m_T|^2, for one code of unit RMS half of SNR times dimension: the same weight speaks louder
@@ -287,7 +285,7 @@ class ForwardProcess:
         check_steps(t, len(like), lowest, self.steps)
         return t.expand(len(like)).to(like.device).long()
 
-    def _checked(self, codes: Mapping[str, Tensor], present: Present | None, **state: Tensor) -> Tensor:
+    def _checked(self, codes: Mapping[str, Tensor], present: Present, **state: Tensor) -> Tensor:
         """A tensor of the common shape (B, *Z) of codes and state, which fit each other and the process."""
         check_names("codes", codes, self.names)
         if not codes:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mtdiff.checks import check_finite, check_names, check_real, check_whole
 from mtdiff.laws import detached
-from mtdiff.prediction import Denoiser, Prediction
+from mtdiff.prediction import Denoiser, Given, Prediction
 from mtdiff.process import ForwardProcess, Present, per_example
 from mtdiff.solvers import SAMPLERS, Guess, Step
 
@@ -23,18 +23,11 @@ def sample(
     model: Denoiser,
     n: int,
     *,
-    given: Mapping[str, Tensor] | None = None,
+    given: Given = None,
     rule: str | Mapping[str, str] | None = None,
-    sampler: str | Step | None = None,
-    steps: int = 50,
-    repeats: int = 1,
-    guidance: float = 1.0,
-    present: Present | None = None,
-    start: tuple[int, Tensor] | None = None,
-    towards: Towards | None = None,
-    guide: Guide | None = None,
-    after_step: AfterStep | None = None,
+    present: Present = None,
     generator: torch.Generator | None = None,
+    **options,
 ) -> dict[str, Tensor]:
     """Draw all modalities, some of which may be given: any to any.
 
@@ -45,19 +38,20 @@ def sample(
             "bayes": gradient of the model's own head (rule 2; one given modality; guidance scales the gradient).
             "substitute": swaps the guess for the value (rule 1; biased, cannot be guided).
             "readout": no chain at all; z near t = 0 from the given values, heads read the others (rule 4).
+        present: the set S of modalities that the chain carries; None is all. The heads read the others off it. What is
+            given outside of S only conditions the backbone.
+        generator: source of all noise, on the model's device.
+        **options: what else `sample_path` takes, as follows.
         sampler: "ddpm" (ancestral), "ddim", "heun" or "dpm++" (2M), or a `mtdiff.solvers.Step` of your own; None is the
             model's own choice, "ddim" unless its card says that another one measured better.
         steps: number of intervals between t = T and the read-out, 1..T (Heun evaluates twice in each).
         repeats: how often each interval is taken, with noise put back in between (`ForwardProcess.ahead`): as many times
             the evaluations. With a few long steps the parts of a draw agree better, and draws vary less than they should.
         guidance: scale of "bayes", "conditioned" or `towards`; 1 is none beyond the rule itself.
-        present: the set S of modalities that the chain carries; None is all. The heads read the others off it. What is
-            given outside of S only conditions the backbone.
         start: (t, z_t) to start from in place of the chain's end, z_t (n, *Z): SDEdit's way.
         towards: prediction -> (n,) log p(what is wanted | z_t), by whose gradient the aggregate is moved as by rule 2.
         guide: (prediction, z_t, t) -> prediction, whatever else is to be done to what the model says.
         after_step: (z_s, s) -> z_s, whatever is to be done to the state after each step.
-        generator: source of all noise, on the model's device.
 
     Returns:
         {name: (n, ...)} all modalities, the given ones as copies.
@@ -73,24 +67,21 @@ def sample(
     """
     given, present = _values(model, n, given), _once(present)
     rules = _rules(model, given, rule)
+    path = sample_path(model, n, given=given, rule=rules, present=present, generator=generator, **options)
     if given and all(r == "readout" for r in rules.values()):
-        _check_guidance(guidance, rules, towards)
-        if present is not None or start is not None:
+        _check_guidance(options.get("guidance", 1.0), rules, options.get("towards"))
+        if present is not None or options.get("start") is not None:
             raise ValueError('rule "readout" has no chain: it takes neither `present` nor `start`')
-        t, codes = model.process.first, _double(model.encode(given))
-        z, _ = model.process.diffuse(codes, t, _noise(model, n, generator), set(given))
-        with torch.no_grad():
-            drawn = model.read(z, t, present=set(given), generator=generator)
+        t, codes, present, prediction = model.process.first, _double(model.encode(given)), set(given), None
+        z, _ = model.process.diffuse(codes, t, _noise(model, n, generator), present)
+        known = {}
     else:
-        path = sample_path(
-            model, n, given=given, rule=rules, sampler=sampler, steps=steps, repeats=repeats, guidance=guidance,
-            present=present, start=start, towards=towards, guide=guide, after_step=after_step, generator=generator,
-        )  # fmt: skip
         t, z, prediction = collections.deque(path, maxlen=1).pop()
+        known = given
         if not bool(z.isfinite().all()):
             raise FloatingPointError("the chain left the finite numbers: try less guidance, or look at the model's weights")
-        with torch.no_grad():
-            drawn = model.read(z, t, given=given, present=present, generator=generator, prediction=prediction)
+    with torch.no_grad():
+        drawn = model.read(z, t, given=known, present=present, prediction=prediction, generator=generator)
     return {**drawn, **{name: value.clone() for name, value in given.items()}}
 
 
@@ -98,13 +89,13 @@ def sample_path(
     model: Denoiser,
     n: int,
     *,
-    given: Mapping[str, Tensor] | None = None,
+    given: Given = None,
     rule: str | Mapping[str, str] | None = None,
     sampler: str | Step | None = None,
     steps: int = 50,
     repeats: int = 1,
     guidance: float = 1.0,
-    present: Present | None = None,
+    present: Present = None,
     start: tuple[int, Tensor] | None = None,
     towards: Towards | None = None,
     guide: Guide | None = None,
@@ -148,9 +139,7 @@ def sample_path(
     yield times[-1], z, look.predict(z, times[-1])
 
 
-def sample_many(
-    model: Denoiser, n: int, batch: int = 250, given: Mapping[str, Tensor] | None = None, **options
-) -> dict[str, Tensor]:
+def sample_many(model: Denoiser, n: int, batch: int = 250, given: Given = None, **options) -> dict[str, Tensor]:
     """`sample` in batches, so that memory does not grow with n; `given` holds n values of each name, never one."""
     parts = []
     for start in range(0, n, batch):
@@ -238,7 +227,7 @@ class _Informed:
             estimate[j] = torch.where(at.W[j] != 0, rest / at.W[j], estimate[j])
 
 
-def _values(model: Denoiser, n: int, given: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+def _values(model: Denoiser, n: int, given: Given) -> dict[str, Tensor]:
     """Given values, n of each, on the model's device."""
     check_whole("n", n)
     values = {}
@@ -310,12 +299,12 @@ def _noise(model: Denoiser, n: int, generator: torch.Generator | None) -> Tensor
     return torch.randn((n, *model.space), dtype=torch.float64, device=model.device, generator=generator)
 
 
-def _once(present: Present | None) -> Present | None:
+def _once(present: Present) -> Present:
     """The present set, whatever its names come in."""
     return present if present is None or isinstance(present, Mapping | str) else set(present)
 
 
-def _carried(model: Denoiser, n: int, present: Present | None, rules: Mapping[str, str]) -> Present | None:
+def _carried(model: Denoiser, n: int, present: Present, rules: Mapping[str, str]) -> Present:
     """The present set, which must hold what rules work on in the chain."""
     if present is None:
         return None

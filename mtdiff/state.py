@@ -45,7 +45,7 @@ class State:
         z: Tensor,
         t: int | Tensor,
         given: Mapping[str, Tensor],
-        present: Present | None,
+        present: Present,
         known: Mapping[str, Tensor],
     ) -> "State":
         """States with what follows from them; of a value that `known` does not name all examples know."""

@@ -882,7 +882,7 @@ def test_a_step_is_asked_once_for_each_interval_and_the_model_once_for_each_stat
     model.predict = lambda z, t, **options: states.append(t) or predict(z, t, **options)
     mt.sample(model, 2, sampler=step, steps=4, generator=generator())
     assert calls == [(200, 150, None), (150, 100, 200), (100, 50, 150), (50, 0, 100)]
-    assert states == [200, 150, 100, 50, 0]
+    assert states == [200, 150, 100, 50, 0, 0], "the last for the joint law that is read"
 
 
 def test_towards_a_label_is_the_rule_of_bayes():

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mtdiff.checks import check_ids, check_real
 from mtdiff.laws import Categorical, gaussian_log_prob
-from mtdiff.prediction import Denoiser, Prediction, check_state
+from mtdiff.prediction import Denoiser, Given, Prediction, check_state
 from mtdiff.process import ForwardProcess, Present
 
 
@@ -69,14 +69,7 @@ class LabelledMixture(Denoiser):
         """Codes: x as it is, and the label's code, (B, d) float64."""
         return {name: self.codes[v.long()] if name == "label" else v.double() for name, v in values.items()}
 
-    def predict(
-        self,
-        z_t: Tensor,
-        t: int | Tensor,
-        *,
-        given: Mapping[str, Tensor] | None = None,
-        present: Present | None = None,
-    ) -> Prediction:
+    def predict(self, z_t: Tensor, t: int | Tensor, *, given: Given = None, present: Present = None) -> Prediction:
         """E[m_t | z_t, given] exactly, and the laws of x, a mixture (`Mixture`), and of the label (`Categorical`)."""
         check_state(self, z_t, t, given, present)
         law, at = self._components(z_t.double(), t, given, present), self.process.at(t, z_t.double(), present)
@@ -85,19 +78,9 @@ class LabelledMixture(Denoiser):
         label = Categorical(law.log_weights, mix=lambda probs: probs @ self.codes)
         return Prediction(aggregate, {"x": law, "label": label}, {"x": law.mean, "label": r @ self.codes})
 
-    def read(
-        self,
-        z_t: Tensor,
-        t: int,
-        *,
-        given: Mapping[str, Tensor] | None = None,
-        present: Present | None = None,
-        prediction: Prediction | None = None,
-        generator: torch.Generator | None = None,
-    ) -> dict[str, Tensor]:
+    def read(self, z_t: Tensor, t: int, *, prediction=None, generator=None, **conditions) -> dict[str, Tensor]:
         """Draw (x, label) from their exact joint law given z_t and what is given: the label first, then x given both."""
-        check_state(self, z_t, t, given, present)
-        label, x = self._components(z_t.double(), t, given, present).draw_both(generator)
+        label, x = self.predict(z_t, t, **conditions).law["x"].draw_both(generator)
         return {"x": x, "label": label}
 
     def _components(self, z: Tensor, t, given, present) -> "Mixture":
