@@ -40,8 +40,9 @@ class At:
     def gain(self, name: str) -> Tensor:
         """k_t = W_t sqrt(abar_t) / (W_t^2 abar_t + 1 - abar_t), by which k_t z_t is the best linear guess of a modality.
 
-        For x ~ N(0, 1) in z_t = sqrt(abar_t) W_t x + sqrt(1 - abar_t) eps it gives E[x | z_t]; for W = 1 it is sqrt(abar_t), v-prediction's. With sigma = noise / (W signal) it is EDM's c_skip(sigma) / (W signal)
-        for data of variance 1. What is absent leaves no trace: 0.
+        For x ~ N(0, 1) in z_t = sqrt(abar_t) W_t x + sqrt(1 - abar_t) eps it gives E[x | z_t]; for W = 1 that is
+        sqrt(abar_t), v-prediction's. With sigma = noise / (W signal) it is EDM's c_skip(sigma) / (W signal) for data of
+        variance 1. What is absent leaves no trace: 0.
 
         Source: Karras et al. 2022, table 1 (c_skip); as a Wiener filter, theory 2.
         """
