@@ -45,9 +45,9 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "mtdiff"
 LAWS = ("schedules.py", "process.py", "solvers.py", "elbo.py", "sampling.py", "exact/gaussian.py", "exact/mixture.py")
 KINDS = ("base.py", "caption.py", "continuous.py", "encoded.py", "generators.py", "label.py", "maps.py")
-FILES = (*LAWS, "model.py", "telling.py", "losses.py", *(f"modalities/{file}" for file in KINDS))
-OF_LAWS = ("schedules", "process", "gaussian_gap", "exact", "elbo", "losses", "model", "solvers", "sampling", "telling")
-OF_NETWORKS = ("model", "telling", "losses", "modalities", "encoders", "maps")
+FILES = (*LAWS, "laws.py", "prediction.py", "model.py", "state.py", "losses.py", *(f"modalities/{file}" for file in KINDS))
+OF_LAWS = ("schedules", "process", "gaussian_gap", "exact", "elbo", "losses", "model", "solvers", "sampling", "state")
+OF_NETWORKS = ("laws", "model", "state", "losses", "modalities", "encoders", "maps")
 TESTS = {file: OF_LAWS if file in LAWS else OF_NETWORKS for file in FILES}
 OUTCOMES = ("caught", "import", "timeout", "survived")
 GOAL = 0.95  # of the mutants of every file
@@ -84,22 +84,22 @@ REASONS = {
         "if not self.span or (self.channels and (self.channels.stop or «0 → 1») > self.space[0]):",
     ): "an open slice ends where the space does, and every space has a channel",
     (
-        "modalities/continuous.py",
+        "laws.py",
         "log_prob",
-        "low = torch.where(value - half <= -1, -«1e4 → 11000», (value - half - params) / std)",
+        "low = torch.where(value - half <= -1, -«1e4 → 11000», (value - half - self.mean) / std)",
     ): FAR_OUT,
     (
-        "modalities/continuous.py",
+        "laws.py",
         "log_prob",
-        "high = torch.where(value + half >= 1, «1e4 → 11000», (value + half - params) / std)",
+        "high = torch.where(value + half >= 1, «1e4 → 11000», (value + half - self.mean) / std)",
     ): FAR_OUT,
     (
-        "modalities/continuous.py",
+        "laws.py",
         "log_prob",
         "low, high = torch.where(low + high «> → >=» 0, -high, low), torch.where(low + high > 0, -low, high)",
     ): MIRRORED,
     (
-        "modalities/continuous.py",
+        "laws.py",
         "log_prob",
         "low, high = torch.where(low + high > 0, -high, low), torch.where(low + high «> → >=» 0, -low, high)",
     ): MIRRORED,
@@ -151,8 +151,8 @@ REASONS = {
     ): "a table differs somewhere from its entry at 1 just where it differs somewhere from its entry at 0",
     (
         "elbo.py",
-        "elbo",
-        "return torch.randn(shape«, dtype=torch.float64 → », device=device, generator=generator)",
+        "_noise",
+        "return torch.randn(like.shape«, dtype=like.dtype → », device=like.device, generator=generator)",
     ): FLOAT32_NOISE,
     (
         "sampling.py",
@@ -160,20 +160,15 @@ REASONS = {
         "t, z, prediction = collections.deque(path, maxlen=«1 → 2»).pop()",
     ): "keeps one state more than it needs; the last one is the same",
     (
-        "sampling.py",
-        "sample_path",
-        "times = torch.linspace(top, process.first, steps + 1«, dtype=torch.float64 → »).round().long().tolist()",
+        "process.py",
+        "times",
+        "return torch.linspace(start, self.first, intervals + 1«, dtype=torch.float64 → »).round().long().tolist()",
     ): "float32 rounds to the same whole steps, except that it may break a tie the other way",
     (
         "sampling.py",
-        "_informed",
-        "if told «and → or» guidance != 1.0:",
+        "__call__",
+        "if self.given «and → or» self.guidance != 1.0:",
     ): "costs a call of the network: from the same to the same, or all the way to told",
-    (
-        "sampling.py",
-        "_informed",
-        "log_p = model.log_prob(bayes, given[bayes], leaf, t, given=told or None«, present=mask → », prediction=prediction)",
-    ): "the prediction is there, and what is given by this rule is always present: its variance is the same",
     (
         "exact/gaussian.py",
         "linear_gaussian_gap",
@@ -222,8 +217,9 @@ REASONS = {
     ): FLOAT32_NOISE,
     (
         "exact/mixture.py",
-        "read",
-        "noise = torch.randn(z_t.shape«, dtype=torch.float64 → », generator=generator)",
+        "draw_both",
+        "rows, noise = torch.arange(len(k)), "
+        "torch.randn(self.means[:, 0].shape«, dtype=torch.float64 → », generator=generator)",
     ): FLOAT32_NOISE,
     (
         "exact/mixture.py",
@@ -232,8 +228,8 @@ REASONS = {
     ): SIGN_OF_NOISE,
     (
         "exact/mixture.py",
-        "read",
-        'return {"x": mean_k[rows, label] «+ → -» variance_k[rows, label, None].sqrt() * noise, "label": label}',
+        "draw_both",
+        "return k, self.means[rows, k] «+ → -» self.variances[rows, k, None].sqrt() * noise",
     ): SIGN_OF_NOISE,
     (
         "exact/mixture.py",

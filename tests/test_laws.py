@@ -213,6 +213,17 @@ def test_a_law_cannot_be_changed(name):
         setattr(law, next(iter(vars(law))), None)
 
 
+@pytest.mark.parametrize("name", list(laws()))
+def test_laws_are_told_apart_by_identity_and_shown_without_their_functions(name):
+    """Tensors have no one answer to ==, and the address of a function is nothing to look at."""
+    law, again = laws()[name][0], laws()[name][0]
+    assert law == law
+    assert law != again
+    assert len({law, again}) == 2
+    assert "function" not in repr(law)
+    assert repr(law).startswith(f"{name}(")
+
+
 def test_log_prob_and_loss_have_the_right_gradients():
     for law, value in laws().values():
         for name, part in vars(law).items():

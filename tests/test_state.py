@@ -385,6 +385,27 @@ def test_the_heads_gradient_in_the_state_is_right(t):
         assert float(gradient[k]) == pytest.approx((up - down) / 2e-5, rel=1e-4)
 
 
+@pytest.mark.parametrize("removed", [False, True])
+def test_the_network_is_told_who_is_absent_by_a_vector_each(removed):
+    """Their sum, over those that are not in the state; with known codes taken out, not of those that are known."""
+    model, values, seen = masked_model(remove_told=removed), batch(4), []
+    model.backbone.register_forward_pre_hook(lambda _, args, options: seen.append(options["condition"]), with_kwargs=True)
+    present = {"mask": torch.tensor([True, False, True, False]), "masked": torch.tensor([True, False, False, True])}
+    known = {"mask": torch.tensor([False, True, True, False])}
+    with torch.no_grad():
+        model(torch.zeros(4, *SHAPE), 30, {"mask": values["mask"]}, present, known)
+    mask, masked = model.absent["mask"], model.absent["masked"]
+    assert bool((mask != 0).all())
+    expected = [torch.zeros_like(mask), masked if removed else mask + masked, masked, mask]
+    torch.testing.assert_close(seen[0], torch.stack(expected))
+
+
+def test_a_state_cannot_be_changed():
+    model, z = masked_model(), torch.zeros(1, *SHAPE)
+    with pytest.raises(AttributeError, match="cannot assign"):
+        State.of(model.process, model.modalities, z, 30, {}, None, {}).z = z
+
+
 def test_a_map_of_labels_is_no_mask():
     process = mt.ForwardProcess(mt.NoiseSchedule.log_snr(10), dict.fromkeys(("image", "masked", "mask"), 1.0))
     modalities = {
