@@ -43,7 +43,16 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "mtdiff"
-LAWS = ("schedules.py", "process.py", "solvers.py", "elbo.py", "sampling.py", "exact/gaussian.py", "exact/mixture.py")
+LAWS = (
+    "checks.py",
+    "schedules.py",
+    "process.py",
+    "solvers.py",
+    "elbo.py",
+    "sampling.py",
+    "exact/gaussian.py",
+    "exact/mixture.py",
+)
 KINDS = ("base.py", "caption.py", "continuous.py", "encoded.py", "generators.py", "label.py", "maps.py")
 FILES = (*LAWS, "laws.py", "prediction.py", "model.py", "state.py", "losses.py", *(f"modalities/{file}" for file in KINDS))
 OF_LAWS = ("schedules", "process", "gaussian_gap", "exact", "elbo", "losses", "model", "solvers", "sampling", "state")
@@ -192,12 +201,12 @@ REASONS = {
     ): PROMOTED,
     (
         "exact/gaussian.py",
-        "_checked",
+        "_check_covariance",
         "if not torch.allclose(c, c.T, rtol=«1e-9 → 1.1e-09», atol=1e-12) or bool(torch.linalg.cholesky_ex(c).info):",
     ): TOLERANCE,
     (
         "exact/gaussian.py",
-        "_checked",
+        "_check_covariance",
         "if not torch.allclose(c, c.T, rtol=1e-9, atol=«1e-12 → 1.1e-12») or bool(torch.linalg.cholesky_ex(c).info):",
     ): TOLERANCE,
     (

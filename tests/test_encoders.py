@@ -506,14 +506,14 @@ def test_bad_encoders_are_refused(make, message):
 # ---- captions ----
 
 
-def test_a_label_may_be_told_as_a_token_to_what_attends():
+def test_a_label_may_be_given_as_a_token_to_what_attends():
     label = attached(mt.Label(3, tell="token"))
     assert torch.equal(label.condition(torch.tensor([2, 0])), label.embed.weight[[2, 0]][:, None])
     with pytest.raises(ValueError, match="'it' is given as tokens, which this MLP cannot attend to"):
         attached(mt.Label(3, tell="token"), (8,))
 
 
-def test_a_caption_is_told_as_its_words_and_their_places():
+def test_a_caption_is_given_as_its_words_and_their_places():
     caption, value = randomise(attached(mt.Caption(WORDS, 2))), torch.tensor([[2, 0], [1, 1]])
     assert torch.equal(caption.condition(value), caption.embed.weight[value] + caption.position)
 

@@ -125,7 +125,7 @@ def test_the_classifier_sees_clean_images_and_nothing_of_the_label():
     assert float(loss.total) == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_a_label_can_be_told_as_a_token():
+def test_a_label_can_be_given_as_a_token():
     model = randomise(image_label.build("digits", "token"), scale=0.1).eval()
     z, label = torch.randn(3, 1, 8, 8, generator=generator()), torch.tensor([1, 2, 3])
     with torch.no_grad():

@@ -184,15 +184,15 @@ def test_the_aggregate_is_what_the_output_says_and_what_was_taken_out(removed):
     model.denoise.register_forward_hook(lambda module, inputs, output: outputs.append(output))
     found = model.predict(z, 30, given=given)
     signal, noise = model.process.at(30, z).level
-    known = known_sum(model, given, 30, z)
-    shift = known if removed else torch.zeros_like(z)
-    torch.testing.assert_close(found.aggregate, signal * (z - signal * shift) - noise * outputs[0] + shift)
+    known = shift(model, given, 30, z)
+    taken = known if removed else torch.zeros_like(z)
+    torch.testing.assert_close(found.aggregate, signal * (z - signal * taken) - noise * outputs[0] + taken)
     assert found.unknown is None, "an output of its own speaks of the whole aggregate"
     state = State.of(model.process, model.modalities, z, 30, given, None, {})
-    torch.testing.assert_close(state.known_sum, known)
+    torch.testing.assert_close(state.shift, known)
     torch.testing.assert_close(state.rest, z - signal * known)
     state = State.of(model.process, model.modalities, z, 30, {}, None, {})
-    assert not state.known_sum.any()
+    assert not state.shift.any()
     assert torch.equal(state.rest, z)
 
 
@@ -201,14 +201,14 @@ def test_the_sum_of_what_is_known_is_that_of_the_examples_that_know_it_and_have_
     known, present = torch.tensor([True, True, False, False]), torch.tensor([True, False, True, False])
     given = {"mask": values["mask"]}
     state = State.of(model.process, model.modalities, z, 30, given, {"mask": present}, {"mask": known})
-    expected = known_sum(model, given, 30, z)
-    torch.testing.assert_close(state.known_sum[0], expected[0])
-    assert not state.known_sum[1:].any()
+    expected = shift(model, given, 30, z)
+    torch.testing.assert_close(state.shift[0], expected[0])
+    assert not state.shift[1:].any()
     assert state.open("mask").flatten().bool().tolist() == [False, False, True, False]
     assert state.open("image").flatten().tolist() == [1.0] * 4
 
 
-def known_sum(model, given, t, z):
+def shift(model, given, t, z):
     """sum_j W_t^j E_j(x_j) over what is given."""
     codes = model.encode(given)
     return sum(model.process.cumulative(name)[t].float() * codes[name] for name in given)
@@ -307,7 +307,7 @@ def test_what_is_told_and_removed_is_as_good_as_absent():
     with torch.no_grad():
         told = model.predict(inside, t, given=given), model.predict(alone, t, given=given, present=only)
         torch.testing.assert_close(told[0].law["image"].mean, told[1].law["image"].mean, rtol=1e-4, atol=1e-5)
-        known = known_sum(model, given, t, inside)
+        known = shift(model, given, t, inside)
         torch.testing.assert_close(told[0].aggregate - known, told[1].aggregate, rtol=1e-4, atol=1e-5)
         untold = model.predict(alone, t).law["image"].mean, model.predict(alone, t, present=only).law["image"].mean
     assert not torch.isclose(*untold).all()
@@ -388,7 +388,7 @@ def test_the_heads_gradient_in_the_state_is_right(t):
 @pytest.mark.parametrize("removed", [False, True])
 def test_the_network_is_told_who_is_absent_by_a_vector_each(removed):
     """Their sum, over those that are not in the state; with known codes taken out, not of those that are known."""
-    model, values, seen = masked_model(remove_told=removed), batch(4), []
+    model, values, seen = masked_model(remove_known=removed), batch(4), []
     model.backbone.register_forward_pre_hook(lambda _, args, options: seen.append(options["condition"]), with_kwargs=True)
     present = {"mask": torch.tensor([True, False, True, False]), "masked": torch.tensor([True, False, False, True])}
     known = {"mask": torch.tensor([False, True, True, False])}
