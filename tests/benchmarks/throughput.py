@@ -71,7 +71,7 @@ def loss_of(process):
         x = batch["image"]
         t = torch.randint(0, process.steps + 1, (len(x),), device=x.device)
         eps = torch.randn_like(x)
-        signal, noise = process.level(t, x)
+        signal, noise = process.at(t, x).level
         v = net(signal * x + noise * eps, t / process.steps)
         return Loss((signal * eps - noise * x - v).square().mean(), {})
 

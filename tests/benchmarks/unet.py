@@ -84,7 +84,7 @@ def plain_loss(net, x, process):
     def loss():
         t = torch.randint(0, process.steps + 1, (BATCH,))
         eps = torch.randn_like(x)
-        signal, noise = process.level(t, x)
+        signal, noise = process.at(t, x).level
         v = net(signal * x + noise * eps, t / process.steps)
         return (signal * eps - noise * x - v).square().mean()
 
@@ -97,7 +97,7 @@ def sampling_step(net, z, process, t=500, s=480):
     @torch.no_grad()
     def step():
         v = net(z, torch.full((BATCH,), t / process.steps))
-        (a, b), (a_s, b_s) = process.level(t, z), process.level(s, z)
+        (a, b), (a_s, b_s) = process.at(t, z).level, process.at(s, z).level
         return a_s * (a * z - b * v) + b_s * (b * z + a * v)
 
     return step
