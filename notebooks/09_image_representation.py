@@ -44,7 +44,7 @@ from IPython.display import Markdown
 
 import mtdiff as mt
 from mtdiff import plots, widgets
-from mtdiff.baselines import RepresentationGuided
+from mtdiff.baselines import representation_guidance
 from mtdiff.comparison import by_seed, paired, tally
 from mtdiff.experiments import image_representation, report
 from mtdiff.representations import Pretrained, contrastive_loss, probes, representation, represented, views
@@ -311,7 +311,7 @@ with torch.no_grad():
     joint, at = model.predict(z, t), model.process.at(t, z)
     rest = z - at.signal * at.W["representation"] * joint.estimate["representation"]
     without = model.predict(rest, t, present={"image"})
-    guided = RepresentationGuided(model, g).predict(z, t)
+    guided = representation_guidance(model, g)(joint, z, t)
 by_hand = joint.estimate["image"] + (g - 1) * (joint.estimate["image"] - without.estimate["image"])
 print(f"largest difference {(guided.estimate['image'] - by_hand).abs().max():.0e}")
 assert torch.allclose(guided.estimate["image"], by_hand, atol=1e-5)

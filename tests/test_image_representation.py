@@ -6,7 +6,7 @@ from helpers import generator, randomise
 
 import mtdiff as mt
 from mtdiff import cli, representations
-from mtdiff.baselines import RepresentationGuided
+from mtdiff.baselines import representation_guidance
 from mtdiff.datasets import Dataset
 from mtdiff.experiments import EXPERIMENTS, representation_scores
 from mtdiff.experiments import image_representation as experiment
@@ -66,25 +66,26 @@ def test_guidance_pushes_from_without_to_with(variant):
     t, name = 200, "representation"
     with torch.no_grad():
         plain = model.predict(z, t)
-        unguided = RepresentationGuided(model, 1.0).predict(z, t)
+        unguided = representation_guidance(model, 1.0)(plain, z, t)
         for key in ("aggregate", "estimate"):
             torch.testing.assert_close(getattr(unguided, key), getattr(plain, key))
         for i in plain.law:
             torch.testing.assert_close(unguided.law[i].mean, plain.law[i].mean)
-        bare = z - model.process.at(t, z).level[0] * model.process.at(t, z).W[name] * plain.estimate[name]
+        at = model.process.at(t, z)
+        bare = z - at.signal * at.W[name] * plain.estimate[name]
         without = model.predict(bare, t, present={name: torch.zeros(4, dtype=torch.bool)}).law["image"].mean
-        guided = RepresentationGuided(model, 2.5).predict(z, t)
+        guided = representation_guidance(model, 2.5)(plain, z, t)
     torch.testing.assert_close(guided.law["image"].mean, without + 2.5 * (plain.law["image"].mean - without))
     torch.testing.assert_close(guided.estimate[name], plain.estimate[name])
     push = guided.estimate["image"] - plain.estimate["image"]
     torch.testing.assert_close(guided.aggregate, plain.aggregate + push)
-    drawn = mt.sample(RepresentationGuided(model, 2.5), 2, steps=3, generator=generator())
+    drawn = mt.sample(model, 2, guide=representation_guidance(model, 2.5), steps=3, generator=generator())
     assert drawn["image"].shape == (2, 3, 16, 16)
 
 
 def test_guidance_needs_a_representation_in_the_chain():
     with pytest.raises(ValueError, match="whose chain carries the representation"):
-        RepresentationGuided(experiment.build(DATA, "predicted"), 2.0)
+        representation_guidance(experiment.build(DATA, "predicted"), 2.0)
 
 
 def test_a_representation_of_another_size_is_refused():

@@ -1,9 +1,9 @@
 """Other people's ways, behind the same calls: editing by a plain model, inpainting, a classifier, no shared space."""
 
 from mtdiff.baselines.classifier import classifier_loss
-from mtdiff.baselines.guided import RepresentationGuided
+from mtdiff.baselines.guided import representation_guidance
 from mtdiff.baselines.images import repaint, sdedit
 from mtdiff.baselines.inpainting import WAYS, inpaint
 from mtdiff.baselines.unshared import Unshared
 
-__all__ = ["WAYS", "RepresentationGuided", "Unshared", "classifier_loss", "inpaint", "repaint", "sdedit"]
+__all__ = ["WAYS", "Unshared", "classifier_loss", "inpaint", "repaint", "representation_guidance", "sdedit"]

@@ -1,6 +1,5 @@
 """Guidance by a representation that the model itself draws beside the image."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -8,15 +7,14 @@ from torch import Tensor
 
 from mtdiff.model import MTDiffusion
 from mtdiff.prediction import Prediction
+from mtdiff.sampling import Guide
 
 
-class RepresentationGuided:
-    """A joint model whose image estimate is pushed from what it is without the representation to what it is with it.
+def representation_guidance(model: MTDiffusion, scale: float) -> Guide:
+    """A guide of joint draws (`sample(guide=...)`): the image is pushed through what it is with the representation.
 
     With e the image's estimate: e + (s - 1) (e - e'), where e' is the estimate from the state without the representation's
-    code, z_t - sqrt(abar_t) W_t E[r | z_t], and with the network told that it is absent (the present set S = {image}).
-    Everything else is the model's own, so that `mtdiff.sample` takes it as a model.
-
+    code, z_t - sqrt(abar_t) W_t E[r | z_t], and with the network given that it is absent (the present set S = {image}).
     Scale s = 1 is no guidance.
 
     Raises:
@@ -24,27 +22,19 @@ class RepresentationGuided:
 
     Source: representation guidance: Kouzelis et al. 2025 (ReDi); by a present set: ours.
     """
+    name = "representation"
+    if name not in model.process.entering:
+        raise ValueError("representation guidance needs a model whose chain carries the representation")
 
-    def __init__(self, model: MTDiffusion, scale: float):
-        if "representation" not in model.process.entering:
-            raise ValueError("representation guidance needs a model whose chain carries the representation")
-        self.model, self.scale = model, scale
-
-    def __getattr__(self, name: str):
-        return getattr(self.model, name)
-
-    def predict(self, z_t: Tensor, t: int | Tensor, *, given: Mapping | None = None, present: Mapping | None = None):
-        """`MTDiffusion.predict`, guided; where the representation is told or absent it is the model's own."""
-        joint = self.model.predict(z_t, t, given=given, present=present)
-        if self.scale == 1 or given or present:
+    @torch.no_grad()
+    def guide(joint: Prediction, z_t: Tensor, t: int | Tensor) -> Prediction:
+        if scale == 1:
             return joint
-        process, name = self.model.process, "representation"
-        at = process.at(t, z_t)
-        mask = {name: torch.zeros(len(z_t), dtype=torch.bool, device=z_t.device)}
-        without = self.model.predict(z_t - at.signal * at.W[name] * joint.estimate[name], t, present=mask)
-        push = (self.scale - 1) * (joint.estimate["image"] - without.estimate["image"])
+        at = model.process.at(t, z_t)
+        without = model.predict(z_t - at.signal * at.W[name] * joint.estimate[name], t, present={*model.modalities} - {name})
+        push = (scale - 1) * (joint.estimate["image"] - without.estimate["image"])
+        image = replace(joint.law["image"], mean=joint.law["image"].mean + model.modalities["image"].take(push))
         estimate = {**joint.estimate, "image": joint.estimate["image"] + push}
-        aggregate = joint.aggregate + at.W["image"] * push
-        law = joint.law["image"]
-        image = replace(law, mean=law.mean + self.model.modalities["image"].take(push))
-        return Prediction(aggregate, {**joint.law, "image": image}, estimate)
+        return Prediction(joint.aggregate + at.W["image"] * push, {**joint.law, "image": image}, estimate)
+
+    return guide

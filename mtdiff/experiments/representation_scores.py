@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtdiff.baselines import RepresentationGuided
+from mtdiff.baselines import representation_guidance
 from mtdiff.datasets import Dataset
 from mtdiff.experiments.base import alone
 from mtdiff.judges import label_judge, scene_judge
@@ -41,7 +41,7 @@ def evaluate(model: MTDiffusion, data: str, seed: int = 0, n: int = 1000) -> dic
     if "representation" in model.process.entering:
         out["guidance"] = {}
         for scale in GUIDANCE:
-            drawn = sample_many(RepresentationGuided(model, scale), n, **options)
+            drawn = sample_many(model, n, guide=representation_guidance(model, scale), **options)
             out["guidance"][str(scale)] = fidelity(real, judge.features(drawn["image"].cpu()))
             if scale == 1:
                 out["drawn"] = drawn_scores(drawn, data)
