@@ -25,6 +25,9 @@ def sample(
     *,
     given: Given = None,
     rule: str | Mapping[str, str] | None = None,
+    sampler: str | Step | None = None,
+    steps: int = 50,
+    guidance: float = 1.0,
     present: Present = None,
     generator: torch.Generator | None = None,
     **options,
@@ -38,20 +41,14 @@ def sample(
             "bayes": gradient of the model's own head (rule 2; one given modality; guidance scales the gradient).
             "substitute": swaps the guess for the value (rule 1; biased, cannot be guided).
             "readout": no chain at all; z near t = 0 from the given values, heads read the others (rule 4).
-        present: the set S of modalities that the chain carries; None is all. The heads read the others off it. What is
-            given outside of S only conditions the backbone.
-        generator: source of all noise, on the model's device.
-        **options: what else `sample_path` takes, as follows.
         sampler: "ddpm" (ancestral), "ddim", "heun" or "dpm++" (2M), or a `mtdiff.solvers.Step` of your own; None is the
             model's own choice, "ddim" unless its card says that another one measured better.
         steps: number of intervals between t = T and the read-out, 1..T (Heun evaluates twice in each).
-        repeats: how often each interval is taken, with noise put back in between (`ForwardProcess.ahead`): as many times
-            the evaluations. With a few long steps the parts of a draw agree better, and draws vary less than they should.
         guidance: scale of "bayes", "conditioned" or `towards`; 1 is none beyond the rule itself.
-        start: (t, z_t) to start from in place of the chain's end, z_t (n, *Z): SDEdit's way.
-        towards: prediction -> (n,) log p(what is wanted | z_t), by whose gradient the aggregate is moved as by rule 2.
-        guide: (prediction, z_t, t) -> prediction, whatever else is to be done to what the model says.
-        after_step: (z_s, s) -> z_s, whatever is to be done to the state after each step.
+        present: the set S of modalities that the chain carries; None is all. The heads read the others off it. What is
+            given outside of S only conditions the backbone.
+        generator: source of all noise, on the model's device.
+        **options: what else `sample_path` takes: `start`, `repeats`, `towards`, `guide`, `after_step`.
 
     Returns:
         {name: (n, ...)} all modalities, the given ones as copies.
@@ -67,9 +64,10 @@ def sample(
     """
     given, present = _values(model, n, given), _once(present)
     rules = _rules(model, given, rule)
+    options |= {"sampler": sampler, "steps": steps, "guidance": guidance}
     path = sample_path(model, n, given=given, rule=rules, present=present, generator=generator, **options)
     if given and all(r == "readout" for r in rules.values()):
-        _check_guidance(options.get("guidance", 1.0), rules, options.get("towards"))
+        _check_guidance(guidance, rules, options.get("towards"))
         if present is not None or options.get("start") is not None:
             raise ValueError('rule "readout" has no chain: it takes neither `present` nor `start`')
         t, codes, present, prediction = model.process.first, _double(model.encode(given)), set(given), None
@@ -91,18 +89,26 @@ def sample_path(
     *,
     given: Given = None,
     rule: str | Mapping[str, str] | None = None,
+    present: Present = None,
+    start: tuple[int, Tensor] | None = None,
     sampler: str | Step | None = None,
     steps: int = 50,
     repeats: int = 1,
     guidance: float = 1.0,
-    present: Present = None,
-    start: tuple[int, Tensor] | None = None,
     towards: Towards | None = None,
     guide: Guide | None = None,
     after_step: AfterStep | None = None,
     generator: torch.Generator | None = None,
 ) -> Iterator[tuple[int, Tensor, Prediction]]:
     """The reverse chain of `sample` as a generator; it takes the same but for rule "readout", which has no chain.
+
+    Args:
+        repeats: how often each interval is taken, with noise put back in between (`ForwardProcess.ahead`): as many times
+            the evaluations. With a few long steps the parts of a draw agree better, and draws vary less than they should.
+        start: (t, z_t) to start from in place of the chain's end, z_t (n, *Z): SDEdit's way.
+        towards: prediction -> (n,) log p(what is wanted | z_t), by whose gradient the aggregate is moved as by rule 2.
+        guide: (prediction, z_t, t) -> prediction, whatever else is to be done to what the model says.
+        after_step: (z_s, s) -> z_s, whatever is to be done to the state after each step.
 
     Yields:
         (t, z_t, prediction) for the start and after each step, down to the read-out step; with repeats, each time that a

@@ -8,6 +8,9 @@ from torch import Tensor, nn
 
 from mtdiff.recorded import Recorded
 
+Maybe = Tensor | None
+"""What a backbone may be given, or not."""
+
 
 class Backbone(Recorded, nn.Module):
     """A shared network: (z, u, conditions) -> (feature map, pooled vector). It knows nothing of modalities.
@@ -30,13 +33,7 @@ class Backbone(Recorded, nn.Module):
     attends: bool = False
 
     def forward(
-        self,
-        z: Tensor,
-        u: Tensor,
-        condition: Tensor | None = None,
-        context: Tensor | None = None,
-        tokens: Tensor | None = None,
-        keep: Tensor | None = None,
+        self, z: Tensor, u: Tensor, condition: Maybe = None, context: Maybe = None, tokens: Maybe = None, keep: Maybe = None
     ) -> tuple[Tensor, Tensor]:
         """Features of a noisy state.
 

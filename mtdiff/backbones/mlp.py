@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mtdiff.backbones.base import Backbone, NoiseLevel, check_sizes, zero
+from mtdiff.backbones.base import Backbone, Maybe, NoiseLevel, check_sizes, zero
 
 
 class MLP(Backbone):
@@ -34,13 +34,7 @@ class MLP(Backbone):
         self.norm = nn.LayerNorm(width)
 
     def forward(
-        self,
-        z: Tensor,
-        u: Tensor,
-        condition: Tensor | None = None,
-        context: Tensor | None = None,
-        tokens: Tensor | None = None,
-        keep: Tensor | None = None,
+        self, z: Tensor, u: Tensor, condition: Maybe = None, context: Maybe = None, tokens: Maybe = None, keep: Maybe = None
     ) -> tuple[Tensor, Tensor]:
         """See `Backbone.forward`; the feature map is the hidden state (B, width), and so is the pooled vector.
 

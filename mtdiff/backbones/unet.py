@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mtdiff.backbones.base import Backbone, NoiseLevel, check_sizes, zero
+from mtdiff.backbones.base import Backbone, Maybe, NoiseLevel, check_sizes, zero
 
 
 class UNet(Backbone):
@@ -84,13 +84,7 @@ class UNet(Backbone):
         self.to(memory_format=torch.channels_last)
 
     def forward(
-        self,
-        z: Tensor,
-        u: Tensor,
-        condition: Tensor | None = None,
-        context: Tensor | None = None,
-        tokens: Tensor | None = None,
-        keep: Tensor | None = None,
+        self, z: Tensor, u: Tensor, condition: Maybe = None, context: Maybe = None, tokens: Maybe = None, keep: Maybe = None
     ) -> tuple[Tensor, Tensor]:
         """See `Backbone.forward`; feature map (B, base * multipliers[0], H, W), pooled (B, base * multipliers[-1]).
 
