@@ -75,7 +75,7 @@ def elbo(
         batch: {name: (B, ...)} all modalities that are read.
         samples: draws per example, at least 1.
         present: the set S of modalities in the aggregate; None is all. Then only these are read: the result bounds
-            log p_S of them alone.
+            log p_S of them alone, tight only for a set that training has seen (`multitask_loss(drop=...)`).
         given: modalities that are given at every step and not read (a model's `conditions` always are): the result bounds
             log p(the others | given).
         importance: draw t in proportion to a rough cost, 1/2 (SNR_{t-1} - SNR_t) with SNR limited to that of unit-variance

@@ -27,7 +27,8 @@ def fit(
 
     Args:
         batches: one for each step, in whatever form the loss takes; an endless stream will do.
-        loss: (model, batch, generator=...) -> a `Loss` or a scalar. `multitask_loss` fits as it is.
+        loss: (model, batch, generator=...) -> a `Loss` or a scalar. `multitask_loss` fits as it is, or with options:
+            functools.partial(multitask_loss, give={"label": 0.2}).
         lr: peak of the learning rate, which it reaches after 0.3 of the steps.
         ema: decay of the weights' average, which the model holds in the end; 0 is the last weights. At step k it is
             average <- decay average + (1 - decay) weights with decay = min(ema, (1 + k) / (10 + k)).
@@ -47,6 +48,8 @@ def fit(
     for k, batch in tqdm(zip(range(steps), batches, strict=False), total=steps, disable=not progress):
         found = loss(model, batch, generator=generator)
         found = found if isinstance(found, Loss) else Loss(found, {})
+        if k % 100 == 0:
+            _check(float(found.total.detach()), k, lr)
         optimizer.zero_grad()
         found.total.backward()
         optimizer.step()
@@ -60,6 +63,13 @@ def fit(
     history = [{name: float(term) for name, term in row.items()} for row in history]
     if len(history) < steps:
         raise ValueError(f"the batches ended after {len(history)} of {steps} steps")
-    if wrong := [k for k, row in enumerate(history) if not math.isfinite(row["total"])]:
-        raise ValueError(f"the loss was {history[wrong[0]]['total']} at step {wrong[0]}: try a smaller lr than {lr}")
+    for k, row in enumerate(history):
+        _check(row["total"], k, lr)
     return history
+
+
+def _check(loss: float, step: int, lr: float) -> None:
+    """Raise ValueError where a loss is not finite, and say where to look."""
+    if not math.isfinite(loss):
+        where = f"try a smaller lr than {lr}" if step else "before any update: look at the batch and at the network"
+        raise ValueError(f"the loss was {loss} at step {step}: {where}")

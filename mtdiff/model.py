@@ -18,6 +18,7 @@ from mtdiff.prediction import Denoiser, Given, Prediction, check_state
 from mtdiff.process import At, ForwardProcess, Present
 from mtdiff.reading import check_types
 from mtdiff.recorded import Recorded
+from mtdiff.sampling import check_defaults
 from mtdiff.schedules import NoiseSchedule
 from mtdiff.state import State
 
@@ -95,6 +96,7 @@ class MTDiffusion(Recorded, nn.Module, Denoiser):
     ):
         super().__init__()
         _check_parts(process, modalities, backbone, space, prediction, conditions)
+        check_defaults(rule, sampler)
         self.process, self.space, self.prediction = process, tuple(space), prediction
         self.rule, self.sampler, self.remove_known = rule, sampler, remove_known
         self.conditions = tuple(name for name in modalities if name in conditions or name == process.prior)
@@ -138,7 +140,7 @@ class MTDiffusion(Recorded, nn.Module, Denoiser):
         return None if give is None else {*_ever_given(give), *self.conditions}
 
     def teach(self, give: Mapping[str, float | str]) -> None:
-        """Note in the card what a training tells the backbone, by its `give`: see `taught`."""
+        """Note in the card what a training gives the backbone (`taught`); a card without such a note stays without."""
         if self.taught is not None or not self.card:
             self.card = {**self.card, "taught": sorted({*(self.taught or ()), *_ever_given(give)})}
 

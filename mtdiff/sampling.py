@@ -36,7 +36,8 @@ def sample(
 
     Args:
         given: {name: value}, n values or one for all; returned as given.
-        rule: how given values act, one rule or {name: rule}; None is the model's own default.
+        rule: how given values act, one rule or {name: rule}; None is the model's own, or where it has none "conditioned" for
+            what training gave it or what has no code, else "substitute".
             "conditioned": the backbone is given the value (rule 3; guidance is then classifier-free guidance).
             "bayes": gradient of the model's own head (rule 2; one given modality; guidance scales the gradient).
             "substitute": swaps the guess for the value (rule 1; biased, cannot be guided).
@@ -136,6 +137,8 @@ def sample_path(
         yield t, z, look.predict(z, t)
         guess = look(z, t)
         z_s = step(look, z, t, s, noise)
+        if z_s.shape != z.shape or z_s.dtype != z.dtype:
+            raise ValueError(f"a step must return z_s {tuple(z.shape)} {z.dtype}, got {tuple(z_s.shape)} {z_s.dtype}")
         z_s = z_s if after_step is None else after_step(z_s, s)
         if again:
             mean, std = process.ahead(z_s, guess.moved(process, t, s), guess.aggregate, s, t)
@@ -260,10 +263,20 @@ def _rules(model: Denoiser, values: Mapping[str, Tensor], rule: str | Mapping[st
             raise ValueError(f"rule must be one of {RULES}, got {each!r}")
     if rule is None and set(values) == set(model.modalities):  # nothing is left to draw
         return dict.fromkeys(values, "readout")
-    usual = {name: "substitute" if name in model.process.entering else "conditioned" for name in values}
+    learned = {name for name in values if name not in model.process.entering or name in (model.taught or ())}
+    usual = {name: "conditioned" if name in learned else "substitute" for name in values}
     rules = {name: by_name.get(name) or usual[name] for name in values}
     _check_rules(model, rules)
     return rules
+
+
+def check_defaults(rule: str | Mapping[str, str] | None, sampler: str) -> None:
+    """Refuse what cannot be a model's own rule, or its own sampler, which its card has to name."""
+    for each in rule.values() if isinstance(rule, Mapping) else [rule]:
+        if each not in (None, *RULES):
+            raise ValueError(f"rule must be one of {RULES}, got {each!r}")
+    if not isinstance(sampler, str) or sampler not in SAMPLERS:
+        raise ValueError(f"sampler must be one of {tuple(SAMPLERS)}, got {sampler!r}: give a step of your own to `sample`")
 
 
 def _check_rules(model: Denoiser, rules: Mapping[str, str]) -> None:

@@ -88,5 +88,16 @@ def test_no_batch_is_drawn_in_vain_and_none_may_be_lacking():
 
 def test_a_loss_that_is_not_finite_is_said_and_when():
     net, batches, loss = line()
-    with pytest.raises(ValueError, match=r"the loss was nan at step 0: try a smaller lr than 0\.1"):
-        fit(net, batches, lambda *arguments, **options: math.nan * loss(*arguments, **options), 3, lr=0.1)
+    asked = []
+
+    def broken(*arguments, **options):
+        asked.append(len(asked))
+        return math.nan * loss(*arguments, **options)
+
+    with pytest.raises(ValueError, match=r"the loss was nan at step 0: before any update"):
+        fit(net, batches, broken, 3000, lr=0.1)
+    assert asked == [0], "said at once"
+    with pytest.raises(ValueError, match=r"the loss was nan at step 2: try a smaller lr than 0\.1"):
+        fit(
+            net, batches, lambda *a, **o: loss(*a, **o) * (math.nan if len(asked) > 2 or asked.append(0) else 1.0), 5, lr=0.1
+        )

@@ -83,6 +83,21 @@ def test_a_step_may_be_a_number_or_a_tensor():
     assert torch.equal(number.aggregate, tensor.aggregate)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sampler": "euler"}, "sampler must be one of .* got 'euler'"),
+        ({"sampler": lambda look, z, t, s, noise: z}, "give a step of your own to `sample`"),
+        ({"rule": "guess"}, "rule must be one of .* got 'guess'"),
+        ({"rule": {"label": "guess"}}, "rule must be one of .* got 'guess'"),
+    ],
+)
+def test_a_models_own_rule_and_sampler_have_a_name(options, message):
+    """They are written to its card."""
+    with pytest.raises(ValueError, match=message):
+        image_label_model(**options)
+
+
 # ---- likelihood ----
 
 
@@ -319,7 +334,7 @@ def edited(folder, change):
         (lambda c: c["config"]["modalities"].pop("label"), "does not fit its card"),
         (lambda c: c["config"].pop("space"), "does not fit its card"),
         (lambda c: c["config"]["backbone"].update(colour="blue"), "does not fit its card"),
-        (lambda c: c["config"]["modalities"]["label"].update(kind="Sound"), "unknown modality kind 'Sound'"),
+        (lambda c: c["config"]["modalities"]["label"].update(kind="Smell"), "unknown modality kind 'Smell'"),
         (lambda c: c["config"]["backbone"].update(kind="Transformer"), "unknown backbone kind 'Transformer'"),
         (lambda c: c["config"].update(kind="Unheard"), "Unheard"),
         (lambda c: c["config"].update(dtype="float99"), "float99"),

@@ -949,3 +949,25 @@ def test_present_sets_may_differ_from_example_to_example(sampler):
     )
     torch.testing.assert_close(mixed[mask], whole[mask])
     torch.testing.assert_close(mixed[~mask], alone[~mask])
+
+
+@pytest.mark.parametrize("wrong", [lambda z: z.float(), lambda z: z[:1], lambda z: z[:, :1]])
+def test_a_step_that_returns_no_state_is_named(wrong):
+    with pytest.raises(ValueError, match=r"a step must return z_s \(3, 2\) torch.float64, got"):
+        mt.sample(mixture(0.0), 3, sampler=lambda look, z, t, s, noise: wrong(z), steps=3, generator=generator())
+
+
+def test_without_a_rule_of_its_own_a_model_is_conditioned_on_what_training_gave_it():
+    model = image_label_model()
+    given = {"label": torch.tensor([0, 1, 2])}
+    mt.multitask_loss(model.train(), image_label_batch(6), give={"label": 0.3}, generator=generator())
+    ruled, bare, swapped = (
+        mt.sample(model.eval(), 3, given=given, rule=rule, steps=4, generator=generator(3))
+        for rule in ("conditioned", None, "substitute")
+    )
+    assert torch.equal(bare["image"], ruled["image"])
+    assert not torch.equal(bare["image"], swapped["image"])
+    untaught = image_label_model()
+    mt.multitask_loss(untaught.train(), image_label_batch(6), generator=generator())
+    with pytest.raises(ValueError, match="was never given in training"):
+        mt.sample(untaught, 3, given=given, rule="conditioned", steps=4)

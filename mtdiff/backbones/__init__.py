@@ -1,7 +1,7 @@
 """Shared networks: z, noise level and condition in, a feature map and a pooled vector out."""
 
-from mtdiff.backbones.base import Backbone
+from mtdiff.backbones.base import Backbone, NoiseLevel, vector_head, zero
 from mtdiff.backbones.mlp import MLP
 from mtdiff.backbones.unet import UNet
 
-__all__ = ["MLP", "Backbone", "UNet"]
+__all__ = ["MLP", "Backbone", "NoiseLevel", "UNet", "vector_head", "zero"]

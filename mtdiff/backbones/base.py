@@ -43,7 +43,8 @@ class Backbone(Recorded, nn.Module):
             condition: (B, embedding) vector, added to the embedding of u; None is zero.
             context: what layers of `entrance` put out, added to the first hidden state; None is zero.
             tokens: (B, L, embedding) to attend to, where `attends`; None: there are none.
-            keep: (B, L) bool, the tokens that count; None: all.
+            keep: (B, L) bool, the tokens that count; None: all. Of an example that is given nothing none counts, which has
+                to be the same as no tokens: attend to a learned token of your own as well, as `UNet` does.
 
         Returns:
             The feature map (what `readout` takes) and the pooled vector (B, pooled).

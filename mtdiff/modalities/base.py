@@ -174,8 +174,8 @@ class Modality(Recorded, nn.Module):
     def check_attention(self, backbone: nn.Module) -> None:
         """Raise ValueError where the backbone would have to attend to the value, and cannot."""
         if self.given_as == "tokens" and not backbone.attends:
-            kind = type(backbone).__name__
-            raise ValueError(f"{self.name!r} is given as tokens, which this {kind} cannot attend to: use UNet(cross=...)")
+            which = f"{self.name!r} is given as tokens, which this {type(backbone).__name__} cannot attend to"
+            raise ValueError(f"{which}: use UNet(cross=...), or set `attends` of a backbone of your own")
 
     def refuse(self, value: object, expected: str) -> None:
         """Raise the ValueError that names the modality, what came and what was expected."""

@@ -12,7 +12,7 @@ from mtdiff.process import ForwardProcess
 
 
 class Continuous(Modality):
-    """Real-valued data that live in the space as they are: E(x) = x, p(x | z_t) = N(mean, variance_t I).
+    """Real-valued data of any shape that live in the space as they are: E(x) = x, p(x | z_t) = N(mean, variance_t I).
 
     The head starts from the best linear guess and learns what is missing, in units of the noise that is left:
     mean = k_t z_t + sqrt(variance_t) F(z_t, t), variance_t = 1 / (1 + SNR_t) (`mtdiff.process.At`). For W = 1
