@@ -55,7 +55,19 @@ LAWS = (
 )
 KINDS = ("base.py", "caption.py", "continuous.py", "encoded.py", "generators.py", "label.py", "maps.py")
 FILES = (*LAWS, "laws.py", "prediction.py", "model.py", "state.py", "losses.py", *(f"modalities/{file}" for file in KINDS))
-OF_LAWS = ("schedules", "process", "gaussian_gap", "exact", "elbo", "losses", "model", "solvers", "sampling", "state")
+OF_LAWS = (
+    "checks",
+    "schedules",
+    "process",
+    "gaussian_gap",
+    "exact",
+    "elbo",
+    "losses",
+    "model",
+    "solvers",
+    "sampling",
+    "state",
+)
 OF_NETWORKS = ("laws", "model", "state", "losses", "modalities", "encoders", "maps")
 TESTS = {file: OF_LAWS if file in LAWS else OF_NETWORKS for file in FILES}
 OUTCOMES = ("caught", "import", "timeout", "survived")
@@ -85,8 +97,22 @@ SIGN_OF_NOISE = "the law is the same: the noise is symmetric"
 TOLERANCE = "a tolerance, not a number that anything else depends on"
 PROMOTED = "keeps its values, and is promoted to float64 by what it meets"
 FAR_OUT = "so far out that float64 holds nothing of it either way"
+ALIKE = "whatever step it is, it is as good a number"
 MIRRORED = "a bin in the middle is its own mirror image"
 REASONS = {
+    (
+        "elbo.py",
+        "elbo",
+        "readout = {name: prediction.law[name].log_prob(value)«.double() → » for name, value in read.items()}",
+    ): PROMOTED,
+    ("sampling.py", "sample_path", "look.previous, z = None, mean «+ → -» std * noise()"): SIGN_OF_NOISE,
+    (
+        "sampling.py",
+        "__init__",
+        "self.absent = model.process.masks(present, «1 → 2», model.device) if isinstance(present, set) else {}",
+    ): "only the names are looked at",
+    ("exact/mixture.py", "predict", "check_state(self, z_t, «t → t - 1», given, present)"): ALIKE,
+    ("model.py", "predict", "check_state(self, z_t, «t → t + 1», given, present)"): ALIKE,
     (
         "modalities/base.py",
         "attach",

@@ -351,3 +351,22 @@ def test_bad_shares_and_labels_in_the_state_are_refused():
         mt.exact.sample_group(mixture(mt.constant(1.0)), [0], 2)
     with pytest.raises(ValueError, match="guidance must be a finite number, got nan"):
         mt.exact.sample_group(mt.exact.planted_mixture(0.8), [0], 2, math.nan)
+
+
+def test_the_law_of_x_is_the_mixture_that_it_says_it_is():
+    """Its density against one by hand, its loss and its draws; it cannot be changed."""
+    mix = mixture(mt.fade_in(1.0))
+    z = torch.randn(5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    law = mix.predict(z, 120).law["x"]
+    x = torch.randn(5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    parts = torch.distributions.Independent(torch.distributions.Normal(law.means, law.variances.sqrt()[..., None]), 1)
+    by_hand = torch.distributions.MixtureSameFamily(torch.distributions.Categorical(logits=law.log_weights), parts)
+    torch.testing.assert_close(law.log_prob(x), by_hand.log_prob(x))
+    torch.testing.assert_close(law.loss(x), -by_hand.log_prob(x))
+    torch.testing.assert_close(law.mean, by_hand.mean)
+    many = type(law)(*(part[:1].expand(20_000, *part.shape[1:]) for part in (law.log_weights, law.means, law.variances)))
+    drawn = many.draw(torch.Generator().manual_seed(2))
+    assert drawn.shape == (20_000, 2)
+    assert float((drawn.mean(0) - law.mean[0]).abs().max()) < 4 * float(drawn.std(0).max()) / 20_000**0.5
+    with pytest.raises(AttributeError, match="cannot assign"):
+        law.means = law.means + 1

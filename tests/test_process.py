@@ -476,3 +476,13 @@ def test_tables_cannot_be_changed_from_outside():
     p = linear(4)
     p.cumulative("x")[:] = 7.0
     assert bool((p.cumulative("x") == 1).all())
+
+
+def test_without_noise_a_coordinate_is_what_is_seen():
+    """At t = 0 of a schedule with abar_0 = 1: gain 1 / W and nothing left open; what is not there is all open."""
+    p = mt.ForwardProcess(mt.NoiseSchedule.cosine(4), {"x": 1.0, "y": 2.0, "none": mt.fade_in(1.0)})
+    at = p.at(0, torch.zeros(1, 2))
+    assert [float(at.gain(name)) for name in p.names] == [1.0, 0.5, 0.0]
+    assert [float(at.variance(name)) for name in p.names] == [0.0, 0.0, 1.0]
+    with pytest.raises(AttributeError, match="cannot assign"):
+        at.noise = at.signal

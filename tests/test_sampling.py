@@ -18,9 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mtdiff as mt
+from mtdiff import sampling
 from mtdiff.datasets import MIXTURE
 from mtdiff.exact import LabelledMixture
 from mtdiff.metrics import energy_distance
+from mtdiff.sampling import sample_many
 from mtdiff.solvers import SAMPLERS
 
 CURVES = {"constant": mt.constant(1.0), "fade-in": mt.fade_in(0.5)}
@@ -901,14 +903,16 @@ def test_towards_a_label_is_the_rule_of_bayes():
 def test_a_guide_says_what_a_step_works_with():
     """One that knows the data leads to them, whatever the model says."""
     model = mixture(0.0)
-    x = torch.tensor([[0.3, -0.2]], dtype=torch.float64)
+    x, asked = torch.tensor([[0.3, -0.2]], dtype=torch.float64), []
 
     def guide(prediction, z, t):
         assert z.shape == (4, 2)
+        asked.append(t)
         return mt.Prediction(x.expand(4, 2), prediction.law, {**prediction.estimate, "x": x.expand(4, 2)})
 
     t, z, p = list(mt.sample_path(model, 4, sampler="ddim", steps=10, guide=guide, generator=generator()))[-1]
     assert torch.equal(p.aggregate, x.expand(4, 2))
+    assert asked == model.process.times(10)
     at = model.process.at(t, z)
     assert float((z - at.signal * x).abs().max()) < 5 * float(at.noise[0])
 
@@ -971,3 +975,36 @@ def test_without_a_rule_of_its_own_a_model_is_conditioned_on_what_training_gave_
     mt.multitask_loss(untaught.train(), image_label_batch(6), generator=generator())
     with pytest.raises(ValueError, match="was never given in training"):
         mt.sample(untaught, 3, given=given, rule="conditioned", steps=4)
+
+
+def test_many_are_drawn_in_batches_and_given_values_stay_with_their_row():
+    """As one would by hand, batch by batch from one generator; the last is what is left."""
+    model, label = mixture(0.0), torch.tensor([0, 1, 2, 2, 1, 0, 1])
+    options = {"steps": 3, "rule": "bayes"}
+    many = sample_many(model, 7, batch=3, given={"label": label}, generator=generator(5), **options)
+    g = generator(5)
+    parts = [
+        mt.sample(model, len(rows), given={"label": label[rows]}, generator=g, **options)
+        for rows in torch.arange(7).split(3)
+    ]
+    for name in ("x", "label"):
+        assert torch.equal(many[name], torch.cat([part[name] for part in parts]))
+    assert torch.equal(many["label"], label)
+
+
+def test_a_batch_is_of_250_unless_one_says(monkeypatch):
+    sizes = []
+    monkeypatch.setattr(sampling, "sample", lambda model, n, **options: sizes.append(n) or {"x": torch.zeros(n)})
+    assert len(sample_many(mixture(0.0), 501)["x"]) == 501
+    assert sizes == [250, 250, 1]
+
+
+def test_one_state_that_is_not_finite_is_enough():
+    model = OneModality(mt.ForwardProcess(mt.NoiseSchedule.log_snr(20), {"x": 1.0}), (2,), lambda z, t: z)
+
+    def spoil(z, s):
+        return torch.where(torch.arange(3)[:, None] == 1, math.nan, z) if s == 0 else z
+
+    model.predict = lambda z, t, **options: mt.Prediction(z.nan_to_num(), {}, {"x": z.nan_to_num()})
+    with pytest.raises(FloatingPointError, match="left the finite numbers"):
+        mt.sample(model, 3, steps=4, after_step=spoil, generator=generator())
