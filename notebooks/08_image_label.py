@@ -1101,7 +1101,7 @@ def interval():
     ...  # your code
 
 
-# %% tags=["check"]
+# %%
 class Scaled(mt.Denoiser):
     """The exact model, with log p(left | z_t) as that of its one class, taken g times between low and high."""
 
