@@ -97,7 +97,6 @@ SIGN_OF_NOISE = "the law is the same: the noise is symmetric"
 TOLERANCE = "a tolerance, not a number that anything else depends on"
 PROMOTED = "keeps its values, and is promoted to float64 by what it meets"
 FAR_OUT = "so far out that float64 holds nothing of it either way"
-ALIKE = "whatever step it is, it is as good a number"
 MIRRORED = "a bin in the middle is its own mirror image"
 REASONS = {
     (
@@ -111,8 +110,6 @@ REASONS = {
         "__init__",
         "self.absent = model.process.masks(present, «1 → 2», model.device) if isinstance(present, set) else {}",
     ): "only the names are looked at",
-    ("exact/mixture.py", "predict", "check_state(self, z_t, «t → t - 1», given, present)"): ALIKE,
-    ("model.py", "predict", "check_state(self, z_t, «t → t + 1», given, present)"): ALIKE,
     (
         "modalities/base.py",
         "attach",

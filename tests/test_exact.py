@@ -368,5 +368,6 @@ def test_the_law_of_x_is_the_mixture_that_it_says_it_is():
     drawn = many.draw(torch.Generator().manual_seed(2))
     assert drawn.shape == (20_000, 2)
     assert float((drawn.mean(0) - law.mean[0]).abs().max()) < 4 * float(drawn.std(0).max()) / 20_000**0.5
+    assert law == law != mix.predict(z, 120).law["x"], "one law is itself alone"
     with pytest.raises(AttributeError, match="cannot assign"):
         law.means = law.means + 1

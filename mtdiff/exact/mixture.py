@@ -71,7 +71,7 @@ class LabelledMixture(Denoiser):
 
     def predict(self, z_t: Tensor, t: int | Tensor, *, given: Given = None, present: Present = None) -> Prediction:
         """E[m_t | z_t, given] exactly, and the laws of x, a mixture (`Mixture`), and of the label (`Categorical`)."""
-        check_state(self, z_t, t, given, present)
+        check_state(self, z_t, given, present)
         law, at = self._components(z_t.double(), t, given, present), self.process.at(t, z_t.double(), present)
         r = law.log_weights.exp()
         aggregate = torch.einsum("bk,bkd->bd", r, at.W["x"][..., None] * law.means + at.W["label"][..., None] * self.codes)
@@ -147,7 +147,7 @@ class Mixture:
         return self.mean
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Point:
     size: int
 
@@ -157,7 +157,7 @@ class _Point:
             raise ValueError(f"'x' must be floating point (B, {self.size}), got {tuple(value.shape)}")
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Component:
     classes: int
 
