@@ -254,27 +254,33 @@ def _values(model: Denoiser, n: int, given: Given) -> dict[str, Tensor]:
 
 
 def _rules(model: Denoiser, values: Mapping[str, Tensor], rule: str | Mapping[str, str] | None) -> dict[str, str]:
-    """{name: rule} for each given value: as asked for, or the model's own, or what its place in the chain allows."""
+    """{name: rule} for each given value: as asked for, or the model's own, or what training and the chain allow."""
     check_names("rule", rule if isinstance(rule, Mapping) else (), values)
     wanted = model.rule if rule is None else rule
-    by_name = wanted if isinstance(wanted, Mapping) else dict.fromkeys(["", *values], wanted)
-    for each in by_name.values():
-        if each not in (None, *RULES):
-            raise ValueError(f"rule must be one of {RULES}, got {each!r}")
+    _check_known(wanted)
     if rule is None and set(values) == set(model.modalities):  # nothing is left to draw
         return dict.fromkeys(values, "readout")
-    learned = {name for name in values if name not in model.process.entering or name in (model.taught or ())}
-    usual = {name: "conditioned" if name in learned else "substitute" for name in values}
-    rules = {name: by_name.get(name) or usual[name] for name in values}
+    by_name = wanted if isinstance(wanted, Mapping) else dict.fromkeys(values, wanted)
+    rules = {name: by_name.get(name) or _usual(model, name) for name in values}
     _check_rules(model, rules)
     return rules
 
 
-def check_defaults(rule: str | Mapping[str, str] | None, sampler: str) -> None:
-    """Refuse what cannot be a model's own rule, or its own sampler, which its card has to name."""
+def _usual(model: Denoiser, name: str) -> str:
+    """The rule for a value of which nobody says how it acts."""
+    conditioned = name not in model.process.entering or name in (model.taught or ())
+    return "conditioned" if conditioned else "substitute"
+
+
+def _check_known(rule: str | Mapping[str, str] | None) -> None:
     for each in rule.values() if isinstance(rule, Mapping) else [rule]:
         if each not in (None, *RULES):
             raise ValueError(f"rule must be one of {RULES}, got {each!r}")
+
+
+def check_defaults(rule: str | Mapping[str, str] | None, sampler: str) -> None:
+    """Refuse what cannot be a model's own rule, or its own sampler, which its card has to name."""
+    _check_known(rule)
     if not isinstance(sampler, str) or sampler not in SAMPLERS:
         raise ValueError(f"sampler must be one of {tuple(SAMPLERS)}, got {sampler!r}: give a step of your own to `sample`")
 

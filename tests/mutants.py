@@ -249,19 +249,8 @@ REASONS = {
     ): FLOAT32_NOISE,
     (
         "exact/mixture.py",
-        "draw_both",
-        "rows, noise = torch.arange(len(k)), "
-        "torch.randn(self.means[:, 0].shape«, dtype=torch.float64 → », generator=generator)",
-    ): FLOAT32_NOISE,
-    (
-        "exact/mixture.py",
         "draw",
         'return {"x": self.means[label] «+ → -» self.stds[label, None] * noise, "label": label}',
-    ): SIGN_OF_NOISE,
-    (
-        "exact/mixture.py",
-        "draw_both",
-        "return k, self.means[rows, k] «+ → -» self.variances[rows, k, None].sqrt() * noise",
     ): SIGN_OF_NOISE,
     (
         "exact/mixture.py",

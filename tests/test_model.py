@@ -70,10 +70,13 @@ def test_an_untrained_model_knows_the_best_linear_guess_and_nothing_else():
     assert torch.allclose(p.aggregate, abar.sqrt() * z, atol=1e-12)
 
 
-def test_a_prediction_cannot_be_changed():
-    prediction = image_label_model().predict(torch.zeros(1, 1, 4, 4), 3)
+def test_a_prediction_and_its_parametrisation_cannot_be_changed():
+    model = image_label_model()
+    prediction = model.predict(torch.zeros(1, 1, 4, 4), 3)
     with pytest.raises(AttributeError, match="cannot assign"):
         prediction.aggregate = torch.ones(1, 1, 4, 4)
+    with pytest.raises(AttributeError, match="cannot assign"):
+        model.aggregate.estimate = None
 
 
 def test_a_step_may_be_a_number_or_a_tensor():

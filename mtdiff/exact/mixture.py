@@ -135,8 +135,9 @@ class Mixture:
     def draw_both(self, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """A component (B,), and a value of it (B, d)."""
         k = torch.multinomial(self.log_weights.exp(), 1, generator=generator).squeeze(1)
-        rows, noise = torch.arange(len(k)), torch.randn(self.means[:, 0].shape, dtype=torch.float64, generator=generator)
-        return k, self.means[rows, k] + self.variances[rows, k, None].sqrt() * noise
+        rows = torch.arange(len(k))
+        mean, std = self.means[rows, k], self.variances[rows, k, None].sqrt()
+        return k, torch.normal(mean, std.expand_as(mean), generator=generator)
 
     def draw(self, generator: torch.Generator | None = None) -> Tensor:
         """A value, (B, d)."""
