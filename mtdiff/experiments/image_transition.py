@@ -174,7 +174,7 @@ def evaluate(model: MTDiffusion, data: str, seed: int = 0, n: int = 200) -> dict
     return {**out, "bound": bounds} if bounds else out
 
 
-def _best_strength(model, words: str, rows: Tensor, train, judge, generator) -> float:
+def _best_strength(model: MTDiffusion, words: str, rows: Tensor, train, judge, generator) -> float:
     """The strength of SDEdit whose translations score best: by SSIM, or by scenes read right."""
     source, direction, target = (train[name][rows] for name in ("source", "direction", "target"))
 

@@ -153,7 +153,9 @@ def image_label_metrics(
 
 
 @torch.no_grad()
-def image_label_bounds(model, test: Dataset, samples: int = 1, generator: torch.Generator | None = None) -> dict[str, float]:
+def image_label_bounds(
+    model: MTDiffusion, test: Dataset, samples: int = 1, generator: torch.Generator | None = None
+) -> dict[str, float]:
     """Likelihood of held-out examples, `samples` draws each, as bounded by `mtdiff.elbo`, and what the label head adds.
 
     Returns:

@@ -155,7 +155,7 @@ def inpainting_scores(drawn: Tensor, image: Tensor, mask: Tensor, judge) -> dict
     return {"psnr": hidden, "ssim": float(ssim(drawn, image).mean()), "scene": float(right)}
 
 
-def _best(model, data: str, share: float, way: str, generator) -> dict[str, float]:
+def _best(model: MTDiffusion, data: str, share: float, way: str, generator) -> dict[str, float]:
     """The option of a way with the best PSNR on training scenes, as {option: value}."""
     image = masked_scenes(data, "train").values["image"][:64]
     mask = masks(len(image), image.shape[-1], hidden=share, seed=3)
