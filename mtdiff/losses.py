@@ -170,8 +170,8 @@ def multitask_loss(
     draw, codes = Draw.of(model, batch, there, drop, give, generator), model.encode(batch)
     if draw.t.device.type == "cpu":  # elsewhere nothing is read back
         model.check_prior(codes, there)
-    if model.training:
-        model.teach(give or {})
+    if model.training and give:
+        model.teach(give)
 
     at = model.process.at(draw.t, next(iter(codes.values())), draw.present)
     m_t = at.mix(codes)
