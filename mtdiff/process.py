@@ -207,14 +207,16 @@ class ForwardProcess:
     ) -> tuple[Tensor, Tensor]:
         """One forward step, q(z_t | z_{t-1}, X): `ahead` from t - 1."""
         t = self._steps(t, self._checked(codes, present, z_prev=z_prev), lowest=1)
-        return self.ahead(z_prev, self.aggregate(codes, t - 1, present), self.aggregate(codes, t, present), t - 1, t)
+        m_s, m_t = (self.at(step, z_prev, present).mix(codes) for step in (t - 1, t))
+        return self.ahead(z_prev, m_s, m_t, t - 1, t)
 
     def posterior(
         self, z_t: Tensor, codes: Mapping[str, Tensor], t: int | Tensor, present: Present = None
     ) -> tuple[Tensor, Tensor]:
         """One step back, q(z_{t-1} | z_t, X): `back` to t - 1."""
         t = self._steps(t, self._checked(codes, present, z_t=z_t), lowest=1)
-        return self.back(z_t, self.aggregate(codes, t, present), self.aggregate(codes, t - 1, present), t, t - 1)
+        m_s, m_t = (self.at(step, z_t, present).mix(codes) for step in (t - 1, t))
+        return self.back(z_t, m_t, m_s, t, t - 1)
 
     def diffuse(
         self,

@@ -198,9 +198,9 @@ class _Informed:
         aggregate, unknown = prediction.aggregate.detach(), prediction.unknown
         law = {name: detached(each) for name, each in prediction.law.items()}
         estimate = {name: e.detach() for name, e in prediction.estimate.items()}
-        if self.given and self.guidance != 1.0:
-            aggregate, estimate = self._extrapolated(z, t, aggregate, estimate, unknown)
         at = self.model.process.at(t, z, self.present)
+        if self.given and self.guidance != 1.0:
+            aggregate, estimate = self._extrapolated(z, t, at, aggregate, estimate, unknown)
         if gradient is not None:  # theory 4, rule 2: Tweedie
             aggregate = aggregate + self.guidance * at.noise**2 / at.signal * gradient
             self._solve_moving(at, aggregate, estimate)
@@ -213,15 +213,15 @@ class _Informed:
         out = Prediction(aggregate, law, estimate, unknown)
         return out if self.guide is None else self.guide(out, z, t)
 
-    def _extrapolated(self, z, t, aggregate, estimate, unknown):
+    def _extrapolated(self, z, t, at, aggregate, estimate, unknown):
         """Classifier-free guidance: from what the model says without the given values to what it says with them."""
         with torch.no_grad():
             without = self.model.predict(z, t, present=self.present)
         estimate = {name: torch.lerp(without.estimate[name], e, self.guidance) for name, e in estimate.items()}
         if unknown is None:
             return torch.lerp(without.aggregate, aggregate, self.guidance), estimate
-        at = self.model.process.at(t, z, self.present)  # made of the heads: what is known stays as it is
         guided = {i: self.codes[i] if i in self.given else estimate[i] for i in self.model.process.entering}
+        # made of the heads: what is known stays as it is
         return torch.where(unknown, at.mix(guided), aggregate), estimate
 
     def _solve_moving(self, at, aggregate, estimate) -> None:

@@ -110,7 +110,8 @@ class State:
             return state
         for name, modality in modalities.items():
             part = modality.take(state)
-            state = state + modality.place(modality.shown(part, self.view(name, rest)) - part)
+            shown = modality.shown(part, self.view(name, rest))
+            state = state if shown is part else state + modality.place(shown - part)
         return state
 
     def view(self, name, rest, features=None, pooled=None, aggregate=None, sensed=None) -> View:
@@ -143,7 +144,7 @@ class State:
                 keep.append(known[:, None].expand(embedded.shape[:2]))
             else:
                 slot = "condition" if modality.given_as == "vector" else "context"
-                out[slot] = out.get(slot, 0) + embedded * known.reshape(-1, *[1] * (embedded.ndim - 1))
+                out[slot] = out.get(slot, 0) + embedded * per_example(known, embedded)
         if tokens:
             out |= {"tokens": torch.cat(tokens, 1), "keep": torch.cat(keep, 1)}
         for name, here in self.present.items():
