@@ -1,6 +1,7 @@
 """Scenes of one to three coloured shapes, with eight modalities of each that are known perfectly."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,6 +27,8 @@ SPLITS = {"train": (0, 10_000), "test": (10**9, 2_000)}
 RENDERING = 1
 """Version of what `paint` does; a change that alters a pixel is another one."""
 
+_OBJECT = " ".join(f"(?:{'|'.join(names)})" for names in (SIZES, COLOURS, SHAPES))
+_CAPTION = re.compile(f"(?:{'|'.join(BACKGROUNDS)})(?: {_OBJECT}){{1,3}}")
 _INK = ((0.88, 0.12, 0.14), (0.13, 0.62, 0.20), (0.12, 0.26, 0.90))  # of `COLOURS`
 _INK += ((0.98, 0.84, 0.10), (0.85, 0.15, 0.75), (0.10, 0.78, 0.86))
 _PAPER = ((0.95, 0.95, 0.95), (0.55, 0.55, 0.56), (0.40, 0.27, 0.17), (0.06, 0.06, 0.07))
@@ -87,20 +90,13 @@ def shapes(
 
     All of them are there unless some are asked for. s is a multiple of 8, at least 16; N is 10,000 to train on and 2,000 to
     test on unless given; another seed is another world of scenes.
-
-    Raises:
-        ValueError: an unknown split or modality, a size or an n out of range.
     """
     values = render(numbers(split, n, seed), size, seed, modalities)
     return Dataset(f"shapes{size}/{split}", values, OBJECTS, f"shapes {split} {size} seed {seed}, rendering {RENDERING}")
 
 
 def numbers(split: str, n: int | None = None, seed: int = 0, objects: int | None = None) -> np.ndarray:
-    """Indices (n,) of the first scenes of a split, ascending; of those with 1, 2 or 3 `objects` alone, a third each.
-
-    Raises:
-        ValueError: an unknown split, an n or a number of objects out of range.
-    """
+    """Indices (n,) of the first scenes of a split, ascending; of those with 1, 2 or 3 `objects` alone, a third each."""
     one_of("split", split, SPLITS)
     one_of("objects", objects, (None, 1, 2, 3))
     first, usual = SPLITS[split]
@@ -116,11 +112,7 @@ def numbers(split: str, n: int | None = None, seed: int = 0, objects: int | None
 def render(
     index: Sequence[int] | Tensor, size: int, seed: int = 0, modalities: Sequence[str] | None = None
 ) -> dict[str, Tensor]:
-    """`shapes` of N given indices >= 0, of which there are endlessly many; test scenes begin at 10**9.
-
-    Raises:
-        ValueError: an unknown modality, none, a size out of range, no index or one below 0.
-    """
+    """`shapes` of N given indices >= 0, of which there are endlessly many; test scenes begin at 10**9."""
     wanted = MODALITIES if modalities is None else modalities
     some_of("modalities", wanted, MODALITIES)
     if size < 16 or size % 8:
@@ -268,11 +260,7 @@ def _caption(scene: Layout) -> Tensor:
 
 
 def words(tokens: Tensor) -> list[str]:
-    """Captions (N, 10) or (10,) as N texts, such as "grey small red circle large blue square".
-
-    Raises:
-        ValueError: a token that is no word.
-    """
+    """Captions (N, 10) or (10,) as N texts, such as "grey small red circle large blue square"."""
     tokens = torch.atleast_2d(tokens)
     if tokens.min() < 0 or tokens.max() >= len(VOCABULARY):
         raise ValueError(f"tokens must be in 0..{len(VOCABULARY) - 1}, got {int(tokens.min())}..{int(tokens.max())}")
@@ -283,20 +271,11 @@ def parse(captions: Tensor | str | Sequence[str]) -> list[Scene | None]:
     """What captions say, tokens (N, 10) or (10,) padded at the end only, or texts; None for one that is not well formed."""
     if isinstance(captions, Tensor):
         word = dict(enumerate(VOCABULARY))
-        return [_scene([word.get(k, "?") for k in row]) for row in torch.atleast_2d(captions).tolist()]
-    return [_scene(text.split()) for text in ([captions] if isinstance(captions, str) else captions)]
-
-
-def _scene(row: list[str]) -> Scene | None:
-    """The scene of a list of words, or None."""
-    while row and not row[-1]:
-        row = row[:-1]
-    if len(row) not in (4, 7, 10) or row[0] not in BACKGROUNDS:
-        return None
-    lists = (SIZES, COLOURS, SHAPES)
-    if any(word not in lists[k % 3] for k, word in enumerate(row[1:])):
-        return None
-    return Scene(row[0], tuple(zip(row[1::3], row[2::3], row[3::3], strict=True)))
+        texts = [" ".join(word.get(k, "?") for k in row).rstrip() for row in torch.atleast_2d(captions).tolist()]
+    else:
+        texts = [" ".join(text.split()) for text in ([captions] if isinstance(captions, str) else captions)]
+    said = [text.split() if _CAPTION.fullmatch(text) else None for text in texts]
+    return [row and Scene(row[0], tuple(zip(row[1::3], row[2::3], row[3::3], strict=True))) for row in said]
 
 
 def palette(segmentation: Tensor) -> Tensor:
