@@ -3,12 +3,12 @@
 import functools
 from dataclasses import dataclass
 
-import matplotlib.pyplot as plt
 import torch
 from matplotlib.figure import Figure
 
 from mtdiff.backbones import UNet
 from mtdiff.losses import Loss
+from mtdiff.plots import panels
 from mtdiff.speed import training_flops, training_memory
 from mtdiff.widgets.base import Board
 
@@ -78,7 +78,7 @@ def draw_plan(
 ) -> Figure:
     """`plan` as a figure: memory by part beside the memory of three devices; time in the title."""
     p = plan(base, size, batch, devices, accumulate, bf16)
-    figure, axis = plt.subplots(figsize=(8, 2.4), layout="constrained")
+    figure, ((axis,),) = panels(1, 1, (8, 2.4))
     left = 0.0
     for k, (name, amount) in enumerate(p.memory.items()):
         axis.barh(0, amount / 2**30, left=left, color=f"C{k}", label=name)
@@ -90,10 +90,9 @@ def draw_plan(
     axis.set(yticks=[], xlabel="memory on each device (GiB)", ylim=(-0.6, 0.6))
     axis.legend(ncols=5, frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.35))
     travel = f", gradients travel {1000 * p.exchange:.1f} ms" if devices > 1 else ""
-    text = (
-        f"{p.parameters / 1e6:.1f}M parameters, {p.flops / 1e9:.1f} GFLOP an image; a step computes {1000 * p.step:.0f} ms"
-    )
-    axis.set_title(f"{text}{travel};\na million images take {p.seconds / 60:.1f} minutes", fontsize=9, pad=16)
+    costs = f"{p.parameters / 1e6:.1f}M parameters, {p.flops / 1e9:.1f} GFLOP an image"
+    title = f"{costs}; a step computes {1000 * p.step:.0f} ms{travel};\na million images take {p.seconds / 60:.1f} minutes"
+    axis.set_title(title, fontsize=9, pad=16)
     return figure
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 
 import ipywidgets
-import matplotlib.pyplot as plt
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -12,7 +11,7 @@ from mtdiff.datasets import MIXTURE
 from mtdiff.elbo import elbo
 from mtdiff.exact import LabelledMixture, linear_gaussian_gap
 from mtdiff.metrics import energy_distance
-from mtdiff.plots import COLOURS, bound_terms, cloud, gap_bars
+from mtdiff.plots import COLOURS, bound_terms, cloud, gap_bars, injection, panels
 from mtdiff.process import ForwardProcess
 from mtdiff.sampling import SAMPLERS, sample
 from mtdiff.schedules import NoiseSchedule, fade_in
@@ -23,7 +22,7 @@ def draw_cloud(process: ForwardProcess, codes: Mapping[str, Tensor], label: Tens
     """The cloud of z_t in the plane, of codes {name: (N, 2)}, coloured by label; signal and noise are in the title."""
     z, _ = process.diffuse(codes, t, generator=torch.Generator().manual_seed(seed))
     signal, noise = (float(part[0]) for part in process.at(t, z).level)
-    figure, axis = plt.subplots(figsize=(3.4, 3.6), layout="constrained")
+    figure, ((axis,),) = panels(1, 1, (3.4, 3.6))
     cloud(axis, z, label, f"$z_{{{t}}}$: signal {signal:.2f}, noise {noise:.2f}")
     return figure
 
@@ -56,17 +55,11 @@ def draw_curve(start: float, end: float, bend: float, steps: int = 20, n: int = 
     model = _mixture(NoiseSchedule.log_snr(100, 8.0, -8.0), curve)
     process, generator = model.process, torch.Generator().manual_seed(seed)
     truth, drawn = model.draw(n, generator), sample(model, n, sampler="ddim", steps=steps, generator=generator)
-    figure, axes = plt.subplots(1, 3, figsize=(9, 2.7), layout="constrained")
-    for name in process.names:
-        axes[0].plot(range(1, 101), process.injected(name)[1:], color=COLOURS[name], label=name)
-        snr = process.snr(name)
-        axes[1].plot(snr.log().where(snr > 0, float("nan")), color=COLOURS[name])
-    axes[0].set(xlabel="step t", ylabel="injected $w_t$")
-    axes[1].set(xlabel="step t", ylabel="log SNR (nats)")
-    axes[0].legend(frameon=False)
+    figure, ((injected, ratio, axis),) = panels(1, 3, (9, 2.7), f"W from {start:g} to {end:g}, bend {bend:g}")
+    injection(injected, ratio, process)
+    injected.legend(frameon=False)
     distance = energy_distance(drawn["x"], truth["x"])
-    cloud(axes[2], drawn["x"], drawn["label"], f"{steps} steps: energy distance {distance:.3f}", reach=2.5)
-    figure.suptitle(f"W from {start:g} to {end:g}, bend {bend:g}", fontsize=11)
+    cloud(axis, drawn["x"], drawn["label"], f"{steps} steps: energy distance {distance:.3f}", reach=2.5)
     return figure
 
 
@@ -103,16 +96,9 @@ bound_board = Board(
 
 
 def draw_rules(
-    weight: float,
-    curve: str = "constant",
-    rule: str = "substitute",
-    guidance: float = 1.0,
-    sampler: str = "ddpm",
-    steps: int = 50,
-    label: int = 2,
-    n: int = 500,
-    seed: int = 0,
-) -> Figure:
+    weight: float, curve: str = "constant", rule: str = "substitute", guidance: float = 1.0, sampler: str = "ddpm",
+    steps: int = 50, label: int = 2, n: int = 500, seed: int = 0,
+) -> Figure:  # fmt: skip
     """Samples of the mixture's exact model for a given label, over true points of that label.
 
     `weight` is the label's, at t = T where the curve is "fade-in" and not "constant"; "substitute" goes without guidance.
@@ -124,9 +110,8 @@ def draw_rules(
     options = {"rule": rule, "guidance": scale, "sampler": sampler, "steps": steps, "generator": generator}
     given = torch.full((n,), label)
     points = sample(model, n, given={"label": given}, **options)["x"]
-    noise = torch.randn(n, 2, dtype=torch.float64, generator=generator)
-    truth = model.means[label] + model.stds[label] * noise
-    figure, axis = plt.subplots(figsize=(4.2, 4.2), layout="constrained")
+    truth = model.means[label] + model.stds[label] * torch.randn(n, 2, dtype=torch.float64, generator=generator)
+    figure, ((axis,),) = panels(1, 1, (4.2, 4.2))
     axis.scatter(*truth.T, s=4, color="0.75")
     name = rule if rule == "substitute" else f"{rule} x {guidance:g}"
     title = f"{name}, {sampler}, {steps} steps, {curve} W = {weight:g}\n"
@@ -175,11 +160,7 @@ gap_board = Board(
 
 
 def draw_noised_density(model: LabelledMixture, t: int, reach: float = 3.0) -> Figure:
-    """The density of z_t, and below it the best guess of x given z_t, on axes from -reach to reach.
-
-    Raises:
-        ValueError: the mixture is not on the line (d = 1), or its label is in z.
-    """
+    """The density of z_t of a mixture on the line, and below it the best guess of x given z_t, from -reach to reach."""
     if model.space != (1,) or model.process.entering != ("x",):
         raise ValueError(f"expected x alone, on the line; got {model.process.entering} in a space {model.space}")
     z = torch.linspace(-reach, reach, 601, dtype=torch.float64)[:, None]
@@ -187,13 +168,14 @@ def draw_noised_density(model: LabelledMixture, t: int, reach: float = 3.0) -> F
     signal = signal * float(model.process.cumulative("x")[t])
     variance = signal**2 * model.stds**2 + noise**2  # of z_t given the component
     each = torch.exp(-0.5 * (z - signal * model.means.T) ** 2 / variance) / (2 * torch.pi * variance).sqrt()
-    figure, axes = plt.subplots(2, 1, figsize=(5.5, 4), sharex=True, layout="constrained")
-    axes[0].fill_between(z[:, 0], (model.weights * each).sum(1), color=COLOURS["x"], alpha=0.4)
-    axes[1].plot(z, model.predict(z, t).estimate["x"], color=COLOURS["x"])
+    figure, ((density,), (guess,)) = panels(2, 1, (5.5, 4))
+    density.fill_between(z[:, 0], (model.weights * each).sum(1), color=COLOURS["x"], alpha=0.4)
+    guess.plot(z, model.predict(z, t).estimate["x"], color=COLOURS["x"])
     for mean in model.means.flatten().tolist():
-        axes[1].axhline(mean, color="0.6", linestyle=":")
-    axes[0].set(ylabel="$q(z_t)$", ylim=(0, None), title=f"t = {t}: signal {signal:.2f}, noise {noise:.2f}")
-    axes[1].set(xlabel="$z_t$", ylabel="$E[x\\,|\\,z_t]$", xlim=(-reach, reach), ylim=(-reach / 1.5, reach / 1.5))
+        guess.axhline(mean, color="0.6", linestyle=":")
+    title = f"t = {t}: signal {signal:.2f}, noise {noise:.2f}"
+    density.set(ylabel="$q(z_t)$", xlim=(-reach, reach), ylim=(0, None), xticklabels=[], title=title)
+    guess.set(xlabel="$z_t$", ylabel="$E[x\\,|\\,z_t]$", xlim=(-reach, reach), ylim=(-reach / 1.5, reach / 1.5))
     return figure
 
 

@@ -46,8 +46,7 @@ def get(name: str, folder: str | Path, archive: Archive | None = None, progress:
     What is there already is not fetched again, and a broken transfer goes on. The archive itself is deleted in the end.
 
     Raises:
-        ValueError: an unknown name, a checksum that does not fit (the file is deleted), or an archive that would write
-            outside the folder, or far more than its own size.
+        ValueError: a checksum that does not fit (the file is deleted), or an archive that would write elsewhere or too much.
         ConnectionError: the address cannot be reached; what came so far is kept, and the same call goes on from there.
         RuntimeError: a Python whose `tarfile` cannot unpack safely.
     """
