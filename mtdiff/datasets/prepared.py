@@ -136,11 +136,8 @@ class Prepared(Dataset):
         for k, rows in enumerate(self.orders(size, seed, start), start):
             generator = torch.Generator().manual_seed(2_000_003 * (seed + 1) + k)
             mirrored = torch.rand(size, generator=generator)[part] < 0.5 if self.flip else None
-            picked = {}
-            if self.pool is not None:
-                number = torch.randint(len(self.pool), (size,), generator=generator)[part]
-                picked = {name: number for name in ("mask", "masked") if name in self.values}
-            yield rows[part], mirrored, picked
+            number = None if self.pool is None else torch.randint(len(self.pool), (size,), generator=generator)[part]
+            yield rows[part], mirrored, dict.fromkeys({"mask", "masked"} & self.values.keys(), number)
 
     def _decoded(
         self, stored: Mapping[str, Tensor], mirrored: Tensor | None = None, pool: Tensor | None = None

@@ -26,13 +26,10 @@ def draw_class(model: MTDiffusion, label: int, guidance: float = 1.0, steps: int
 
 
 class_sampler = Board(
-    draw_class,
-    "{n} samples of one class",
-    label=lambda model: (3, 0, model.modalities["label"].classes - 1),
-    guidance=(1.0, 0.0, 5.0, 0.5),
-    steps=(25, 2, 100),
-    seed=(0, 0, 99),
-)
+    draw_class, "{n} samples of one class",
+    label=lambda model: (3, 0, model.modalities["label"].classes - 1), guidance=(1.0, 0.0, 5.0, 0.5),
+    steps=(25, 2, 100), seed=(0, 0, 99),
+)  # fmt: skip
 
 
 def draw_transition(
@@ -60,13 +57,10 @@ def draw_transition(
 
 
 transition_board = Board(
-    draw_transition,
-    "A transition for {setting}",
+    draw_transition, "A transition for {setting}",
     direction=lambda model, pairs: list(pairs.names),
-    scene=lambda model, pairs: (0, 0, len(pairs) // len(pairs.names) - 1),
-    steps=(25, 4, 100),
-    seed=(0, 0, 99),
-)
+    scene=lambda model, pairs: (0, 0, len(pairs) // len(pairs.names) - 1), steps=(25, 4, 100), seed=(0, 0, 99),
+)  # fmt: skip
 
 
 def draw_inpainting(
@@ -89,15 +83,10 @@ def draw_inpainting(
 
 
 inpainting_board = Board(
-    draw_inpainting,
-    "Fillings of one hole for {setting}",
-    text={"kind": "mask"},
-    kind=list(MASKS),
-    hidden=(0.5, 0.1, 0.9, 0.1),
-    scene=lambda model, plain, image: (0, 0, len(image) - 1),
-    seed=(0, 0, 99),
-    way=["told", "repeated", "repaint", "sdedit"],
-)
+    draw_inpainting, "Fillings of one hole for {setting}", text={"kind": "mask"},
+    kind=list(MASKS), hidden=(0.5, 0.1, 0.9, 0.1), scene=lambda model, plain, image: (0, 0, len(image) - 1),
+    seed=(0, 0, 99), way=["told", "repeated", "repaint", "sdedit"],
+)  # fmt: skip
 
 
 def draw_amplification(
@@ -128,13 +117,9 @@ def draw_amplification(
 
 
 amplification_board = Board(
-    draw_amplification,
-    "Guided draws of four clusters for {setting}",
-    share=(0.8, 0.5, 0.95, 0.05),
-    guidance=(2.0, 0.0, 5.0, 0.5),
-    across=(1.0, 0.5, 3.0, 0.25),
-    seed=(0, 0, 99),
-)
+    draw_amplification, "Guided draws of four clusters for {setting}",
+    share=(0.8, 0.5, 0.95, 0.05), guidance=(2.0, 0.0, 5.0, 0.5), across=(1.0, 0.5, 3.0, 0.25), seed=(0, 0, 99),
+)  # fmt: skip
 
 
 def draw_between(
@@ -160,10 +145,7 @@ def draw_between(
 
 
 representation_board = Board(
-    draw_between,
-    "Drawn between for {setting}",
-    first=lambda model, scenes: (0, 0, len(scenes) - 1),
-    second=lambda model, scenes: (1, 0, len(scenes) - 1),
-    guidance=(1.0, 0.0, 4.0, 0.5),
-    seed=(0, 0, 99),
-)
+    draw_between, "Drawn between for {setting}",
+    first=lambda model, scenes: (0, 0, len(scenes) - 1), second=lambda model, scenes: (1, 0, len(scenes) - 1),
+    guidance=(1.0, 0.0, 4.0, 0.5), seed=(0, 0, 99),
+)  # fmt: skip

@@ -97,12 +97,8 @@ def draw_plan(
 
 
 plan_board = Board(
-    draw_plan,
-    "Bars of memory by part beside the memory of four devices",
-    base=(32, [16, 32, 64, 96, 128, 192, 256]),
-    size=(64, [64, 128, 256]),
-    batch=(256, [64, 128, 256, 512, 1024, 2048]),
-    devices=(1, [1, 2, 4, 8, 16, 64]),
-    accumulate=(1, [1, 2, 4, 8]),
+    draw_plan, "Bars of memory by part beside the memory of four devices",
+    base=(32, [16, 32, 64, 96, 128, 192, 256]), size=(64, [64, 128, 256]),
+    batch=(256, [64, 128, 256, 512, 1024, 2048]), devices=(1, [1, 2, 4, 8, 16, 64]), accumulate=(1, [1, 2, 4, 8]),
     bf16=False,
-)
+)  # fmt: skip

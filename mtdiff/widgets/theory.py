@@ -28,12 +28,9 @@ def draw_cloud(process: ForwardProcess, codes: Mapping[str, Tensor], label: Tens
 
 
 cloud_slider = Board(
-    draw_cloud,
-    "The cloud of z at step {t}",
-    text={"t": "step t"},
-    live=True,
+    draw_cloud, "The cloud of z at step {t}", text={"t": "step t"}, live=True,
     t=lambda process, codes, label: (0, 0, process.steps),
-)
+)  # fmt: skip
 
 
 def _mixture(schedule: NoiseSchedule, weight) -> LabelledMixture:
@@ -64,13 +61,11 @@ def draw_curve(start: float, end: float, bend: float, steps: int = 20, n: int = 
 
 
 curve_bender = Board(
-    draw_curve,
-    "Curves and samples for {setting}",
-    start=(0.0, 0.0, 3.0, 0.1),
-    end=(1.0, 0.0, 3.0, 0.1),
+    draw_curve, "Curves and samples for {setting}",
+    start=(0.0, 0.0, 3.0, 0.1), end=(1.0, 0.0, 3.0, 0.1),
     bend=lambda: ipywidgets.FloatLogSlider(1.0, min=-1, max=1, step=0.1, description="bend", continuous_update=False),
     steps=(20, 2, 100),
-)
+)  # fmt: skip
 
 
 def draw_bound(start: float, end: float, T: int = 20, low: float = -6.0, n: int = 2000, seed: int = 0) -> Figure:
@@ -85,14 +80,10 @@ def draw_bound(start: float, end: float, T: int = 20, low: float = -6.0, n: int 
 
 
 bound_board = Board(
-    draw_bound,
-    "Terms of the bound for {setting}",
+    draw_bound, "Terms of the bound for {setting}",
     text={"start": "W at 0", "end": "W at T", "T": "steps T", "low": "log-SNR end"},
-    start=(0.0, 0.0, 3.0, 0.1),
-    end=(1.0, 0.0, 3.0, 0.1),
-    T=(20, 2, 200),
-    low=(-6.0, -8.0, 2.0, 0.5),
-)
+    start=(0.0, 0.0, 3.0, 0.1), end=(1.0, 0.0, 3.0, 0.1), T=(20, 2, 200), low=(-6.0, -8.0, 2.0, 0.5),
+)  # fmt: skip
 
 
 def draw_rules(
@@ -120,16 +111,10 @@ def draw_rules(
 
 
 rule_board = Board(
-    draw_rules,
-    "Samples for {setting}",
-    rule=["substitute", "bayes", "conditioned"],
-    sampler=list(SAMPLERS),
-    curve=["constant", "fade-in"],
-    weight=(1.0, 0.0, 4.0, 0.25),
-    guidance=(1.0, 0.0, 5.0, 0.5),
-    steps=(50, 5, 200),
-    label=(2, 0, 2),
-)
+    draw_rules, "Samples for {setting}",
+    rule=["substitute", "bayes", "conditioned"], sampler=list(SAMPLERS), curve=["constant", "fade-in"],
+    weight=(1.0, 0.0, 4.0, 0.25), guidance=(1.0, 0.0, 5.0, 0.5), steps=(50, 5, 200), label=(2, 0, 2),
+)  # fmt: skip
 
 
 def draw_gap(problem: Callable, start: float, end: float, T: int, correlation: float, own_channels: bool) -> Figure:
@@ -147,16 +132,11 @@ def draw_gap(problem: Callable, start: float, end: float, T: int, correlation: f
 
 
 gap_board = Board(
-    draw_gap,
-    "Terms of the gap for {setting}",
-    text={"start": "W at 0", "end": "W at T", "T": "steps T", "own_channels": "own channels"},
-    live=True,
-    start=(0.1, 0.0, 2.0, 0.1),
-    end=(1.0, 0.0, 2.0, 0.1),
-    T=(100, 10, 1000),
-    correlation=(0.8, 0.0, 0.95, 0.05),
+    draw_gap, "Terms of the gap for {setting}",
+    text={"start": "W at 0", "end": "W at T", "T": "steps T", "own_channels": "own channels"}, live=True,
+    start=(0.1, 0.0, 2.0, 0.1), end=(1.0, 0.0, 2.0, 0.1), T=(100, 10, 1000), correlation=(0.8, 0.0, 0.95, 0.05),
     own_channels=False,
-)
+)  # fmt: skip
 
 
 def draw_noised_density(model: LabelledMixture, t: int, reach: float = 3.0) -> Figure:
@@ -180,9 +160,6 @@ def draw_noised_density(model: LabelledMixture, t: int, reach: float = 3.0) -> F
 
 
 noised_density_slider = Board(
-    draw_noised_density,
-    "Density of z and best guess at step {t}",
-    text={"t": "step t"},
-    live=True,
+    draw_noised_density, "Density of z and best guess at step {t}", text={"t": "step t"}, live=True,
     t=lambda model: (0, 0, model.process.steps),
-)
+)  # fmt: skip

@@ -1,6 +1,7 @@
 """Where images, classes and boxes are in the folders that the archives of ImageNet and its subsets unpack to."""
 
 import itertools
+import operator
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ class Listing:
     left_out: list[tuple[Path, str]]
 
 
-def find(root: str | Path, split: str = "train", classes: Sequence[str] | None = None) -> Listing:
+def find(root: str | Path, split: str = "train", classes: Sequence[str] | None = None, limit: int | None = None) -> Listing:
     """The images of Tiny-ImageNet, Imagenette, or an ILSVRC folder.
 
     Expected is train/<wnid>/ with the images in it, or in its folder images/; and, of val, one of: val_annotations.txt
@@ -53,7 +54,8 @@ def find(root: str | Path, split: str = "train", classes: Sequence[str] | None =
     with ILSVRC2012_validation_ground_truth.txt and meta.mat (ILSVRC's development kit), in the folder or in
     ILSVRC2012_devkit_t12/data/. Kaggle's Data/CLS-LOC is found by itself. Boxes are read from Tiny-ImageNet's lists and
     Kaggle's tables, names from words.txt in the folder or Kaggle's table. The classes to keep are given by WordNet ids or
-    names, in the order of their labels; None keeps all, in the order of their ids.
+    names, in the order of their labels; None keeps all, in the order of their ids. Of each class at most `limit` images are
+    taken, the first by name.
 
     Raises:
         FileNotFoundError: no such folder.
@@ -81,7 +83,8 @@ def find(root: str | Path, split: str = "train", classes: Sequence[str] | None =
     if empty:
         raise ValueError(f"{root} has no {split} image of {len(empty)} of {len(wnids)} classes: {', '.join(empty[:5])}")
     rows = sorted((rank[wnid], path, box or UNKNOWN) for wnid, box, path in rows if wnid in rank)
-    label, files, boxes = zip(*rows, strict=True)
+    first = (itertools.islice(group, limit) for _, group in itertools.groupby(rows, operator.itemgetter(0)))
+    label, files, boxes = zip(*itertools.chain.from_iterable(first), strict=True)
     names, boxes = tuple(words[wnid] for wnid in wnids), np.array(boxes, np.float32)
     return Listing(layout, list(files), np.array(label, np.int64), boxes, wnids, names, sorted(tree.left_out))
 

@@ -6,7 +6,6 @@ import hashlib
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -38,8 +37,8 @@ def prepare(
     (left, top, right, bottom in [0, 1] of the packed image; NaN where unknown or outside) and meta.json. An image that
     cannot be read is skipped and listed there, as is what `find` leaves out. A split appears only when it is complete, and
     what was packed before is returned only if nothing has changed: names, sizes, times, labels and boxes of the files, the
-    folder, and which of them can be read. Smaller images are enlarged by a bicubic filter and counted. Of each class at
-    most `limit` images are taken, the first by name; `root` and `classes` are those of `find`, as are errors.
+    folder, and which of them can be read. Smaller images are enlarged by a bicubic filter and counted. `root`, `classes` and
+    `limit` are those of `find`, as are further errors.
 
     Returns:
         {split: its meta}: "count", "classes", "names", "size", "sha256" of all arrays, "skipped" and "left_out", both
@@ -53,15 +52,8 @@ def prepare(
         raise ValueError(f"size must be at least 8, got {size}")
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, got {limit}")
-    listings = {Path(out) / split: _first(find(root, split, classes), limit) for split in splits}
+    listings = {Path(out) / split: find(root, split, classes, limit) for split in splits}
     return {folder.name: _pack(listing, folder, Path(root), size, limit, progress) for folder, listing in listings.items()}
-
-
-def _first(listing: Listing, limit: int | None) -> Listing:
-    """The first few images of each class."""
-    keep = np.concatenate([np.flatnonzero(listing.label == k)[:limit] for k in range(len(listing.wnids))])
-    files = [listing.files[i] for i in keep]
-    return replace(listing, files=files, label=listing.label[keep], boxes=listing.boxes[keep])
 
 
 def _pack(listing: Listing, folder: Path, root: Path, size: int, limit: int | None, progress: bool) -> dict:
