@@ -100,8 +100,7 @@ def forward_picture(process: ForwardProcess, codes: Mapping[str, Tensor], steps:
         z, _ = process.diffuse(codes, t, noise)
         for axis, picture in zip(axes[:, column], [*parts, sum(parts), z], strict=True):
             axis.imshow(picture[0, 0].cpu(), cmap="gray", vmin=-2, vmax=2)
-            axis.set(xticks=[], yticks=[])
-            sns.despine(ax=axis, left=True, bottom=True)
+            axis.set(xticks=[], yticks=[], frame_on=False)
         axes[0, column].set_title(f"t = {t}", fontsize=9)
     for axis, row, name in zip(axes[:, 0], rows, [*codes, None, None], strict=True):
         axis.set_ylabel(row, rotation=0, ha="right", va="center", color=COLOURS.get(name, "black"))

@@ -12,17 +12,14 @@ from mtdiff.plots import panels
 from mtdiff.speed import training_flops, training_memory
 from mtdiff.widgets.base import Board
 
-PARTS = ("weights", "gradients", "AdamW", "average", "activations")
-
 
 @dataclass(frozen=True)
 class Plan:
     """What a training costs.
 
     Attributes:
-        parameters: of the network.
         flops: of a training step, per image.
-        memory: {part of `PARTS`: bytes} on each device.
+        memory: {"weights", "gradients", "AdamW", "average", "activations": bytes} on each device.
         seconds: of one pass through a million images.
         exchange: seconds that the gradients of a step travel, if nothing else happens meanwhile; 0 for one device.
         step: seconds that a step computes.
@@ -67,7 +64,7 @@ def plan(
     """
     parameters, flops, kept = _costs(base, size)
     state, each = 4 * parameters, kept * (0.5 if bf16 else 1.0) * batch / devices / accumulate
-    memory = dict(zip(PARTS, (state, state, 2 * state, state, each), strict=True))
+    memory = {"weights": state, "gradients": state, "AdamW": 2 * state, "average": state, "activations": each}
     speed = devices * peak * share
     exchange = 2 * (devices - 1) / devices * state / link
     return Plan(parameters, flops, memory, 1e6 * flops / speed, exchange, batch * flops / speed)
@@ -76,7 +73,7 @@ def plan(
 def draw_plan(
     base: int, size: int = 64, batch: int = 256, devices: int = 1, accumulate: int = 1, bf16: bool = False
 ) -> Figure:
-    """`plan` as a figure: memory by part beside the memory of three devices; time in the title."""
+    """`plan` as a figure: memory by part beside the memory of four devices; time in the title."""
     p = plan(base, size, batch, devices, accumulate, bf16)
     figure, ((axis,),) = panels(1, 1, (8, 2.4))
     left = 0.0

@@ -45,11 +45,7 @@ def draw_curve(start: float, end: float, bend: float, steps: int = 20, n: int = 
     the last panel has the energy distance to as many true points. A bend of 1 is a straight line, a smaller one injects
     early, a larger one late.
     """
-
-    def curve(u):
-        return start + (end - start) * u**bend
-
-    model = _mixture(NoiseSchedule.log_snr(100, 8.0, -8.0), curve)
+    model = _mixture(NoiseSchedule.log_snr(100, 8.0, -8.0), lambda u: start + (end - start) * u**bend)
     process, generator = model.process, torch.Generator().manual_seed(seed)
     truth, drawn = model.draw(n, generator), sample(model, n, sampler="ddim", steps=steps, generator=generator)
     figure, ((injected, ratio, axis),) = panels(1, 3, (9, 2.7), f"W from {start:g} to {end:g}, bend {bend:g}")
