@@ -35,6 +35,7 @@ _PAPER = ((0.95, 0.95, 0.95), (0.55, 0.55, 0.56), (0.40, 0.27, 0.17), (0.06, 0.0
 _RADIUS, _SQUARE, _CIRCUMRADIUS = (0.14, 0.21), 0.90, 1.30  # of the width; half a square's side, a triangle's: of the radius
 _EXTENT = ((1.0, 1.0), (_SQUARE, _SQUARE), (_CIRCUMRADIUS * math.sqrt(0.75), _CIRCUMRADIUS * 0.75))  # half width and height
 _FOG = 0.35
+_MOON, _DARK = ((0.50, 0.08, 0.02), (0.05, 0.55, 0.08), (0.12, 0.14, 0.62)), (0.02, 0.03, 0.09)  # C and floor of `night`
 _PALETTE = ((-1.0, -1.0, -1.0), (1.0, 1.0, -1.0), (1.0, -1.0, 1.0), (-1.0, 1.0, 1.0))  # a regular simplex
 
 
@@ -234,15 +235,13 @@ def night(image: Tensor, rounded: bool = True) -> Tensor:
     x, size = (image.double() + 1) / 2, image.shape[-1]  # in float64 no processor's rounding reaches a level
     grid = (torch.arange(size, device=x.device) + 0.5).double() / size
     light = 0.32 + 0.58 / (1 + ((grid - 0.8) ** 2 + (grid[:, None] - 0.15) ** 2) / 0.45**2)
-    red, green, blue = x.unbind(1)
-    mixed = (0.50 * red + 0.08 * green + 0.02 * blue, 0.05 * red + 0.55 * green + 0.08 * blue)
-    tinted = torch.stack((*mixed, 0.12 * red + 0.14 * green + 0.62 * blue), 1)
-    colour = (x - ((red + green + blue) / 3)[:, None]).clamp(min=0)
+    mix, floor = (torch.tensor(v, device=x.device, dtype=x.dtype) for v in (_MOON, _DARK))
+    tinted = torch.einsum("cd,ndij->ncij", mix, x)
+    colour = (x - x.mean(1, keepdim=True)).clamp(min=0)
     blur = (-0.5 * ((grid - grid[:, None]) / 0.08) ** 2).exp()
     blur = (blur / blur.sum(1, keepdim=True)).expand(len(x) * 3, -1, -1)
     halo = (blur @ colour.flatten(0, 1) @ blur.mT).view_as(x)
-    floor = torch.tensor([0.02, 0.03, 0.09], device=x.device, dtype=x.dtype)[:, None, None]
-    dark = floor + light * tinted + 0.75 * halo
+    dark = floor[:, None, None] + light * tinted + 0.75 * halo
     return (_levels(dark) if rounded else 2 * dark - 1).to(image.dtype)
 
 
