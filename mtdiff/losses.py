@@ -16,10 +16,7 @@ Chances = Mapping[str, float | str]
 
 
 def check_options(
-    weights: Mapping[str, float] | None,
-    drop: Chances | None,
-    give: Chances | None,
-    known: Collection[str] | None = None,
+    weights: Mapping[str, float] | None, drop: Chances | None, give: Chances | None, known: Collection[str] | None = None
 ) -> None:
     """Whether options of `multitask_loss` can work, for modalities that are known (None: unchecked).
 

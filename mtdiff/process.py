@@ -85,12 +85,7 @@ class ForwardProcess:
     Source: Chen et al. 2024, transition kernel; cumulative weights and closed forms are ours (theory 2).
     """
 
-    def __init__(
-        self,
-        schedule: NoiseSchedule,
-        weights: Mapping[str, float | Tensor | Callable],
-        prior: str | None = None,
-    ):
+    def __init__(self, schedule: NoiseSchedule, weights: Mapping[str, float | Tensor | Callable], prior: str | None = None):
         if not weights:
             raise ValueError("weights names no modality")
         self.schedule, self.steps, self.first = schedule, schedule.steps, schedule.first

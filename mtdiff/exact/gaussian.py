@@ -44,10 +44,7 @@ class GaussianGap:
 
 
 def linear_gaussian_gap(
-    covariance: Tensor,
-    encoders: Mapping[str, Tensor],
-    process: ForwardProcess,
-    reverse_variance: str = "optimal",
+    covariance: Tensor, encoders: Mapping[str, Tensor], process: ForwardProcess, reverse_variance: str = "optimal"
 ) -> GaussianGap:
     """The gap identity on X ~ N(0, covariance) with linear encoders, exactly.
 
