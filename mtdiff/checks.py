@@ -2,7 +2,7 @@
 
 import math
 import numbers
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -16,15 +16,19 @@ class Checked(Protocol):
         """Raise ValueError unless it is a valid batch (B, ...)."""
 
 
-def check_real(what: str, value: Tensor) -> None:
-    """Raise ValueError unless value is a floating-point tensor (B, ...) of at least one example and, on a CPU, finite.
+def check_real(what: str, value: Tensor, sizes: Sequence[int] | None = None) -> None:
+    """Raise ValueError unless value is floating point, (B, *sizes) or not empty, and, on a CPU, finite.
 
     What a learned encoder makes in training is not looked at: that is the trainer's, which says what to do about it.
     """
-    if not isinstance(value, Tensor) or not value.is_floating_point() or not value.ndim or not len(value):
-        raise ValueError(f"{what} must be a floating-point tensor of at least one example, got {described(value)}")
+    wrong = not isinstance(value, Tensor) or not value.is_floating_point() or not value.ndim
+    if wrong or (not len(value) if sizes is None else tuple(value.shape[1:]) != tuple(sizes)):
+        expected = "a floating-point tensor of at least one example"
+        expected = expected if sizes is None else f"floating point (B, {', '.join(map(str, sizes))})"
+        raise ValueError(f"{what} must be {expected}, got {described(value)}")
     if value.device.type == "cpu" and not value.requires_grad and not bool(value.isfinite().all()):
-        raise ValueError(f"{what} has values that are not finite (NaN or inf)")
+        rows = (~value.isfinite()).reshape(len(value), -1).any(1).nonzero().flatten().tolist()
+        raise ValueError(f"{what} has values that are not finite (NaN or inf) in rows {rows[:8]}")
 
 
 def check_ids(what: str, value: Tensor, classes: int, shape: str, *sizes: int) -> None:
@@ -56,6 +60,13 @@ def check_whole(what: str, number: int) -> None:
     """Raise ValueError unless it is a whole number from 1 on."""
     if isinstance(number, bool) or not isinstance(number, int) or number < 1:
         raise ValueError(f"{what} must be a whole number from 1 on, got {number!r}")
+
+
+def check_choice(what: str, value: object, choices: Collection, hint: str = "") -> object:
+    """The value; ValueError, which may end with a hint, unless it is one of the choices."""
+    if value not in tuple(choices):
+        raise ValueError(f"{what} must be one of {tuple(choices)}, got {value!r}{hint}")
+    return value
 
 
 def check_names(what: str, names: Collection[str], known: Collection[str]) -> tuple[str, ...]:

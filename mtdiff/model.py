@@ -229,7 +229,7 @@ class MTDiffusion(Recorded, nn.Module, Denoiser):
             ValueError: z_t, t or a given value has the wrong shape, dtype or range.
             KeyError: given or present names an unknown modality.
         """
-        check_state(self, z_t, given, present)
+        check_state(self, z_t, given)
         return self(z_t, t, given, present)
 
     def architecture(self) -> dict:

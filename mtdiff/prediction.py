@@ -109,11 +109,8 @@ class Denoiser(Protocol):
         return {name: v.to(self.dtype) if v.is_floating_point() else v for name, v in values.items()}
 
 
-def check_state(model: Denoiser, z_t: Tensor, given: Given, present: Present) -> None:
-    """Refuse states and what is said of them, unless they fit the model; their steps are the process's to check."""
-    if tuple(z_t.shape[1:]) != model.space:
-        raise ValueError(f"z_t must have shape (B, {', '.join(map(str, model.space))}), got {tuple(z_t.shape)}")
-    check_real("z_t", z_t)
+def check_state(model: Denoiser, z_t: Tensor, given: Given) -> None:
+    """Refuse states and values that do not fit the model; steps and the present set are the process's to check."""
+    check_real("z_t", z_t, model.space)
     if given and (n := check_values(model.modalities, given, "given")) != len(z_t):
         raise ValueError(f"given has {n} examples, z_t has {len(z_t)}")
-    model.process.masks(present, len(z_t), z_t.device)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mtdiff.checks import check_names, check_real, check_steps
+from mtdiff.checks import check_names, check_real, check_steps, described
 from mtdiff.schedules import NoiseSchedule, tabulate
 
 Present = Collection[str] | Mapping[str, Tensor] | None
@@ -222,13 +222,11 @@ class ForwardProcess:
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Draw z_t = sqrt(abar_t) m_t(X) + sqrt(1 - abar_t) eps; returns z_t and eps, drawn where it is not given."""
-        mean, std = self.marginal(codes, t, present)
+        at = self.at(t, self._checked(codes, present, noise=noise), present)
+        mean = at.signal * at.mix(codes)
         if noise is None:
             noise = torch.randn(mean.shape, dtype=mean.dtype, device=mean.device, generator=generator)
-        check_real("noise", noise)
-        if noise.shape != mean.shape:
-            raise ValueError(f"noise must have shape {tuple(mean.shape)} like the codes, got {tuple(noise.shape)}")
-        return mean + std * noise, noise
+        return mean + at.noise * noise, noise
 
     def prior_kl(self, codes: Mapping[str, Tensor], present: Present = None) -> Tensor:
         """How far z_T is from noise: KL(q(z_T | X) || N(0, I)) = 1/2 [abar_T (|m_T|^2 - d) - d log(1 - abar_T)], d = dim Z.
@@ -271,8 +269,7 @@ class ForwardProcess:
     def _steps(self, t: int | Tensor, like: Tensor, lowest: int = 0) -> Tensor:
         """T as a (B,) index tensor. A tensor on a GPU is not read back, hence not range-checked."""
         if not like.is_floating_point() or not like.shape or not len(like):
-            expected = "floating point (B, *Z) with at least one example"
-            raise ValueError(f"like must be {expected}, got {like.dtype} {tuple(like.shape)}")
+            raise ValueError(f"states must be floating point (B, *Z) of at least one example, got {described(like)}")
         if not isinstance(t, Tensor):
             if isinstance(t, bool) or not hasattr(t, "__index__"):
                 raise ValueError(f"t must be an int or an int tensor, got {t!r}")
@@ -282,17 +279,17 @@ class ForwardProcess:
         check_steps(t, len(like), lowest, self.steps)
         return t.expand(len(like)).to(like.device).long()
 
-    def _checked(self, codes: Mapping[str, Tensor], present: Present, **state: Tensor) -> Tensor:
-        """A tensor of the common shape (B, *Z) of codes and state, which fit each other and the process."""
+    def _checked(self, codes: Mapping[str, Tensor], present: Present, **more: Tensor | None) -> Tensor:
+        """A tensor of the common shape (B, *Z) of codes, state and noise, which fit each other and the process."""
         check_names("codes", codes, self.names)
         if not codes:
             raise KeyError(f"codes is empty; the process has {list(self.names)}")
-        real = {**state, **{f"codes[{name!r}]": code for name, code in codes.items()}}
-        like = next(iter(real.values()))
-        for what, value in real.items():
-            check_real(what, value)
-            if value.shape != like.shape:
-                raise ValueError(f"{what} has shape {tuple(value.shape)}, expected {tuple(like.shape)} like the others")
+        like = next(iter(codes.values()))
+        for what, value in ({f"codes[{name!r}]": code for name, code in codes.items()} | more).items():
+            if value is not None:
+                check_real(what, value)
+                if value.shape != like.shape:
+                    raise ValueError(f"{what} has shape {tuple(value.shape)}, expected {tuple(like.shape)} like the others")
         masks = self.masks(present, len(like), like.device)
         for name in self.entering:
             if name not in codes and (name not in masks or bool(masks[name].any())):

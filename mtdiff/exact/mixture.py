@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor
@@ -57,7 +58,10 @@ class LabelledMixture(Denoiser):
             raise ValueError(f'the process must have the modalities "x" and "label", got {process.names}')
         self.process = process
         self.space = (self.means.shape[1],)
-        self.modalities = {"x": _Point(self.means.shape[1]), "label": _Component(k)}
+        self.modalities = {
+            "x": SimpleNamespace(check=lambda value: check_real("'x'", value, self.space)),
+            "label": SimpleNamespace(check=lambda value: check_ids("'label'", value, k, "labels (B,)")),
+        }
 
     def draw(self, n: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """N examples {"x": (n, d), "label": (n,)} of the data's own law."""
@@ -71,7 +75,7 @@ class LabelledMixture(Denoiser):
 
     def predict(self, z_t: Tensor, t: int | Tensor, *, given: Given = None, present: Present = None) -> Prediction:
         """E[m_t | z_t, given] exactly, and the laws of x, a mixture (`Mixture`), and of the label (`Categorical`)."""
-        check_state(self, z_t, given, present)
+        check_state(self, z_t, given)
         law, at = self._components(z_t.double(), t, given, present), self.process.at(t, z_t.double(), present)
         r = law.log_weights.exp()
         aggregate = torch.einsum("bk,bkd->bd", r, at.W["x"][..., None] * law.means + at.W["label"][..., None] * self.codes)
@@ -146,24 +150,6 @@ class Mixture:
     def expected_code(self) -> Tensor:
         """The mean."""
         return self.mean
-
-
-@dataclass
-class _Point:
-    size: int
-
-    def check(self, value: Tensor) -> None:
-        check_real("'x'", value)
-        if tuple(value.shape[1:]) != (self.size,):
-            raise ValueError(f"'x' must be floating point (B, {self.size}), got {tuple(value.shape)}")
-
-
-@dataclass
-class _Component:
-    classes: int
-
-    def check(self, value: Tensor) -> None:
-        check_ids("'label'", value, self.classes, "labels (B,)")
 
 
 def _each(x: Tensor, mean_k: Tensor, variance_k: Tensor) -> Tensor:
