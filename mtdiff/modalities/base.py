@@ -86,7 +86,8 @@ class Modality(Recorded, nn.Module):
             backbone: offers `readout(shape)`, `entrance(shape)`, `pooled` and `embedding` (see `mtdiff.backbones`).
 
         Raises:
-            ValueError: the channels leave the space, or the modality is already part of a model.
+            ValueError: the channels leave the space, the modality is already part of a model, or it is given as tokens to a
+                backbone that cannot attend to them.
         """
         if self.space:
             raise ValueError(f"modality {name!r} is already part of a model; make a new one")
@@ -94,6 +95,9 @@ class Modality(Recorded, nn.Module):
         self.span = range(self.space[0])[self.channels or slice(None)]
         if not self.span or (self.channels and (self.channels.stop or 0) > self.space[0]):
             raise ValueError(f"{name!r}: channels {self.channels} leave the space {self.space}")
+        if self.given_as == "tokens" and not backbone.attends:
+            which = f"{name!r} is given as tokens, which this {type(backbone).__name__} cannot attend to"
+            raise ValueError(f"{which}: use UNet(cross=...), or set `attends` of a backbone of your own")
         self.slice_shape = (len(self.span), *self.space[1:])
         self.build(backbone)
 
@@ -129,8 +133,19 @@ class Modality(Recorded, nn.Module):
         """The value as the backbone is given it (theory 4, rule 3): what `given_as` says.
 
         A vector is (B, backbone.embedding), a map the output of `backbone.entrance`, tokens are (B, L, backbone.embedding).
+        If a subclass does not say otherwise, `self.embed` of the value.
         """
-        raise ValueError(f"{self.name!r} cannot condition the backbone: it was made without tell=True")
+        if getattr(self, "embed", None) is None:
+            raise ValueError(f"{self.name!r} cannot condition the backbone: it was made without tell=True")
+        return self.embed(value)
+
+    def entrance(self, backbone: nn.Module, shape: Sequence[int]) -> nn.Module | None:
+        """A layer by which the backbone is given data (B, *shape); None without `tell`."""
+        if not self.tell:
+            return None
+        return (
+            backbone.entrance(shape) if self.given_as == "map" else nn.Linear(torch.Size(shape).numel(), backbone.embedding)
+        )
 
     def head(self, view: View) -> Law:
         """p(x_i | z_t)."""
@@ -170,12 +185,6 @@ class Modality(Recorded, nn.Module):
     def shares(self, other: "Modality") -> bool:
         """Whether another one writes into the same channels."""
         return bool(set(self.span) & set(other.span))
-
-    def check_attention(self, backbone: nn.Module) -> None:
-        """Raise ValueError where the backbone would have to attend to the value, and cannot."""
-        if self.given_as == "tokens" and not backbone.attends:
-            which = f"{self.name!r} is given as tokens, which this {type(backbone).__name__} cannot attend to"
-            raise ValueError(f"{which}: use UNet(cross=...), or set `attends` of a backbone of your own")
 
     def refuse(self, value: object, expected: str) -> None:
         """Raise the ValueError that names the modality, what came and what was expected."""

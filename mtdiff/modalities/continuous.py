@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from mtdiff.checks import check_choice, check_real
 from mtdiff.laws import Gaussian, Pixels
 from mtdiff.modalities.base import Modality, View
 from mtdiff.modalities.maps import Mask
@@ -47,8 +48,7 @@ class Continuous(Modality):
         shape = tuple(shape)
         if not shape or any(size < 1 for size in shape):
             raise ValueError(f"shape must be positive sizes, got {shape}")
-        if start not in ("state", "rest", "nothing"):
-            raise ValueError(f'start must be "state", "rest" or "nothing", got {start!r}')
+        check_choice("start", start, ("state", "rest", "nothing"))
         super().__init__(channels)
         self.shape, self.has_head, self.start, self.tell = shape, head, start, tell
         self.reads_rest = start == "rest"
@@ -58,24 +58,15 @@ class Continuous(Modality):
         if self.shape != self.slice_shape:
             raise ValueError(f"{self.name!r} has shape {self.shape}, but its part of the space is {self.slice_shape}")
         self.out = backbone.readout(self.shape) if self.has_head else None
-        self.embed = backbone.entrance(self.shape) if self.tell else None
+        self.embed = self.entrance(backbone, self.shape)
 
     def check(self, value: Tensor) -> None:
         """Raise ValueError unless value is floating point, (B, *shape) and, on a CPU, finite."""
-        expected = f"floating point (B, {', '.join(map(str, self.shape))})"
-        if not isinstance(value, Tensor) or not value.is_floating_point() or tuple(value.shape[1:]) != self.shape:
-            self.refuse(value, expected)
-        if value.device.type == "cpu" and not bool(value.isfinite().all()):
-            bad = (~value.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
-            raise ValueError(f"{self.name!r} has values that are not finite (NaN or inf) in rows {bad[:8]}")
+        check_real(repr(self.name), value, self.shape)
 
     def code(self, value: Tensor) -> Tensor:
         """E(x) = x."""
         return value
-
-    def condition(self, value: Tensor) -> Tensor:
-        """The value through an `entrance` of the backbone."""
-        return super().condition(value) if self.embed is None else self.embed(value)
 
     def head(self, view: View) -> Gaussian:
         """N(mean, variance_t I)."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mtdiff.backbones.base import vector_head
-from mtdiff.checks import check_ids
+from mtdiff.checks import check_choice, check_ids
 from mtdiff.laws import Categorical
 from mtdiff.modalities.base import Modality, View
 from mtdiff.modalities.generators import KINDS, CodeTable
@@ -46,27 +46,22 @@ class Label(Modality):
         tell: str = "vector",
         sense: bool = False,
     ):
-        if tell not in ("vector", "token"):
-            raise ValueError(f'tell must be "vector" or "token", got {tell!r}')
+        check_choice("tell", tell, ("vector", "token"))
         names = class_names(classes, names)
-        if isinstance(codes, str) and codes not in ("simplex", *KINDS):
-            raise ValueError(f"codes must be one of {('simplex', *KINDS)} or numbers (K, ...), got {codes!r}")
+        if isinstance(codes, str):
+            check_choice("codes", codes, ("simplex", *KINDS), ": else give numbers (K, ...)")
         super().__init__(channels)
         self.given_as = "tokens" if tell == "token" else "vector"
         self.classes, self.names, self.sense, self._codes, self._seed = classes, names, sense, codes, seed
 
     def build(self, backbone: nn.Module) -> None:
         """Create codes, embedding and head."""
-        shape, learned = (self.classes, *self.slice_shape), isinstance(self._codes, str) and self._codes in KINDS
-        if learned:
-            codes = None
-        elif isinstance(self._codes, str):
-            codes = simplex_codes(self.classes, self.slice_shape, self._seed)
-        else:
-            codes = torch.as_tensor(self._codes, dtype=torch.float32)
-            if tuple(codes.shape) != shape:
-                raise ValueError(f"codes of {self.name!r} must have shape {shape}, got {tuple(codes.shape)}")
-        self.check_attention(backbone)
+        codes, shape = self._codes, (self.classes, *self.slice_shape)
+        learned = isinstance(codes, str) and codes != "simplex"
+        if isinstance(codes, str):
+            codes = None if learned else simplex_codes(self.classes, self.slice_shape, self._seed)
+        elif tuple((codes := torch.as_tensor(codes, dtype=torch.float32)).shape) != shape:
+            raise ValueError(f"codes of {self.name!r} must have shape {shape}, got {tuple(codes.shape)}")
         self.register_buffer("codes", codes)
         self.embed = nn.Embedding(self.classes, backbone.embedding)
         self.out = vector_head(backbone.pooled, self.classes)
@@ -142,19 +137,13 @@ def simplex_codes(classes: int, shape: Sequence[int], seed: int = 0) -> Tensor:
 
     With fewer than K - 1 dimensions no such simplex exists; the codes are then random directions, not centred.
 
-    Args:
-        classes: K.
-        shape: shape of one code.
-        seed: seed of the random position.
-
     Returns:
         (K, *shape) float32.
 
     Raises:
         ValueError: one dimension holds only two codes of unit RMS.
     """
-    size = torch.Size(shape).numel()
-    generator = torch.Generator().manual_seed(seed)
+    size, generator = torch.Size(shape).numel(), torch.Generator().manual_seed(seed)
     if size == 1 and classes > 2:
         raise ValueError(f"{classes} classes need more than one dimension, got a code of shape {tuple(shape)}")
     if size < classes - 1:

@@ -38,7 +38,7 @@ class DenseMap(Modality):
         codes = self.class_codes(self.slice_shape[0])  # (K, C)
         self.register_buffer("codes", codes)
         self.out = backbone.readout((len(codes), *self.size))
-        self.embed = backbone.entrance((len(codes), *self.size)) if self.tell else None
+        self.embed = self.entrance(backbone, (len(codes), *self.size))
 
     def class_codes(self, channels: int) -> Tensor:
         """The code of each class at a pixel, (K, channels)."""
@@ -54,13 +54,11 @@ class DenseMap(Modality):
 
     def condition(self, value: Tensor) -> Tensor:
         """The one-hot map through an `entrance` of the backbone."""
-        if self.embed is None:
-            return super().condition(value)
         one_hot = F.one_hot(self.classes_of(value), len(self.codes)).movedim(-1, 1)
-        return self.embed(one_hot.to(self.codes.dtype))
+        return super().condition(one_hot.to(self.codes.dtype))
 
     def head(self, view: View) -> Categorical:
-        """A class at each pixel, independently: logits (B, K, H, W), sharp near t = 0."""
+        """A class at each pixel, independently: logits (B, K, H, W)."""
         return self.law(self.out(view.features).to(view.z.dtype), self._mix)
 
     def _mix(self, chances: Tensor) -> Tensor:
