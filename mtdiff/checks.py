@@ -56,10 +56,14 @@ def check_finite(what: str, number: float) -> None:
         raise ValueError(f"{what} must be a finite number, got {number!r}")
 
 
-def check_whole(what: str, number: int) -> None:
-    """Raise ValueError unless it is a whole number from 1 on."""
-    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-        raise ValueError(f"{what} must be a whole number from 1 on, got {number!r}")
+def check_whole(**numbers: int | Sequence[int]) -> None:
+    """Raise ValueError, by its name, unless each is a whole number from 1 on, or a sequence of such that is not empty."""
+    for name, number in numbers.items():
+        several = isinstance(number, Sequence) and not isinstance(number, str)
+        each = tuple(number) if several else (number,)
+        if not each or any(type(one) is not int or one < 1 for one in each):
+            expected = "whole numbers" if several else "a whole number"
+            raise ValueError(f"{name} must be {expected} from 1 on, got {number!r}")
 
 
 def check_choice(what: str, value: object, choices: Collection, hint: str = "") -> object:

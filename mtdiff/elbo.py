@@ -39,12 +39,6 @@ class Bound:
     def bits_per_dim(self, name: str) -> float:
         """(prior + diffusion - readout) / (dimensions log 2): an upper bound on the code length of one modality alone.
 
-        Args:
-            name: the modality.
-
-        Returns:
-            Bits per dimension.
-
         Raises:
             ValueError: the bound was not computed with present={name}: a joint total has no share that is one modality's.
         """
@@ -89,7 +83,7 @@ def elbo(
     Source: ours, theory 3; importance sampling of t: Kingma et al. 2021.
     """
     size, batch, process = model.check(batch), model.tidy(batch), model.process
-    check_whole("samples", samples)
+    check_whole(samples=samples)
     given, read = _sets(model, batch, present, given)
     codes = {name: code.double() for name, code in model.encode({**given, **read}).items()}
     only = None if present is None else {*given, *read}

@@ -73,12 +73,7 @@ class Denoiser(Protocol):
         raise NotImplementedError
 
     def predict(self, z_t: Tensor, t: int | Tensor, *, given: Given = None, present: Present = None) -> Prediction:
-        """E[m_t | z_t, given], and what the heads say of every modality, in the dtype of z_t (B, *Z).
-
-        Args:
-            given: {name: value (B, ...)} that is known.
-            present: which modalities are in z_t, names or {name: (B,) bool}; None: all are.
-        """
+        """E[m_t | z_t, given], and what the heads say of every modality, in the dtype of z_t (B, *Z)."""
         raise NotImplementedError
 
     def log_prob(
@@ -91,18 +86,11 @@ class Denoiser(Protocol):
         return law.log_prob(self.tidy({**(given or {}), name: value})[name])
 
     def read(
-        self,
-        z_t: Tensor,
-        t: int,
-        *,
-        given: Given = None,
-        present: Present = None,
-        prediction: Prediction | None = None,
-        generator: torch.Generator | None = None,
+        self, z_t: Tensor, t: int, *, given: Given = None, present: Present = None, prediction=None, generator=None
     ) -> dict[str, Tensor]:
         """Every modality drawn jointly at one state, {name: value} in `dtype` (theory 3: at one time, not along the path).
 
-        A prediction that is there already is read as it is.
+        A `Prediction` that is there already is read as it is.
         """
         prediction = self.predict(z_t, t, given=given, present=present) if prediction is None else prediction
         values = {name: law.draw(generator) for name, law in prediction.law.items()}

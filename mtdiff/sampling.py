@@ -149,7 +149,7 @@ class _Chain:
             text = 'rule "readout" has no path and cannot be mixed with others'
             raise ValueError(f"{text}, got {self.rules}: name one rule for all")
         _check_guidance(guidance, self.rules, towards)
-        check_whole("repeats", repeats)
+        check_whole(repeats=repeats)
         sampler = self.model.sampler if sampler is None else sampler
         step = sampler if callable(sampler) else SAMPLERS[check_choice("sampler", sampler, SAMPLERS)]
         process, self.guidance, self.towards, self.guide = self.process, guidance, self._wanted(towards), guide
@@ -256,7 +256,7 @@ class _Chain:
 
 def _values(model: Denoiser, n: int, given: Given) -> dict[str, Tensor]:
     """Given values, n of each, on the model's device."""
-    check_whole("n", n)
+    check_whole(n=n)
     values = {}
     for name, value in (given or {}).items():
         model.check({name: value}, "given")

@@ -171,7 +171,8 @@ class Modality(Recorded, nn.Module):
         return self.place(self.code(value))
 
     def place(self, code: Tensor) -> Tensor:
-        """Write a code (B, *slice) into an otherwise empty space (B, *Z)."""
+        """Write what broadcasts to (B, *slice) into an otherwise empty space (B, *Z)."""
+        code = code.expand(-1, *self.slice_shape)
         if self.slice_shape == self.space:
             return code
         out = code.new_zeros(len(code), *self.space)

@@ -37,7 +37,7 @@ class Caption(Modality):
         vocabulary = [str(word) for word in vocabulary]
         if len(vocabulary) < 2 or len(set(vocabulary)) < len(vocabulary):
             raise ValueError(f"vocabulary must be at least two different words, got {vocabulary[:8]}")
-        check_whole("length", length)
+        check_whole(length=length)
         check_choice("codes", codes, ("none", *KINDS))
         super().__init__(channels)
         self.vocabulary, self.length, self.has_code = vocabulary, length, codes != "none"

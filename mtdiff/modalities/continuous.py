@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from mtdiff.checks import check_choice, check_real
+from mtdiff.checks import check_choice, check_real, check_whole
 from mtdiff.laws import Gaussian, Pixels
 from mtdiff.modalities.base import Modality, View
 from mtdiff.modalities.maps import Mask
@@ -46,8 +46,7 @@ class Continuous(Modality):
         tell: bool = False,
     ):
         shape = tuple(shape)
-        if not shape or any(size < 1 for size in shape):
-            raise ValueError(f"shape must be positive sizes, got {shape}")
+        check_whole(shape=shape)
         check_choice("start", start, ("state", "rest", "nothing"))
         super().__init__(channels)
         self.shape, self.has_head, self.start, self.tell = shape, head, start, tell
@@ -93,15 +92,7 @@ class Continuous(Modality):
 
 
 class Vector(Continuous):
-    """A vector of d numbers of about unit scale, such as a point or a representation; shape (B, d).
-
-    Args:
-        size: d.
-        channels: slice of a vector space that it is written to.
-        head: as in `Continuous`.
-        start: as in `Continuous`.
-        tell: as in `Continuous`.
-    """
+    """A vector of `size` numbers of about unit scale, such as a point or a representation; shape (B, d)."""
 
     def __init__(
         self, size: int, channels: slice | None = None, head: bool = True, start: str = "state", tell: bool = False
@@ -113,13 +104,8 @@ class Image(Continuous):
     """An image (B, C, H, W), float in [-1, 1], channels first; any number of channels.
 
     Args:
-        shape: (C, H, W).
-        channels: slice of the space's channels that it is written to.
-        head: as in `Continuous`.
         levels: number of values a pixel can have, evenly spaced from -1 to 1 (256 for 8-bit images). The likelihood is then
             the probability of the pixel's bin, a discretised Gaussian; None leaves it a density.
-        start: as in `Continuous`.
-        tell: as in `Continuous`.
         revealed_by: (picture, mask): names of a masked image and its mask. Where both are given and the mask is 1, the head
             returns the known pixel: it is not predicted, costs no loss, and stays as it is in samples.
 

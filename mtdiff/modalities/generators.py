@@ -16,16 +16,8 @@ def generator(source: Sequence[int], target: Sequence[int], width: int = 32) -> 
     To a vector it is an MLP. From a vector to an image it goes by a small map, linear, that is doubled by repetition and
     convolution as often as its size allows; from image to image it is three convolutions.
 
-    Args:
-        source: (d,), or (C, H, W) where the target has the same H and W or is a vector.
-        target: (n,) or (C', H, W).
-        width: width of the hidden layers.
-
-    Returns:
-        A network from (B, *source) to (B, *target).
-
-    Raises:
-        ValueError: images of different sizes.
+    The source is (d,), or (C, H, W) where the target (n,) or (C', H, W) has the same H and W or is a vector; other images
+    are a ValueError.
 
     Source: a generator that maps into the diffusion space: Chen et al. 2024; its form is ours.
     """

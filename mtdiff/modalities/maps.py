@@ -73,10 +73,7 @@ class LabelMap(DenseMap):
 
     Args:
         classes: K, at least 2.
-        size: (H, W).
         names: K class names, for people; None counts 0..K-1.
-        channels: as in `DenseMap`.
-        tell: as in `DenseMap`.
         seed: seed of the codes, see `simplex_codes`.
 
     Raises:
@@ -116,11 +113,6 @@ class Mask(DenseMap):
     """A binary mask (B, 1, H, W), float or bool, 1 where something is: known, visible, inside.
 
     E writes +1 or -1 to every channel of its slice; p(mask | z_t) is a Bernoulli at each pixel.
-
-    Args:
-        size: (H, W).
-        channels: as in `DenseMap`.
-        tell: as in `DenseMap`.
 
     Source: ours; masks as a modality of masked-image training: Chen et al. 2024.
     """
