@@ -84,8 +84,8 @@ def check_names(what: str, names: Collection[str], known: Collection[str]) -> tu
     return names
 
 
-def check_values(known: Mapping[str, Checked], values: Mapping[str, Tensor], what: str) -> int:
-    """Raise KeyError for an unknown modality, ValueError unless values are valid and equally many; returns how many."""
+def check_values(known: Mapping[str, Checked], values: Mapping[str, Tensor], what: str, n: int | None = None) -> int:
+    """How many; KeyError for an unknown modality, ValueError unless values are valid and equally many (n, if given)."""
     if not values:
         raise ValueError(f"{what} is empty; this model has {list(known)}")
     check_names(what, values, known)
@@ -99,7 +99,10 @@ def check_values(known: Mapping[str, Checked], values: Mapping[str, Tensor], wha
         raise ValueError(f"{what} has different numbers of examples: {sizes}")
     if 0 in sizes.values():
         raise ValueError(f"{what} must have at least one example, got {sizes}")
-    return next(iter(sizes.values()))
+    size = next(iter(sizes.values()))
+    if n not in (None, size):
+        raise ValueError(f"{what} has {size} examples, z_t has {n}")
+    return size
 
 
 def described(value: object) -> str:

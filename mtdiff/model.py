@@ -16,10 +16,10 @@ from mtdiff.files import save, to_json
 from mtdiff.laws import Law
 from mtdiff.modalities.base import Modality
 from mtdiff.prediction import Denoiser, Given, Prediction, check_state
-from mtdiff.process import At, ForwardProcess, Present
+from mtdiff.process import At, ForwardProcess, Present, Steps
 from mtdiff.reading import check_types
 from mtdiff.recorded import Recorded
-from mtdiff.sampling import check_defaults
+from mtdiff.sampling import Rule, check_defaults
 from mtdiff.schedules import NoiseSchedule
 from mtdiff.state import State
 
@@ -90,7 +90,7 @@ class MTDiffusion(Recorded, nn.Module, Denoiser):
         backbone: Backbone,
         space: tuple[int, ...],
         prediction: str = "v",
-        rule: str | Mapping[str, str] | None = None,
+        rule: Rule = None,
         sampler: str = "ddim",
         remove_known: bool = False,
         conditions: Sequence[str] = (),
@@ -155,7 +155,7 @@ class MTDiffusion(Recorded, nn.Module, Denoiser):
         """The codes E_i(x_i) of checked values, {name: (B, *Z)}."""
         return {name: self.modalities[name].encode(value) for name, value in self.tidy(values).items()}
 
-    def clock(self, t: int | Tensor, n: int) -> Tensor:
+    def clock(self, t: Steps, n: int) -> Tensor:
         """The noise level u = t/T as the backbone gets it: (n,), in float32 at least."""
         u = torch.as_tensor(t, device=self.device).expand(n)
         return u.to(torch.promote_types(self.dtype, torch.float32)) / self.process.steps
@@ -183,7 +183,7 @@ class MTDiffusion(Recorded, nn.Module, Denoiser):
             )
 
     def forward(
-        self, z_t: Tensor, t: int | Tensor, given: Given = None, present: Present = None, known: Given = None
+        self, z_t: Tensor, t: Steps, given: Given = None, present: Present = None, known: Given = None
     ) -> Prediction:
         """`predict` without checks, and with given values that only some examples know: known {name: (B,) bool}; None: all.
 
@@ -213,7 +213,7 @@ class MTDiffusion(Recorded, nn.Module, Denoiser):
         seen, shift = (state.rest, state.shift) if self.remove_known else (state.z, 0)
         return self.aggregate.estimate(output, seen, state.at) + shift
 
-    def predict(self, z_t: Tensor, t: int | Tensor, *, given: Given = None, present: Present = None) -> Prediction:
+    def predict(self, z_t: Tensor, t: Steps, *, given: Given = None, present: Present = None) -> Prediction:
         """E[m_t | z_t], and what the heads say; the network computes in its own dtype (see `Denoiser.predict`)."""
         check_state(self, z_t, given)
         return self(z_t, t, given, present)

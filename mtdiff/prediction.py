@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mtdiff.checks import Checked, check_real, check_values
 from mtdiff.laws import Law
-from mtdiff.process import ForwardProcess, Present
+from mtdiff.process import ForwardProcess, Present, Steps
 
 Given = Mapping[str, Tensor] | None
 """{name: value (B, ...)} that is known; None: nothing."""
@@ -60,9 +60,9 @@ class Denoiser(Protocol):
     conditions: Sequence[str] = ()
     taught: Collection[str] | None = None
 
-    def check(self, values: Mapping[str, Tensor], what: str = "batch") -> int:
-        """Values are known modalities (else KeyError), valid, and equally many (else ValueError); returns how many."""
-        return check_values(self.modalities, values, what)
+    def check(self, values: Mapping[str, Tensor], what: str = "batch", n: int | None = None) -> int:
+        """Values are known modalities (else KeyError), valid, and equally many, n if given (else ValueError): how many."""
+        return check_values(self.modalities, values, what, n)
 
     def tidy(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Values without what others among them make irrelevant."""
@@ -72,16 +72,15 @@ class Denoiser(Protocol):
         """The codes E_i(x_i) of checked values, {name: (B, *Z)}."""
         raise NotImplementedError
 
-    def predict(self, z_t: Tensor, t: int | Tensor, *, given: Given = None, present: Present = None) -> Prediction:
+    def predict(self, z_t: Tensor, t: Steps, *, given: Given = None, present: Present = None) -> Prediction:
         """E[m_t | z_t, given], and what the heads say of every modality, in the dtype of z_t (B, *Z)."""
         raise NotImplementedError
 
     def log_prob(
-        self, name: str, value: Tensor, z_t: Tensor, t: int | Tensor, *, given: Given = None, present: Present = None
+        self, name: str, value: Tensor, z_t: Tensor, t: Steps, *, given: Given = None, present: Present = None
     ) -> Tensor:
         """Log p(x_i = value | z_t, given) of what is not known already, (B,) nats, differentiable in z_t."""
-        if self.check({name: value}, "value") != len(z_t):
-            raise ValueError(f"value has {len(value)} examples, z_t has {len(z_t)}")
+        self.check({name: value}, "value", len(z_t))
         law = self.predict(z_t, t, given=given, present=present).law[name]
         return law.log_prob(self.tidy({**(given or {}), name: value})[name])
 
@@ -100,5 +99,5 @@ class Denoiser(Protocol):
 def check_state(model: Denoiser, z_t: Tensor, given: Given) -> None:
     """Refuse states and values that do not fit the model; steps and the present set are the process's to check."""
     check_real("z_t", z_t, model.space)
-    if given and (n := check_values(model.modalities, given, "given")) != len(z_t):
-        raise ValueError(f"given has {n} examples, z_t has {len(z_t)}")
+    if given:
+        check_values(model.modalities, given, "given", len(z_t))

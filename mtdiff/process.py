@@ -7,11 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mtdiff.checks import check_names, check_real, check_steps, described
+from mtdiff.checks import check_names, check_real, check_steps
 from mtdiff.schedules import NoiseSchedule, tabulate
 
 Present = Collection[str] | Mapping[str, Tensor] | None
 """Who is in the aggregate: names, the same for all examples, or {name: (B,) bool} of those not all have; None: all."""
+Codes = Mapping[str, Tensor]
+"""{name: E_i(x_i) (B, *Z)}."""
+Steps = int | Tensor
+"""A step t in 0..T: an int, or a (B,) int tensor."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class At:
         """Signal and noise."""
         return self.signal, self.noise
 
-    def mix(self, codes: Mapping[str, Tensor]) -> Tensor:
+    def mix(self, codes: Codes) -> Tensor:
         """sum_i W_t^i E_i(x_i) over these codes (B, *Z)."""
         return sum(self.W[name] * code for name, code in codes.items())
 
@@ -65,10 +69,9 @@ class ForwardProcess:
     q(z_t | z_{t-1}, X) = N(sqrt(alpha_t) (z_{t-1} + sum_i w_t^i E_i(x_i)), (1 - alpha_t) I) injects
     w_t^i = sqrt(abar_{t-1}) (W_t^i - W_{t-1}^i); with one modality and W = 1 all of this is DDPM.
 
-    In all methods codes are {name: (B, *Z)}, E_i(x_i), of every modality that is present and has any weight; t is a step in
-    0..T, an int or a (B,) int tensor; `present` is a `Present`. A mean is (B, *Z), a standard deviation (B, 1, ...), both in
-    the dtype of the codes. An unknown name, or a code that is missing, is a KeyError; shapes that do not fit, numbers
-    that are not finite and a t out of range are a ValueError.
+    In all methods codes are of every modality that is present and has any weight. A mean is (B, *Z), a standard deviation
+    (B, 1, ...), both in the dtype of the codes. An unknown name, or a code that is missing, is a KeyError; shapes that do
+    not fit, numbers that are not finite and a t out of range are a ValueError.
 
     Args:
         schedule: the noise schedule, T steps.
@@ -127,7 +130,7 @@ class ForwardProcess:
             raise ValueError(f"steps must be in 1..{start - self.first} from t = {start}, got {intervals!r}")
         return torch.linspace(start, self.first, intervals + 1, dtype=torch.float64).round().long().tolist()
 
-    def at(self, t: int | Tensor, like: Tensor, present: Present = None) -> At:
+    def at(self, t: Steps, like: Tensor, present: Present = None) -> At:
         """Signal, noise and weights at t, for states like (B, *Z)."""
         t, tables = self._steps(t, like), self._on(like.device)
         masks = self.masks(present, len(like), like.device)
@@ -148,11 +151,11 @@ class ForwardProcess:
                 raise ValueError(f"present[{name!r}] must be bool ({n},), got {mask.dtype} {tuple(mask.shape)}")
         return {name: mask.to(device) for name, mask in present.items()}
 
-    def aggregate(self, codes: Mapping[str, Tensor], t: int | Tensor, present: Present = None) -> Tensor:
+    def aggregate(self, codes: Codes, t: Steps, present: Present = None) -> Tensor:
         """The aggregate of all modalities: m_t(X) = sum_i W_t^i E_i(x_i), (B, *Z)."""
         return self.at(t, self._checked(codes, present), present).mix(codes)
 
-    def marginal(self, codes: Mapping[str, Tensor], t: int | Tensor, present: Present = None) -> tuple[Tensor, Tensor]:
+    def marginal(self, codes: Codes, t: Steps, present: Present = None) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of z_t given every modality: q(z_t | X) = N(sqrt(abar_t) m_t(X), (1 - abar_t) I).
 
         Source: the closed form of the paper's kernel is ours (theory 2, by induction).
@@ -160,7 +163,7 @@ class ForwardProcess:
         at = self.at(t, self._checked(codes, present), present)
         return at.signal * at.mix(codes), at.noise
 
-    def ahead(self, z_s: Tensor, m_s: Tensor, m_t: Tensor, s: int | Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
+    def ahead(self, z_s: Tensor, m_s: Tensor, m_t: Tensor, s: Steps, t: Steps) -> tuple[Tensor, Tensor]:
         """From s up to any t > s: q(z_t | z_s) = N(sqrt(a) z_s + sqrt(abar_t) (m_t - m_s), (1 - a) I), a = abar_t / abar_s.
 
         The aggregates m_s and m_t (B, *Z) are given: true ones, or a model's.
@@ -175,7 +178,7 @@ class ForwardProcess:
         mean = per_example(a.sqrt(), z_s) * z_s + per_example(abar_t.sqrt(), z_s) * (m_t - m_s)
         return mean, per_example((1 - a).sqrt(), z_s)
 
-    def back(self, z_t: Tensor, m_t: Tensor, m_s: Tensor, t: int | Tensor, s: int | Tensor) -> tuple[Tensor, Tensor]:
+    def back(self, z_t: Tensor, m_t: Tensor, m_s: Tensor, t: Steps, s: Steps) -> tuple[Tensor, Tensor]:
         """From t back to any s < t, knowing every modality: q(z_s | z_t, X) = N(mu, beta~ I).
 
         With a = abar_t / abar_s:
@@ -197,17 +200,13 @@ class ForwardProcess:
         mean = of_z * (z_t - per_example(abar_t.sqrt(), z_t) * (m_t - m_s)) + of_m * m_s
         return mean, per_example(((1 - a) * (1 - abar_s) / (1 - abar_t)).sqrt(), z_t)
 
-    def transition(
-        self, z_prev: Tensor, codes: Mapping[str, Tensor], t: int | Tensor, present: Present = None
-    ) -> tuple[Tensor, Tensor]:
+    def transition(self, z_prev: Tensor, codes: Codes, t: Steps, present: Present = None) -> tuple[Tensor, Tensor]:
         """One forward step, q(z_t | z_{t-1}, X): `ahead` from t - 1."""
         t = self._steps(t, self._checked(codes, present, z_prev=z_prev), lowest=1)
         m_s, m_t = (self.at(step, z_prev, present).mix(codes) for step in (t - 1, t))
         return self.ahead(z_prev, m_s, m_t, t - 1, t)
 
-    def posterior(
-        self, z_t: Tensor, codes: Mapping[str, Tensor], t: int | Tensor, present: Present = None
-    ) -> tuple[Tensor, Tensor]:
+    def posterior(self, z_t: Tensor, codes: Codes, t: Steps, present: Present = None) -> tuple[Tensor, Tensor]:
         """One step back, q(z_{t-1} | z_t, X): `back` to t - 1."""
         t = self._steps(t, self._checked(codes, present, z_t=z_t), lowest=1)
         m_s, m_t = (self.at(step, z_t, present).mix(codes) for step in (t - 1, t))
@@ -215,8 +214,8 @@ class ForwardProcess:
 
     def diffuse(
         self,
-        codes: Mapping[str, Tensor],
-        t: int | Tensor,
+        codes: Codes,
+        t: Steps,
         noise: Tensor | None = None,
         present: Present = None,
         generator: torch.Generator | None = None,
@@ -228,7 +227,7 @@ class ForwardProcess:
             noise = torch.randn(mean.shape, dtype=mean.dtype, device=mean.device, generator=generator)
         return mean + at.noise * noise, noise
 
-    def prior_kl(self, codes: Mapping[str, Tensor], present: Present = None) -> Tensor:
+    def prior_kl(self, codes: Codes, present: Present = None) -> Tensor:
         """How far z_T is from noise: KL(q(z_T | X) || N(0, I)) = 1/2 [abar_T (|m_T|^2 - d) - d log(1 - abar_T)], d = dim Z.
 
         That is about 1/2 abar_T |m_T|^2, for one code of unit RMS half of SNR times dimension: the same weight speaks louder
@@ -256,7 +255,7 @@ class ForwardProcess:
             self._moved[device] = {name: table.to(device) for name, table in tables.items()}
         return self._moved[device]
 
-    def _abar(self, s: int | Tensor, t: int | Tensor, *states: Tensor) -> tuple[Tensor, Tensor]:
+    def _abar(self, s: Steps, t: Steps, *states: Tensor) -> tuple[Tensor, Tensor]:
         """abar_s and abar_t, (B,) float64, of steps s < t; the states have one shape."""
         like = states[0]
         if any(state.shape != like.shape for state in states):
@@ -266,10 +265,12 @@ class ForwardProcess:
             raise ValueError(f"s must be before t, got s = {s.tolist()[:8]} and t = {t.tolist()[:8]}")
         return abar[s], abar[t]
 
-    def _steps(self, t: int | Tensor, like: Tensor, lowest: int = 0) -> Tensor:
+    def _steps(self, t: Steps, like: Tensor, lowest: int = 0) -> Tensor:
         """T as a (B,) index tensor. A tensor on a GPU is not read back, hence not range-checked."""
         if not like.is_floating_point() or not like.shape or not len(like):
-            raise ValueError(f"states must be floating point (B, *Z) of at least one example, got {described(like)}")
+            raise ValueError(
+                f"states must be floating point (B, *Z) of at least one example, got {like.dtype} {tuple(like.shape)}"
+            )
         if not isinstance(t, Tensor):
             if isinstance(t, bool) or not hasattr(t, "__index__"):
                 raise ValueError(f"t must be an int or an int tensor, got {t!r}")
@@ -279,7 +280,7 @@ class ForwardProcess:
         check_steps(t, len(like), lowest, self.steps)
         return t.expand(len(like)).to(like.device).long()
 
-    def _checked(self, codes: Mapping[str, Tensor], present: Present, **more: Tensor | None) -> Tensor:
+    def _checked(self, codes: Codes, present: Present, **more: Tensor | None) -> Tensor:
         """A tensor of the common shape (B, *Z) of codes, state and noise, which fit each other and the process."""
         check_names("codes", codes, self.names)
         if not codes:

@@ -17,6 +17,8 @@ RULES = ("bayes", "substitute", "conditioned", "readout")
 Towards = Callable[[Prediction], Tensor]
 Guide = Callable[[Prediction, Tensor, int], Prediction]
 AfterStep = Callable[[Tensor, int], Tensor]
+Rule = str | Mapping[str, str] | None
+"""One of `RULES` for all that is given, or {name: rule}; None: as the model has it."""
 
 
 def sample(
@@ -24,7 +26,7 @@ def sample(
     n: int,
     *,
     given: Given = None,
-    rule: str | Mapping[str, str] | None = None,
+    rule: Rule = None,
     sampler: str | Step | None = None,
     steps: int = 50,
     guidance: float = 1.0,
@@ -86,7 +88,7 @@ def sample_path(
     n: int,
     *,
     given: Given = None,
-    rule: str | Mapping[str, str] | None = None,
+    rule: Rule = None,
     present: Present = None,
     start: tuple[int, Tensor] | None = None,
     sampler: str | Step | None = None,
@@ -130,7 +132,7 @@ def sample_many(model: Denoiser, n: int, batch: int = 250, given: Given = None, 
 class _Chain:
     """A reverse chain: what is given, by which rules, and the model as a step sees it (`mtdiff.solvers.Look`)."""
 
-    def __init__(self, model: Denoiser, n: int, given: Given, rule: str | Mapping[str, str] | None, generator):
+    def __init__(self, model: Denoiser, n: int, given: Given, rule: Rule, generator):
         self.model, self.process, self.n, self.generator = model, model.process, n, generator
         self.given = _values(model, n, given)
         self.rules = _rules(model, self.given, rule)
@@ -271,7 +273,7 @@ def _values(model: Denoiser, n: int, given: Given) -> dict[str, Tensor]:
     return values
 
 
-def _rules(model: Denoiser, values: Mapping[str, Tensor], rule: str | Mapping[str, str] | None) -> dict[str, str]:
+def _rules(model: Denoiser, values: Mapping[str, Tensor], rule: Rule) -> dict[str, str]:
     """{name: rule} for each given value: as asked for, or the model's own, or what training and the chain allow."""
     check_names("rule", rule if isinstance(rule, Mapping) else (), values)
     wanted = model.rule if rule is None else rule
@@ -285,13 +287,13 @@ def _rules(model: Denoiser, values: Mapping[str, Tensor], rule: str | Mapping[st
     return rules
 
 
-def check_defaults(rule: str | Mapping[str, str] | None, sampler: str) -> None:
+def check_defaults(rule: Rule, sampler: str) -> None:
     """Refuse what cannot be a model's own rule, or its own sampler, which its card has to name."""
     _check_known(rule)
     check_choice("sampler", sampler, SAMPLERS, ": give a step of your own to `sample`")
 
 
-def _check_known(rule: str | Mapping[str, str] | None) -> None:
+def _check_known(rule: Rule) -> None:
     for each in rule.values() if isinstance(rule, Mapping) else [rule]:
         check_choice("rule", each, (None, *RULES))
 

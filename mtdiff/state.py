@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mtdiff.laws import Law
 from mtdiff.modalities.base import View
-from mtdiff.process import At, ForwardProcess, Present, per_example
+from mtdiff.process import At, ForwardProcess, Present, Steps, per_example
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class State:
     rest: Tensor
 
     @classmethod
-    def of(cls, process, modalities, z: Tensor, t: int | Tensor, given, present: Present, known) -> "State":
+    def of(cls, process, modalities, z: Tensor, t: Steps, given, present: Present, known) -> "State":
         """States with what follows from them; of a value that `known` does not name all examples know."""
         present, everybody = process.masks(present, len(z), z.device), torch.ones(len(z), dtype=torch.bool, device=z.device)
         known = {name: known.get(name, everybody).to(z.device) for name in given}

@@ -10,7 +10,7 @@ from torch import Tensor
 from mtdiff.checks import check_ids, check_real
 from mtdiff.laws import Categorical, gaussian_log_prob
 from mtdiff.prediction import Denoiser, Given, Prediction, check_state
-from mtdiff.process import ForwardProcess, Present
+from mtdiff.process import At, ForwardProcess, Present, Steps
 
 
 class LabelledMixture(Denoiser):
@@ -73,10 +73,11 @@ class LabelledMixture(Denoiser):
         """Codes: x as it is, and the label's code, (B, d) float64."""
         return {name: self.codes[v.long()] if name == "label" else v.double() for name, v in values.items()}
 
-    def predict(self, z_t: Tensor, t: int | Tensor, *, given: Given = None, present: Present = None) -> Prediction:
+    def predict(self, z_t: Tensor, t: Steps, *, given: Given = None, present: Present = None) -> Prediction:
         """E[m_t | z_t, given] exactly, and the laws of x, a mixture (`Mixture`), and of the label (`Categorical`)."""
         check_state(self, z_t, given)
-        law, at = self._components(z_t.double(), t, given, present), self.process.at(t, z_t.double(), present)
+        at = self.process.at(t, z_t.double(), present)
+        law = self._components(z_t.double(), at, given)
         r = law.log_weights.exp()
         aggregate = torch.einsum("bk,bkd->bd", r, at.W["x"][..., None] * law.means + at.W["label"][..., None] * self.codes)
         label = Categorical(law.log_weights, mix=lambda probs: probs @ self.codes)
@@ -87,9 +88,8 @@ class LabelledMixture(Denoiser):
         label, x = self.predict(z_t, t, **conditions).law["x"].draw_both(generator)
         return {"x": x, "label": label}
 
-    def _components(self, z: Tensor, t, given, present) -> "Mixture":
+    def _components(self, z: Tensor, at: At, given: Given) -> "Mixture":
         """Per label k: log p(k | z_t, given), and mean and variance of x | z_t, k, given."""
-        at = self.process.at(t, z, present)
         a = at.signal * at.W["x"]  # (B, 1) x enters z_t as a x
         offset = (at.signal * at.W["label"])[..., None] * self.codes  # (B, K, d)
         prior_variance = self.stds**2

@@ -46,7 +46,7 @@ class DenseMap(Modality):
 
     def classes_of(self, value: Tensor) -> Tensor:
         """The value as class ids, (B, H, W) int64."""
-        raise NotImplementedError
+        return value.long()
 
     def code(self, value: Tensor) -> Tensor:
         """The code of the class at each pixel, (B, *slice)."""
@@ -103,10 +103,6 @@ class LabelMap(DenseMap):
         """Raise ValueError unless value is an integer tensor (B, H, W) of class ids."""
         height, width = self.size
         check_ids(repr(self.name), value, self.classes, f"class ids (B, {height}, {width})", height, width)
-
-    def classes_of(self, value: Tensor) -> Tensor:
-        """The value itself."""
-        return value.long()
 
 
 class Mask(DenseMap):
