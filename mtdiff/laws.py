@@ -46,11 +46,9 @@ def gaussian_log_prob(value: Tensor, mean: Tensor, variance: Tensor, where: Tens
 
 @dataclass(frozen=True, eq=False)
 class Gaussian:
-    """N(mean, variance I) over real data.
+    """N(mean, variance I) over real data, with a mean (B, *shape) and a variance (B, 1, ...).
 
     Attributes:
-        mean: (B, *shape).
-        variance: (B, 1, ...).
         known: bool that broadcasts over the mean, where the value is given and the mean is that value. None: nowhere.
         encode: the encoder, for E[E(x)] = E(mean) where it is linear; None: x is its own code.
     """

@@ -62,12 +62,10 @@ class MTDiffusion(Recorded, nn.Module, Denoiser):
     Args:
         process: the forward process; its names are the model's modalities.
         modalities: {name: Modality}, in the order in which they are read.
-        backbone: network on the space.
-        space: shape of the diffusion space, (C, H, W) or (d,).
+        space: shape of the diffusion space, (C, H, W) or (d,), on which the backbone works.
         prediction: what the denoising output stands for: "v", "eps" or "x" (the aggregate itself). "heads" does without:
             the aggregate is then sum_i W_t^i e_i of what is known and what the heads estimate, so that the two always agree.
-        rule: how `sample` treats given modalities by default: a rule, or {name: rule} (theory 4).
-        sampler: the solver that `sample` uses by default.
+        rule: as `sampler`, what `sample` does by default (theory 4).
         remove_known: True takes the codes of what is known out of z_t before the network sees it, and scales what is left to
             unit RMS. A known shift carries no information, but a network that sees it has to learn to undo it. Known codes
             in the sum are then as good as absent. With prediction "heads", known pixels (`Image(revealed_by=...)`) are

@@ -39,13 +39,10 @@ class Denoiser(Protocol):
     A subclass implements `encode` and `predict`; the rest it can leave as it is.
 
     Attributes:
-        process: the forward process.
         space: shape of one z.
         modalities: {name: what can check a value of it}.
-        device: where it computes.
         dtype: of the values that it reads.
-        rule: how `sample` treats given modalities by default: a rule, or {name: rule}.
-        sampler: the solver that `sample` uses by default.
+        rule: as `sampler`, what `sample` does by default.
         conditions: modalities that are always given.
         taught: those that it can be given by rule "conditioned"; None: not known.
     """

@@ -22,10 +22,7 @@ Steps = int | Tensor
 class At:
     """What a process says of a batch at its steps t: numbers (B, 1, ...) that broadcast over the state, in its dtype.
 
-    Attributes:
-        signal: sqrt(abar_t).
-        noise: sqrt(1 - abar_t).
-        W: {name: W_t}, 0 where a modality is absent.
+    `signal` is sqrt(abar_t), `noise` sqrt(1 - abar_t), `W` {name: W_t}, 0 where a modality is absent.
     """
 
     signal: Tensor
@@ -166,10 +163,7 @@ class ForwardProcess:
     def ahead(self, z_s: Tensor, m_s: Tensor, m_t: Tensor, s: Steps, t: Steps) -> tuple[Tensor, Tensor]:
         """From s up to any t > s: q(z_t | z_s) = N(sqrt(a) z_s + sqrt(abar_t) (m_t - m_s), (1 - a) I), a = abar_t / abar_s.
 
-        The aggregates m_s and m_t (B, *Z) are given: true ones, or a model's.
-
-        Returns:
-            mean and standard deviation.
+        The aggregates m_s and m_t (B, *Z) are given: true ones, or a model's. Returns mean and standard deviation.
 
         Source: Chen et al. 2024, transition kernel, over several steps and with cumulative weights (theory 2).
         """
@@ -187,9 +181,7 @@ class ForwardProcess:
             beta~ = (1 - a) (1 - abar_s) / (1 - abar_t).
 
         DDPM's posterior with the injection taken out. With a model's estimates of the aggregates it is the ancestral step.
-
-        Returns:
-            mean and standard deviation.
+        Returns mean and standard deviation.
 
         Source: Chen et al. 2024 state it with an explicit aggregation term; this form is derived in theory 2.
         """
@@ -231,10 +223,8 @@ class ForwardProcess:
         """How far z_T is from noise: KL(q(z_T | X) || N(0, I)) = 1/2 [abar_T (|m_T|^2 - d) - d log(1 - abar_T)], d = dim Z.
 
         That is about 1/2 abar_T |m_T|^2, for one code of unit RMS half of SNR times dimension: the same weight speaks louder
-        in a larger space. On average over X it is the prior term of the bound, and no less than what z_T tells of X.
-
-        Returns:
-            (B,) nats, float64; 0 in transition mode, where the chain starts at what is left.
+        in a larger space. On average over X it is the prior term of the bound, and no less than what z_T tells of X. In nats,
+        (B,) float64; 0 in transition mode, where the chain starts at what is left.
 
         Source: ours, theory 5.
         """

@@ -16,8 +16,6 @@ class State:
     """A batch of noisy states, with who is present, what is given, and which examples know it.
 
     Attributes:
-        process: the forward process.
-        modalities: {name: modality}.
         z: (B, *Z).
         at: what the process says of their steps.
         given: {name: value (B, ...)}.

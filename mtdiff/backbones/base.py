@@ -21,7 +21,7 @@ class Backbone(Recorded, nn.Module):
         space: shape of one z.
         embedding: width of the condition vector, and of a token.
         pooled: width of the pooled vector.
-        attends: whether it takes tokens.
+        attends: whether it takes tokens, which else are a ValueError.
 
     A subclass implements `forward`, `readout` and `entrance`; its arguments are noted by themselves (see `Recorded`).
     """

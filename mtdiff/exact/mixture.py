@@ -113,10 +113,7 @@ class LabelledMixture(Denoiser):
 class Mixture:
     """A mixture of isotropic Gaussians, one for each example; a `mtdiff.laws.Law` of x, which is its own code.
 
-    Attributes:
-        log_weights: (B, K).
-        means: (B, K, d).
-        variances: (B, K).
+    The log-weights and variances are (B, K), the means (B, K, d).
     """
 
     log_weights: Tensor

@@ -80,11 +80,6 @@ class Modality(Recorded, nn.Module):
     def attach(self, name: str, space: Sequence[int], backbone: nn.Module) -> None:
         """Bind to a space and a backbone; creates the parameters of encoder and head. The model calls it once.
 
-        Args:
-            name: the modality's name in the model, for error messages.
-            space: shape of the diffusion space, (C, H, W) or (d,).
-            backbone: offers `readout(shape)`, `entrance(shape)`, `pooled` and `embedding` (see `mtdiff.backbones`).
-
         Raises:
             ValueError: the channels leave the space, the modality is already part of a model, or it is given as tokens to a
                 backbone that cannot attend to them.

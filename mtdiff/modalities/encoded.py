@@ -58,7 +58,6 @@ class Encoded(Continuous):
 
     Args:
         shape: (d,), or (C, H, W) with the height and width of the space.
-        encoder: "lift", "tiles" or "generator".
         tell: True lets the backbone be given the value: vectors by a linear embedding, images by an `entrance`.
         sense: True tells the backbone the posterior mean of a lifted vector in the state, by a linear embedding, and takes
             its code out: a convolution can neither form the d sums over dim Z numbers, nor look past their pattern.
