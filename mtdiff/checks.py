@@ -1,7 +1,5 @@
 """Arguments that are refused: an error says which one, what came and what was expected."""
 
-import math
-import numbers
 from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
@@ -48,12 +46,6 @@ def check_steps(t: Tensor, n: int, lowest: int, highest: int) -> None:
         raise ValueError(f"t must be an int or an int tensor ({n},), got {t.dtype} {tuple(t.shape)}")
     if t.device.type == "cpu" and not lowest <= int(t.min()) <= int(t.max()) <= highest:
         raise ValueError(f"t must be in {lowest}..{highest}, got values in {int(t.min())}..{int(t.max())}")
-
-
-def check_finite(what: str, number: float) -> None:
-    """Raise ValueError unless it is a finite number."""
-    if not isinstance(number, numbers.Real) or not math.isfinite(number):
-        raise ValueError(f"{what} must be a finite number, got {number!r}")
 
 
 def check_whole(**numbers: int | Sequence[int]) -> None:

@@ -223,8 +223,8 @@ class ForwardProcess:
         """How far z_T is from noise: KL(q(z_T | X) || N(0, I)) = 1/2 [abar_T (|m_T|^2 - d) - d log(1 - abar_T)], d = dim Z.
 
         That is about 1/2 abar_T |m_T|^2, for one code of unit RMS half of SNR times dimension: the same weight speaks louder
-        in a larger space. On average over X it is the prior term of the bound, and no less than what z_T tells of X. In nats,
-        (B,) float64; 0 in transition mode, where the chain starts at what is left.
+        in a larger space. On average over X it is the prior term of the bound, and no less than what z_T tells of X.
+        In nats, (B,) float64; 0 in transition mode, where the chain starts at what is left.
 
         Source: ours, theory 5.
         """

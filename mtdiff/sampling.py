@@ -2,12 +2,14 @@
 
 import collections
 import itertools
+import math
+import numbers
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
-from mtdiff.checks import check_choice, check_finite, check_names, check_real, check_whole
+from mtdiff.checks import check_choice, check_names, check_real, check_whole
 from mtdiff.laws import detached
 from mtdiff.prediction import Denoiser, Given, Prediction
 from mtdiff.process import Present, per_example
@@ -312,7 +314,8 @@ def _check_rules(model: Denoiser, rules: Mapping[str, str]) -> None:
 
 
 def _check_guidance(guidance: float, rules: Mapping[str, str], towards: Towards | None) -> None:
-    check_finite("guidance", guidance)
+    if not isinstance(guidance, numbers.Real) or not math.isfinite(guidance):
+        raise ValueError(f"guidance must be a finite number, got {guidance!r}")
     if guidance != 1.0 and towards is None and not {"bayes", "conditioned"} & set(rules.values()):
         raise ValueError(f'guidance {guidance} needs rule "bayes" or "conditioned" for a given value, got {rules}')
     if towards is not None and "bayes" in rules.values():

@@ -1,6 +1,6 @@
 """A mixture of Gaussians with labels: a model whose predictions are known in closed form (theory 4)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -21,7 +21,7 @@ class LabelledMixture(Denoiser):
     Gaussian posteriors. It is called like a trained model (`mtdiff.prediction.Denoiser`).
 
     Args:
-        weights: (K,) class probabilities, sum 1.
+        weights: (K,) class probabilities, sum 1; like the next three a tensor or nested sequences of numbers.
         means: (K, d).
         stds: (K,) positive.
         label_codes: (K, d) codes of the labels.
@@ -35,14 +35,7 @@ class LabelledMixture(Denoiser):
 
     rule = "bayes"
 
-    def __init__(
-        self,
-        weights: Sequence[float] | Tensor,
-        means: Sequence | Tensor,
-        stds: Sequence[float] | Tensor,
-        label_codes: Sequence | Tensor,
-        process: ForwardProcess,
-    ):
+    def __init__(self, weights, means, stds, label_codes, process: ForwardProcess):
         arrays = (torch.as_tensor(a, dtype=torch.float64) for a in (weights, means, stds, label_codes))
         self.weights, self.means, self.stds, self.codes = arrays
         k = len(self.weights)
