@@ -104,5 +104,6 @@ def restore(trainer, state: Mapping) -> None:
     since = trainer.step - (trainer.history[-1]["step"] if trainer.history else 0)
     trainer.shares = state.get("shares", dict.fromkeys(trainer.sums, since))  # once every step counted the same
     trainer.lengthened = list(state.get("lengthened", []))
-    if state["config"]["steps"] < trainer.config.steps:
-        trainer.lengthened.append([state["step"], state["config"]["steps"]])
+    steps, decay = state["config"]["steps"], state["config"]["decay"]
+    if steps < trainer.config.steps and state["step"] - 1 > steps - decay * steps:  # it had begun to fall
+        trainer.lengthened.append([state["step"], steps])
