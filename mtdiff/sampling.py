@@ -119,7 +119,7 @@ def sample_path(
     Source: theory 4; the steps are in `mtdiff.solvers`.
     """
     chain = _Chain(model, n, given, rule, generator)
-    return chain.run(present, start, sampler, steps, repeats, guidance, towards, guide, after_step)
+    yield from chain.run(present, start, sampler, steps, repeats, guidance, towards, guide, after_step)
 
 
 def sample_many(model: Denoiser, n: int, batch: int = 250, given: Given = None, **options) -> dict[str, Tensor]:

@@ -23,7 +23,8 @@ class Backbone(Recorded, nn.Module):
         pooled: width of the pooled vector.
         attends: whether it takes tokens, which else are a ValueError.
 
-    A subclass implements `forward`, `readout` and `entrance`; its arguments are noted by themselves (see `Recorded`).
+    A subclass implements `forward`, `readout` and `entrance`; its arguments are noted by themselves (see `Recorded`), those
+    that cannot be are a ValueError.
     """
 
     space: tuple[int, ...]

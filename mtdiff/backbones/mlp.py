@@ -13,7 +13,7 @@ from mtdiff.checks import check_whole
 class MLP(Backbone):
     """Residual MLP: h <- h + W_2 silu(norm(W_1 norm(h)) (1 + scale) + shift), scale and shift from level and condition.
 
-    The space has any shape, it is flattened; `width` is that of the hidden state. A size below 1 is a ValueError.
+    The space has any shape, it is flattened; `width` is that of the hidden state.
 
     Source: the residual block with scale and shift: Perez et al. 2018 (FiLM), as in Dhariwal and Nichol 2021.
     """

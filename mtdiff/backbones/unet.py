@@ -25,10 +25,6 @@ class UNet(Backbone):
         head_channels: channels per attention head, at least (one head where a level has fewer).
         cross: heights at which the network attends to tokens that it is given, after each residual block.
 
-    Raises:
-        ValueError: a size is no whole number from 1 on, the space is not (C, H, W) or cannot be halved as often as
-            multipliers ask, or attention or cross names a height that no level has.
-
     Source: Ho et al. 2020; Dhariwal and Nichol 2021, section 3 (scale and shift from the embedding).
     """
 

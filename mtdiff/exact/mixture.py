@@ -27,9 +27,6 @@ class LabelledMixture(Denoiser):
         label_codes: (K, d) codes of the labels.
         process: forward process of the modalities "x" and "label".
 
-    Raises:
-        ValueError: shapes do not fit, weights do not sum to 1, a std is not positive, or the process has other names.
-
     Source: ours; the exact model behind the statements of theory 4.
     """
 

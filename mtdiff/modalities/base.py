@@ -49,7 +49,8 @@ class Modality(Recorded, nn.Module):
     """One kind of data: its encoder E_i into the space, and its head D_i, which says a law of it (`mtdiff.laws`).
 
     A subclass implements `build`, `check`, `code` and `head`, and `condition` if the backbone can be given the value. Its
-    arguments are noted in saved models' cards by themselves (see `Recorded`). Values are batched tensors; a code is
+    arguments are noted in saved models' cards by themselves (see `Recorded`); those that cannot be are a ValueError that
+    names them, when it is made or where it meets a model. Values are batched tensors; a code is
     (B, *slice): the part of the space that the modality writes. The other methods have uses of their own; most kinds leave
     them as they are.
 

@@ -25,9 +25,6 @@ class Caption(Modality):
         codes: "none", "learned" (every number free), or "generator" (a small network makes codes of embeddings).
         channels: slice of the space that the codes are written to; None is all of it.
 
-    Raises:
-        ValueError: fewer than two words or a word twice, no length, or an unknown kind of codes.
-
     Source: cross-attention into the backbone: Chen et al. 2024; head and codes are ours (theory 1, 5).
     """
 

@@ -29,9 +29,6 @@ class Continuous(Modality):
         start: what the linear guess starts from, "state" (z_t), "rest" (what the other codes leave of it) or "nothing".
         tell: True lets the backbone be given the value, by an `entrance` of its own (theory 4, rule 3).
 
-    Raises:
-        ValueError: shape is not made of positive sizes, or an unknown start.
-
     Source: identity encoder and convolutional head: Chen et al. 2024; the parametrisation is ours (theory 1, 3).
     """
 
@@ -108,9 +105,6 @@ class Image(Continuous):
             the probability of the pixel's bin, a discretised Gaussian; None leaves it a density.
         revealed_by: (picture, mask): names of a masked image and its mask. Where both are given and the mask is 1, the head
             returns the known pixel: it is not predicted, costs no loss, and stays as it is in samples.
-
-    Raises:
-        ValueError: shape is not (C, H, W), fewer than two levels, or revealed_by is not a pair.
 
     Source: discretised likelihood: Ho et al. 2020, eq. 13.
     """

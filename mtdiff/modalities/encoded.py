@@ -16,10 +16,8 @@ from mtdiff.modalities.generators import generator
 
 def _random(size: int, shape: Sequence[int], seed: int) -> Tensor:
     """Orthonormal random directions as columns, (n, size) for a space of n numbers."""
-    numbers = torch.randn(
-        torch.Size(shape).numel(), size, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
-    )
-    return torch.linalg.qr(numbers).Q
+    source = torch.Generator().manual_seed(seed)
+    return torch.linalg.qr(torch.randn(torch.Size(shape).numel(), size, dtype=torch.float64, generator=source)).Q
 
 
 def _tiles(size: int, shape: Sequence[int], _: int) -> Tensor:
@@ -64,10 +62,6 @@ class Encoded(Continuous):
         width: width of the generator.
         spread: standard deviation in the data that the code is not asked to tell, for "generator".
         seed: seed of the lift.
-
-    Raises:
-        ValueError: an unknown encoder, a shape that is neither, a spread that is not positive, or a sense for what is not a
-            lifted vector.
 
     Source: encoders that map into the diffusion space: Chen et al. 2024; both forms are ours (theory 1, 5).
     """

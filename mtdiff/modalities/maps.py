@@ -76,9 +76,6 @@ class LabelMap(DenseMap):
         names: K class names, for people; None counts 0..K-1.
         seed: seed of the codes, see `simplex_codes`.
 
-    Raises:
-        ValueError: fewer than two classes, or the number of names is not K.
-
     Source: ours; the codes as for labels (theory 5: unit RMS, centred over the classes).
     """
 
