@@ -71,7 +71,6 @@ class ForwardProcess:
     not fit, numbers that are not finite and a t out of range are a ValueError.
 
     Args:
-        schedule: the noise schedule, T steps.
         weights: name -> W^i as a number, a function of u = t/T, or a (T+1,) tensor.
         prior: name of the modality that the chain ends at (transition mode), or None where it ends at noise.
 
@@ -79,7 +78,6 @@ class ForwardProcess:
         names: the modalities, in order.
         moving: those whose curve is not constant, which are injected at some step.
         entering: those whose weight is not 0 throughout.
-        steps: T.
         first: the step at which modalities are read (0, or 1 where abar_0 = 1).
 
     Source: Chen et al. 2024, transition kernel; cumulative weights and closed forms are ours (theory 2).

@@ -20,11 +20,8 @@ class NoiseSchedule:
     z_t = sqrt(abar_t) m_t + sqrt(1 - abar_t) eps, and alpha_t = abar_t / abar_{t-1}.
 
     Args:
-        abar: (T+1,) decreasing values in (0, 1]. Only abar_0 may be 1, which is DDPM's convention: then z_0 is
-            noise-free and everything is read at t = 1 (theory 3, "Ends").
-
-    Raises:
-        ValueError: the curve is too short, leaves (0, 1], or does not decrease.
+        abar: (T+1,) decreasing values in (0, 1], T >= 1, else a ValueError. Only abar_0 may be 1, which is DDPM's
+            convention: then z_0 is noise-free and everything is read at t = 1 (theory 3, "Ends").
 
     Source: Ho et al. 2020 for the curve; the index t = 0 with noise left is ours (theory 3).
     """
@@ -56,11 +53,8 @@ class NoiseSchedule:
     def chances(self, levels: Levels = None) -> Tensor:
         """How often a training draws each step, (T+1,) float64: all from `first` on alike, or more often where levels say.
 
-        Levels (mean, std) are those of a bell over log-SNR, N(mean, std^2). A tenth of the steps is drawn as without them,
-        so that none is left untrained and no importance weight is more than ten.
-
-        Raises:
-            ValueError: no finite mean or no positive std.
+        Levels (mean, std > 0) are those of a bell over log-SNR, N(mean, std^2). A tenth of the steps is drawn as without
+        them, so that none is left untrained and no importance weight is more than ten.
 
         Source: the bell over log-SNR: Karras et al. 2022, section 5; the tenth is ours.
         """
@@ -156,8 +150,7 @@ def fade_out(value: float) -> Curve:
 def tabulate(name: str, weight: float | Tensor | Callable, T: int) -> Tensor:
     """The cumulative weights W_0..W_T of one modality, (T+1,) float64, from a number, a function of u = t/T or a table.
 
-    Raises:
-        ValueError: the table has another length, or a value is not finite.
+    A table of another length, or a value that is not finite, is a ValueError.
     """
     values = [float(weight(t / T)) for t in range(T + 1)] if callable(weight) else weight
     table = torch.as_tensor(values, dtype=torch.float64).detach().clone()

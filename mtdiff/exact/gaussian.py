@@ -53,14 +53,13 @@ def linear_gaussian_gap(
     of q: that they add up is a theorem (theory 3), not how they are computed.
 
     Args:
-        covariance: (n, n) of the stacked modalities, positive definite.
+        covariance: (n, n) of the stacked modalities, symmetric positive definite.
         encoders: {name: (d, n_i)} the matrices A_i, in stacking order; the n_i add up to n.
         process: forward process of the same modalities, ending at noise.
         reverse_variance: "optimal", the full covariance of q(z_{t-1} | z_t); or "isotropic", beta~_t I.
 
     Raises:
-        ValueError: covariance is not symmetric positive definite, shapes or names do not fit, the process ends at a
-            source, or an unknown reverse_variance.
+        ValueError: an argument is not as it says there.
 
     Source: ours, theory 3.
     """

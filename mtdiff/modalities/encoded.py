@@ -12,6 +12,7 @@ from mtdiff.laws import CodedGaussian, Gaussian
 from mtdiff.modalities.base import View
 from mtdiff.modalities.continuous import Continuous
 from mtdiff.modalities.generators import generator
+from mtdiff.process import per_example
 
 
 def _random(size: int, shape: Sequence[int], seed: int) -> Tensor:
@@ -48,11 +49,7 @@ class Encoded(Continuous):
 
     "generator" is learned, and its output is standardised, each coordinate over the batch (by running statistics in
     evaluation). The code of the mean is not the mean of the code (theory 5), so the head has two outputs: the mean of x with
-    variance 1 / (1 + SNR_t) + spread^2, and the expected code, which starts from k_t z_t and is trained towards E(x):
-
-        loss = mean (x - mean)^2 / variance + mean (E(x) - e)^2 (1 + SNR_t).
-
-    The gradient of the second term goes to the head alone: else the encoder would be rewarded for codes that say little.
+    variance 1 / (1 + SNR_t) + spread^2, and the expected code, which starts from k_t z_t (`mtdiff.laws.CodedGaussian`).
 
     Args:
         shape: (d,), or (C, H, W) with the height and width of the space.
@@ -125,10 +122,10 @@ class Encoded(Continuous):
         if self.linear:
             left = self._lifted(variance)
             mean = (self._posterior(z, gain, variance) + left.sqrt() * free.flatten(1)).unflatten(1, self.shape)
-            return Gaussian(mean, self._spread(left), encode=self.code)
+            return Gaussian(mean, per_example(left, mean), encode=self.code)
         code = view.gain * z + view.variance.sqrt() * self.code_out(view.features)
         mean, left = free.unflatten(1, self.shape) if free.ndim == 2 else free, variance + self.spread**2
-        return CodedGaussian(mean, self._spread(left), encode=self.code, code=code, code_variance=view.variance)
+        return CodedGaussian(mean, per_example(left, mean), encode=self.code, code=code, code_variance=view.variance)
 
     def sensed(self, rest: Tensor, gain: Tensor, variance: Tensor) -> Gaussian:
         """The posterior by the code alone."""
@@ -147,7 +144,3 @@ class Encoded(Continuous):
     def _lifted(self, variance: Tensor) -> Tensor:
         """1 / (1 + s^2 SNR) from 1 / (1 + SNR): the lift repeats each number s^2 times."""
         return variance / (variance + self.scale**2 * (1 - variance))
-
-    def _spread(self, variance: Tensor) -> Tensor:
-        """A (B, 1) variance as (B, 1, ...) with the dimensions of x."""
-        return variance.reshape(-1, *[1] * len(self.shape))
