@@ -153,6 +153,12 @@ class Stage(nn.Module):
         return h if self.cross is None else self.cross(h, tokens, keep)
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
+    """Attention in several heads, (B, N, C), (B, M, C), (B, M, C) -> (B, N, C)."""
+    q, k, v = (a.unflatten(2, (heads, -1)).transpose(1, 2) for a in (q, k, v))  # (B, heads, ., C/heads): flash attention
+    return F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2)
+
+
 class Attention(nn.Module):
     """Self-attention over all positions, added to its input."""
 
@@ -165,12 +171,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        b, c, h, w = x.shape
-        tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, HW, C)
-        qkv = self.qkv(tokens).reshape(b, h * w, 3, self.heads, c // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, heads, HW, C/heads) each, last axis contiguous: flash attention
-        a = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, h * w, c)
-        return x + self.out(a).transpose(1, 2).reshape(b, c, h, w)
+        q, k, v = self.qkv(self.norm(x).flatten(2).transpose(1, 2)).chunk(3, 2)  # (B, HW, C) each
+        return x + self.out(attend(q, k, v, self.heads)).transpose(1, 2).reshape(x.shape)
 
 
 class CrossAttention(nn.Module):
@@ -185,16 +187,13 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, tokens: Tensor | None, keep: Tensor | None) -> Tensor:
         """(B, C, H, W), (B, L, embedding) or None, (B, L) bool or None -> (B, C, H, W)."""
-        b, c, h, w = x.shape
-        given, mask = self.nothing.expand(b, 1, -1), None
+        given, mask = self.nothing.expand(len(x), 1, -1), None
         if tokens is not None:
             given = torch.cat([given, tokens], 1)  # (B, 1 + L, embedding)
             mask = None if keep is None else F.pad(keep, (1, 0), value=True)[:, None, None]  # (B, 1, 1, 1 + L)
         q = self.query(self.norm(x).flatten(2).transpose(1, 2))  # (B, HW, C)
         k, v = self.key_value(given).chunk(2, 2)  # (B, 1 + L, C) each
-        q, k, v = (a.unflatten(2, (self.heads, -1)).transpose(1, 2) for a in (q, k, v))  # (B, heads, ., C/heads)
-        a = F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2)
-        return x + self.out(a).transpose(1, 2).reshape(b, c, h, w)
+        return x + self.out(attend(q, k, v, self.heads, mask)).transpose(1, 2).reshape(x.shape)
 
 
 class Resize(nn.Module):
