@@ -68,6 +68,7 @@ def sample(
     Source: rules 1 and 2 follow Chen et al. 2024 (classifier guidance as a special case); see theory 4.
     """
     chain = _Chain(model, n, given, rule, generator)
+    path = chain.run(sampler=sampler, steps=steps, guidance=guidance, present=present, **options)
     if set(chain.rules.values()) == {"readout"}:
         _check_guidance(guidance, chain.rules, options.get("towards"))
         if present is not None or options.get("start") is not None:
@@ -75,7 +76,6 @@ def sample(
         t, known, present, prediction = model.process.first, {}, set(chain.given), None
         z, _ = model.process.diffuse(chain.codes, t, present=present, generator=generator)
     else:
-        path = chain.run(sampler=sampler, steps=steps, guidance=guidance, present=present, **options)
         t, z, prediction = collections.deque(path, maxlen=1).pop()
         known, present = chain.given, chain.present
         if not bool(z.isfinite().all()):
