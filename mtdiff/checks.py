@@ -1,8 +1,6 @@
 """Arguments that are refused: an error says which one, what came and what was expected."""
 
-import math
-import numbers
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -16,15 +14,19 @@ class Checked(Protocol):
         """Raise ValueError unless it is a valid batch (B, ...)."""
 
 
-def check_real(what: str, value: Tensor) -> None:
-    """Raise ValueError unless value is a floating-point tensor (B, ...) of at least one example and, on a CPU, finite.
+def check_real(what: str, value: Tensor, sizes: Sequence[int] | None = None) -> None:
+    """Raise ValueError unless value is floating point, (B, *sizes) or not empty, and, on a CPU, finite.
 
     What a learned encoder makes in training is not looked at: that is the trainer's, which says what to do about it.
     """
-    if not isinstance(value, Tensor) or not value.is_floating_point() or not value.ndim or not len(value):
-        raise ValueError(f"{what} must be a floating-point tensor of at least one example, got {described(value)}")
+    wrong = not isinstance(value, Tensor) or not value.is_floating_point() or not value.ndim
+    if wrong or (not len(value) if sizes is None else tuple(value.shape[1:]) != tuple(sizes)):
+        expected = "a floating-point tensor of at least one example"
+        expected = expected if sizes is None else f"floating point (B, {', '.join(map(str, sizes))})"
+        raise ValueError(f"{what} must be {expected}, got {described(value)}")
     if value.device.type == "cpu" and not value.requires_grad and not bool(value.isfinite().all()):
-        raise ValueError(f"{what} has values that are not finite (NaN or inf)")
+        rows = (~value.isfinite()).reshape(len(value), -1).any(1).nonzero().flatten().tolist()
+        raise ValueError(f"{what} has values that are not finite (NaN or inf) in rows {rows[:8]}")
 
 
 def check_ids(what: str, value: Tensor, classes: int, shape: str, *sizes: int) -> None:
@@ -46,16 +48,21 @@ def check_steps(t: Tensor, n: int, lowest: int, highest: int) -> None:
         raise ValueError(f"t must be in {lowest}..{highest}, got values in {int(t.min())}..{int(t.max())}")
 
 
-def check_finite(what: str, number: float) -> None:
-    """Raise ValueError unless it is a finite number."""
-    if not isinstance(number, numbers.Real) or not math.isfinite(number):
-        raise ValueError(f"{what} must be a finite number, got {number!r}")
+def check_whole(**numbers: int | Sequence[int]) -> None:
+    """Raise ValueError, by its name, unless each is a whole number from 1 on, or a sequence of such that is not empty."""
+    for name, number in numbers.items():
+        several = isinstance(number, Sequence) and not isinstance(number, str)
+        each = tuple(number) if several else (number,)
+        if not each or any(type(one) is not int or one < 1 for one in each):
+            expected = "whole numbers" if several else "a whole number"
+            raise ValueError(f"{name} must be {expected} from 1 on, got {number!r}")
 
 
-def check_whole(what: str, number: int) -> None:
-    """Raise ValueError unless it is a whole number from 1 on."""
-    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-        raise ValueError(f"{what} must be a whole number from 1 on, got {number!r}")
+def check_choice(what: str, value: object, choices: Collection, hint: str = "") -> object:
+    """The value; ValueError, which may end with a hint, unless it is one of the choices."""
+    if value not in tuple(choices):
+        raise ValueError(f"{what} must be one of {tuple(choices)}, got {value!r}{hint}")
+    return value
 
 
 def check_names(what: str, names: Collection[str], known: Collection[str]) -> tuple[str, ...]:
@@ -69,8 +76,8 @@ def check_names(what: str, names: Collection[str], known: Collection[str]) -> tu
     return names
 
 
-def check_values(known: Mapping[str, Checked], values: Mapping[str, Tensor], what: str) -> int:
-    """Raise KeyError for an unknown modality, ValueError unless values are valid and equally many; returns how many."""
+def check_values(known: Mapping[str, Checked], values: Mapping[str, Tensor], what: str, n: int | None = None) -> int:
+    """How many; KeyError for an unknown modality, ValueError unless values are valid and equally many (n, if given)."""
     if not values:
         raise ValueError(f"{what} is empty; this model has {list(known)}")
     check_names(what, values, known)
@@ -84,7 +91,10 @@ def check_values(known: Mapping[str, Checked], values: Mapping[str, Tensor], wha
         raise ValueError(f"{what} has different numbers of examples: {sizes}")
     if 0 in sizes.values():
         raise ValueError(f"{what} must have at least one example, got {sizes}")
-    return next(iter(sizes.values()))
+    size = next(iter(sizes.values()))
+    if n not in (None, size):
+        raise ValueError(f"{what} has {size} examples, z_t has {n}")
+    return size
 
 
 def described(value: object) -> str:

@@ -39,12 +39,6 @@ class Bound:
     def bits_per_dim(self, name: str) -> float:
         """(prior + diffusion - readout) / (dimensions log 2): an upper bound on the code length of one modality alone.
 
-        Args:
-            name: the modality.
-
-        Returns:
-            Bits per dimension.
-
         Raises:
             ValueError: the bound was not computed with present={name}: a joint total has no share that is one modality's.
         """
@@ -89,18 +83,19 @@ def elbo(
     Source: ours, theory 3; importance sampling of t: Kingma et al. 2021.
     """
     size, batch, process = model.check(batch), model.tidy(batch), model.process
-    check_whole("samples", samples)
+    check_whole(samples=samples)
     given, read = _sets(model, batch, present, given)
     codes = {name: code.double() for name, code in model.encode({**given, **read}).items()}
-    like, only = next(iter(codes.values())), None if present is None else {*given, *read}
-    chances, prior, draws = _step_chances(process, importance).to(like.device), process.prior_kl(codes, only), []
+    only = None if present is None else {*given, *read}
+    prior, draws = process.prior_kl(codes, only), []
+    chances = _step_chances(process, importance).to(prior.device)
     for _ in range(samples):
         row = torch.multinomial(chances, size, replacement=True, generator=generator)
         t = row + process.first + 1
-        z, _ = process.diffuse(codes, t, _noise(like, generator), only)
+        z, _ = process.diffuse(codes, t, present=only, generator=generator)
         prediction = model.predict(z, t, given=given, present=only)
         diffusion = _step_cost(process, codes, z, t, prediction, given, only) / chances[row]
-        z, _ = process.diffuse(codes, process.first, _noise(like, generator), only)
+        z, _ = process.diffuse(codes, process.first, present=only, generator=generator)
         prediction = model.predict(z, process.first, given=given, present=only)
         readout = {name: prediction.law[name].log_prob(value).double() for name, value in read.items()}
         draws.append({"prior": prior, "diffusion": diffusion, **readout})
@@ -135,10 +130,6 @@ def _sets(model: Denoiser, batch, present, given) -> tuple[dict[str, Tensor], di
     if not read:
         raise ValueError(f"nothing is left to read: given are {sorted(given)} of the present set {names}")
     return {name: batch[name] for name in names if name in given}, read
-
-
-def _noise(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    return torch.randn(like.shape, dtype=like.dtype, device=like.device, generator=generator)
 
 
 def _step_cost(process: ForwardProcess, codes, z: Tensor, t: Tensor, prediction: Prediction, known, present) -> Tensor:

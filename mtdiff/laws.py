@@ -1,8 +1,4 @@
-"""What a head says of a modality: a law p(x_i | z_t) that knows its variance, and where its value is known already.
-
-All laws offer `log_prob(value)` in nats (B,), `loss(value)` (B,), the term that lambda_i multiplies (theory 3),
-`draw(generator)`, a value as data, and `expected_code()`, E[E_i(x_i) | z_t] on the modality's part of the space.
-"""
+"""What a head says of a modality: a law p(x_i | z_t) that knows its variance, and where its value is known already."""
 
 import math
 from collections.abc import Callable
@@ -21,13 +17,13 @@ class Law(Protocol):
         """Log p(x_i = value | z_t) of what is not known already, in nats, (B,)."""
 
     def loss(self, value: Tensor) -> Tensor:
-        """The training loss of each example, (B,)."""
+        """The training loss of each example, (B,): the term that lambda_i multiplies (theory 3)."""
 
     def draw(self, generator: torch.Generator | None = None) -> Tensor:
         """A value of the modality, as data."""
 
     def expected_code(self) -> Tensor:
-        """E[E_i(x_i) | z_t], (B, *slice): the mean of the code, not the code of the mean."""
+        """E[E_i(x_i) | z_t] on the modality's part of the space, (B, *slice): mean of the code, not code of the mean."""
 
 
 def detached(law: Law) -> Law:
@@ -46,11 +42,9 @@ def gaussian_log_prob(value: Tensor, mean: Tensor, variance: Tensor, where: Tens
 
 @dataclass(frozen=True, eq=False)
 class Gaussian:
-    """N(mean, variance I) over real data.
+    """N(mean, variance I) over real data, with a mean (B, *shape) and a variance (B, 1, ...).
 
     Attributes:
-        mean: (B, *shape).
-        variance: (B, 1, ...).
         known: bool that broadcasts over the mean, where the value is given and the mean is that value. None: nowhere.
         encode: the encoder, for E[E(x)] = E(mean) where it is linear; None: x is its own code.
     """

@@ -17,10 +17,7 @@ Chances = Mapping[str, float | str]
 
 
 def check_options(
-    weights: Mapping[str, float] | None,
-    drop: Chances | None,
-    give: Chances | None,
-    known: Collection[str] | None = None,
+    weights: Mapping[str, float] | None, drop: Chances | None, give: Chances | None, known: Collection[str] | None = None
 ) -> None:
     """Whether options of `multitask_loss` can work, for modalities that are known (None: unchecked).
 
@@ -43,12 +40,11 @@ def coins(
     chances: Chances | None, size: int, device: torch.device, generator: torch.Generator | None = None
 ) -> dict[str, Tensor]:
     """{name: (B,) bool}: a coin for each of B examples and each modality with a chance above 0."""
-    odds = {name: chances.get(p, p) for name, p in (chances or {}).items()}
-    thrown = {}
-    for name, p in odds.items():
-        if p > 0 and p == chances[name]:
-            thrown[name] = torch.rand(size, generator=generator, device=device) < p
-    return {name: thrown[name if name in thrown else chances[name]] for name, p in odds.items() if p > 0}
+    chances, own = chances or {}, {}
+    for name, p in chances.items():
+        if isinstance(p, Real) and p > 0:
+            own[name] = torch.rand(size, generator=generator, device=device) < p
+    return {name: own[name if name in own else p] for name, p in chances.items() if name in own or p in own}
 
 
 @dataclass(frozen=True)
@@ -59,20 +55,14 @@ class Loss:
         total: scalar; lambda_denoise denoise + sum_i lambda_i term_i.
         terms: {"denoise": scalar, name: scalar}, unweighted. Denoise and images are mean squares per coordinate in
             units of the target, labels are nats.
-
-    Raises:
-        ValueError: a term is called as something else in a row of the history.
     """
 
     total: Tensor
     terms: dict[str, Tensor]
 
     def __post_init__(self):
-        taken = {"step", "seconds", "total", "gradient"} & self.terms.keys()
-        if taken:
-            raise ValueError(
-                f"a term of a loss cannot be called {sorted(taken)}: a row of the history says something else there"
-            )
+        if taken := sorted({"step", "seconds", "total", "gradient"} & self.terms.keys()):
+            raise ValueError(f"a term of a loss cannot be called {taken}: a row of the history says something else there")
 
 
 @dataclass(frozen=True)

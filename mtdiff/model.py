@@ -11,14 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from mtdiff.backbones.base import Backbone
+from mtdiff.checks import check_choice
 from mtdiff.files import save, to_json
 from mtdiff.laws import Law
 from mtdiff.modalities.base import Modality
 from mtdiff.prediction import Denoiser, Given, Prediction, check_state
-from mtdiff.process import At, ForwardProcess, Present
+from mtdiff.process import At, ForwardProcess, Present, Steps
 from mtdiff.reading import check_types
 from mtdiff.recorded import Recorded
-from mtdiff.sampling import check_defaults
+from mtdiff.sampling import Rule, check_defaults
 from mtdiff.schedules import NoiseSchedule
 from mtdiff.state import State
 
@@ -61,12 +62,10 @@ class MTDiffusion(Recorded, nn.Module, Denoiser):
     Args:
         process: the forward process; its names are the model's modalities.
         modalities: {name: Modality}, in the order in which they are read.
-        backbone: network on the space.
-        space: shape of the diffusion space, (C, H, W) or (d,).
+        space: shape of the diffusion space, (C, H, W) or (d,), on which the backbone works.
         prediction: what the denoising output stands for: "v", "eps" or "x" (the aggregate itself). "heads" does without:
             the aggregate is then sum_i W_t^i e_i of what is known and what the heads estimate, so that the two always agree.
-        rule: how `sample` treats given modalities by default: a rule, or {name: rule} (theory 4).
-        sampler: the solver that `sample` uses by default.
+        rule: as `sampler`, what `sample` does by default (theory 4).
         remove_known: True takes the codes of what is known out of z_t before the network sees it, and scales what is left to
             unit RMS. A known shift carries no information, but a network that sees it has to learn to undo it. Known codes
             in the sum are then as good as absent. With prediction "heads", known pixels (`Image(revealed_by=...)`) are
@@ -89,7 +88,7 @@ class MTDiffusion(Recorded, nn.Module, Denoiser):
         backbone: Backbone,
         space: tuple[int, ...],
         prediction: str = "v",
-        rule: str | Mapping[str, str] | None = None,
+        rule: Rule = None,
         sampler: str = "ddim",
         remove_known: bool = False,
         conditions: Sequence[str] = (),
@@ -154,7 +153,7 @@ class MTDiffusion(Recorded, nn.Module, Denoiser):
         """The codes E_i(x_i) of checked values, {name: (B, *Z)}."""
         return {name: self.modalities[name].encode(value) for name, value in self.tidy(values).items()}
 
-    def clock(self, t: int | Tensor, n: int) -> Tensor:
+    def clock(self, t: Steps, n: int) -> Tensor:
         """The noise level u = t/T as the backbone gets it: (n,), in float32 at least."""
         u = torch.as_tensor(t, device=self.device).expand(n)
         return u.to(torch.promote_types(self.dtype, torch.float32)) / self.process.steps
@@ -164,10 +163,6 @@ class MTDiffusion(Recorded, nn.Module, Denoiser):
 
         A model looks once: when a `Trainer` is made, or at the first batch of `multitask_loss` on a CPU. Images count like
         everything else: what a chain leaves of them is a start that samples do not have. Transition mode is exempt.
-
-        Args:
-            codes: {name: (B, *Z)}.
-            present: {name: (B,) bool}.
 
         Source: ours, theory 5.
         """
@@ -186,12 +181,7 @@ class MTDiffusion(Recorded, nn.Module, Denoiser):
             )
 
     def forward(
-        self,
-        z_t: Tensor,
-        t: int | Tensor,
-        given: Given = None,
-        present: Present = None,
-        known: Mapping[str, Tensor] | None = None,
+        self, z_t: Tensor, t: Steps, given: Given = None, present: Present = None, known: Given = None
     ) -> Prediction:
         """`predict` without checks, and with given values that only some examples know: known {name: (B,) bool}; None: all.
 
@@ -218,18 +208,12 @@ class MTDiffusion(Recorded, nn.Module, Denoiser):
 
     def _output(self, state: State, output: Tensor) -> Tensor:
         """E[m_t | z_t] from the denoising output, which speaks of what the network sees."""
-        if self.remove_known:
-            return self.aggregate.estimate(output, state.rest, state.at) + state.shift
-        return self.aggregate.estimate(output, state.z, state.at)
+        seen, shift = (state.rest, state.shift) if self.remove_known else (state.z, 0)
+        return self.aggregate.estimate(output, seen, state.at) + shift
 
-    def predict(self, z_t: Tensor, t: int | Tensor, *, given: Given = None, present: Present = None) -> Prediction:
-        """E[m_t | z_t], and what the heads say; the network computes in its own dtype (see `Denoiser.predict`).
-
-        Raises:
-            ValueError: z_t, t or a given value has the wrong shape, dtype or range.
-            KeyError: given or present names an unknown modality.
-        """
-        check_state(self, z_t, given, present)
+    def predict(self, z_t: Tensor, t: Steps, *, given: Given = None, present: Present = None) -> Prediction:
+        """E[m_t | z_t], and what the heads say; the network computes in its own dtype (see `Denoiser.predict`)."""
+        check_state(self, z_t, given)
         return self(z_t, t, given, present)
 
     def architecture(self) -> dict:
@@ -253,8 +237,7 @@ class MTDiffusion(Recorded, nn.Module, Denoiser):
         """
         check_types(architecture, {"prior": str | None, "dtype": str, "modalities": dict[str, object]}, "the model")
         rest = {RENAMED.get(name, name): value for name, value in architecture.items()}
-        if (dtype := rest.pop("dtype", None)) not in DTYPES:
-            raise ValueError(f"dtype must be one of {list(DTYPES)}, got {dtype!r}")
+        dtype = check_choice("dtype", rest.pop("dtype", None), DTYPES)
         tables = {name: tensors.pop(f"process.{name}") for name in rest.get("modalities", {})}
         process = ForwardProcess(NoiseSchedule(tensors.pop("process/abar")), tables, rest.pop("prior", None))
         return cls.from_config(rest, process=process).to(getattr(torch, dtype))
@@ -277,13 +260,10 @@ def _check_parts(process, modalities, backbone, space, prediction, conditions) -
         raise ValueError(f"modalities are {sorted(modalities)}, but the process has {sorted(process.names)}")
     if tuple(backbone.space) != tuple(space):
         raise ValueError(f"the backbone works on {tuple(backbone.space)}, but the space is {tuple(space)}")
-    if prediction not in AGGREGATES:
-        raise ValueError(f"prediction must be one of {tuple(AGGREGATES)}, got {prediction!r}")
-    odd = [n for n in modalities if n in ("", *TAKEN) or "." in n or hasattr(nn.ModuleDict(), n)]
-    if odd:
+    check_choice("prediction", prediction, AGGREGATES)
+    if odd := [n for n in modalities if n in ("", *TAKEN) or "." in n or hasattr(nn.ModuleDict(), n)]:
         raise ValueError(f"modalities cannot be called {odd}: these names, or signs in them, mean something else")
-    unknown = [name for name in conditions if name not in modalities]
-    if unknown:
+    if unknown := [name for name in conditions if name not in modalities]:
         raise ValueError(f"conditions names {unknown}, the modalities are {sorted(modalities)}")
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mtdiff.checks import Checked, check_real, check_values
 from mtdiff.laws import Law
-from mtdiff.process import ForwardProcess, Present
+from mtdiff.process import ForwardProcess, Present, Steps
 
 Given = Mapping[str, Tensor] | None
 """{name: value (B, ...)} that is known; None: nothing."""
@@ -39,13 +39,10 @@ class Denoiser(Protocol):
     A subclass implements `encode` and `predict`; the rest it can leave as it is.
 
     Attributes:
-        process: the forward process.
         space: shape of one z.
         modalities: {name: what can check a value of it}.
-        device: where it computes.
         dtype: of the values that it reads.
-        rule: how `sample` treats given modalities by default: a rule, or {name: rule}.
-        sampler: the solver that `sample` uses by default.
+        rule: as `sampler`, what `sample` does by default.
         conditions: modalities that are always given.
         taught: those that it can be given by rule "conditioned"; None: not known.
     """
@@ -60,9 +57,9 @@ class Denoiser(Protocol):
     conditions: Sequence[str] = ()
     taught: Collection[str] | None = None
 
-    def check(self, values: Mapping[str, Tensor], what: str = "batch") -> int:
-        """Values are known modalities (else KeyError), valid, and equally many (else ValueError); returns how many."""
-        return check_values(self.modalities, values, what)
+    def check(self, values: Mapping[str, Tensor], what: str = "batch", n: int | None = None) -> int:
+        """Values are known modalities (else KeyError), valid, and equally many, n if given (else ValueError): how many."""
+        return check_values(self.modalities, values, what, n)
 
     def tidy(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Values without what others among them make irrelevant."""
@@ -72,48 +69,32 @@ class Denoiser(Protocol):
         """The codes E_i(x_i) of checked values, {name: (B, *Z)}."""
         raise NotImplementedError
 
-    def predict(self, z_t: Tensor, t: int | Tensor, *, given: Given = None, present: Present = None) -> Prediction:
-        """E[m_t | z_t, given], and what the heads say of every modality, in the dtype of z_t (B, *Z).
-
-        Args:
-            given: {name: value (B, ...)} that is known.
-            present: which modalities are in z_t, names or {name: (B,) bool}; None: all are.
-        """
+    def predict(self, z_t: Tensor, t: Steps, *, given: Given = None, present: Present = None) -> Prediction:
+        """E[m_t | z_t, given], and what the heads say of every modality, in the dtype of z_t (B, *Z)."""
         raise NotImplementedError
 
     def log_prob(
-        self, name: str, value: Tensor, z_t: Tensor, t: int | Tensor, *, given: Given = None, present: Present = None
+        self, name: str, value: Tensor, z_t: Tensor, t: Steps, *, given: Given = None, present: Present = None
     ) -> Tensor:
         """Log p(x_i = value | z_t, given) of what is not known already, (B,) nats, differentiable in z_t."""
-        if self.check({name: value}, "value") != len(z_t):
-            raise ValueError(f"value has {len(value)} examples, z_t has {len(z_t)}")
+        self.check({name: value}, "value", len(z_t))
         law = self.predict(z_t, t, given=given, present=present).law[name]
         return law.log_prob(self.tidy({**(given or {}), name: value})[name])
 
     def read(
-        self,
-        z_t: Tensor,
-        t: int,
-        *,
-        given: Given = None,
-        present: Present = None,
-        prediction: Prediction | None = None,
-        generator: torch.Generator | None = None,
+        self, z_t: Tensor, t: int, *, given: Given = None, present: Present = None, prediction=None, generator=None
     ) -> dict[str, Tensor]:
         """Every modality drawn jointly at one state, {name: value} in `dtype` (theory 3: at one time, not along the path).
 
-        A prediction that is there already is read as it is.
+        A `Prediction` that is there already is read as it is.
         """
         prediction = self.predict(z_t, t, given=given, present=present) if prediction is None else prediction
         values = {name: law.draw(generator) for name, law in prediction.law.items()}
         return {name: v.to(self.dtype) if v.is_floating_point() else v for name, v in values.items()}
 
 
-def check_state(model: Denoiser, z_t: Tensor, given: Given, present: Present) -> None:
-    """Refuse states and what is said of them, unless they fit the model; their steps are the process's to check."""
-    if tuple(z_t.shape[1:]) != model.space:
-        raise ValueError(f"z_t must have shape (B, {', '.join(map(str, model.space))}), got {tuple(z_t.shape)}")
-    check_real("z_t", z_t)
-    if given and (n := check_values(model.modalities, given, "given")) != len(z_t):
-        raise ValueError(f"given has {n} examples, z_t has {len(z_t)}")
-    model.process.masks(present, len(z_t), z_t.device)
+def check_state(model: Denoiser, z_t: Tensor, given: Given) -> None:
+    """Refuse states and values that do not fit the model; steps and the present set are the process's to check."""
+    check_real("z_t", z_t, model.space)
+    if given:
+        check_values(model.modalities, given, "given", len(z_t))

@@ -12,16 +12,17 @@ from mtdiff.schedules import Levels, NoiseSchedule, tabulate
 
 Present = Collection[str] | Mapping[str, Tensor] | None
 """Who is in the aggregate: names, the same for all examples, or {name: (B,) bool} of those not all have; None: all."""
+Codes = Mapping[str, Tensor]
+"""{name: E_i(x_i) (B, *Z)}."""
+Steps = int | Tensor
+"""A step t in 0..T: an int, or a (B,) int tensor."""
 
 
 @dataclass(frozen=True)
 class At:
     """What a process says of a batch at its steps t: numbers (B, 1, ...) that broadcast over the state, in its dtype.
 
-    Attributes:
-        signal: sqrt(abar_t).
-        noise: sqrt(1 - abar_t).
-        W: {name: W_t}, 0 where a modality is absent.
+    `signal` is sqrt(abar_t), `noise` sqrt(1 - abar_t), `W` {name: W_t}, 0 where a modality is absent.
     """
 
     signal: Tensor
@@ -33,7 +34,7 @@ class At:
         """Signal and noise."""
         return self.signal, self.noise
 
-    def mix(self, codes: Mapping[str, Tensor]) -> Tensor:
+    def mix(self, codes: Codes) -> Tensor:
         """sum_i W_t^i E_i(x_i) over these codes (B, *Z)."""
         return sum(self.W[name] * code for name, code in codes.items())
 
@@ -65,13 +66,11 @@ class ForwardProcess:
     q(z_t | z_{t-1}, X) = N(sqrt(alpha_t) (z_{t-1} + sum_i w_t^i E_i(x_i)), (1 - alpha_t) I) injects
     w_t^i = sqrt(abar_{t-1}) (W_t^i - W_{t-1}^i); with one modality and W = 1 all of this is DDPM.
 
-    In all methods codes are {name: (B, *Z)}, E_i(x_i), of every modality that is present and has any weight; t is a step in
-    0..T, an int or a (B,) int tensor; `present` is a `Present`. A mean is (B, *Z), a standard deviation (B, 1, ...), both in
-    the dtype of the codes. An unknown name, or a code that is missing, is a KeyError; shapes that do not fit, numbers
-    that are not finite and a t out of range are a ValueError.
+    In all methods codes are of every modality that is present and has any weight. A mean is (B, *Z), a standard deviation
+    (B, 1, ...), both in the dtype of the codes. An unknown name, or a code that is missing, is a KeyError; shapes that do
+    not fit, numbers that are not finite and a t out of range are a ValueError.
 
     Args:
-        schedule: the noise schedule, T steps.
         weights: name -> W^i as a number, a function of u = t/T, or a (T+1,) tensor.
         prior: name of the modality that the chain ends at (transition mode), or None where it ends at noise.
 
@@ -79,18 +78,12 @@ class ForwardProcess:
         names: the modalities, in order.
         moving: those whose curve is not constant, which are injected at some step.
         entering: those whose weight is not 0 throughout.
-        steps: T.
         first: the step at which modalities are read (0, or 1 where abar_0 = 1).
 
     Source: Chen et al. 2024, transition kernel; cumulative weights and closed forms are ours (theory 2).
     """
 
-    def __init__(
-        self,
-        schedule: NoiseSchedule,
-        weights: Mapping[str, float | Tensor | Callable],
-        prior: str | None = None,
-    ):
+    def __init__(self, schedule: NoiseSchedule, weights: Mapping[str, float | Tensor | Callable], prior: str | None = None):
         if not weights:
             raise ValueError("weights names no modality")
         self.schedule, self.steps, self.first = schedule, schedule.steps, schedule.first
@@ -145,7 +138,7 @@ class ForwardProcess:
         t = torch.searchsorted(tables["ends"], where.double(), right=True).clamp(self.first, self.steps)
         return t, tables["weight"][t].float()
 
-    def at(self, t: int | Tensor, like: Tensor, present: Present = None) -> At:
+    def at(self, t: Steps, like: Tensor, present: Present = None) -> At:
         """Signal, noise and weights at t, for states like (B, *Z)."""
         t, tables = self._steps(t, like), self._on(like.device)
         masks = self.masks(present, len(like), like.device)
@@ -166,11 +159,11 @@ class ForwardProcess:
                 raise ValueError(f"present[{name!r}] must be bool ({n},), got {mask.dtype} {tuple(mask.shape)}")
         return {name: mask.to(device) for name, mask in present.items()}
 
-    def aggregate(self, codes: Mapping[str, Tensor], t: int | Tensor, present: Present = None) -> Tensor:
+    def aggregate(self, codes: Codes, t: Steps, present: Present = None) -> Tensor:
         """The aggregate of all modalities: m_t(X) = sum_i W_t^i E_i(x_i), (B, *Z)."""
         return self.at(t, self._checked(codes, present), present).mix(codes)
 
-    def marginal(self, codes: Mapping[str, Tensor], t: int | Tensor, present: Present = None) -> tuple[Tensor, Tensor]:
+    def marginal(self, codes: Codes, t: Steps, present: Present = None) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of z_t given every modality: q(z_t | X) = N(sqrt(abar_t) m_t(X), (1 - abar_t) I).
 
         Source: the closed form of the paper's kernel is ours (theory 2, by induction).
@@ -178,13 +171,10 @@ class ForwardProcess:
         at = self.at(t, self._checked(codes, present), present)
         return at.signal * at.mix(codes), at.noise
 
-    def ahead(self, z_s: Tensor, m_s: Tensor, m_t: Tensor, s: int | Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
+    def ahead(self, z_s: Tensor, m_s: Tensor, m_t: Tensor, s: Steps, t: Steps) -> tuple[Tensor, Tensor]:
         """From s up to any t > s: q(z_t | z_s) = N(sqrt(a) z_s + sqrt(abar_t) (m_t - m_s), (1 - a) I), a = abar_t / abar_s.
 
-        The aggregates m_s and m_t (B, *Z) are given: true ones, or a model's.
-
-        Returns:
-            mean and standard deviation.
+        The aggregates m_s and m_t (B, *Z) are given: true ones, or a model's. Returns mean and standard deviation.
 
         Source: Chen et al. 2024, transition kernel, over several steps and with cumulative weights (theory 2).
         """
@@ -193,7 +183,7 @@ class ForwardProcess:
         mean = per_example(a.sqrt(), z_s) * z_s + per_example(abar_t.sqrt(), z_s) * (m_t - m_s)
         return mean, per_example((1 - a).sqrt(), z_s)
 
-    def back(self, z_t: Tensor, m_t: Tensor, m_s: Tensor, t: int | Tensor, s: int | Tensor) -> tuple[Tensor, Tensor]:
+    def back(self, z_t: Tensor, m_t: Tensor, m_s: Tensor, t: Steps, s: Steps) -> tuple[Tensor, Tensor]:
         """From t back to any s < t, knowing every modality: q(z_s | z_t, X) = N(mu, beta~ I).
 
         With a = abar_t / abar_s:
@@ -202,9 +192,7 @@ class ForwardProcess:
             beta~ = (1 - a) (1 - abar_s) / (1 - abar_t).
 
         DDPM's posterior with the injection taken out. With a model's estimates of the aggregates it is the ancestral step.
-
-        Returns:
-            mean and standard deviation.
+        Returns mean and standard deviation.
 
         Source: Chen et al. 2024 state it with an explicit aggregation term; this form is derived in theory 2.
         """
@@ -215,17 +203,13 @@ class ForwardProcess:
         mean = of_z * (z_t - per_example(abar_t.sqrt(), z_t) * (m_t - m_s)) + of_m * m_s
         return mean, per_example(((1 - a) * (1 - abar_s) / (1 - abar_t)).sqrt(), z_t)
 
-    def transition(
-        self, z_prev: Tensor, codes: Mapping[str, Tensor], t: int | Tensor, present: Present = None
-    ) -> tuple[Tensor, Tensor]:
+    def transition(self, z_prev: Tensor, codes: Codes, t: Steps, present: Present = None) -> tuple[Tensor, Tensor]:
         """One forward step, q(z_t | z_{t-1}, X): `ahead` from t - 1."""
         t = self._steps(t, self._checked(codes, present, z_prev=z_prev), lowest=1)
         m_s, m_t = (self.at(step, z_prev, present).mix(codes) for step in (t - 1, t))
         return self.ahead(z_prev, m_s, m_t, t - 1, t)
 
-    def posterior(
-        self, z_t: Tensor, codes: Mapping[str, Tensor], t: int | Tensor, present: Present = None
-    ) -> tuple[Tensor, Tensor]:
+    def posterior(self, z_t: Tensor, codes: Codes, t: Steps, present: Present = None) -> tuple[Tensor, Tensor]:
         """One step back, q(z_{t-1} | z_t, X): `back` to t - 1."""
         t = self._steps(t, self._checked(codes, present, z_t=z_t), lowest=1)
         m_s, m_t = (self.at(step, z_t, present).mix(codes) for step in (t - 1, t))
@@ -233,29 +217,25 @@ class ForwardProcess:
 
     def diffuse(
         self,
-        codes: Mapping[str, Tensor],
-        t: int | Tensor,
+        codes: Codes,
+        t: Steps,
         noise: Tensor | None = None,
         present: Present = None,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Draw z_t = sqrt(abar_t) m_t(X) + sqrt(1 - abar_t) eps; returns z_t and eps, drawn where it is not given."""
-        mean, std = self.marginal(codes, t, present)
+        at = self.at(t, self._checked(codes, present, noise=noise), present)
+        mean = at.signal * at.mix(codes)
         if noise is None:
             noise = torch.randn(mean.shape, dtype=mean.dtype, device=mean.device, generator=generator)
-        check_real("noise", noise)
-        if noise.shape != mean.shape:
-            raise ValueError(f"noise must have shape {tuple(mean.shape)} like the codes, got {tuple(noise.shape)}")
-        return mean + std * noise, noise
+        return mean + at.noise * noise, noise
 
-    def prior_kl(self, codes: Mapping[str, Tensor], present: Present = None) -> Tensor:
+    def prior_kl(self, codes: Codes, present: Present = None) -> Tensor:
         """How far z_T is from noise: KL(q(z_T | X) || N(0, I)) = 1/2 [abar_T (|m_T|^2 - d) - d log(1 - abar_T)], d = dim Z.
 
         That is about 1/2 abar_T |m_T|^2, for one code of unit RMS half of SNR times dimension: the same weight speaks louder
         in a larger space. On average over X it is the prior term of the bound, and no less than what z_T tells of X.
-
-        Returns:
-            (B,) nats, float64; 0 in transition mode, where the chain starts at what is left.
+        In nats, (B,) float64; 0 in transition mode, where the chain starts at what is left.
 
         Source: ours, theory 5.
         """
@@ -284,7 +264,7 @@ class ForwardProcess:
             self._trained[device, levels] = {name: table.to(device) for name, table in tables.items()}
         return self._trained[device, levels]
 
-    def _abar(self, s: int | Tensor, t: int | Tensor, *states: Tensor) -> tuple[Tensor, Tensor]:
+    def _abar(self, s: Steps, t: Steps, *states: Tensor) -> tuple[Tensor, Tensor]:
         """abar_s and abar_t, (B,) float64, of steps s < t; the states have one shape."""
         like = states[0]
         if any(state.shape != like.shape for state in states):
@@ -294,11 +274,12 @@ class ForwardProcess:
             raise ValueError(f"s must be before t, got s = {s.tolist()[:8]} and t = {t.tolist()[:8]}")
         return abar[s], abar[t]
 
-    def _steps(self, t: int | Tensor, like: Tensor, lowest: int = 0) -> Tensor:
+    def _steps(self, t: Steps, like: Tensor, lowest: int = 0) -> Tensor:
         """T as a (B,) index tensor. A tensor on a GPU is not read back, hence not range-checked."""
         if not like.is_floating_point() or not like.shape or not len(like):
-            expected = "floating point (B, *Z) with at least one example"
-            raise ValueError(f"like must be {expected}, got {like.dtype} {tuple(like.shape)}")
+            raise ValueError(
+                f"states must be floating point (B, *Z) of at least one example, got {like.dtype} {tuple(like.shape)}"
+            )
         if not isinstance(t, Tensor):
             if isinstance(t, bool) or not hasattr(t, "__index__"):
                 raise ValueError(f"t must be an int or an int tensor, got {t!r}")
@@ -308,17 +289,17 @@ class ForwardProcess:
         check_steps(t, len(like), lowest, self.steps)
         return t.expand(len(like)).to(like.device).long()
 
-    def _checked(self, codes: Mapping[str, Tensor], present: Present, **state: Tensor) -> Tensor:
-        """A tensor of the common shape (B, *Z) of codes and state, which fit each other and the process."""
+    def _checked(self, codes: Codes, present: Present, **more: Tensor | None) -> Tensor:
+        """A tensor of the common shape (B, *Z) of codes, state and noise, which fit each other and the process."""
         check_names("codes", codes, self.names)
         if not codes:
             raise KeyError(f"codes is empty; the process has {list(self.names)}")
-        real = {**state, **{f"codes[{name!r}]": code for name, code in codes.items()}}
-        like = next(iter(real.values()))
-        for what, value in real.items():
-            check_real(what, value)
-            if value.shape != like.shape:
-                raise ValueError(f"{what} has shape {tuple(value.shape)}, expected {tuple(like.shape)} like the others")
+        like = next(iter(codes.values()))
+        for what, value in ({f"codes[{name!r}]": code for name, code in codes.items()} | more).items():
+            if value is not None:
+                check_real(what, value)
+                if value.shape != like.shape:
+                    raise ValueError(f"{what} has shape {tuple(value.shape)}, expected {tuple(like.shape)} like the others")
         masks = self.masks(present, len(like), like.device)
         for name in self.entering:
             if name not in codes and (name not in masks or bool(masks[name].any())):

@@ -2,21 +2,25 @@
 
 import collections
 import itertools
+import math
+import numbers
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
-from mtdiff.checks import check_finite, check_names, check_real, check_whole
+from mtdiff.checks import check_choice, check_names, check_real, check_whole
 from mtdiff.laws import detached
 from mtdiff.prediction import Denoiser, Given, Prediction
-from mtdiff.process import ForwardProcess, Present, per_example
+from mtdiff.process import Present, per_example
 from mtdiff.solvers import SAMPLERS, Guess, Step
 
 RULES = ("bayes", "substitute", "conditioned", "readout")
 Towards = Callable[[Prediction], Tensor]
 Guide = Callable[[Prediction, Tensor, int], Prediction]
 AfterStep = Callable[[Tensor, int], Tensor]
+Rule = str | Mapping[str, str] | None
+"""One of `RULES` for all that is given, or {name: rule}; None: as the model has it."""
 
 
 def sample(
@@ -24,7 +28,7 @@ def sample(
     n: int,
     *,
     given: Given = None,
-    rule: str | Mapping[str, str] | None = None,
+    rule: Rule = None,
     sampler: str | Step | None = None,
     steps: int = 50,
     guidance: float = 1.0,
@@ -63,25 +67,22 @@ def sample(
 
     Source: rules 1 and 2 follow Chen et al. 2024 (classifier guidance as a special case); see theory 4.
     """
-    given, present = _values(model, n, given), _once(present)
-    rules = _rules(model, given, rule)
-    options |= {"sampler": sampler, "steps": steps, "guidance": guidance}
-    path = sample_path(model, n, given=given, rule=rules, present=present, generator=generator, **options)
-    if given and all(r == "readout" for r in rules.values()):
-        _check_guidance(guidance, rules, options.get("towards"))
+    chain = _Chain(model, n, given, rule, generator)
+    path = chain.run(sampler=sampler, steps=steps, guidance=guidance, present=present, **options)
+    if set(chain.rules.values()) == {"readout"}:
+        _check_guidance(guidance, chain.rules, options.get("towards"))
         if present is not None or options.get("start") is not None:
             raise ValueError('rule "readout" has no chain: it takes neither `present` nor `start`')
-        t, codes, present, prediction = model.process.first, _double(model.encode(given)), set(given), None
-        z, _ = model.process.diffuse(codes, t, _noise(model, n, generator), present)
-        known = {}
+        t, known, present, prediction = model.process.first, {}, set(chain.given), None
+        z, _ = model.process.diffuse(chain.codes, t, present=present, generator=generator)
     else:
         t, z, prediction = collections.deque(path, maxlen=1).pop()
-        known = given
+        known, present = chain.given, chain.present
         if not bool(z.isfinite().all()):
             raise FloatingPointError("the chain left the finite numbers: try less guidance, or look at the model's weights")
     with torch.no_grad():
         drawn = model.read(z, t, given=known, present=present, prediction=prediction, generator=generator)
-    return {**drawn, **{name: value.clone() for name, value in given.items()}}
+    return {**drawn, **{name: value.clone() for name, value in chain.given.items()}}
 
 
 def sample_path(
@@ -89,7 +90,7 @@ def sample_path(
     n: int,
     *,
     given: Given = None,
-    rule: str | Mapping[str, str] | None = None,
+    rule: Rule = None,
     present: Present = None,
     start: tuple[int, Tensor] | None = None,
     sampler: str | Step | None = None,
@@ -117,98 +118,119 @@ def sample_path(
 
     Source: theory 4; the steps are in `mtdiff.solvers`.
     """
-    given = _values(model, n, given)
-    rules = _rules(model, given, rule)
-    if "readout" in rules.values():
-        raise ValueError(f'rule "readout" has no path and cannot be mixed with others, got {rules}: name one rule for all')
-    _check_guidance(guidance, rules, towards)
-    step, process = _step(model, sampler), model.process
-    check_whole("repeats", repeats)
-    codes = _double(model.encode(given)) if given else {}
-    inform = _Informed(model, given, codes, rules, guidance, _carried(model, n, _once(present), rules), towards, guide)
-    times = process.times(steps, None if start is None else start[0])
-    z = _end(model, n, codes, generator) if start is None else _started(model, n, start[1])
-
-    def noise() -> Tensor:
-        return _noise(model, n, generator)
-
-    look = _Chain(process, inform)
-    for (t, s), again in itertools.product(itertools.pairwise(times), reversed(range(repeats))):
-        yield t, z, look.predict(z, t)
-        guess = look(z, t)
-        z_s = step(look, z, t, s, noise)
-        if z_s.shape != z.shape or z_s.dtype != z.dtype:
-            raise ValueError(f"a step must return z_s {tuple(z.shape)} {z.dtype}, got {tuple(z_s.shape)} {z_s.dtype}")
-        z_s = z_s if after_step is None else after_step(z_s, s)
-        if again:
-            mean, std = process.ahead(z_s, guess.moved(process, t, s), guess.aggregate, s, t)
-            look.previous, z = None, mean + std * noise()
-        else:
-            look.previous, z = (t, guess), z_s
-    yield times[-1], z, look.predict(z, times[-1])
+    chain = _Chain(model, n, given, rule, generator)
+    yield from chain.run(present, start, sampler, steps, repeats, guidance, towards, guide, after_step)
 
 
 def sample_many(model: Denoiser, n: int, batch: int = 250, given: Given = None, **options) -> dict[str, Tensor]:
     """`sample` in batches, so that memory does not grow with n; `given` holds n values of each name, never one."""
     parts = []
-    for start in range(0, n, batch):
-        rows = slice(start, min(start + batch, n))
+    for rows in torch.arange(n).split(batch):
         part = {name: value[rows] for name, value in (given or {}).items()}
-        parts.append(sample(model, rows.stop - rows.start, given=part, **options))
+        parts.append(sample(model, len(rows), given=part, **options))
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 class _Chain:
-    """The model as a step sees it (`mtdiff.solvers.Look`); asked again for the last state, it does not compute."""
+    """A reverse chain: what is given, by which rules, and the model as a step sees it (`mtdiff.solvers.Look`)."""
 
-    def __init__(self, process: ForwardProcess, inform: Callable[[Tensor, int], Prediction]):
-        self.process, self.previous, self.inform = process, None, inform
+    def __init__(self, model: Denoiser, n: int, given: Given, rule: Rule, generator):
+        self.model, self.process, self.n, self.generator = model, model.process, n, generator
+        self.given = _values(model, n, given)
+        self.rules = _rules(model, self.given, rule)
+        codes = model.encode(self.given) if self.given else {}
+        self.codes = {name: code.detach().double() for name, code in codes.items()}
+        self.told = {name: self.given[name] for name, rule in self.rules.items() if rule == "conditioned"}
+        self.previous: tuple[int, Guess] | None = None
         self._last: tuple = (None, None, None)
 
-    def predict(self, z: Tensor, t: int) -> Prediction:
-        if self._last[0] is not z or self._last[1] != t:
-            self._last = (z, t, self.inform(z, t))
-        return self._last[2]
+    def run(
+        self, present=None, start=None, sampler=None, steps=50, repeats=1, guidance=1.0, towards=None, guide=None,
+        after_step=None,
+    ) -> Iterator[tuple[int, Tensor, Prediction]]:  # fmt: skip
+        """The path; arguments as in `sample_path`."""
+        if "readout" in self.rules.values():
+            text = 'rule "readout" has no path and cannot be mixed with others'
+            raise ValueError(f"{text}, got {self.rules}: name one rule for all")
+        _check_guidance(guidance, self.rules, towards)
+        check_whole(repeats=repeats)
+        sampler = self.model.sampler if sampler is None else sampler
+        step = sampler if callable(sampler) else SAMPLERS[check_choice("sampler", sampler, SAMPLERS)]
+        process, self.guidance, self.towards, self.guide = self.process, guidance, self._wanted(towards), guide
+        self.present = _carried(self.model, present, self.rules)
+        self.masks = process.masks(self.present, self.n, self.model.device)
+        first, z = start or (None, None)
+        times, z = process.times(steps, first), self._begun(z)
+        for (t, s), again in itertools.product(itertools.pairwise(times), reversed(range(repeats))):
+            yield t, z, self.predict(z, t)
+            guess = self(z, t)
+            z_s = step(self, z, t, s, self.noise)
+            if z_s.shape != z.shape or z_s.dtype != z.dtype:
+                raise ValueError(f"a step must return z_s {tuple(z.shape)} {z.dtype}, got {tuple(z_s.shape)} {z_s.dtype}")
+            z_s = z_s if after_step is None else after_step(z_s, s)
+            if again:
+                mean, std = process.ahead(z_s, guess.moved(process, t, s), guess.aggregate, s, t)
+                self.previous, z = None, mean + std * self.noise()
+            else:
+                self.previous, z = (t, guess), z_s
+        yield times[-1], z, self.predict(z, times[-1])
+
+    def noise(self) -> Tensor:
+        """Standard normal noise on the space, float64 and the same on every device that a generator is from."""
+        shape = (self.n, *self.model.space)
+        return torch.randn(shape, dtype=torch.float64, device=self.model.device, generator=self.generator)
 
     def __call__(self, z: Tensor, t: int) -> Guess:
+        """What a step works with."""
         return Guess.of(self.process, self.predict(z, t))
 
+    def predict(self, z: Tensor, t: int) -> Prediction:
+        """The model's prediction with the given values worked in; asked again for the last state, it does not compute."""
+        if self._last[0] is not z or self._last[1] != t:
+            self._last = (z, t, self._informed(z, t))
+        return self._last[2]
 
-class _Informed:
-    """The model's prediction with the given values worked in by their rules: conditioned, then Bayes, then substituted."""
+    def _begun(self, z: Tensor | None) -> Tensor:
+        """The start that the caller chose, or z_T from N(0, I), in transition mode from q(z_T | source), known exactly."""
+        prior, process = self.process.prior, self.process
+        if z is not None:
+            check_real("start: z_t", z, self.model.space)
+            if len(z) != self.n:
+                raise ValueError(f"start needs {self.n} states z_t, got {len(z)}")
+            return z.to(self.model.device).double()
+        if prior is None:
+            return self.noise()
+        return process.diffuse({prior: self.codes[prior]}, process.steps, self.noise(), {prior})[0]
 
-    def __init__(self, model, given, codes, rules, guidance, present, towards, guide):
-        self.model, self.codes, self.rules, self.present = model, codes, rules, present
-        self.guidance, self.guide = guidance, guide
-        self.given = {name: given[name] for name, r in rules.items() if r == "conditioned"}
-        bayes = next((name for name, r in rules.items() if r == "bayes"), None)
-        self.towards = towards
-        if bayes is not None:
-            value = model.tidy(given)[bayes]
-            self.towards = lambda prediction: prediction.law[bayes].log_prob(value)
-        self.absent = model.process.masks(present, 1, model.device) if isinstance(present, set) else {}
+    def _wanted(self, towards: Towards | None) -> Towards | None:
+        """Towards what the aggregate is moved: by rule "bayes" the given value."""
+        bayes = next((name for name, rule in self.rules.items() if rule == "bayes"), None)
+        if bayes is None:
+            return towards
+        value = self.model.tidy(self.given)[bayes]
+        return lambda prediction: prediction.law[bayes].log_prob(value)
 
-    def __call__(self, z: Tensor, t: int) -> Prediction:
-        with torch.set_grad_enabled(self.towards is not None):
-            leaf = z.detach().requires_grad_(self.towards is not None)
-            prediction = self.model.predict(leaf, t, given=self.given or None, present=self.present)
-            gradient = None
-            if self.towards is not None:
-                (gradient,) = torch.autograd.grad(self.towards(prediction).sum(), leaf)
+    def _informed(self, z: Tensor, t: int) -> Prediction:
+        """The given values worked in by their rules: conditioned, then Bayes, then substituted."""
+        moved = self.towards is not None
+        with torch.set_grad_enabled(moved):
+            leaf = z.detach().requires_grad_(moved)
+            prediction = self.model.predict(leaf, t, given=self.told or None, present=self.present)
+            gradient = torch.autograd.grad(self.towards(prediction).sum(), leaf)[0] if moved else None
         aggregate, unknown = prediction.aggregate.detach(), prediction.unknown
         law = {name: detached(each) for name, each in prediction.law.items()}
         estimate = {name: e.detach() for name, e in prediction.estimate.items()}
-        at = self.model.process.at(t, z, self.present)
-        if self.given and self.guidance != 1.0:
+        at = self.process.at(t, z, self.masks)
+        if self.told and self.guidance != 1.0:
             aggregate, estimate = self._extrapolated(z, t, at, aggregate, estimate, unknown)
-        if gradient is not None:  # theory 4, rule 2: Tweedie
+        if moved:  # theory 4, rule 2: Tweedie
             aggregate = aggregate + self.guidance * at.noise**2 / at.signal * gradient
             self._solve_moving(at, aggregate, estimate)
         for name, code in self.codes.items():
             if self.rules[name] == "substitute":  # theory 4, rule 1
                 aggregate = aggregate + at.W[name] * (code - estimate[name])
             estimate[name] = code
-        for name, mask in self.model.process.masks(self.present, len(z), z.device).items():
+        for name, mask in self.masks.items():
             estimate[name] = estimate[name] * per_example(mask, z)
         out = Prediction(aggregate, law, estimate, unknown)
         return out if self.guide is None else self.guide(out, z, t)
@@ -220,15 +242,15 @@ class _Informed:
         estimate = {name: torch.lerp(without.estimate[name], e, self.guidance) for name, e in estimate.items()}
         if unknown is None:
             return torch.lerp(without.aggregate, aggregate, self.guidance), estimate
-        guided = {i: self.codes[i] if i in self.given else estimate[i] for i in self.model.process.entering}
+        guided = {i: self.codes[i] if i in self.told else estimate[i] for i in self.process.entering}
         # made of the heads: what is known stays as it is
         return torch.where(unknown, at.mix(guided), aggregate), estimate
 
     def _solve_moving(self, at, aggregate, estimate) -> None:
         """Bayes corrects the aggregate only: what the known codes leave of it belongs to the one unknown that moves."""
-        process = self.model.process
-        unknown = [i for i in process.entering if i not in self.codes and i not in self.absent]
-        moving = [i for i in unknown if i in process.moving]
+        here = self.present if isinstance(self.present, set) else self.process.names
+        unknown = [i for i in self.process.entering if i in here and i not in self.codes]
+        moving = [i for i in unknown if i in self.process.moving]
         if moving and len(unknown) > 1:
             raise ValueError(f'rule "bayes" cannot tell the unknown {unknown} apart while {moving} moves; use "conditioned"')
         for j in moving:
@@ -238,7 +260,7 @@ class _Informed:
 
 def _values(model: Denoiser, n: int, given: Given) -> dict[str, Tensor]:
     """Given values, n of each, on the model's device."""
-    check_whole("n", n)
+    check_whole(n=n)
     values = {}
     for name, value in (given or {}).items():
         model.check({name: value}, "given")
@@ -253,7 +275,7 @@ def _values(model: Denoiser, n: int, given: Given) -> dict[str, Tensor]:
     return values
 
 
-def _rules(model: Denoiser, values: Mapping[str, Tensor], rule: str | Mapping[str, str] | None) -> dict[str, str]:
+def _rules(model: Denoiser, values: Mapping[str, Tensor], rule: Rule) -> dict[str, str]:
     """{name: rule} for each given value: as asked for, or the model's own, or what training and the chain allow."""
     check_names("rule", rule if isinstance(rule, Mapping) else (), values)
     wanted = model.rule if rule is None else rule
@@ -261,28 +283,21 @@ def _rules(model: Denoiser, values: Mapping[str, Tensor], rule: str | Mapping[st
     if rule is None and set(values) == set(model.modalities):  # nothing is left to draw
         return dict.fromkeys(values, "readout")
     by_name = wanted if isinstance(wanted, Mapping) else dict.fromkeys(values, wanted)
-    rules = {name: by_name.get(name) or _usual(model, name) for name in values}
+    to_network = {*values} - {*model.process.entering} | {*(model.taught or ())}
+    rules = {name: by_name.get(name) or ("conditioned" if name in to_network else "substitute") for name in values}
     _check_rules(model, rules)
     return rules
 
 
-def _usual(model: Denoiser, name: str) -> str:
-    """The rule for a value of which nobody says how it acts."""
-    conditioned = name not in model.process.entering or name in (model.taught or ())
-    return "conditioned" if conditioned else "substitute"
-
-
-def _check_known(rule: str | Mapping[str, str] | None) -> None:
-    for each in rule.values() if isinstance(rule, Mapping) else [rule]:
-        if each not in (None, *RULES):
-            raise ValueError(f"rule must be one of {RULES}, got {each!r}")
-
-
-def check_defaults(rule: str | Mapping[str, str] | None, sampler: str) -> None:
+def check_defaults(rule: Rule, sampler: str) -> None:
     """Refuse what cannot be a model's own rule, or its own sampler, which its card has to name."""
     _check_known(rule)
-    if not isinstance(sampler, str) or sampler not in SAMPLERS:
-        raise ValueError(f"sampler must be one of {tuple(SAMPLERS)}, got {sampler!r}: give a step of your own to `sample`")
+    check_choice("sampler", sampler, SAMPLERS, ": give a step of your own to `sample`")
+
+
+def _check_known(rule: Rule) -> None:
+    for each in rule.values() if isinstance(rule, Mapping) else [rule]:
+        check_choice("rule", each, (None, *RULES))
 
 
 def _check_rules(model: Denoiser, rules: Mapping[str, str]) -> None:
@@ -299,61 +314,21 @@ def _check_rules(model: Denoiser, rules: Mapping[str, str]) -> None:
 
 
 def _check_guidance(guidance: float, rules: Mapping[str, str], towards: Towards | None) -> None:
-    check_finite("guidance", guidance)
+    if not isinstance(guidance, numbers.Real) or not math.isfinite(guidance):
+        raise ValueError(f"guidance must be a finite number, got {guidance!r}")
     if guidance != 1.0 and towards is None and not {"bayes", "conditioned"} & set(rules.values()):
         raise ValueError(f'guidance {guidance} needs rule "bayes" or "conditioned" for a given value, got {rules}')
     if towards is not None and "bayes" in rules.values():
         raise ValueError('`towards` and rule "bayes" both move the aggregate by a gradient: take one')
 
 
-def _step(model: Denoiser, sampler: str | Step | None) -> Step:
-    sampler = model.sampler if sampler is None else sampler
-    if callable(sampler):
-        return sampler
-    if sampler not in SAMPLERS:
-        raise ValueError(f"sampler must be one of {tuple(SAMPLERS)} or a step of your own, got {sampler!r}")
-    return SAMPLERS[sampler]
-
-
-def _double(codes: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: code.detach().double() for name, code in codes.items()}
-
-
-def _noise(model: Denoiser, n: int, generator: torch.Generator | None) -> Tensor:
-    """Standard normal noise on the space, float64 and the same on every device that a generator is from."""
-    return torch.randn((n, *model.space), dtype=torch.float64, device=model.device, generator=generator)
-
-
-def _once(present: Present) -> Present:
-    """The present set, whatever its names come in."""
-    return present if present is None or isinstance(present, Mapping | str) else set(present)
-
-
-def _carried(model: Denoiser, n: int, present: Present, rules: Mapping[str, str]) -> Present:
-    """The present set, which must hold what rules work on in the chain."""
-    if present is None:
-        return None
-    if isinstance(present, Mapping):
-        return model.process.masks(present, n, model.device)
-    check_names("present", present, list(model.modalities))
+def _carried(model: Denoiser, present: Present, rules: Mapping[str, str]) -> Present:
+    """The present set, names as a set; it must hold what rules work on in the chain."""
+    if present is None or isinstance(present, Mapping):
+        return present
+    present = set(check_names("present", present, list(model.modalities)))
     left_out = [name for name, rule in rules.items() if rule != "conditioned" and name not in present]
     if not present or left_out or model.process.prior not in (None, *present):
         needed = left_out or [model.process.prior or "one modality"]
         raise ValueError(f"present must hold {needed}, got {sorted(present)}")
     return present
-
-
-def _started(model: Denoiser, n: int, z: Tensor) -> Tensor:
-    """A start that the caller chose, in float64."""
-    check_real("start: z_t", z)
-    if tuple(z.shape) != (n, *model.space):
-        raise ValueError(f"start needs z_t of shape {(n, *model.space)}, got {tuple(z.shape)}")
-    return z.to(model.device).double()
-
-
-def _end(model: Denoiser, n: int, codes: Mapping[str, Tensor], generator: torch.Generator | None) -> Tensor:
-    """z_T from N(0, I), or in transition mode from q(z_T | source), which is known exactly."""
-    noise, prior = _noise(model, n, generator), model.process.prior
-    if prior is None:
-        return noise
-    return model.process.diffuse({prior: codes[prior]}, model.process.steps, noise, {prior})[0]

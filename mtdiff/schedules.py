@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mtdiff.checks import check_whole
+
 Levels = tuple[float, float] | None
 """Mean and standard deviation of the log-SNR at which a model is trained; None: all steps alike."""
 
@@ -18,11 +20,8 @@ class NoiseSchedule:
     z_t = sqrt(abar_t) m_t + sqrt(1 - abar_t) eps, and alpha_t = abar_t / abar_{t-1}.
 
     Args:
-        abar: (T+1,) decreasing values in (0, 1]. Only abar_0 may be 1, which is DDPM's convention: then z_0 is
-            noise-free and everything is read at t = 1 (theory 3, "Ends").
-
-    Raises:
-        ValueError: the curve is too short, leaves (0, 1], or does not decrease.
+        abar: (T+1,) decreasing values in (0, 1], T >= 1, else a ValueError. Only abar_0 may be 1, which is DDPM's
+            convention: then z_0 is noise-free and everything is read at t = 1 (theory 3, "Ends").
 
     Source: Ho et al. 2020 for the curve; the index t = 0 with noise left is ours (theory 3).
     """
@@ -54,11 +53,8 @@ class NoiseSchedule:
     def chances(self, levels: Levels = None) -> Tensor:
         """How often a training draws each step, (T+1,) float64: all from `first` on alike, or more often where levels say.
 
-        Levels (mean, std) are those of a bell over log-SNR, N(mean, std^2). A tenth of the steps is drawn as without them,
-        so that none is left untrained and no importance weight is more than ten.
-
-        Raises:
-            ValueError: no finite mean or no positive std.
+        Levels (mean, std > 0) are those of a bell over log-SNR, N(mean, std^2). A tenth of the steps is drawn as without
+        them, so that none is left untrained and no importance weight is more than ten.
 
         Source: the bell over log-SNR: Karras et al. 2022, section 5; the tenth is ours.
         """
@@ -74,33 +70,23 @@ class NoiseSchedule:
 
     @classmethod
     def cosine(cls, T: int) -> "NoiseSchedule":
-        """Cosine schedule: abar_t ~ cos^2((t/T + s) / (1 + s) * pi/2), s = 0.008, with beta_t <= 0.999.
-
-        Args:
-            T: number of steps, at least 1.
-
-        Returns:
-            The schedule, with abar_0 = 1.
+        """Cosine schedule: abar_t ~ cos^2((t/T + s) / (1 + s) * pi/2), s = 0.008, with beta_t <= 0.999, and abar_0 = 1.
 
         Source: Nichol and Dhariwal 2021, eq. 17.
         """
-        u = torch.arange(_count(T) + 1, dtype=torch.float64) / T
+        check_whole(T=T)
+        u = torch.arange(T + 1, dtype=torch.float64) / T
         f = torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
         return cls._from_betas((1 - f[1:] / f[:-1]).clamp(max=0.999))
 
     @classmethod
     def linear(cls, T: int) -> "NoiseSchedule":
-        """Linear schedule: beta_t from 1e-4 to 0.02 at T = 1000, scaled by 1000/T for other T.
-
-        Args:
-            T: number of steps, at least 1.
-
-        Returns:
-            The schedule, with abar_0 = 1.
+        """Linear schedule: beta_t from 1e-4 to 0.02 at T = 1000, scaled by 1000/T for other T, and abar_0 = 1.
 
         Source: Ho et al. 2020, section 4.
         """
-        scale = 1000 / _count(T)
+        check_whole(T=T)
+        scale = 1000 / T
         betas = torch.linspace(1e-4 * scale, 0.02 * scale, T, dtype=torch.float64)
         return cls._from_betas(betas.clamp(max=0.999))
 
@@ -108,27 +94,16 @@ class NoiseSchedule:
     def log_snr(cls, T: int, high: float = 9.0, low: float = -9.0) -> "NoiseSchedule":
         """Schedule that is straight in log signal-to-noise ratio: abar_t = sigmoid(linspace(high, low, T+1)).
 
-        Args:
-            T: number of steps, at least 1.
-            high: log-SNR at t = 0, in nats. 9 leaves noise of standard deviation 0.011.
-            low: log-SNR at t = T, in nats.
-
-        Returns:
-            The schedule, with abar_0 just below 1.
+        The ends are in nats; a `high` of 9 leaves noise of standard deviation 0.011 at t = 0.
 
         Source: Kingma et al. 2021 (the parametrisation); ours for the end points (theory 3).
         """
-        return cls(torch.sigmoid(torch.linspace(high, low, _count(T) + 1, dtype=torch.float64)))
+        check_whole(T=T)
+        return cls(torch.sigmoid(torch.linspace(high, low, T + 1, dtype=torch.float64)))
 
     @classmethod
     def _from_betas(cls, betas: Tensor) -> "NoiseSchedule":
         return cls(torch.cat([betas.new_ones(1), (1 - betas).cumprod(0)]))
-
-
-def _count(T: int) -> int:
-    if isinstance(T, bool) or not isinstance(T, int) or T < 1:
-        raise ValueError(f"T must be a whole number of steps, at least 1, got {T!r}")
-    return T
 
 
 @dataclass(frozen=True)
@@ -173,24 +148,13 @@ def fade_out(value: float) -> Curve:
 
 
 def tabulate(name: str, weight: float | Tensor | Callable, T: int) -> Tensor:
-    """The cumulative weights W_0..W_T of one modality, from a number, a curve or a table.
+    """The cumulative weights W_0..W_T of one modality, (T+1,) float64, from a number, a function of u = t/T or a table.
 
-    Args:
-        name: the modality, for error messages.
-        weight: a number, a function of u = t/T, or a (T+1,) tensor.
-        T: number of steps.
-
-    Returns:
-        (T+1,) float64.
-
-    Raises:
-        ValueError: the table has another length, or a value is not finite.
+    A table of another length, or a value that is not finite, is a ValueError.
     """
-    if callable(weight):
-        table = torch.tensor([float(weight(t / T)) for t in range(T + 1)], dtype=torch.float64)
-    else:
-        table = torch.as_tensor(weight, dtype=torch.float64).detach().clone()
-        table = table.expand(T + 1).clone() if table.ndim == 0 else table
+    values = [float(weight(t / T)) for t in range(T + 1)] if callable(weight) else weight
+    table = torch.as_tensor(values, dtype=torch.float64).detach().clone()
+    table = table.expand(T + 1).clone() if table.ndim == 0 else table
     if table.shape != (T + 1,):
         raise ValueError(f"the curve of {name!r} needs {T + 1} values (t = 0..{T}), got shape {tuple(table.shape)}")
     if not bool(table.isfinite().all()):

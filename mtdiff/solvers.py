@@ -21,12 +21,7 @@ from mtdiff.process import ForwardProcess
 
 @dataclass(frozen=True)
 class Guess:
-    """The estimates that one sampler step works with, in float64.
-
-    Attributes:
-        aggregate: (B, *Z) m^_t.
-        codes: {name: (B, *Z)} e^_i of every modality whose curve moves.
-    """
+    """The estimates that one sampler step works with, in float64: m^_t, and e^_i of every modality whose curve moves."""
 
     aggregate: Tensor
     codes: dict[str, Tensor]
@@ -60,9 +55,7 @@ class Guess:
 class Look(Protocol):
     """What a step sees of the model and of the chain.
 
-    Attributes:
-        process: the forward process.
-        previous: (t, guess) that the last step began with, or None in the first and after noise was put back.
+    `previous` is what the last step began with, (t, guess), or None in the first and after noise was put back.
     """
 
     process: ForwardProcess
@@ -83,18 +76,12 @@ def frozen(process: ForwardProcess, z: Tensor, guess: Guess, t: int, s: int) -> 
 
 
 def ddim(look: Look, z: Tensor, t: int, s: int, noise: Noise) -> Tensor:
-    """Order 1, no noise: the estimates at z_t, `frozen`.
-
-    Source: Song et al. 2021 for constant curves.
-    """
+    """Order 1, no noise: the estimates at z_t, `frozen`. Source: Song et al. 2021 for constant curves."""
     return frozen(look.process, z, look(z, t), t, s)
 
 
 def ddpm(look: Look, z: Tensor, t: int, s: int, noise: Noise) -> Tensor:
-    """Ancestral: drawn from q(z_s | z_t, X) with the estimates for X (`ForwardProcess.back`).
-
-    Source: Ho et al. 2020 for constant curves.
-    """
+    """Ancestral: drawn from q(z_s | z_t, X) with the estimates for X. Source: Ho et al. 2020 for constant curves."""
     guess = look(z, t)
     mean, std = look.process.back(z, guess.aggregate, guess.moved(look.process, t, s), t, s)
     return mean + std * noise()

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mtdiff.laws import Law
 from mtdiff.modalities.base import View
-from mtdiff.process import At, ForwardProcess, Present, per_example
+from mtdiff.process import At, ForwardProcess, Present, Steps, per_example
 
 
 @dataclass(frozen=True)
@@ -16,8 +16,6 @@ class State:
     """A batch of noisy states, with who is present, what is given, and which examples know it.
 
     Attributes:
-        process: the forward process.
-        modalities: {name: modality}.
         z: (B, *Z).
         at: what the process says of their steps.
         given: {name: value (B, ...)}.
@@ -38,24 +36,15 @@ class State:
     rest: Tensor
 
     @classmethod
-    def of(
-        cls,
-        process: ForwardProcess,
-        modalities: nn.ModuleDict,
-        z: Tensor,
-        t: int | Tensor,
-        given: Mapping[str, Tensor],
-        present: Present,
-        known: Mapping[str, Tensor],
-    ) -> "State":
+    def of(cls, process, modalities, z: Tensor, t: Steps, given, present: Present, known) -> "State":
         """States with what follows from them; of a value that `known` does not name all examples know."""
         present, everybody = process.masks(present, len(z), z.device), torch.ones(len(z), dtype=torch.bool, device=z.device)
         known = {name: known.get(name, everybody).to(z.device) for name in given}
-        at, total = process.at(t, z, present), torch.zeros_like(z)
+        at, shift = process.at(t, z, present), torch.zeros_like(z)
         for name, value in given.items():
             if name in process.entering:
-                total = total + at.W[name] * per_example(known[name], z) * modalities[name].encode(value).to(z.dtype)
-        return cls(process, modalities, z, at, given, known, present, total, z - at.signal * total)
+                shift = shift + at.W[name] * per_example(known[name], z) * modalities[name].encode(value).to(z.dtype)
+        return cls(process, modalities, z, at, given, known, present, shift, z - at.signal * shift)
 
     def open(self, name: str) -> Tensor:
         """W_t of a modality, 0 where it is absent or known, (B, 1, ...)."""
@@ -63,11 +52,8 @@ class State:
 
     def sum(self, codes: Mapping[str, Tensor]) -> Tensor:
         """sum_j W_t^j e_j of these codes (B, *Z), as far as they are in the state and not known."""
-        total = torch.zeros_like(self.z)
-        for name in self.process.entering:
-            if name in codes:
-                total = total + self.open(name) * codes[name]
-        return total
+        in_state = [self.open(name) * codes[name] for name in self.process.entering if name in codes]
+        return sum(in_state, torch.zeros_like(self.z))
 
     def code(self, name: str, law: Law) -> Tensor:
         """E[E_i(x_i) | z_t] in the whole space, (B, *Z)."""
@@ -96,15 +82,12 @@ class State:
         The RMS, for codes of unit RMS, is sqrt(abar_t sum_j (W_t^j)^2 + 1 - abar_t) over what is in the aggregate, in these
         channels, not known and not sensed (which is taken out, too, as far as it stands out).
 
-        Args:
-            rest: (B, *Z) the state less what is known and sensed.
-            whole: leave every slice as it is, for an output that is to speak of the whole state.
+        `rest` is the state less what is known and sensed; an output that is to speak of the whole state leaves its slices.
         """
         modalities, power = self.modalities, (self.at.noise**2).expand_as(self.z)
         for name in self.process.entering:
             if not modalities[name].sense:
-                mine = (self.at.signal * self.open(name)) ** 2
-                power = power + modalities[name].place(mine.expand(-1, *modalities[name].slice_shape))
+                power = power + modalities[name].place((self.at.signal * self.open(name)) ** 2)
         state = rest / power.sqrt()
         if whole:
             return state
@@ -125,11 +108,8 @@ class State:
     ) -> dict[str, Tensor]:
         """Arguments of the backbone: the sum of all vectors, the sum of all maps, and all tokens (see `mtdiff.backbones`).
 
-        Args:
-            sensed: what the state shows of modalities by themselves.
-            absent: {name: (embedding,)} what is added to the vector where a modality is absent.
-            dtype: in which the network computes.
-            removed: whether what is known is taken out of the state: it is then all the same whether it was in the sum.
+        Where a modality is absent, its vector in `absent` is added. If what is known is `removed` from the state, it is all
+        the same whether it was in the sum.
         """
         out = {"condition": torch.zeros_like(next(iter(absent.values())), dtype=dtype).expand(len(self.z), -1)}
         tokens, keep = [], []
@@ -161,5 +141,5 @@ class State:
             modality, mine = self.modalities[name], self.open(name) != 0
             if (known := getattr(law[name], "known", None)) is not None:
                 mine = mine & ~known
-            found = found | modality.place(mine.expand(-1, *modality.slice_shape))
+            found = found | modality.place(mine)
         return found

@@ -104,12 +104,7 @@ REASONS = {
         "elbo",
         "readout = {name: prediction.law[name].log_prob(value)«.double() → » for name, value in read.items()}",
     ): PROMOTED,
-    ("sampling.py", "sample_path", "look.previous, z = None, mean «+ → -» std * noise()"): SIGN_OF_NOISE,
-    (
-        "sampling.py",
-        "__init__",
-        "self.absent = model.process.masks(present, «1 → 2», model.device) if isinstance(present, set) else {}",
-    ): "only the names are looked at",
+    ("sampling.py", "run", "self.previous, z = None, mean «+ → -» std * self.noise()"): SIGN_OF_NOISE,
     (
         "modalities/base.py",
         "attach",
@@ -182,11 +177,6 @@ REASONS = {
         "self.moving = tuple(name for name, table in self._weights.items() if bool((table != table[«0 → 1»]).any()))",
     ): "a table differs somewhere from its entry at 1 just where it differs somewhere from its entry at 0",
     (
-        "elbo.py",
-        "_noise",
-        "return torch.randn(like.shape«, dtype=like.dtype → », device=like.device, generator=generator)",
-    ): FLOAT32_NOISE,
-    (
         "sampling.py",
         "sample",
         "t, z, prediction = collections.deque(path, maxlen=«1 → 2»).pop()",
@@ -198,20 +188,14 @@ REASONS = {
     ): "float32 rounds to the same whole steps, except that it may break a tie the other way",
     (
         "sampling.py",
-        "__call__",
-        "if self.given «and → or» self.guidance != 1.0:",
+        "_informed",
+        "if self.told «and → or» self.guidance != 1.0:",
     ): "costs a call of the network: from the same to the same, or all the way to told",
     (
         "exact/gaussian.py",
         "linear_gaussian_gap",
         "eye, a = torch.eye(d«, dtype=torch.float64 → »), abar[:, None, None]",
     ): PROMOTED,
-    (
-        "exact/gaussian.py",
-        "linear_gaussian_gap",
-        "blocks = [given_first[i : i + k, i : i + k] for i, k in zip(_offsets(sizes), sizes, strict=«True → False»)]",
-    ): "both have one entry per modality",
-    ("exact/gaussian.py", "linear_gaussian_gap", "reverse = torch.zeros(()«, dtype=torch.float64 → »)"): PROMOTED,
     (
         "exact/gaussian.py",
         "linear_gaussian_gap",

@@ -41,9 +41,9 @@ def test_ids_of_each_example_alone_have_one_axis():
 
 @pytest.mark.parametrize("number", [0, -1, 2.0, True, "3", None])
 def test_a_count_is_a_whole_number_from_one_on(number):
-    check_whole("n", 1)
+    check_whole(n=1)
     with pytest.raises(ValueError, match=f"n must be a whole number from 1 on, got {number!r}"):
-        check_whole("n", number)
+        check_whole(n=number)
 
 
 def test_names_are_known_ones():

@@ -265,7 +265,7 @@ def test_a_head_that_starts_from_nothing_is_the_network_s_output():
 
 
 def test_an_unknown_start_is_refused():
-    with pytest.raises(ValueError, match='start must be "state", "rest" or "nothing", got \'zero\''):
+    with pytest.raises(ValueError, match=r"start must be one of .'state', 'rest', 'nothing'., got 'zero'"):
         mt.Image((1, 4, 4), start="zero")
 
 

@@ -439,12 +439,12 @@ def test_states_codes_and_noise_are_finite_real_numbers_of_somebody(bad):
         p.diffuse(good, 1, value)
     if bad in ("integers", "bools", "nothing"):
         for call in (lambda: p.at(1, value).level, lambda: p.at(1, value).W["x"], lambda: p.at(1, value).gain("x")):
-            with pytest.raises(ValueError, match=r"like must be floating point \(B, \*Z\) with at least one example, got"):
+            with pytest.raises(ValueError, match=r"states must be floating point \(B, \*Z\) of at least one example, got"):
                 call()
 
 
 def test_noise_is_not_broadcast():
-    with pytest.raises(ValueError, match=r"noise must have shape \(2, 3\) like the codes, got \(1, 3\)"):
+    with pytest.raises(ValueError, match=r"noise has shape \(1, 3\), expected \(2, 3\) like the others"):
         linear(4).diffuse({"x": X}, 1, X[:1])
 
 
@@ -468,7 +468,7 @@ def test_steps_of_any_integer_type_mean_the_same(dtype):
 
 
 def test_z_must_have_the_shape_of_the_codes():
-    with pytest.raises(ValueError, match=r"codes\['x'\] has shape \(2, 3\), expected \(2, 4\)"):
+    with pytest.raises(ValueError, match=r"z_t has shape \(2, 4\), expected \(2, 3\)"):
         linear(4).posterior(torch.zeros(2, 4), {"x": X}, 1)
 
 

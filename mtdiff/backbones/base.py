@@ -1,7 +1,6 @@
 """What every backbone offers to the model and to the heads."""
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +21,10 @@ class Backbone(Recorded, nn.Module):
         space: shape of one z.
         embedding: width of the condition vector, and of a token.
         pooled: width of the pooled vector.
-        attends: whether it takes tokens.
+        attends: whether it takes tokens, which else are a ValueError.
 
-    A subclass implements `forward`, `readout` and `entrance`; its arguments are noted by themselves (see `Recorded`).
+    A subclass implements `forward`, `readout` and `entrance`; its arguments are noted by themselves (see `Recorded`), those
+    that cannot be are a ValueError.
     """
 
     space: tuple[int, ...]
@@ -61,11 +61,7 @@ class Backbone(Recorded, nn.Module):
 
 
 class NoiseLevel(nn.Module):
-    """Embeds the noise level: sinusoids of u at geometric frequencies, then a two-layer MLP.
-
-    Args:
-        width: width of the embedding, even.
-    """
+    """Embeds the noise level, (B,) -> (B, width): sinusoids of u at geometric frequencies, then a two-layer MLP."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -73,7 +69,7 @@ class NoiseLevel(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(2 * self.half, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, u: Tensor) -> Tensor:
-        """(B,) -> (B, width); the sinusoids in float32 at least, in whatever the network computes."""
+        """The sinusoids are in float32 at least, in whatever the network computes."""
         frequencies = torch.exp(torch.linspace(math.log(1.0), math.log(1000.0), self.half, device=u.device))
         angles = u[:, None] * frequencies  # no buffer, which .to(torch.bfloat16) would round
         return self.mlp(torch.cat([angles.sin(), angles.cos()], 1).to(self.mlp[0].weight.dtype))
@@ -89,15 +85,3 @@ def zero(layer: nn.Module) -> nn.Module:
 def vector_head(pooled: int, size: int) -> nn.Sequential:
     """An MLP from the pooled vector to `size` numbers that begin as zeros."""
     return nn.Sequential(nn.Linear(pooled, pooled), nn.SiLU(), zero(nn.Linear(pooled, size)))
-
-
-def check_sizes(**sizes: int | Sequence[int]) -> None:
-    """Refuse, by its name, what is not a whole number from 1 on, or a sequence of such.
-
-    Raises:
-        ValueError: one of them is not.
-    """
-    for name, size in sizes.items():
-        each = tuple(size) if isinstance(size, Sequence) else (size,)
-        if not each or any(type(number) is not int or number < 1 for number in each):
-            raise ValueError(f"{name} must be whole numbers from 1 on, got {size!r}")

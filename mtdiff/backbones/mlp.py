@@ -6,27 +6,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mtdiff.backbones.base import Backbone, Maybe, NoiseLevel, check_sizes, zero
+from mtdiff.backbones.base import Backbone, Maybe, NoiseLevel, zero
+from mtdiff.checks import check_whole
 
 
 class MLP(Backbone):
     """Residual MLP: h <- h + W_2 silu(norm(W_1 norm(h)) (1 + scale) + shift), scale and shift from level and condition.
 
-    Args:
-        space: shape of z; anything, it is flattened.
-        width: width of the hidden state.
-        blocks: number of residual blocks.
-        dropout: dropout rate inside the blocks.
-
-    Raises:
-        ValueError: a size is no whole number from 1 on.
+    The space has any shape, it is flattened; `width` is that of the hidden state.
 
     Source: the residual block with scale and shift: Perez et al. 2018 (FiLM), as in Dhariwal and Nichol 2021.
     """
 
     def __init__(self, space: Sequence[int], width: int = 128, blocks: int = 3, dropout: float = 0.0):
         super().__init__()
-        check_sizes(space=tuple(space), width=width, blocks=blocks)
+        check_whole(space=tuple(space), width=width, blocks=blocks)
         self.space, self.embedding, self.pooled = tuple(space), width, width
         self.level = NoiseLevel(width)
         self.enter = nn.Linear(torch.Size(space).numel(), width)
@@ -36,11 +30,7 @@ class MLP(Backbone):
     def forward(
         self, z: Tensor, u: Tensor, condition: Maybe = None, context: Maybe = None, tokens: Maybe = None, keep: Maybe = None
     ) -> tuple[Tensor, Tensor]:
-        """See `Backbone.forward`; the feature map is the hidden state (B, width), and so is the pooled vector.
-
-        Raises:
-            ValueError: tokens, which only a network with attention can take.
-        """
+        """See `Backbone.forward`; feature map and pooled vector are the hidden state (B, width). ValueError for tokens."""
         if tokens is not None:
             raise ValueError("an MLP cannot attend to tokens: use a UNet with cross=...")
         level = self.level(u)

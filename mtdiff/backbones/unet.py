@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mtdiff.backbones.base import Backbone, Maybe, NoiseLevel, check_sizes, zero
+from mtdiff.backbones.base import Backbone, Maybe, NoiseLevel, zero
+from mtdiff.checks import check_whole
 
 
 class UNet(Backbone):
@@ -22,12 +23,7 @@ class UNet(Backbone):
         blocks: residual blocks per level on the way down (one more on the way up).
         attention: heights H at which self-attention follows each residual block (the middle always has one).
         head_channels: channels per attention head, at least (one head where a level has fewer).
-        dropout: dropout rate inside the residual blocks.
         cross: heights at which the network attends to tokens that it is given, after each residual block.
-
-    Raises:
-        ValueError: a size is no whole number from 1 on, the space is not (C, H, W) or cannot be halved as often as
-            multipliers ask, or attention or cross names a height that no level has.
 
     Source: Ho et al. 2020; Dhariwal and Nichol 2021, section 3 (scale and shift from the embedding).
     """
@@ -45,7 +41,7 @@ class UNet(Backbone):
     ):
         super().__init__()
         space = tuple(space)
-        check_sizes(space=space, base=base, multipliers=multipliers, blocks=blocks, head_channels=head_channels)
+        check_whole(space=space, base=base, multipliers=multipliers, blocks=blocks, head_channels=head_channels)
         _check_levels(space, multipliers, {"attention": attention, "cross": cross})
         self.space, self.embedding, self.pooled = space, 4 * base, base * multipliers[-1]
         self.width, self.attends = base * multipliers[0], bool(cross)
@@ -60,17 +56,15 @@ class UNet(Backbone):
         self.down = nn.ModuleList()
         for level, multiplier in enumerate(multipliers):
             if level:
-                self.down.append(Downsample(channels))
+                self.down.append(Resize(channels, double=False))
                 skips.append(channels)
                 height //= 2
             for _ in range(blocks):
                 self.down.append(stage(channels, base * multiplier, height))
                 channels = base * multiplier
                 skips.append(channels)
-        self.middle = nn.ModuleList(
-            [Stage(channels, channels, self.embedding, max(1, channels // head_channels), dropout),
-             Stage(channels, channels, self.embedding, 0, dropout)]
-        )  # fmt: skip
+        heads = max(1, channels // head_channels), 0
+        self.middle = nn.ModuleList(Stage(channels, channels, self.embedding, each, dropout) for each in heads)
         self.pool_norm = norm(channels)
         self.up = nn.ModuleList()
         for level, multiplier in reversed(list(enumerate(multipliers))):
@@ -78,7 +72,7 @@ class UNet(Backbone):
                 self.up.append(stage(channels + skips.pop(), base * multiplier, height))
                 channels = base * multiplier
             if level:
-                self.up.append(Upsample(channels))
+                self.up.append(Resize(channels, double=True))
                 height *= 2
         self.norm = norm(channels)
         self.to(memory_format=torch.channels_last)
@@ -86,11 +80,7 @@ class UNet(Backbone):
     def forward(
         self, z: Tensor, u: Tensor, condition: Maybe = None, context: Maybe = None, tokens: Maybe = None, keep: Maybe = None
     ) -> tuple[Tensor, Tensor]:
-        """See `Backbone.forward`; feature map (B, base * multipliers[0], H, W), pooled (B, base * multipliers[-1]).
-
-        Raises:
-            ValueError: tokens, but the network was built without `cross`.
-        """
+        """See `Backbone.forward`; feature map (B, base * multipliers[0], H, W), pooled (B, base * multipliers[-1])."""
         if tokens is not None and not self.attends:
             raise ValueError("this UNet cannot attend to tokens: build it with cross=(height, ...)")
         level = self.level(u)
@@ -109,24 +99,18 @@ class UNet(Backbone):
         return F.silu(self.norm(h)), pooled
 
     def readout(self, shape: tuple[int, ...]) -> nn.Module:
-        """A zero-initialised 3x3 convolution to (B, *shape).
-
-        Raises:
-            ValueError: height and width are not those of the space.
-        """
-        if tuple(shape[1:]) != self.space[1:]:
-            raise ValueError(f"a U-Net on {self.space} cannot write {tuple(shape)}: height and width differ")
+        """A zero-initialised 3x3 convolution to (B, *shape); ValueError for other sizes than the space's."""
+        self._check_map("write", shape)
         return zero(nn.Conv2d(self.width, shape[0], 3, padding=1)).to(memory_format=torch.channels_last)
 
     def entrance(self, shape: tuple[int, ...]) -> nn.Module:
-        """A 3x3 convolution from (B, *shape) to the first hidden state.
-
-        Raises:
-            ValueError: height and width are not those of the space.
-        """
-        if tuple(shape[1:]) != self.space[1:]:
-            raise ValueError(f"a U-Net on {self.space} cannot take {tuple(shape)}: height and width differ")
+        """A 3x3 convolution from (B, *shape) to the first hidden state; ValueError for other sizes than the space's."""
+        self._check_map("take", shape)
         return nn.Conv2d(shape[0], self.config["base"], 3, padding=1).to(memory_format=torch.channels_last)
+
+    def _check_map(self, what: str, shape: tuple[int, ...]) -> None:
+        if tuple(shape[1:]) != self.space[1:]:
+            raise ValueError(f"a U-Net on {self.space} cannot {what} {tuple(shape)}: height and width differ")
 
 
 def _check_levels(space: tuple[int, ...], multipliers: Sequence[int], heights_of: Mapping[str, Sequence[int]]) -> None:
@@ -169,6 +153,12 @@ class Stage(nn.Module):
         return h if self.cross is None else self.cross(h, tokens, keep)
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
+    """Attention in several heads, (B, N, C), (B, M, C), (B, M, C) -> (B, N, C)."""
+    q, k, v = (a.unflatten(2, (heads, -1)).transpose(1, 2) for a in (q, k, v))  # (B, heads, ., C/heads): flash attention
+    return F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2)
+
+
 class Attention(nn.Module):
     """Self-attention over all positions, added to its input."""
 
@@ -181,12 +171,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        b, c, h, w = x.shape
-        tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, HW, C)
-        qkv = self.qkv(tokens).reshape(b, h * w, 3, self.heads, c // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, heads, HW, C/heads) each, last axis contiguous: flash attention
-        a = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, h * w, c)
-        return x + self.out(a).transpose(1, 2).reshape(b, c, h, w)
+        q, k, v = self.qkv(self.norm(x).flatten(2).transpose(1, 2)).chunk(3, 2)  # (B, HW, C) each
+        return x + self.out(attend(q, k, v, self.heads)).transpose(1, 2).reshape(x.shape)
 
 
 class CrossAttention(nn.Module):
@@ -201,37 +187,22 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, tokens: Tensor | None, keep: Tensor | None) -> Tensor:
         """(B, C, H, W), (B, L, embedding) or None, (B, L) bool or None -> (B, C, H, W)."""
-        b, c, h, w = x.shape
-        given, mask = self.nothing.expand(b, 1, -1), None
+        given, mask = self.nothing.expand(len(x), 1, -1), None
         if tokens is not None:
             given = torch.cat([given, tokens], 1)  # (B, 1 + L, embedding)
             mask = None if keep is None else F.pad(keep, (1, 0), value=True)[:, None, None]  # (B, 1, 1, 1 + L)
         q = self.query(self.norm(x).flatten(2).transpose(1, 2))  # (B, HW, C)
         k, v = self.key_value(given).chunk(2, 2)  # (B, 1 + L, C) each
-        q, k, v = (a.unflatten(2, (self.heads, -1)).transpose(1, 2) for a in (q, k, v))  # (B, heads, ., C/heads)
-        a = F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2)
-        return x + self.out(a).transpose(1, 2).reshape(b, c, h, w)
+        return x + self.out(attend(q, k, v, self.heads, mask)).transpose(1, 2).reshape(x.shape)
 
 
-class Downsample(nn.Module):
-    """Halve height and width by a strided convolution."""
+class Resize(nn.Module):
+    """Halve height and width by a strided convolution, or double them by repetition and a convolution."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, double: bool):
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.double, self.conv = double, nn.Conv2d(channels, channels, 3, stride=1 if double else 2, padding=1)
 
     def forward(self, x: Tensor, *_: Tensor | None) -> Tensor:
-        """(B, C, H, W) -> (B, C, H/2, W/2); neither level nor tokens are used."""
-        return self.conv(x)
-
-
-class Upsample(nn.Module):
-    """Double height and width by repetition and a convolution."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor, *_: Tensor | None) -> Tensor:
-        """(B, C, H, W) -> (B, C, 2H, 2W); neither level nor tokens are used."""
-        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+        """(B, C, H, W) -> (B, C, H/2, W/2) or (B, C, 2H, 2W); neither level nor tokens are used."""
+        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest") if self.double else x)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mtdiff.checks import check_choice
 from mtdiff.process import ForwardProcess
 
 
@@ -44,10 +45,7 @@ class GaussianGap:
 
 
 def linear_gaussian_gap(
-    covariance: Tensor,
-    encoders: Mapping[str, Tensor],
-    process: ForwardProcess,
-    reverse_variance: str = "optimal",
+    covariance: Tensor, encoders: Mapping[str, Tensor], process: ForwardProcess, reverse_variance: str = "optimal"
 ) -> GaussianGap:
     """The gap identity on X ~ N(0, covariance) with linear encoders, exactly.
 
@@ -55,17 +53,13 @@ def linear_gaussian_gap(
     of q: that they add up is a theorem (theory 3), not how they are computed.
 
     Args:
-        covariance: (n, n) of the stacked modalities, positive definite.
+        covariance: (n, n) of the stacked modalities, symmetric positive definite.
         encoders: {name: (d, n_i)} the matrices A_i, in stacking order; the n_i add up to n.
         process: forward process of the same modalities, ending at noise.
         reverse_variance: "optimal", the full covariance of q(z_{t-1} | z_t); or "isotropic", beta~_t I.
 
-    Returns:
-        The terms, in nats.
-
     Raises:
-        ValueError: covariance is not symmetric positive definite, shapes or names do not fit, the process ends at a
-            source, or an unknown reverse_variance.
+        ValueError: an argument is not as it says there.
 
     Source: ours, theory 3.
     """
@@ -92,22 +86,21 @@ def linear_gaussian_gap(
     moved = b[after] - b[before]
     chain = information + ((abar[after] / (1 - alpha))[:, None, None] * moved.mT @ moved).sum(0)
     given_first = torch.linalg.inv(torch.linalg.inv(c) + information)
-    blocks = [given_first[i : i + k, i : i + k] for i, k in zip(_offsets(sizes), sizes, strict=True)]
-    entropy_heads = sum(_entropy(block) for block in blocks)
+    rows = given_first.split(sizes)
+    entropy_heads = sum(_entropy(row.split(sizes, 1)[k]) for k, row in enumerate(rows))
     entropy_given_chain = _entropy(torch.linalg.inv(torch.linalg.inv(c) + chain))
 
-    if reverse_variance == "optimal":
-        reverse = torch.zeros((), dtype=torch.float64)
-        cross_entropy_back = entropy_back
-    else:
+    reverse, cross_entropy_back = 0.0, entropy_back
+    if reverse_variance == "isotropic":
         trace = v.diagonal(dim1=-2, dim2=-1).sum(-1)
         cross_entropy_back = 0.5 * (d * (2 * math.pi * beta).log() + trace / beta).sum()
         reverse = 0.5 * (trace / beta - d + d * beta.log() - torch.linalg.slogdet(v).logabsdet).sum()
 
-    noise_last = d / 2 * torch.log(2 * math.pi * math.e * (1 - abar[-1]))
-    prior_term = 0.5 * (d * math.log(2 * math.pi) + s[-1].trace()) - noise_last  # E KL(q(z_T | X) || p(z_T))
-    diffusion_term = cross_entropy_back - d / 2 * torch.log(2 * math.pi * math.e * beta).sum()
-    entropy_chain = _entropy(c) - entropy_given_chain + _noise_entropy(abar[first], alpha, d)  # H(z_first..T)
+    # E KL(q(z_T | X) || p(z_T)); sum_t E KL(q(z_{t-1} | z_t, X) || p(z_{t-1} | z_t)); H(z_first..T)
+    prior_term = 0.5 * (d * math.log(2 * math.pi) + s[-1].trace()) - _noise_entropy(1 - abar[-1], d)
+    diffusion_term = cross_entropy_back - _noise_entropy(beta, d)
+    noise = _noise_entropy(torch.cat([(1 - abar[first])[None], 1 - alpha]), d)  # H(z_first..T | X)
+    entropy_chain = _entropy(c) - entropy_given_chain + noise
     return GaussianGap(
         log_evidence=-float(_entropy(c)),
         bound=-float(prior_term + diffusion_term + entropy_heads),
@@ -124,14 +117,9 @@ def _entropy(covariance: Tensor) -> Tensor:
     return 0.5 * torch.linalg.slogdet(2 * math.pi * math.e * covariance).logabsdet
 
 
-def _noise_entropy(abar_first: Tensor, alpha: Tensor, d: int) -> Tensor:
-    """H(z_first..T | X): the noise at the first step and that of every step after it."""
-    variances = torch.cat([(1 - abar_first)[None], 1 - alpha])
+def _noise_entropy(variances: Tensor, d: int) -> Tensor:
+    """Entropy of independent noise in d dimensions at each step, in nats."""
     return d / 2 * torch.log(2 * math.pi * math.e * variances).sum()
-
-
-def _offsets(sizes: list[int]) -> list[int]:
-    return [sum(sizes[:k]) for k in range(len(sizes))]
 
 
 def _check_covariance(c: Tensor) -> None:
@@ -155,6 +143,5 @@ def _checked(covariance, encoders, process, reverse_variance) -> tuple[Tensor, d
         raise ValueError(f"the columns of the encoders {shapes} must add up to n = {len(c)}")
     if process.prior is not None:
         raise ValueError(f"the process ends at {process.prior!r}; the gap is that of a chain that ends at noise")
-    if reverse_variance not in ("optimal", "isotropic"):
-        raise ValueError(f'reverse_variance must be "optimal" or "isotropic", got {reverse_variance!r}')
+    check_choice("reverse_variance", reverse_variance, ("optimal", "isotropic"))
     return c, matrices

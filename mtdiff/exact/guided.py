@@ -3,7 +3,6 @@
 import collections
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from mtdiff.exact.mixture import LabelledMixture
@@ -20,15 +19,9 @@ def planted_mixture(share: float, across: float = 1.0, spread: float = 0.45) -> 
     its own colour (below) and in the other (above). The shape is a group of two components; nothing of it is in z_t.
 
     Args:
-        share: in (0, 1); 1/2 is no correlation.
+        share: in (0, 1), else a ValueError; 1/2 is no correlation.
         across: half the distance of the shapes; that of the colours is 1.
         spread: standard deviation of each cluster.
-
-    Returns:
-        The mixture.
-
-    Raises:
-        ValueError: a share that is no probability.
     """
     if not 0 < share < 1:
         raise ValueError(f"share must be in (0, 1), got {share}")
@@ -39,12 +32,7 @@ def planted_mixture(share: float, across: float = 1.0, spread: float = 0.45) -> 
 
 
 def sample_group(
-    model: LabelledMixture,
-    group: Sequence[int],
-    n: int,
-    guidance: float = 1.0,
-    steps: int = 100,
-    generator: torch.Generator | None = None,
+    model: LabelledMixture, group: Sequence[int], n: int, guidance: float = 1.0, steps: int = 100, generator=None
 ) -> Tensor:
     """Points x, given that the label is one of a group, by guidance of any scale and exact estimates (DDIM).
 
@@ -54,10 +42,6 @@ def sample_group(
     Args:
         model: the mixture; its label must have weight 0 (a group is no label whose code could be in z_t).
         group: labels, some of 0..K-1.
-        n: number of points.
-        guidance: g.
-        steps: number of intervals.
-        generator: source of the noise.
 
     Returns:
         (n, d) float64, what the noise leaves at the first step.

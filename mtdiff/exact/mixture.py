@@ -1,7 +1,8 @@
 """A mixture of Gaussians with labels: a model whose predictions are known in closed form (theory 4)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch import Tensor
 from mtdiff.checks import check_ids, check_real
 from mtdiff.laws import Categorical, gaussian_log_prob
 from mtdiff.prediction import Denoiser, Given, Prediction, check_state
-from mtdiff.process import ForwardProcess, Present
+from mtdiff.process import At, ForwardProcess, Present, Steps
 
 
 class LabelledMixture(Denoiser):
@@ -20,28 +21,18 @@ class LabelledMixture(Denoiser):
     Gaussian posteriors. It is called like a trained model (`mtdiff.prediction.Denoiser`).
 
     Args:
-        weights: (K,) class probabilities, sum 1.
+        weights: (K,) class probabilities, sum 1; like the next three a tensor or nested sequences of numbers.
         means: (K, d).
         stds: (K,) positive.
         label_codes: (K, d) codes of the labels.
         process: forward process of the modalities "x" and "label".
-
-    Raises:
-        ValueError: shapes do not fit, weights do not sum to 1, a std is not positive, or the process has other names.
 
     Source: ours; the exact model behind the statements of theory 4.
     """
 
     rule = "bayes"
 
-    def __init__(
-        self,
-        weights: Sequence[float] | Tensor,
-        means: Sequence | Tensor,
-        stds: Sequence[float] | Tensor,
-        label_codes: Sequence | Tensor,
-        process: ForwardProcess,
-    ):
+    def __init__(self, weights, means, stds, label_codes, process: ForwardProcess):
         arrays = (torch.as_tensor(a, dtype=torch.float64) for a in (weights, means, stds, label_codes))
         self.weights, self.means, self.stds, self.codes = arrays
         k = len(self.weights)
@@ -57,7 +48,10 @@ class LabelledMixture(Denoiser):
             raise ValueError(f'the process must have the modalities "x" and "label", got {process.names}')
         self.process = process
         self.space = (self.means.shape[1],)
-        self.modalities = {"x": _Point(self.means.shape[1]), "label": _Component(k)}
+        self.modalities = {
+            "x": SimpleNamespace(check=lambda value: check_real("'x'", value, self.space)),
+            "label": SimpleNamespace(check=lambda value: check_ids("'label'", value, k, "labels (B,)")),
+        }
 
     def draw(self, n: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """N examples {"x": (n, d), "label": (n,)} of the data's own law."""
@@ -69,10 +63,11 @@ class LabelledMixture(Denoiser):
         """Codes: x as it is, and the label's code, (B, d) float64."""
         return {name: self.codes[v.long()] if name == "label" else v.double() for name, v in values.items()}
 
-    def predict(self, z_t: Tensor, t: int | Tensor, *, given: Given = None, present: Present = None) -> Prediction:
+    def predict(self, z_t: Tensor, t: Steps, *, given: Given = None, present: Present = None) -> Prediction:
         """E[m_t | z_t, given] exactly, and the laws of x, a mixture (`Mixture`), and of the label (`Categorical`)."""
-        check_state(self, z_t, given, present)
-        law, at = self._components(z_t.double(), t, given, present), self.process.at(t, z_t.double(), present)
+        check_state(self, z_t, given)
+        at = self.process.at(t, z_t.double(), present)
+        law = self._components(z_t.double(), at, given)
         r = law.log_weights.exp()
         aggregate = torch.einsum("bk,bkd->bd", r, at.W["x"][..., None] * law.means + at.W["label"][..., None] * self.codes)
         label = Categorical(law.log_weights, mix=lambda probs: probs @ self.codes)
@@ -83,9 +78,8 @@ class LabelledMixture(Denoiser):
         label, x = self.predict(z_t, t, **conditions).law["x"].draw_both(generator)
         return {"x": x, "label": label}
 
-    def _components(self, z: Tensor, t, given, present) -> "Mixture":
+    def _components(self, z: Tensor, at: At, given: Given) -> "Mixture":
         """Per label k: log p(k | z_t, given), and mean and variance of x | z_t, k, given."""
-        at = self.process.at(t, z, present)
         a = at.signal * at.W["x"]  # (B, 1) x enters z_t as a x
         offset = (at.signal * at.W["label"])[..., None] * self.codes  # (B, K, d)
         prior_variance = self.stds**2
@@ -109,10 +103,7 @@ class LabelledMixture(Denoiser):
 class Mixture:
     """A mixture of isotropic Gaussians, one for each example; a `mtdiff.laws.Law` of x, which is its own code.
 
-    Attributes:
-        log_weights: (B, K).
-        means: (B, K, d).
-        variances: (B, K).
+    The log-weights and variances are (B, K), the means (B, K, d).
     """
 
     log_weights: Tensor
@@ -146,24 +137,6 @@ class Mixture:
     def expected_code(self) -> Tensor:
         """The mean."""
         return self.mean
-
-
-@dataclass
-class _Point:
-    size: int
-
-    def check(self, value: Tensor) -> None:
-        check_real("'x'", value)
-        if tuple(value.shape[1:]) != (self.size,):
-            raise ValueError(f"'x' must be floating point (B, {self.size}), got {tuple(value.shape)}")
-
-
-@dataclass
-class _Component:
-    classes: int
-
-    def check(self, value: Tensor) -> None:
-        check_ids("'label'", value, self.classes, "labels (B,)")
 
 
 def _each(x: Tensor, mean_k: Tensor, variance_k: Tensor) -> Tensor:

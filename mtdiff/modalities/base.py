@@ -49,7 +49,8 @@ class Modality(Recorded, nn.Module):
     """One kind of data: its encoder E_i into the space, and its head D_i, which says a law of it (`mtdiff.laws`).
 
     A subclass implements `build`, `check`, `code` and `head`, and `condition` if the backbone can be given the value. Its
-    arguments are noted in saved models' cards by themselves (see `Recorded`). Values are batched tensors; a code is
+    arguments are noted in saved models' cards by themselves (see `Recorded`); those that cannot be are a ValueError that
+    names them, when it is made or where it meets a model. Values are batched tensors; a code is
     (B, *slice): the part of the space that the modality writes. The other methods have uses of their own; most kinds leave
     them as they are.
 
@@ -80,13 +81,9 @@ class Modality(Recorded, nn.Module):
     def attach(self, name: str, space: Sequence[int], backbone: nn.Module) -> None:
         """Bind to a space and a backbone; creates the parameters of encoder and head. The model calls it once.
 
-        Args:
-            name: the modality's name in the model, for error messages.
-            space: shape of the diffusion space, (C, H, W) or (d,).
-            backbone: offers `readout(shape)`, `entrance(shape)`, `pooled` and `embedding` (see `mtdiff.backbones`).
-
         Raises:
-            ValueError: the channels leave the space, or the modality is already part of a model.
+            ValueError: the channels leave the space, the modality is already part of a model, or it is given as tokens to a
+                backbone that cannot attend to them.
         """
         if self.space:
             raise ValueError(f"modality {name!r} is already part of a model; make a new one")
@@ -94,6 +91,9 @@ class Modality(Recorded, nn.Module):
         self.span = range(self.space[0])[self.channels or slice(None)]
         if not self.span or (self.channels and (self.channels.stop or 0) > self.space[0]):
             raise ValueError(f"{name!r}: channels {self.channels} leave the space {self.space}")
+        if self.given_as == "tokens" and not backbone.attends:
+            which = f"{name!r} is given as tokens, which this {type(backbone).__name__} cannot attend to"
+            raise ValueError(f"{which}: use UNet(cross=...), or set `attends` of a backbone of your own")
         self.slice_shape = (len(self.span), *self.space[1:])
         self.build(backbone)
 
@@ -129,8 +129,19 @@ class Modality(Recorded, nn.Module):
         """The value as the backbone is given it (theory 4, rule 3): what `given_as` says.
 
         A vector is (B, backbone.embedding), a map the output of `backbone.entrance`, tokens are (B, L, backbone.embedding).
+        If a subclass does not say otherwise, `self.embed` of the value.
         """
-        raise ValueError(f"{self.name!r} cannot condition the backbone: it was made without tell=True")
+        if getattr(self, "embed", None) is None:
+            raise ValueError(f"{self.name!r} cannot condition the backbone: it was made without tell=True")
+        return self.embed(value)
+
+    def entrance(self, backbone: nn.Module, shape: Sequence[int]) -> nn.Module | None:
+        """A layer by which the backbone is given data (B, *shape); None without `tell`."""
+        if not self.tell:
+            return None
+        return (
+            backbone.entrance(shape) if self.given_as == "map" else nn.Linear(torch.Size(shape).numel(), backbone.embedding)
+        )
 
     def head(self, view: View) -> Law:
         """p(x_i | z_t)."""
@@ -156,7 +167,8 @@ class Modality(Recorded, nn.Module):
         return self.place(self.code(value))
 
     def place(self, code: Tensor) -> Tensor:
-        """Write a code (B, *slice) into an otherwise empty space (B, *Z)."""
+        """Write what broadcasts to (B, *slice) into an otherwise empty space (B, *Z)."""
+        code = code.expand(-1, *self.slice_shape)
         if self.slice_shape == self.space:
             return code
         out = code.new_zeros(len(code), *self.space)
@@ -170,12 +182,6 @@ class Modality(Recorded, nn.Module):
     def shares(self, other: "Modality") -> bool:
         """Whether another one writes into the same channels."""
         return bool(set(self.span) & set(other.span))
-
-    def check_attention(self, backbone: nn.Module) -> None:
-        """Raise ValueError where the backbone would have to attend to the value, and cannot."""
-        if self.given_as == "tokens" and not backbone.attends:
-            which = f"{self.name!r} is given as tokens, which this {type(backbone).__name__} cannot attend to"
-            raise ValueError(f"{which}: use UNet(cross=...), or set `attends` of a backbone of your own")
 
     def refuse(self, value: object, expected: str) -> None:
         """Raise the ValueError that names the modality, what came and what was expected."""

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtdiff.backbones.base import vector_head
-from mtdiff.checks import check_ids
+from mtdiff.checks import check_choice, check_ids, check_whole
 from mtdiff.laws import Categorical
 from mtdiff.modalities.base import Modality, View
 from mtdiff.modalities.generators import KINDS, CodeTable
@@ -25,9 +25,6 @@ class Caption(Modality):
         codes: "none", "learned" (every number free), or "generator" (a small network makes codes of embeddings).
         channels: slice of the space that the codes are written to; None is all of it.
 
-    Raises:
-        ValueError: fewer than two words or a word twice, no length, or an unknown kind of codes.
-
     Source: cross-attention into the backbone: Chen et al. 2024; head and codes are ours (theory 1, 5).
     """
 
@@ -37,16 +34,13 @@ class Caption(Modality):
         vocabulary = [str(word) for word in vocabulary]
         if len(vocabulary) < 2 or len(set(vocabulary)) < len(vocabulary):
             raise ValueError(f"vocabulary must be at least two different words, got {vocabulary[:8]}")
-        if length < 1:
-            raise ValueError(f"length must be at least 1, got {length}")
-        if codes not in ("none", *KINDS):
-            raise ValueError(f"codes must be one of {('none', *KINDS)}, got {codes!r}")
+        check_whole(length=length)
+        check_choice("codes", codes, ("none", *KINDS))
         super().__init__(channels)
         self.vocabulary, self.length, self.has_code = vocabulary, length, codes != "none"
 
     def build(self, backbone: nn.Module) -> None:
         """Create tokens, head and codes."""
-        self.check_attention(backbone)
         words = len(self.vocabulary)
         self.embed = nn.Embedding(words, backbone.embedding)
         self.position = nn.Parameter(torch.randn(self.length, backbone.embedding))

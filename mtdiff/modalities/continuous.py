@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from mtdiff.checks import check_choice, check_real, check_whole
 from mtdiff.laws import Gaussian, Pixels
 from mtdiff.modalities.base import Modality, View
 from mtdiff.modalities.maps import Mask
@@ -28,9 +29,6 @@ class Continuous(Modality):
         start: what the linear guess starts from, "state" (z_t), "rest" (what the other codes leave of it) or "nothing".
         tell: True lets the backbone be given the value, by an `entrance` of its own (theory 4, rule 3).
 
-    Raises:
-        ValueError: shape is not made of positive sizes, or an unknown start.
-
     Source: identity encoder and convolutional head: Chen et al. 2024; the parametrisation is ours (theory 1, 3).
     """
 
@@ -45,10 +43,8 @@ class Continuous(Modality):
         tell: bool = False,
     ):
         shape = tuple(shape)
-        if not shape or any(size < 1 for size in shape):
-            raise ValueError(f"shape must be positive sizes, got {shape}")
-        if start not in ("state", "rest", "nothing"):
-            raise ValueError(f'start must be "state", "rest" or "nothing", got {start!r}')
+        check_whole(shape=shape)
+        check_choice("start", start, ("state", "rest", "nothing"))
         super().__init__(channels)
         self.shape, self.has_head, self.start, self.tell = shape, head, start, tell
         self.reads_rest = start == "rest"
@@ -58,24 +54,15 @@ class Continuous(Modality):
         if self.shape != self.slice_shape:
             raise ValueError(f"{self.name!r} has shape {self.shape}, but its part of the space is {self.slice_shape}")
         self.out = backbone.readout(self.shape) if self.has_head else None
-        self.embed = backbone.entrance(self.shape) if self.tell else None
+        self.embed = self.entrance(backbone, self.shape)
 
     def check(self, value: Tensor) -> None:
         """Raise ValueError unless value is floating point, (B, *shape) and, on a CPU, finite."""
-        expected = f"floating point (B, {', '.join(map(str, self.shape))})"
-        if not isinstance(value, Tensor) or not value.is_floating_point() or tuple(value.shape[1:]) != self.shape:
-            self.refuse(value, expected)
-        if value.device.type == "cpu" and not bool(value.isfinite().all()):
-            bad = (~value.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
-            raise ValueError(f"{self.name!r} has values that are not finite (NaN or inf) in rows {bad[:8]}")
+        check_real(repr(self.name), value, self.shape)
 
     def code(self, value: Tensor) -> Tensor:
         """E(x) = x."""
         return value
-
-    def condition(self, value: Tensor) -> Tensor:
-        """The value through an `entrance` of the backbone."""
-        return super().condition(value) if self.embed is None else self.embed(value)
 
     def head(self, view: View) -> Gaussian:
         """N(mean, variance_t I)."""
@@ -102,15 +89,7 @@ class Continuous(Modality):
 
 
 class Vector(Continuous):
-    """A vector of d numbers of about unit scale, such as a point or a representation; shape (B, d).
-
-    Args:
-        size: d.
-        channels: slice of a vector space that it is written to.
-        head: as in `Continuous`.
-        start: as in `Continuous`.
-        tell: as in `Continuous`.
-    """
+    """A vector of `size` numbers of about unit scale, such as a point or a representation; shape (B, d)."""
 
     def __init__(
         self, size: int, channels: slice | None = None, head: bool = True, start: str = "state", tell: bool = False
@@ -122,18 +101,10 @@ class Image(Continuous):
     """An image (B, C, H, W), float in [-1, 1], channels first; any number of channels.
 
     Args:
-        shape: (C, H, W).
-        channels: slice of the space's channels that it is written to.
-        head: as in `Continuous`.
         levels: number of values a pixel can have, evenly spaced from -1 to 1 (256 for 8-bit images). The likelihood is then
             the probability of the pixel's bin, a discretised Gaussian; None leaves it a density.
-        start: as in `Continuous`.
-        tell: as in `Continuous`.
         revealed_by: (picture, mask): names of a masked image and its mask. Where both are given and the mask is 1, the head
             returns the known pixel: it is not predicted, costs no loss, and stays as it is in samples.
-
-    Raises:
-        ValueError: shape is not (C, H, W), fewer than two levels, or revealed_by is not a pair.
 
     Source: discretised likelihood: Ho et al. 2020, eq. 13.
     """

@@ -7,12 +7,36 @@ import torch
 from torch import Tensor, nn
 
 from mtdiff.backbones.base import vector_head
+from mtdiff.checks import check_choice
 from mtdiff.laws import CodedGaussian, Gaussian
 from mtdiff.modalities.base import View
 from mtdiff.modalities.continuous import Continuous
 from mtdiff.modalities.generators import generator
+from mtdiff.process import per_example
 
-ENCODERS = ("lift", "tiles", "generator")
+
+def _random(size: int, shape: Sequence[int], seed: int) -> Tensor:
+    """Orthonormal random directions as columns, (n, size) for a space of n numbers."""
+    source = torch.Generator().manual_seed(seed)
+    return torch.linalg.qr(torch.randn(torch.Size(shape).numel(), size, dtype=torch.float64, generator=source)).Q
+
+
+def _tiles(size: int, shape: Sequence[int], _: int) -> Tensor:
+    """Columns that are blocks of an image (C, H, W), each a chess board of -1 and 1 over its norm: (C H W, size)."""
+    if len(shape) != 3 or min(shape[1:]) < (side := math.ceil(size**0.5)):
+        raise ValueError(f"{size} tiles need an image of at least {math.ceil(size**0.5)} pixels a side, got {tuple(shape)}")
+    height, width = (torch.arange(pixels) for pixels in shape[1:])
+    tiles = torch.zeros(*shape[1:], side**2, dtype=torch.float64)
+    block = (height * side // shape[1])[:, None] * side + (width * side // shape[2])[None]
+    board = 1.0 - 2.0 * ((height[:, None] + width[None]) % 2)
+    tiles = tiles.scatter(2, block[..., None], board[..., None].double())[..., :size]
+    tiles = tiles.expand(shape[0], *tiles.shape).flatten(0, 2)
+    return tiles / tiles.norm(dim=0)
+
+
+FRAMES = {"lift": _random, "tiles": _tiles}
+"""Orthonormal columns (n, d) by which d numbers are lifted into a space of n."""
+ENCODERS = (*FRAMES, "generator")
 
 
 class Encoded(Continuous):
@@ -25,27 +49,16 @@ class Encoded(Continuous):
 
     "generator" is learned, and its output is standardised, each coordinate over the batch (by running statistics in
     evaluation). The code of the mean is not the mean of the code (theory 5), so the head has two outputs: the mean of x with
-    variance 1 / (1 + SNR_t) + spread^2, and the expected code, which starts from k_t z_t and is trained towards E(x):
-
-        loss = mean (x - mean)^2 / variance + mean (E(x) - e)^2 (1 + SNR_t).
-
-    The gradient of the second term goes to the head alone: else the encoder would be rewarded for codes that say little.
+    variance 1 / (1 + SNR_t) + spread^2, and the expected code, which starts from k_t z_t (`mtdiff.laws.CodedGaussian`).
 
     Args:
         shape: (d,), or (C, H, W) with the height and width of the space.
-        encoder: "lift", "tiles" or "generator".
-        channels: slice of the space that the code is written to; None is all of it.
-        start: as in `Continuous`.
         tell: True lets the backbone be given the value: vectors by a linear embedding, images by an `entrance`.
         sense: True tells the backbone the posterior mean of a lifted vector in the state, by a linear embedding, and takes
             its code out: a convolution can neither form the d sums over dim Z numbers, nor look past their pattern.
         width: width of the generator.
         spread: standard deviation in the data that the code is not asked to tell, for "generator".
         seed: seed of the lift.
-
-    Raises:
-        ValueError: an unknown encoder, a shape that is neither, a spread that is not positive, or a sense for what is not a
-            lifted vector.
 
     Source: encoders that map into the diffusion space: Chen et al. 2024; both forms are ours (theory 1, 5).
     """
@@ -62,8 +75,7 @@ class Encoded(Continuous):
         seed: int = 0,
         sense: bool = False,
     ):
-        if encoder not in ENCODERS:
-            raise ValueError(f"encoder must be one of {ENCODERS}, got {encoder!r}")
+        check_choice("encoder", encoder, ENCODERS)
         if len(shape) not in (1, 3):
             raise ValueError(f"shape must be (d,) or (C, H, W), got {tuple(shape)}")
         if not spread > 0:
@@ -77,29 +89,20 @@ class Encoded(Continuous):
 
     def build(self, backbone: nn.Module) -> None:
         """Create encoder, heads and embedding; see `Modality.build`."""
-        code_size = torch.Size(self.slice_shape).numel()
+        code_size, self.from_map = torch.Size(self.slice_shape).numel(), len(self.shape) == len(self.slice_shape) == 3
+        if self.from_map and self.shape[1:] != self.slice_shape[1:]:
+            raise ValueError(f"{self.name!r} of {self.shape} needs the height and width of the space {self.slice_shape}")
+        if self.linear and code_size < self.size:
+            raise ValueError(f"{self.name!r} of {self.shape} cannot be lifted into a smaller space {self.slice_shape}")
         if self.linear:
-            if code_size < self.size:
-                raise ValueError(f"{self.name!r} of {self.shape} cannot be lifted into a smaller space {self.slice_shape}")
-            frame = (
-                _tiles(self.size, self.slice_shape) if self.encoder == "tiles" else _random(self.size, code_size, self.seed)
-            )
-            self.register_buffer("frame", frame.float())  # (n, d) orthonormal columns
+            self.register_buffer("frame", FRAMES[self.encoder](self.size, self.slice_shape, self.seed).float())
             self.scale = (code_size / self.size) ** 0.5
         else:
             self.network = generator(self.shape, self.slice_shape, self.width)
             self.standard = nn.BatchNorm1d(code_size, eps=1e-10, affine=False)  # no room to shrink
             self.code_out = backbone.readout(self.slice_shape)
-        image = len(self.shape) == 3 and len(self.slice_shape) == 3
-        if image and self.shape[1:] != self.slice_shape[1:]:
-            raise ValueError(f"{self.name!r} of {self.shape} needs the height and width of the space {self.slice_shape}")
-        self.from_map = image
-        self.out = backbone.readout(self.shape) if image else vector_head(backbone.pooled, self.size)
-        self.embed = None
-        if self.tell:
-            self.embed = (
-                backbone.entrance(self.shape) if self.given_as == "map" else nn.Linear(self.size, backbone.embedding)
-            )
+        self.out = backbone.readout(self.shape) if self.from_map else vector_head(backbone.pooled, self.size)
+        self.embed = self.entrance(backbone, self.shape)
         if self.sense:
             self.notice = nn.Linear(self.size, backbone.embedding)
 
@@ -108,8 +111,7 @@ class Encoded(Continuous):
         if self.linear:
             flat = self.scale * value.flatten(1) @ self.frame.to(value.dtype).T
         else:
-            raw = self.network(value.to(next(self.network.parameters()).dtype)).flatten(1)
-            flat = self.standard(raw)
+            flat = self.standard(self.network(value.to(next(self.network.parameters()).dtype)).flatten(1))
         return flat.unflatten(1, self.slice_shape)
 
     def head(self, view: View) -> Gaussian:
@@ -120,10 +122,10 @@ class Encoded(Continuous):
         if self.linear:
             left = self._lifted(variance)
             mean = (self._posterior(z, gain, variance) + left.sqrt() * free.flatten(1)).unflatten(1, self.shape)
-            return Gaussian(mean, self._spread(left), encode=self.code)
+            return Gaussian(mean, per_example(left, mean), encode=self.code)
         code = view.gain * z + view.variance.sqrt() * self.code_out(view.features)
         mean, left = free.unflatten(1, self.shape) if free.ndim == 2 else free, variance + self.spread**2
-        return CodedGaussian(mean, self._spread(left), encode=self.code, code=code, code_variance=view.variance)
+        return CodedGaussian(mean, per_example(left, mean), encode=self.code, code=code, code_variance=view.variance)
 
     def sensed(self, rest: Tensor, gain: Tensor, variance: Tensor) -> Gaussian:
         """The posterior by the code alone."""
@@ -142,26 +144,3 @@ class Encoded(Continuous):
     def _lifted(self, variance: Tensor) -> Tensor:
         """1 / (1 + s^2 SNR) from 1 / (1 + SNR): the lift repeats each number s^2 times."""
         return variance / (variance + self.scale**2 * (1 - variance))
-
-    def _spread(self, variance: Tensor) -> Tensor:
-        """A (B, 1) variance as (B, 1, ...) with the dimensions of x."""
-        return variance.reshape(-1, *[1] * len(self.shape))
-
-
-def _random(size: int, code_size: int, seed: int) -> Tensor:
-    """Orthonormal random directions as columns, (code_size, size)."""
-    numbers = torch.randn(code_size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    return torch.linalg.qr(numbers).Q
-
-
-def _tiles(size: int, shape: Sequence[int]) -> Tensor:
-    """Columns that are blocks of an image (C, H, W), each a chess board of -1 and 1 over its norm: (C H W, size)."""
-    if len(shape) != 3 or min(shape[1:]) < (side := math.ceil(size**0.5)):
-        raise ValueError(f"{size} tiles need an image of at least {math.ceil(size**0.5)} pixels a side, got {tuple(shape)}")
-    height, width = (torch.arange(pixels) for pixels in shape[1:])
-    tiles = torch.zeros(*shape[1:], side**2, dtype=torch.float64)
-    block = (height * side // shape[1])[:, None] * side + (width * side // shape[2])[None]
-    board = 1.0 - 2.0 * ((height[:, None] + width[None]) % 2)
-    tiles = tiles.scatter(2, block[..., None], board[..., None].double())[..., :size]
-    tiles = tiles.expand(shape[0], *tiles.shape).flatten(0, 2)
-    return tiles / tiles.norm(dim=0)

@@ -1,6 +1,7 @@
 """Learned encoders into the diffusion space: small generators, and tables of codes that keep their scale (theory 5)."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -15,20 +16,12 @@ def generator(source: Sequence[int], target: Sequence[int], width: int = 32) -> 
     To a vector it is an MLP. From a vector to an image it goes by a small map, linear, that is doubled by repetition and
     convolution as often as its size allows; from image to image it is three convolutions.
 
-    Args:
-        source: (d,), or (C, H, W) where the target has the same H and W or is a vector.
-        target: (n,) or (C', H, W).
-        width: width of the hidden layers.
-
-    Returns:
-        A network from (B, *source) to (B, *target).
-
-    Raises:
-        ValueError: images of different sizes.
+    The source is (d,), or (C, H, W) where the target (n,) or (C', H, W) has the same H and W or is a vector; other images
+    are a ValueError.
 
     Source: a generator that maps into the diffusion space: Chen et al. 2024; its form is ours.
     """
-    source, target = tuple(source), tuple(target)
+    source, target, conv = tuple(source), tuple(target), partial(nn.Conv2d, kernel_size=3, padding=1)
     if len(target) == 1:
         size = torch.Size(source).numel()
         return nn.Sequential(nn.Flatten(), nn.Linear(size, width), nn.SiLU(), nn.Linear(width, target[0]))
@@ -36,18 +29,15 @@ def generator(source: Sequence[int], target: Sequence[int], width: int = 32) -> 
     if len(source) == 3:
         if source[1:] != target[1:]:
             raise ValueError(f"a generator from {source} to {target} needs the same height and width")
-        layers: list[nn.Module] = [nn.Conv2d(source[0], width, 3, padding=1), nn.SiLU()]
-        return nn.Sequential(
-            *layers, nn.Conv2d(width, width, 3, padding=1), nn.SiLU(), nn.Conv2d(width, channels, 3, padding=1)
-        )
+        return nn.Sequential(conv(source[0], width), nn.SiLU(), conv(width, width), nn.SiLU(), conv(width, channels))
     doublings = 0
     while doublings < 3 and all(size % 2 ** (doublings + 1) == 0 and size >> doublings > 4 for size in (height, width_px)):
         doublings += 1
     small = (width, height >> doublings, width_px >> doublings)
     layers = [nn.Linear(source[0], torch.Size(small).numel()), nn.Unflatten(1, small), nn.SiLU()]
     for _ in range(doublings):
-        layers += [nn.Upsample(scale_factor=2), nn.Conv2d(width, width, 3, padding=1), nn.SiLU()]
-    return nn.Sequential(*layers, nn.Conv2d(width, channels, 3, padding=1))
+        layers += [nn.Upsample(scale_factor=2), conv(width, width), nn.SiLU()]
+    return nn.Sequential(*layers, conv(width, channels))
 
 
 class CodeTable(nn.Module):

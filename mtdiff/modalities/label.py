@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mtdiff.backbones.base import vector_head
-from mtdiff.checks import check_ids
+from mtdiff.checks import check_choice, check_ids
 from mtdiff.laws import Categorical
 from mtdiff.modalities.base import Modality, View
 from mtdiff.modalities.generators import KINDS, CodeTable
@@ -30,9 +30,6 @@ class Label(Modality):
         sense: True tells the backbone the posterior of the classes in the state, and takes the expected code out: a
             convolution can neither tell codes apart that fill the whole image, nor look past them.
 
-    Raises:
-        ValueError: fewer than two classes, the number of names is not K, or an unknown way to tell.
-
     Source: MLP head for labels: Chen et al. 2024; the codes are ours (theory 5: unit RMS, centred over the classes).
     """
 
@@ -46,27 +43,22 @@ class Label(Modality):
         tell: str = "vector",
         sense: bool = False,
     ):
-        if tell not in ("vector", "token"):
-            raise ValueError(f'tell must be "vector" or "token", got {tell!r}')
+        check_choice("tell", tell, ("vector", "token"))
         names = class_names(classes, names)
-        if isinstance(codes, str) and codes not in ("simplex", *KINDS):
-            raise ValueError(f"codes must be one of {('simplex', *KINDS)} or numbers (K, ...), got {codes!r}")
+        if isinstance(codes, str):
+            check_choice("codes", codes, ("simplex", *KINDS), ": else give numbers (K, ...)")
         super().__init__(channels)
         self.given_as = "tokens" if tell == "token" else "vector"
         self.classes, self.names, self.sense, self._codes, self._seed = classes, names, sense, codes, seed
 
     def build(self, backbone: nn.Module) -> None:
         """Create codes, embedding and head."""
-        shape, learned = (self.classes, *self.slice_shape), isinstance(self._codes, str) and self._codes in KINDS
-        if learned:
-            codes = None
-        elif isinstance(self._codes, str):
-            codes = simplex_codes(self.classes, self.slice_shape, self._seed)
-        else:
-            codes = torch.as_tensor(self._codes, dtype=torch.float32)
-            if tuple(codes.shape) != shape:
-                raise ValueError(f"codes of {self.name!r} must have shape {shape}, got {tuple(codes.shape)}")
-        self.check_attention(backbone)
+        codes, shape = self._codes, (self.classes, *self.slice_shape)
+        learned = isinstance(codes, str) and codes != "simplex"
+        if isinstance(codes, str):
+            codes = None if learned else simplex_codes(self.classes, self.slice_shape, self._seed)
+        elif tuple((codes := torch.as_tensor(codes, dtype=torch.float32)).shape) != shape:
+            raise ValueError(f"codes of {self.name!r} must have shape {shape}, got {tuple(codes.shape)}")
         self.register_buffer("codes", codes)
         self.embed = nn.Embedding(self.classes, backbone.embedding)
         self.out = vector_head(backbone.pooled, self.classes)
@@ -124,11 +116,7 @@ class Label(Modality):
 
 
 def class_names(classes: int, names: Sequence[str | int] | None) -> list[str]:
-    """The names of K classes, counted where there are none.
-
-    Raises:
-        ValueError: fewer than two classes or more than a million, or the number of names is not K.
-    """
+    """The names of K classes, counted where there are none; ValueError for other numbers of names, or of classes."""
     if not 2 <= classes <= 1_000_000:
         raise ValueError(f"classes must be {'at least 2' if classes < 2 else 'at most a million'}, got {classes}")
     names = [str(k) for k in range(classes)] if names is None else [str(name) for name in names]
@@ -140,34 +128,20 @@ def class_names(classes: int, names: Sequence[str | int] | None) -> list[str]:
 def simplex_codes(classes: int, shape: Sequence[int], seed: int = 0) -> Tensor:
     """K codes of unit RMS, centred over the classes, all equally far apart: a regular simplex in a random position.
 
-    With fewer than K - 1 dimensions no such simplex exists; the codes are then random directions, not centred.
-
-    Args:
-        classes: K.
-        shape: shape of one code.
-        seed: seed of the random position.
-
-    Returns:
-        (K, *shape) float32.
-
-    Raises:
-        ValueError: one dimension holds only two codes of unit RMS.
+    With fewer than K - 1 dimensions no such simplex exists; the codes are then random directions, not centred. In one
+    dimension there are only two codes of unit RMS: more are a ValueError. Returns (K, *shape) float32.
     """
-    size = torch.Size(shape).numel()
-    generator = torch.Generator().manual_seed(seed)
+    size, generator = torch.Size(shape).numel(), torch.Generator().manual_seed(seed)
     if size == 1 and classes > 2:
         raise ValueError(f"{classes} classes need more than one dimension, got a code of shape {tuple(shape)}")
     if size < classes - 1:
         codes = torch.randn(classes, size, dtype=torch.float64, generator=generator)
-        return _unit_rms(codes).reshape(classes, *shape).float()
-    k = torch.arange(1, classes, dtype=torch.float64)
-    basis = torch.ones(classes - 1, classes, dtype=torch.float64).tril()  # (K-1, K) Helmert's: orthonormal, sums to 0
-    basis[:, 1:] -= k.diag()
-    frame, triangle = torch.linalg.qr(torch.randn(size, classes - 1, dtype=torch.float64, generator=generator))
-    frame = frame * triangle.diagonal().sign()  # which sign a column has is LAPACK's choice, and differs by processor
-    codes = (basis / (k * (k + 1)).sqrt()[:, None]).T @ frame.T  # (K, size)
-    return _unit_rms(codes).reshape(classes, *shape).float()
-
-
-def _unit_rms(codes: Tensor) -> Tensor:
-    return codes / codes.square().mean(1, keepdim=True).sqrt()
+    else:
+        k = torch.arange(1, classes, dtype=torch.float64)
+        basis = torch.ones(classes - 1, classes, dtype=torch.float64).tril()  # (K-1, K) Helmert's: orthonormal, sums to 0
+        basis[:, 1:] -= k.diag()
+        frame, triangle = torch.linalg.qr(torch.randn(size, classes - 1, dtype=torch.float64, generator=generator))
+        frame = frame * triangle.diagonal().sign()  # which sign a column has is LAPACK's choice, and differs by processor
+        codes = (basis / (k * (k + 1)).sqrt()[:, None]).T @ frame.T  # (K, size)
+    codes = codes / codes.square().mean(1, keepdim=True).sqrt()
+    return codes.reshape(classes, *shape).float()

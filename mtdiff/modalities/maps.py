@@ -38,7 +38,7 @@ class DenseMap(Modality):
         codes = self.class_codes(self.slice_shape[0])  # (K, C)
         self.register_buffer("codes", codes)
         self.out = backbone.readout((len(codes), *self.size))
-        self.embed = backbone.entrance((len(codes), *self.size)) if self.tell else None
+        self.embed = self.entrance(backbone, (len(codes), *self.size))
 
     def class_codes(self, channels: int) -> Tensor:
         """The code of each class at a pixel, (K, channels)."""
@@ -46,7 +46,7 @@ class DenseMap(Modality):
 
     def classes_of(self, value: Tensor) -> Tensor:
         """The value as class ids, (B, H, W) int64."""
-        raise NotImplementedError
+        return value.long()
 
     def code(self, value: Tensor) -> Tensor:
         """The code of the class at each pixel, (B, *slice)."""
@@ -54,13 +54,11 @@ class DenseMap(Modality):
 
     def condition(self, value: Tensor) -> Tensor:
         """The one-hot map through an `entrance` of the backbone."""
-        if self.embed is None:
-            return super().condition(value)
         one_hot = F.one_hot(self.classes_of(value), len(self.codes)).movedim(-1, 1)
-        return self.embed(one_hot.to(self.codes.dtype))
+        return super().condition(one_hot.to(self.codes.dtype))
 
     def head(self, view: View) -> Categorical:
-        """A class at each pixel, independently: logits (B, K, H, W), sharp near t = 0."""
+        """A class at each pixel, independently: logits (B, K, H, W)."""
         return self.law(self.out(view.features).to(view.z.dtype), self._mix)
 
     def _mix(self, chances: Tensor) -> Tensor:
@@ -75,14 +73,8 @@ class LabelMap(DenseMap):
 
     Args:
         classes: K, at least 2.
-        size: (H, W).
         names: K class names, for people; None counts 0..K-1.
-        channels: as in `DenseMap`.
-        tell: as in `DenseMap`.
         seed: seed of the codes, see `simplex_codes`.
-
-    Raises:
-        ValueError: fewer than two classes, or the number of names is not K.
 
     Source: ours; the codes as for labels (theory 5: unit RMS, centred over the classes).
     """
@@ -109,20 +101,11 @@ class LabelMap(DenseMap):
         height, width = self.size
         check_ids(repr(self.name), value, self.classes, f"class ids (B, {height}, {width})", height, width)
 
-    def classes_of(self, value: Tensor) -> Tensor:
-        """The value itself."""
-        return value.long()
-
 
 class Mask(DenseMap):
     """A binary mask (B, 1, H, W), float or bool, 1 where something is: known, visible, inside.
 
     E writes +1 or -1 to every channel of its slice; p(mask | z_t) is a Bernoulli at each pixel.
-
-    Args:
-        size: (H, W).
-        channels: as in `DenseMap`.
-        tell: as in `DenseMap`.
 
     Source: ours; masks as a modality of masked-image training: Chen et al. 2024.
     """
