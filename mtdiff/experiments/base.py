@@ -16,7 +16,6 @@ from mtdiff.modalities import Label, Modality
 from mtdiff.model import PRIOR_NATS, MTDiffusion
 from mtdiff.prediction import Denoiser
 from mtdiff.process import ForwardProcess
-from mtdiff.run_folder import RunFolder
 from mtdiff.sampling import sample_many
 from mtdiff.schedules import NoiseSchedule
 from mtdiff.training import TrainConfig, Trainer
@@ -68,7 +67,6 @@ class Experiment:
             if name not in known:
                 raise ValueError(f"{self.name} has no {what} {name!r}; it has {list(known)}")
         model = self.build(data, variant, config.seed)
-        _go_on_as_begun(model, folder)
         examples = self.examples(self.data[data], variant, config.seed)
         used = {name: value for name, value in examples.values.items() if name in model.modalities}
         look = self.probe(data, variant) if config.probe_every else None
@@ -91,21 +89,24 @@ def noise_schedule(size: int, power: float) -> NoiseSchedule:
 
 def seeded(
     seed: int,
-    process: ForwardProcess,
-    modalities: Mapping[str, Modality],
+    schedule: NoiseSchedule,
     space: tuple[int, ...],
+    parts: Mapping[str, tuple[Callable[[float], float] | float, Modality]],
+    prior: str | None = None,
     kind: type[MTDiffusion] = MTDiffusion,
     unet: Mapping | None = None,
     **options,
 ) -> MTDiffusion:
-    """A model over a U-Net of its size, whose initial weights are those of a seed.
+    """A model of modalities and their curves, {name: (W, modality)}, whose initial weights are those of a seed.
 
-    `unet` holds arguments of the U-Net in place of the usual ones, `options` are those of the model.
+    It is sampled by "ddpm". `unet` holds arguments of the U-Net in place of the usual ones, `options` those of the model.
     """
+    process = ForwardProcess(schedule, {name: curve for name, (curve, _) in parts.items()}, prior)
+    modalities = {name: modality for name, (_, modality) in parts.items()}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone = UNet(space, **{"base": 16, "multipliers": MULTIPLIERS.get(space[-1]), **(unet or {})})
-        return kind(process, modalities, backbone, space, **options)
+        return kind(process, modalities, backbone, space, sampler="ddpm", **options)
 
 
 def on_scenes(budget: str, steps: int, **options) -> TrainConfig:
@@ -120,14 +121,14 @@ def best_of(values: Iterable, score: Callable[..., float]):
     return max(found, key=lambda value: -math.inf if math.isnan(found[value]) else found[value])
 
 
-def alone(model: Denoiser, n: int, **options) -> Tensor:
-    """Images drawn with nothing else in the chain, S = {image}: (n, 3, s, s) on the CPU; options as in `sample`."""
-    return joint(model, n, present={"image"}, **options)
-
-
 def joint(model: Denoiser, n: int, **options) -> Tensor:
     """Images drawn together with all else, (n, 3, s, s) on the CPU; options as in `sample`."""
     return sample_many(model, n, **options)["image"].cpu()
+
+
+def alone(model: Denoiser, n: int, **options) -> Tensor:
+    """Images drawn with nothing else in the chain, S = {image}, as by `joint`."""
+    return joint(model, n, present={"image"}, **options)
 
 
 def feature_probe(judge, real: Tensor, n: int, beside: str = "") -> Look:
@@ -147,26 +148,12 @@ def feature_probe(judge, real: Tensor, n: int, beside: str = "") -> Look:
     return look
 
 
-def _go_on_as_begun(model: MTDiffusion, folder: str | Path | None) -> None:
-    """Give a model the schedule of the run in a folder, if that was begun when all sizes ended at log-SNR -8."""
-    state = None if folder is None else RunFolder(folder).read(torch.device("cpu"))
-    if state is None or state["architecture"] == model.fingerprint():
-        return
-    now = model.process
-    schedule, curves = NoiseSchedule.log_snr(now.steps, high=8.0, low=-8.0), {n: now.cumulative(n) for n in now.names}
-    model.process = ForwardProcess(schedule, curves, now.prior)
-    if state["architecture"] != model.fingerprint():
-        model.process = now
-
-
 def matched(model: MTDiffusion, data: Dataset, elsewhere: bool = False) -> Dataset:
     """Data as a model knows them: those of the name in its card, with classes numbered as it numbers them.
 
     A model without a card or a label has nothing to match there. With `elsewhere` other data than the card names are taken,
-    too, and labels of classes in another order are numbered anew, by their names.
-
-    Raises:
-        ValueError: other data or another order, unless asked for; or other classes.
+    too, and labels of classes in another order are numbered anew, by their names. ValueError for other data or another order
+    without it, or other classes.
     """
     here = data.name.split("/")[0]
     trained = (trained_on(model) or here).split("/")[0]

@@ -8,7 +8,6 @@ from mtdiff.experiments.representation_scores import evaluate
 from mtdiff.judges import scene_judge
 from mtdiff.modalities import Encoded, Image
 from mtdiff.model import MTDiffusion
-from mtdiff.process import ForwardProcess
 from mtdiff.representations import represented
 from mtdiff.schedules import constant, fade_in
 from mtdiff.training import TrainConfig
@@ -34,18 +33,14 @@ def build(data: str, variant: str, seed: int = 0) -> MTDiffusion:
     size, apart = SETS[data], variant == "own-channels"
     in_sum, sense = variant in JOINT, variant in ("lifted", "own-channels")
     mine, others = (slice(0, 3), slice(3, 4)) if apart else (None, None)
-    modalities = {
-        "image": Image((3, size, size), channels=mine, levels=256, head=in_sum and not apart, start="rest"),
-        "representation": Encoded((COMPONENTS,), "tiles" if sense else "lift", channels=others, tell=True, sense=sense),
-    }
-    curves = {"image": 1.0, "representation": constant(0.0)}
-    if in_sum:
-        curves["representation"] = constant(1.0) if apart else fade_in(1.0 if sense else 0.5, start=0.1)
-    if variant == "image-only":
-        del curves["representation"], modalities["representation"]
-    process = ForwardProcess(noise_schedule(size, power=1.5), curves)
-    rule = {name: "readout" if name == "image" else "conditioned" for name in modalities}
-    return seeded(seed, process, modalities, (3 + apart, size, size), rule=rule, sampler="ddpm", remove_known=sense)
+    image = Image((3, size, size), channels=mine, levels=256, head=in_sum and not apart, start="rest")
+    value = Encoded((COMPONENTS,), "tiles" if sense else "lift", channels=others, tell=True, sense=sense)
+    curve = constant(0.0) if not in_sum else constant(1.0) if apart else fade_in(1.0 if sense else 0.5, start=0.1)
+    parts, rule = {"image": (1.0, image)}, {"image": "readout"}
+    if variant != "image-only":
+        parts["representation"], rule["representation"] = (curve, value), "conditioned"
+    space = (3 + apart, size, size)
+    return seeded(seed, noise_schedule(size, power=1.5), space, parts, rule=rule, remove_known=sense)
 
 
 def config(data: str, variant: str, budget: str) -> TrainConfig:

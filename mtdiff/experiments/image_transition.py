@@ -15,7 +15,6 @@ from mtdiff.judges import scene_judge
 from mtdiff.metrics import frechet_distance, psnr, ssim
 from mtdiff.modalities import Image, Label
 from mtdiff.model import MTDiffusion
-from mtdiff.process import ForwardProcess
 from mtdiff.sampling import sample_many
 from mtdiff.schedules import NoiseSchedule
 from mtdiff.training import TrainConfig
@@ -51,18 +50,13 @@ def pairs(data: str, split: str, n: int | None = None) -> Dataset:
     """
     n = n or (EXAMPLES if split == "train" else 1200)
     drawn = shapes(split, size=SETS[data], n=n, modalities=("image", "night", "sketch", "segmentation"))
-    scenes = drawn.values
-    kinds = {
-        "day": scenes["image"],
-        "night": scenes["night"],
-        "sketch": scenes["sketch"].expand_as(scenes["image"]),
-        "segments": palette(scenes["segmentation"]),
-    }
-    direction = torch.arange(n) % len(DIRECTIONS)
-    source, target = torch.empty_like(kinds["day"]), torch.empty_like(kinds["day"])
+    image, direction = drawn.values["image"], torch.arange(n) % len(DIRECTIONS)
+    sketch, segments = drawn.values["sketch"].expand_as(image), palette(drawn.values["segmentation"])
+    kinds = {"day": image, "night": drawn.values["night"], "sketch": sketch, "segments": segments}
+    source, target = torch.empty_like(image), torch.empty_like(image)
     for k, words in enumerate(DIRECTIONS):
-        a, b = words.split(" to ")
-        source[direction == k], target[direction == k] = kinds[a][direction == k], kinds[b][direction == k]
+        mine = slice(k, None, len(DIRECTIONS))
+        source[mine], target[mine] = (kinds[kind][mine] for kind in words.split(" to "))
     values = {"source": source, "target": target, "direction": direction}
     return Dataset(f"{data}-pairs/{split}", values, DIRECTIONS, f"{drawn.source}, pairs")
 
@@ -82,15 +76,16 @@ def build(data: str, variant: str, seed: int = 0) -> MTDiffusion:
     """0.3M parameters at 16x16, 0.7M at 32x32."""
     size, moves = SETS[data], variant == "transition"
     space = (3, size, size)
-    modalities = {"target": Image(space, start="rest"), "source": Image(space, tell=True)}
-    modalities["direction"] = Label(len(DIRECTIONS), names=DIRECTIONS)
-    curves = {"target": falling if moves else 1.0, "source": rising if moves else 0.0, "direction": 0.0}
+    parts = {
+        "target": (falling if moves else 1.0, Image(space, start="rest")),
+        "source": (rising if moves else 0.0, Image(space, tell=True)),
+        "direction": (0.0, Label(len(DIRECTIONS), names=DIRECTIONS)),
+    }
     if variant == "sdedit":
-        del curves["source"], modalities["source"]
+        del parts["source"]
     schedule = NoiseSchedule.log_snr(500, high=8.0, low=END) if moves else noise_schedule(size, power=0.6)
-    options = {"prediction": "heads", "rule": "conditioned", "sampler": "ddpm", "remove_known": True}
-    options["conditions"] = [name for name in modalities if name != "target"]
-    return seeded(seed, ForwardProcess(schedule, curves, "source" if moves else None), modalities, space, **options)
+    options = {"prediction": "heads", "rule": "conditioned", "remove_known": True, "conditions": list(parts)[1:]}
+    return seeded(seed, schedule, space, parts, "source" if moves else None, **options)
 
 
 def config(data: str, variant: str, budget: str) -> TrainConfig:

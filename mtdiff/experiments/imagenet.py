@@ -13,7 +13,6 @@ from mtdiff.experiments.imagenet_scores import evaluate as scores
 from mtdiff.experiments.imagenet_scores import progress
 from mtdiff.modalities import Image, Label, Mask
 from mtdiff.model import MTDiffusion
-from mtdiff.process import ForwardProcess
 from mtdiff.schedules import constant, fade_in
 from mtdiff.training import TrainConfig
 
@@ -81,13 +80,11 @@ def assemble(size: int, variant: str, names: tuple[str, ...], seed: int = 0) -> 
         "label": (label, lambda: Label(len(names), names=names, sense=not names_only)),
         "box": (curve, lambda: Mask((size, size), tell=True)),
     }
-    process = ForwardProcess(noise_schedule(size, power=2.0), {name: made[name][0] for name in used})
-    rule = {name: "readout" if name == "image" else "conditioned" for name in used}
-    if names_only:
-        del rule["label"]  # it never learned to draw
-    options = {"prediction": "heads", "rule": rule, "sampler": "ddpm"}
-    options["remove_known"] = variant not in ("plain", "classifier")
-    return seeded(seed, process, {name: made[name][1]() for name in used}, shape, unet=BACKBONES[size], **options)
+    parts = {name: (made[name][0], made[name][1]()) for name in used}
+    learned = [name for name in used if name != "label" or not names_only]  # the classifier never learned to draw
+    options: dict = {"rule": {name: "readout" if name == "image" else "conditioned" for name in learned}}
+    options |= {"prediction": "heads", "remove_known": variant not in ("plain", "classifier")}
+    return seeded(seed, noise_schedule(size, power=2.0), shape, parts, unet=BACKBONES[size], **options)
 
 
 def config(data: str, variant: str, budget: str) -> TrainConfig:

@@ -23,7 +23,6 @@ from mtdiff.judges import scene_judge
 from mtdiff.metrics import frechet_distance, psnr, ssim
 from mtdiff.modalities import Image, Mask
 from mtdiff.model import MTDiffusion
-from mtdiff.process import ForwardProcess
 from mtdiff.schedules import constant, fade_in
 from mtdiff.training import TrainConfig
 
@@ -66,23 +65,17 @@ def build(data: str, variant: str, seed: int = 0) -> MTDiffusion:
     """0.3M parameters at 16x16."""
     size, unshared = SETS[data], variant == "unshared"
     shape, apart = (3, size, size), variant in ("own-channels", "unshared")
-    where = {"image": slice(0, 3), "masked": slice(3, 6), "mask": slice(6, 7)} if apart else {}
+    image, masked, mask = (slice(0, 3), slice(3, 6), slice(6, 7)) if apart else (None, None, None)
     revealed = () if variant in ("plain", "unshared") else ("masked", "mask")
-    heads = {"image": {"start": "rest"}, "masked": {"start": "rest" if apart else "nothing"}}
-    heads = {name: {"head": False} for name in heads} if unshared else heads
-    modalities = {
-        "image": Image(shape, channels=where.get("image"), revealed_by=revealed, **heads["image"]),
-        "masked": Image(shape, channels=where.get("masked"), tell=not unshared, **heads["masked"]),
-        "mask": Mask((size, size), channels=where.get("mask"), tell=not unshared),
-    }
+    heads = [{"head": False}] * 2 if unshared else [{"start": "rest"}, {"start": "rest" if apart else "nothing"}]
     curve = constant(1.0) if apart else constant(0.0) if variant == "augment" else fade_in(0.3, start=0.1)
-    curves = {"image": 1.0, "masked": curve, "mask": curve}
-    if variant == "plain":
-        curves, modalities = {"image": 1.0}, {"image": modalities["image"]}
-    options: dict = {"rule": "conditioned", "sampler": "ddpm"}
-    options |= {"kind": Unshared} if unshared else {"prediction": "heads", "remove_known": variant != "plain"}
-    process = ForwardProcess(noise_schedule(size, power=1.0), curves)
-    return seeded(seed, process, modalities, (7, size, size) if apart else shape, **options)
+    parts = {"image": (1.0, Image(shape, channels=image, revealed_by=revealed, **heads[0]))}
+    if variant != "plain":
+        parts["masked"] = (curve, Image(shape, channels=masked, tell=not unshared, **heads[1]))
+        parts["mask"] = (curve, Mask((size, size), channels=mask, tell=not unshared))
+    options = {"kind": Unshared} if unshared else {"prediction": "heads", "remove_known": variant != "plain"}
+    space = (7, size, size) if apart else shape
+    return seeded(seed, noise_schedule(size, power=1.0), space, parts, rule="conditioned", **options)
 
 
 def config(data: str, variant: str, budget: str) -> TrainConfig:
@@ -98,9 +91,8 @@ def config(data: str, variant: str, budget: str) -> TrainConfig:
 
 def loss(variant: str, c: TrainConfig):
     """The loss of the model without a shared space; the others use the multi-task loss."""
-    if variant != "unshared":
-        return None
-    return lambda model, batch, generator: model.loss(batch, generator, c.weights, c.drop, c.give)
+    options = {"weights": c.weights, "drop": c.drop, "give": c.give}
+    return functools.partial(Unshared.loss, **options) if variant == "unshared" else None
 
 
 def probe(data: str, variant: str) -> Look:
