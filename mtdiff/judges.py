@@ -165,12 +165,7 @@ def label_accuracy(read: Tensor, label: Tensor) -> dict[str, float]:
 
 
 def train_judge(
-    size: int = 16,
-    steps: int = 2000,
-    seed: int = 0,
-    batch_size: int = 256,
-    lr: float = 4e-3,
-    kind: type[Judge] = SceneJudge,
+    size: int = 16, steps: int = 2000, seed: int = 0, batch_size: int = 256, lr: float = 4e-3, kind: type[Judge] = SceneJudge
 ) -> Judge:
     """Train a judge on an endless stream of scenes, slightly spoilt so that it bears with a generator's artefacts.
 

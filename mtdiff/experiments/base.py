@@ -1,5 +1,6 @@
 """What an experiment is: data, a model, a training budget and a way to judge it."""
 
+import functools
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from mtdiff.backbones import UNet
 from mtdiff.datasets.base import Dataset
+from mtdiff.datasets.shapes import SETS
 from mtdiff.metrics import frechet_distance
 from mtdiff.modalities import Label, Modality
 from mtdiff.model import PRIOR_NATS, MTDiffusion
@@ -22,9 +24,13 @@ from mtdiff.training import TrainConfig, Trainer
 
 Look = Callable[[MTDiffusion], dict[str, float]]
 """What a trainer notes along the way: averaged model -> figures."""
-
 MULTIPLIERS = {8: (1, 1), 16: (1, 2, 2), 32: (1, 2, 2, 2)}
 """Widths of a U-Net's levels over that at the top, by the size of the images."""
+
+
+def by_size(scenes: Callable[[str, str], Dataset]) -> dict[str, Callable[[str], Dataset]]:
+    """Data of an `Experiment` from a function of their name, "shapes16" or "shapes32", and the split."""
+    return {name: functools.partial(scenes, name) for name in SETS}
 
 
 @dataclass(frozen=True)
@@ -70,9 +76,8 @@ class Experiment:
         examples = self.examples(self.data[data], variant, config.seed)
         used = {name: value for name, value in examples.values.items() if name in model.modalities}
         look = self.probe(data, variant) if config.probe_every else None
-        return Trainer(
-            model, replace(examples, values=used), config, folder, self.loss(variant, config), device, look, **options
-        )
+        examples, loss = replace(examples, values=used), self.loss(variant, config)
+        return Trainer(model, examples, config, folder, loss, device, look, **options)
 
 
 def noise_schedule(size: int, power: float) -> NoiseSchedule:
@@ -115,15 +120,15 @@ def on_scenes(budget: str, steps: int, **options) -> TrainConfig:
     return TrainConfig(steps=steps, batch_size=16, lr=2e-3, ema=0.998, save_every=500, **options)
 
 
-def best_of(values: Iterable, score: Callable[..., float]):
-    """The value with the largest score; one whose score is not a number only where all are such."""
+def best_of(option: str, values: Iterable[float], score: Callable[[float], float]) -> dict[str, float]:
+    """{option: the value with the largest score}; one whose score is not a number only where all are such."""
     found = {value: score(value) for value in values}
-    return max(found, key=lambda value: -math.inf if math.isnan(found[value]) else found[value])
+    return {option: max(found, key=lambda value: -math.inf if math.isnan(found[value]) else found[value])}
 
 
-def joint(model: Denoiser, n: int, **options) -> Tensor:
+def joint(model: Denoiser, n: int, name: str = "image", **options) -> Tensor:
     """Images drawn together with all else, (n, 3, s, s) on the CPU; options as in `sample`."""
-    return sample_many(model, n, **options)["image"].cpu()
+    return sample_many(model, n, **options)[name].cpu()
 
 
 def alone(model: Denoiser, n: int, **options) -> Tensor:
@@ -188,7 +193,6 @@ def budget() -> str:
     Raises:
         ValueError: any other value.
     """
-    value = os.environ.get("MTDIFF_BUDGET", "quick")
-    if value not in ("quick", "full"):
+    if (value := os.environ.get("MTDIFF_BUDGET", "quick")) not in ("quick", "full"):
         raise ValueError(f'MTDIFF_BUDGET must be "quick" or "full", got {value!r}')
     return value

@@ -7,8 +7,7 @@ import torch
 from mtdiff.baselines import Unshared, classifier_loss
 from mtdiff.datasets import Dataset, digits, planted
 from mtdiff.datasets.planted import SHARES
-from mtdiff.datasets.shapes import SETS
-from mtdiff.experiments.base import Experiment, Look, noise_schedule, seeded
+from mtdiff.experiments.base import Experiment, Look, by_size, noise_schedule, seeded
 from mtdiff.experiments.label_scores import amplification, evaluate, named_shapes
 from mtdiff.modalities import MISSING, Image, Label
 from mtdiff.modalities.generators import KINDS
@@ -136,14 +135,10 @@ EXPERIMENT = Experiment(
     "image-label",
     {
         "digits": digits,
-        **{name: functools.partial(named_shapes, name) for name in SETS},
+        **by_size(named_shapes),
         **{name: functools.partial(planted, share) for name, share in SHARES.items()},
     },
     VARIANTS,
-    build,
-    config,
-    evaluate,
-    loss,
-    probe,
+    *(build, config, evaluate, loss, probe),
     lambda data, variant, seed: labelled(data("train"), variant, seed),
 )

@@ -1,9 +1,7 @@
 """Joint image-representation modelling: does a picture come easier with a summary of itself at its side?"""
 
-import functools
-
 from mtdiff.datasets.shapes import SETS
-from mtdiff.experiments.base import Experiment, Look, feature_probe, noise_schedule, on_scenes, seeded
+from mtdiff.experiments.base import Experiment, Look, by_size, feature_probe, noise_schedule, on_scenes, seeded
 from mtdiff.experiments.representation_scores import evaluate
 from mtdiff.judges import scene_judge
 from mtdiff.modalities import Encoded, Image
@@ -59,12 +57,4 @@ def probe(data: str, variant: str) -> Look:
     return feature_probe(scene_judge(data), represented(data, "test").values["image"], DRAWS, beside="representation")
 
 
-EXPERIMENT = Experiment(
-    "image-representation",
-    {name: functools.partial(represented, name) for name in SETS},
-    VARIANTS,
-    build,
-    config,
-    evaluate,
-    probe=probe,
-)
+EXPERIMENT = Experiment("image-representation", by_size(represented), VARIANTS, build, config, evaluate, probe=probe)

@@ -127,11 +127,7 @@ EXPERIMENT = Experiment(
     "imagenet",
     {name: functools.partial(packed, name) for name in SETS},
     VARIANTS,
-    build,
-    config,
-    evaluate,
-    loss,
-    probe,
+    *(build, config, evaluate, loss, probe),
     lambda data, variant, seed: data("train", variant),
     options=("features",),
 )

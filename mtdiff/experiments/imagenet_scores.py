@@ -1,5 +1,6 @@
 """How models of photographs are judged: drawn images in the features of a network, the label head, filled holes, boxes."""
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -7,20 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtdiff.baselines import inpaint
-from mtdiff.datasets import Dataset, masks
+from mtdiff.datasets import Dataset
 from mtdiff.elbo import elbo
 from mtdiff.experiments.base import matched
 from mtdiff.experiments.label_scores import head_scores
-from mtdiff.experiments.masked_image import HIDDEN
+from mtdiff.experiments.masked_image import HIDDEN, STEPS, filled
 from mtdiff.features import FeatureNetwork, Seen, compared, feature_network, seen
-from mtdiff.metrics import kernel_distance, psnr, ssim
+from mtdiff.metrics import hidden_psnr, kernel_distance, ssim
 from mtdiff.model import MTDiffusion
 from mtdiff.probes import each_class, head_accuracy, learned, levels, noised
 from mtdiff.sampling import sample_many
 
-STEPS = 24
-"""Network evaluations of every sample that is judged, the final reading not counted."""
 GUIDANCE = (1.0, 2.0, 4.0)
 """Scales of classifier-free guidance at which images of given classes are judged."""
 LEVELS = 7
@@ -127,16 +125,15 @@ def fillings(model: MTDiffusion, image: Tensor, network: FeatureNetwork, generat
         the network names classes "class": share of images that it calls as it calls the truth}}.
     """
     out: dict = {"told": {}, "repeated": {}}
-    for way, lines in out.items():
-        for share in HIDDEN:
-            mask = masks(len(image), image.shape[-1], hidden=share, seed=2)
-            drawn = inpaint(model, image, mask, way, steps=STEPS, generator=generator)
-            hidden = psnr(drawn, image, ~mask.bool()).clamp(max=60)
-            line = {"psnr": float(hidden.mean()), "psnr_stderr": float(hidden.std() / len(hidden) ** 0.5)}
-            lines[str(share)] = line | {"ssim": float(ssim(drawn, image).mean())}
-            if network.classify is not None:
-                same = network.classify(drawn.to(model.device)) == network.classify(image.to(model.device))
-                lines[str(share)]["class"] = float(same.double().mean())
+    for way, share in itertools.product(out, HIDDEN):
+        drawn, mask = filled(model, image, share, way, generator)
+        hidden = hidden_psnr(drawn, image, mask)
+        line = {"psnr": float(hidden.mean()), "psnr_stderr": float(hidden.std() / len(hidden) ** 0.5)}
+        line["ssim"] = float(ssim(drawn, image).mean())
+        if network.classify is not None:
+            same = network.classify(drawn.to(model.device)) == network.classify(image.to(model.device))
+            line["class"] = float(same.double().mean())
+        out[way][str(share)] = line
     return out
 
 

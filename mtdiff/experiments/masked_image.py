@@ -13,6 +13,7 @@ from mtdiff.experiments.base import (
     Look,
     alone,
     best_of,
+    by_size,
     feature_probe,
     joint,
     noise_schedule,
@@ -20,7 +21,7 @@ from mtdiff.experiments.base import (
     seeded,
 )
 from mtdiff.judges import scene_judge
-from mtdiff.metrics import frechet_distance, psnr, ssim
+from mtdiff.metrics import frechet_distance, hidden_psnr, ssim
 from mtdiff.modalities import Image, Mask
 from mtdiff.model import MTDiffusion
 from mtdiff.schedules import constant, fade_in
@@ -115,58 +116,51 @@ def evaluate(model: MTDiffusion, data: str, seed: int = 0, n: int = 1000) -> dic
     A distance takes n images; inpainting a quarter as many scenes for each share.
 
     Returns:
-        "alone" and, with masks, "joint": `image_scores` of drawn images; {way: {share: `inpainting_scores`}}, with the
+        "alone" and, with masks, "joint": Frechet distances of drawn images to real ones, "features" in the judge's features
+        and "frechet_pixels"; {way: {share: `inpainting_scores`}}, with the
         option that was best on training scenes where there is one (`TRIED`).
     """
     generator = torch.Generator(model.device).manual_seed(seed)
     judge, test = scene_judge(data), masked_scenes(data, "test").values["image"]
-    out = {"alone": image_scores(alone(model, n, steps=STEPS, generator=generator), test, judge)}
-    if "mask" in model.process.entering:
-        out["joint"] = image_scores(joint(model, n, steps=STEPS, generator=generator), test, judge)
-    image, size = test[: max(4, n // 4)], test.shape[-1]
+    real, out = judge.features(test), {}
+    for kind, draw in {"alone": alone, **({"joint": joint} if "mask" in model.process.entering else {})}.items():
+        drawn = draw(model, n, steps=STEPS, generator=generator)
+        features = frechet_distance(judge.features(drawn), real)
+        out[kind] = {"features": features, "frechet_pixels": frechet_distance(drawn, test)}
+    image = test[: max(4, n // 4)]
     for way in ways(model):
         out[way] = {}
         for share in HIDDEN:
-            mask = masks(len(image), size, hidden=share, seed=2)
             options = _best(model, data, share, way, generator) if way in TRIED else {}
-            drawn = inpaint(model, image, mask, way, STEPS, generator=generator, **options)
+            drawn, mask = filled(model, image, share, way, generator, **options)
             out[way][str(share)] = {**inpainting_scores(drawn, image, mask, judge), **options}
     return out
 
 
-def image_scores(image: Tensor, real: Tensor, judge) -> dict[str, float]:
-    """Frechet distances of drawn images to real ones, in the judge's features and in pixels."""
-    features = frechet_distance(judge.features(image), judge.features(real))
-    return {"features": features, "frechet_pixels": frechet_distance(image, real)}
+def filled(
+    model: MTDiffusion, image: Tensor, share: float, way: str, generator: torch.Generator, seed: int = 2, **options
+) -> tuple[Tensor, Tensor]:
+    """Images (N, 3, s, s) whose holes, a share of the pixels, `inpaint` fills in `STEPS` evaluations; and their masks."""
+    mask = masks(len(image), image.shape[-1], hidden=share, seed=seed)
+    return inpaint(model, image, mask, way, STEPS, generator=generator, **options), mask
 
 
 def inpainting_scores(drawn: Tensor, image: Tensor, mask: Tensor, judge) -> dict[str, float]:
-    """Means: "psnr" of hidden pixels (at most 60 dB), "ssim" of the whole; "scene": share that is read as the truth is."""
-    right = (judge.read(drawn) == judge.read(image)).all(1).double().mean()
-    hidden = float(psnr(drawn, image, ~mask.bool()).clamp(max=60).mean())
-    return {"psnr": hidden, "ssim": float(ssim(drawn, image).mean()), "scene": float(right)}
+    """Means: "psnr" as `hidden_psnr`, "ssim" of the whole; "scene": share that is read as the truth is."""
+    right = (judge.read(drawn) == judge.read(image)).all(1).double()
+    figures = {"psnr": hidden_psnr(drawn, image, mask), "ssim": ssim(drawn, image), "scene": right}
+    return {name: float(each.mean()) for name, each in figures.items()}
 
 
-def _best(model: MTDiffusion, data: str, share: float, way: str, generator) -> dict[str, float]:
-    """The option of a way with the best PSNR on training scenes, as {option: value}."""
-    image = masked_scenes(data, "train").values["image"][:64]
-    mask = masks(len(image), image.shape[-1], hidden=share, seed=3)
-    option, values = TRIED[way]
+def _best(model: MTDiffusion, data: str, share: float, way: str, generator: torch.Generator) -> dict[str, float]:
+    """The option of a way with the best PSNR on 64 training scenes, as {option: value}."""
+    image, (option, values) = masked_scenes(data, "train").values["image"][:64], TRIED[way]
 
     def score(value: float) -> float:
-        drawn = inpaint(model, image, mask, way, STEPS, generator=generator, **{option: value})
-        return float(psnr(drawn, image, ~mask.bool()).clamp(max=60).mean())
+        drawn, mask = filled(model, image, share, way, generator, seed=3, **{option: value})
+        return float(hidden_psnr(drawn, image, mask).mean())
 
-    return {option: best_of(values, score)}
+    return best_of(option, values, score)
 
 
-EXPERIMENT = Experiment(
-    "masked-image",
-    {name: functools.partial(masked_scenes, name) for name in SETS},
-    VARIANTS,
-    build,
-    config,
-    evaluate,
-    loss,
-    probe,
-)
+EXPERIMENT = Experiment("masked-image", by_size(masked_scenes), VARIANTS, build, config, evaluate, loss, probe)
