@@ -36,25 +36,11 @@ class FeatureNetwork:
     classify: Callable[[Tensor], Tensor] | None = None
     names: tuple[str, ...] | None = None
 
-    @property
-    def frechet(self) -> str:
-        """What the Frechet distance of these features is called."""
-        return "FID" if self.name == INCEPTION else f"Frechet distance ({self.name})"
-
-    @property
-    def kernel(self) -> str:
-        """What the kernel distance of these features is called."""
-        return "KID" if self.name == INCEPTION else f"kernel distance ({self.name})"
-
     def numbered(self, names: Sequence[str], data: Sequence[str]) -> "FeatureNetwork":
         """The same network, with class ids in the order of these names; other classes follow them.
 
-        Args:
-            names: of the classes.
-            data: how the data at hand number their classes, for a network without names of its own.
-
-        Raises:
-            ValueError: it does not know one of the classes.
+        `data` is how the data at hand number their classes, for a network without names of its own. ValueError for a class
+        that it does not know.
         """
         own, classify = tuple(data if self.names is None else self.names), self.classify
         if classify is None or not names or own == tuple(names):
