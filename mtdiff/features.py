@@ -106,8 +106,7 @@ def _of_model(name: str) -> FeatureNetwork:
         return pooled(model.to(image.device), image, model.process.first, still())
 
     def classify(image: Tensor) -> Tensor:
-        values = {"image": image, "label": torch.zeros(len(image)).long()}
-        return head_logits(model.to(image.device), Dataset(name, values), generator=still()).argmax(1)
+        return head_logits(model.to(image.device), Dataset(name, {"image": image}), generator=still()).argmax(1)
 
     return FeatureNetwork(name, features, classify, tuple(model.modalities["label"].names))
 
