@@ -45,34 +45,27 @@ def named_shapes(data: str, split: str) -> Dataset:
 
 @dataclass(frozen=True)
 class Referee:
-    """Who judges the samples of a data set, and what they are compared with.
+    """Who judges the samples of a data set, and what they are compared with."""
 
-    Attributes:
-        judge: images -> class ids.
-        test: held-out images and labels.
-        real: real images that drawn ones are compared with.
-        features: images -> (N, d), for distances, precision and recall.
-        steps: sampler steps of every sample that is judged.
-    """
+    judge: Callable[[Tensor], Tensor]  # images -> class ids
+    test: Dataset  # held-out images and labels
+    real: Tensor  # real images that drawn ones are compared with
+    features: Callable[[Tensor], Tensor]  # images -> (N, d), for distances, precision and recall
+    steps: int  # sampler steps of every sample that is judged
 
-    judge: Callable[[Tensor], Tensor]
-    test: Dataset
-    real: Tensor
-    features: Callable[[Tensor], Tensor]
-    steps: int
-
-    @functools.cached_property
+    @property
     def accuracy(self) -> float:
         """Of the judge, on held-out images."""
         return float((self.judge(self.test.values["image"]) == self.test.values["label"]).double().mean())
 
+    @property
     def mixed(self) -> Tensor:
         """The real images in another order."""
         return self.real[torch.randperm(len(self.real), generator=torch.Generator().manual_seed(0))]
 
     def fidelity(self, image: Tensor) -> dict[str, float]:
         """`mtdiff.metrics.fidelity` of drawn images in the referee's features, to real ones in a mixed order."""
-        return fidelity(self.features(self.mixed()), self.features(image.cpu()))
+        return fidelity(self.features(self.mixed), self.features(image.cpu()))
 
     def scores(self, drawn: Mapping[str, Tensor]) -> dict[str, float | int]:
         """`image_label_metrics` by this judge."""
@@ -100,19 +93,16 @@ def evaluate(model: MTDiffusion, data: str, seed: int = 0, n: int = 2000) -> dic
     """
     if data in SHARES:
         return amplification(model, SHARES[data], seed, n)
-    r, out, knows = referee(data), {}, set(learned(model)) & {*model.modalities}
+    r, out, knows = referee(data), {}, learned(model).keys() & {*model.modalities}
     coded, unshared = "label" in model.process.entering, isinstance(model, Unshared)
     if knows == {*model.modalities}:
         rules = LABEL_RULES if coded and not unshared else ("conditioned",) if "label" in knows else ()
         out = sample_scores(model, r, n, rules, seed)
     if "label" in model.modalities and not unshared:
-        if "image" in knows:
-            out |= head_scores(model, r.test, seed)
-        if "label" in knows:
-            out["guidance"] = guidance_scores(model, r, n, seed)
-        if coded:
-            out["codes"] = code_scores(model.modalities["label"].table())
-    halves = frechet_distance(*r.mixed().chunk(2))
+        out |= head_scores(model, r.test, seed) if "image" in knows else {}
+        out |= {"guidance": guidance_scores(model, r, n, seed)} if "label" in knows else {}
+        out |= {"codes": code_scores(model.modalities["label"].table())} if coded else {}
+    halves = frechet_distance(*r.mixed.chunk(2))
     return {**out, "judge_accuracy": r.accuracy, "frechet_pixels_of_two_real_halves": halves}
 
 
@@ -219,11 +209,10 @@ def guidance_scores(model: MTDiffusion, r: Referee, n: int, seed: int = 0) -> di
 
     As many of every class, and the same noise at every scale; scores are `Referee.scores` and `Referee.fidelity`.
     """
-    out = {}
+    out, options = {}, {"rule": "conditioned", "given": {"label": each_class(model, n)}, "steps": r.steps}
     for scale in GUIDANCE:
         generator = torch.Generator(model.device).manual_seed(seed)
-        options = {"rule": "conditioned", "guidance": scale, "steps": r.steps, "generator": generator}
-        drawn = sample_many(model, n, given={"label": each_class(model, n)}, **options)
+        drawn = sample_many(model, n, guidance=scale, generator=generator, **options)
         out[str(scale)] = {**r.scores(drawn), **r.fidelity(drawn["image"])}
     return out
 
