@@ -81,12 +81,12 @@ def build(data: str, variant: str, seed: int = 0) -> MTDiffusion:
 
 def config(data: str, variant: str, budget: str) -> TrainConfig:
     """Masked image and mask are told in seven of ten examples, and absent in eight of ten."""
-    options: dict = {"weights": {"image": 0.0}}
-    if variant != "plain":
-        options = {"give": {"masked": 0.7, "mask": "masked"}, "weights": {"image": 0.1, "masked": 0.02, "mask": 0.02}}
-        options["drop"] = {"masked": 0.8, "mask": "masked"}
-    if variant == "augment":  # nothing but the image is in the sum, whose loss is then the image's
-        options |= {"drop": {}, "weights": {"image": 0.0, "masked": 0.0, "mask": 0.0}}
+    give, drop = {"masked": 0.7, "mask": "masked"}, {"masked": 0.8, "mask": "masked"}
+    options: dict = {"give": give, "drop": drop, "weights": {"image": 0.1, "masked": 0.02, "mask": 0.02}}
+    if variant == "plain":
+        options = {"weights": {"image": 0.0}}
+    elif variant == "augment":  # nothing but the image is in the sum, whose loss is then the image's
+        options = {"give": give, "weights": {"image": 0.0, "masked": 0.0, "mask": 0.0}}
     return on_scenes(budget, 8000, probe_every=200 if budget == "quick" else 1600, **options)
 
 
