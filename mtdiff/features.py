@@ -22,19 +22,12 @@ INCEPTION = "inception"
 
 @dataclass(frozen=True)
 class FeatureNetwork:
-    """What sees images as numbers.
+    """What sees images as numbers. Only the name "inception" makes a Frechet distance an FID."""
 
-    Attributes:
-        name: under which its figures are reported. Only "inception" makes a Frechet distance an FID.
-        network: images (B, 3, H, W) in [-1, 1] -> features (B, d).
-        classify: images -> class ids (B,), where it can.
-        names: of the classes that it tells apart; None: it numbers them as the data at hand do.
-    """
-
-    name: str
-    network: Callable[[Tensor], Tensor]
-    classify: Callable[[Tensor], Tensor] | None = None
-    names: tuple[str, ...] | None = None
+    name: str  # under which its figures are reported
+    network: Callable[[Tensor], Tensor]  # images (B, 3, H, W) in [-1, 1] -> features (B, d)
+    classify: Callable[[Tensor], Tensor] | None = None  # images -> class ids (B,), where it can
+    names: tuple[str, ...] | None = None  # of the classes that it tells apart; None: it numbers them as the data do
 
     def numbered(self, names: Sequence[str], data: Sequence[str]) -> "FeatureNetwork":
         """The same network, with class ids in the order of these names; other classes follow them.
@@ -137,8 +130,7 @@ class Seen:
 def seen(images: Iterable[Tensor], network: FeatureNetwork, keep: int = 10_000) -> Seen:
     """Look at batches of images (B, 3, H, W) in [-1, 1]; `keep` features, for distances that need them one by one.
 
-    Raises:
-        ValueError: there are no images, or their features are no (B, d).
+    ValueError where there are no images, or their features are no (B, d).
     """
     moments, some, generator = None, [], torch.Generator().manual_seed(0)
     for batch in images:

@@ -25,13 +25,8 @@ STREAM = 5 * 10**8
 class Judge(Recorded, nn.Module):
     """Reads the modality `reads` off scenes of `mtdiff.datasets.shapes`: a convolutional network, 100,000 parameters.
 
-    Args:
-        size: height and width of the images, 16 or 32.
-        width: number of features, in which images can be compared.
-        outputs: number of logits.
-
-    Attributes:
-        card: how it was trained and how good it is.
+    Images are of `size` 16 or 32; they can be compared in `width` features, of which the head makes so many outputs. Its
+    `card` says how it was trained and how good it is.
     """
 
     reads: ClassVar[str]
@@ -112,10 +107,7 @@ class LabelJudge(Judge):
 
 
 def scene_judge(name: str | Path = "shapes16") -> SceneJudge:
-    """A judge of captions: "shapes16" or "shapes32", which come with mtdiff, or one in a folder; see `mtdiff.load`.
-
-    Its `.card` says how good it is.
-    """
+    """A judge of captions: "shapes16" or "shapes32", which come with mtdiff, or one in a folder; see `mtdiff.load`."""
     return load(name, kind=SceneJudge, room="judge").requires_grad_(False)
 
 
@@ -126,11 +118,7 @@ def label_judge(name: str | Path = "shapes16") -> LabelJudge:
 
 
 def svm_judge(data: Dataset) -> Callable[[Tensor], Tensor]:
-    """A support-vector classifier of the pixels, trained on real images and labels alone: images -> class ids (B,).
-
-    Raises:
-        ImportError: scikit-learn is not installed.
-    """
+    """A support-vector classifier (scikit-learn's) of pixels, of real images and labels alone: images -> class ids (B,)."""
     try:
         from sklearn.svm import SVC
     except ImportError:

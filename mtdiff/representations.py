@@ -129,8 +129,7 @@ class PCA(nn.Module):
     def fit(self, features: Tensor) -> "PCA":
         """Find mean and components of features (N, width), N > d; returns itself.
 
-        Raises:
-            ValueError: another shape, features that are not finite, or that vary in fewer than d directions.
+        ValueError for another shape, features that are not finite, or that vary in fewer than d directions.
         """
         n, width = features.shape if features.ndim == 2 else (0, 0)
         if width != len(self.mean) or n <= self.d:
@@ -155,11 +154,7 @@ class PCA(nn.Module):
 
 
 class Representation(Recorded, nn.Module):
-    """Images (N, C, s, s) -> representations (N, d): the features of an `Encoder`, reduced and normalised by PCA.
-
-    Attributes:
-        card: how it was trained.
-    """
+    """Images (N, C, s, s) -> representations (N, d): the features of an `Encoder`, reduced and normalised by PCA."""
 
     def __init__(self, shape: Sequence[int] = (3, 16, 16), width: int = 64, d: int = 16):
         super().__init__()

@@ -111,16 +111,14 @@ def inpaint(
         model: of "image", "masked" and "mask"; of "image" alone for "sdedit" and "repaint".
         image: (N, 3, s, s); hidden pixels are not looked at.
         mask: (N, 1, s, s), 1 where a pixel is known.
-        way: one of `WAYS`.
+        way: one of `WAYS` (ValueError for any other).
         steps: network evaluations, the final reading not counted.
-        repeats: how often "repeated" and "repaint" take each of their steps / repeats steps.
+        repeats: how often "repeated" and "repaint" take each of their steps / repeats steps; ValueError where that is no
+            whole number.
         strength: of SDEdit.
 
     Returns:
         (N, 3, s, s), on the CPU.
-
-    Raises:
-        ValueError: an unknown way, or repeats that do not divide the steps.
     """
     if way not in WAYS:
         raise ValueError(f"unknown way {way!r} to inpaint: expected one of {list(WAYS)}")

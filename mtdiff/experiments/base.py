@@ -35,40 +35,24 @@ def by_size(scenes: Callable[[str, str], Dataset]) -> dict[str, Callable[[str], 
 
 @dataclass(frozen=True)
 class Experiment:
-    """One setting of the course, behind every command.
+    """One setting of the course, behind every command."""
 
-    Attributes:
-        name: what commands call it.
-        data: {name of the data: function of the split ("train" | "test" | "all") -> Dataset}; the first is the default.
-        variants: {name: one line on what it is}; the first is the headline.
-        build: (data name, variant, seed of the initial weights) -> untrained model.
-        config: (data name, variant, budget "quick" | "full") -> training configuration.
-        evaluate: (model, data name, seed of all noise, n samples for each figure, **own options) -> metrics.
-        loss: (variant, config) -> loss function for the trainer, or None for the multi-task loss.
-        probe: (data name, variant) -> what the trainer notes along the way, or None.
-        examples: (function of the split, variant, seed) -> the training set that the variant is shown.
-        options: names of the options that evaluate takes besides.
-    """
-
-    name: str
-    data: Mapping[str, Callable[[str], Dataset]]
-    variants: Mapping[str, str]
-    build: Callable[[str, str, int], MTDiffusion]
-    config: Callable[[str, str, str], TrainConfig]
-    evaluate: Callable[..., dict]
-    loss: Callable[[str, TrainConfig], Callable | None] = lambda variant, config: None
-    probe: Callable[[str, str], Look | None] = lambda data, variant: None
+    name: str  # what commands call it
+    data: Mapping[str, Callable[[str], Dataset]]  # {name: split "train", "test" or "all" -> data}; the first is the default
+    variants: Mapping[str, str]  # {name: one line on what it is}; the first is the headline
+    build: Callable[[str, str, int], MTDiffusion]  # (data name, variant, seed of the initial weights) -> untrained model
+    config: Callable[[str, str, str], TrainConfig]  # (data name, variant, budget "quick" or "full") -> how to train
+    evaluate: Callable[..., dict]  # (model, data name, seed of all noise, n samples a figure, **own options) -> metrics
+    loss: Callable[[str, TrainConfig], Callable | None] = lambda variant, config: None  # None: the multi-task loss
+    probe: Callable[[str, str], Look | None] = lambda data, variant: None  # what the trainer notes along the way
+    # (split -> data, variant, seed) -> the training set that the variant is shown
     examples: Callable[[Callable[..., Dataset], str, int], Dataset] = lambda data, variant, seed: data("train")
-    options: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()  # names of the options that evaluate takes besides
 
     def trainer(
         self, data: str, variant: str, config: TrainConfig, folder: str | Path | None, device: str = "cpu", **options
     ) -> Trainer:
-        """A `Trainer` of one variant, at step 0, with its other options; the initial weights follow the config's seed.
-
-        Raises:
-            ValueError: unknown data or variant.
-        """
+        """A `Trainer` of one variant, at step 0, with its other options; the initial weights follow the config's seed."""
         for what, name, known in (("data", data, self.data), ("variant", variant, self.variants)):
             if name not in known:
                 raise ValueError(f"{self.name} has no {what} {name!r}; it has {list(known)}")
@@ -83,8 +67,8 @@ class Experiment:
 def noise_schedule(size: int, power: float) -> NoiseSchedule:
     """500 steps from log-SNR 8 to -8, for large images lower: SNR times dimension over 2 leaves at most `PRIOR_NATS` in z_T.
 
-    The end, a multiple of 1/2, moves and not the weights, because an image gets louder with its size as a code does. Images
-    have three channels; power is the mean square of the aggregate at T.
+    The end, a multiple of 1/2, moves and not the weights, because an image of three channels gets louder with its size as
+    a code does; power is the mean square of the aggregate at T.
 
     Source: ours, theory 5.
     """
@@ -188,11 +172,7 @@ def trained_on(model: MTDiffusion) -> str | None:
 
 
 def budget() -> str:
-    """How long notebooks and commands train: the environment variable MTDIFF_BUDGET, "quick" (default) or "full".
-
-    Raises:
-        ValueError: any other value.
-    """
+    """How long notebooks and commands train: the environment variable MTDIFF_BUDGET, "quick" (default) or "full"."""
     if (value := os.environ.get("MTDIFF_BUDGET", "quick")) not in ("quick", "full"):
         raise ValueError(f'MTDIFF_BUDGET must be "quick" or "full", got {value!r}')
     return value

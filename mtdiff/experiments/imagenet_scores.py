@@ -36,16 +36,14 @@ def evaluate(
 ) -> dict:
     """All that a variant can do, on held-out photographs.
 
-    Classes are matched by their names. n images are drawn for a distance, and compared with at most so many real ones,
-    chosen at random; a tenth as many are filled at each share. Who looks at them is a `feature_network`, or `PIXELS`.
+    Classes are matched by their names (ValueError where model, data and network do not share them). n images are drawn for a
+    distance, and compared with at most so many real ones, chosen at random; a tenth as many are filled at each share. Who
+    looks at them is a `feature_network`, or `PIXELS`.
 
     Returns:
         "alone", "joint" and "guidance S": {name of the network: `compared`, "classes": share whose label it confirms};
         "real": the same share of real images, where there are labels; of what draws "bound" (`image_bound`); of a label
         "head" and "levels" (`head_scores`); with masks "told" and "repeated": `fillings`; with boxes "box": `box_overlap`.
-
-    Raises:
-        ValueError: classes that model, data and network do not have in common.
     """
     network = PIXELS if features is None else feature_network(features) if isinstance(features, str) else features
     real = matched(model, Dataset(test.name, test[_mixed(len(test), n)], test.names), elsewhere=True)
@@ -121,8 +119,8 @@ def fillings(model: MTDiffusion, image: Tensor, network: FeatureNetwork, generat
     """Holes in held-out images filled by told masks, with and without repeated steps, at every share of `HIDDEN`.
 
     Returns:
-        {"told", "repeated": {share: "psnr" of hidden pixels (at most 60 dB) and "psnr_stderr" over images, "ssim", and where
-        the network names classes "class": share of images that it calls as it calls the truth}}.
+        {"told", "repeated": {share: "psnr" (`hidden_psnr`) and "psnr_stderr" over images, "ssim", and where the network
+        names classes "class": share of images that it calls as it calls the truth}}.
     """
     out: dict = {"told": {}, "repeated": {}}
     for way, share in itertools.product(out, HIDDEN):
@@ -140,8 +138,7 @@ def fillings(model: MTDiffusion, image: Tensor, network: FeatureNetwork, generat
 def box_overlap(model: MTDiffusion, real: Dataset, generator: torch.Generator) -> dict[str, float]:
     """How well a box is read off an image, one evaluation at the first step: mean intersection over union with the true one.
 
-    Returns:
-        "overlap" of the more probable value of each pixel, "drawn" of a draw of each, "everything" of the whole image.
+    "overlap" is of the more probable value of each pixel, "drawn" of a draw of each, "everything" of the whole image.
     """
     found: dict[str, list] = {"overlap": [], "drawn": [], "everything": []}
     t = model.process.first

@@ -107,11 +107,11 @@ def evaluate(model: MTDiffusion, data: str, seed: int = 0, n: int = 2000) -> dic
 
 
 def sample_scores(model: MTDiffusion, r: Referee, n: int, rules: Sequence[str], seed: int = 0) -> dict:
-    """Joint samples, conditional ones by each rule, the label head, and the bound.
+    """Joint samples, conditional ones by each rule, the label head, and the bound; n samples a line, as many of every class.
 
     Returns:
         {"joint": `Referee.scores`, "joint_ddim": the same by DDIM, rule: ..., "head_accuracy": number, "bound":
-        `image_label_bounds`, and `Referee.fidelity` of joint samples}; n samples a line, as many of every given class.
+        `image_label_bounds`, and `Referee.fidelity` of joint samples}.
     """
     generator, kinds = torch.Generator(model.device).manual_seed(seed), {"joint": {}, "joint_ddim": {"sampler": "ddim"}}
     kinds |= {rule: {"rule": rule, "given": {"label": each_class(model, n)}} for rule in rules}
@@ -220,19 +220,17 @@ def guidance_scores(model: MTDiffusion, r: Referee, n: int, seed: int = 0) -> di
 def amplification(model: MTDiffusion, share: float, seed: int, n: int, scales: Sequence[float] = GUIDANCE) -> dict:
     """Is a planted correlation of shape and colour reproduced, amplified or reduced by a model of image and shape ("label")?
 
-    `share` is how often a shape has its own colour in the training data; `scales` are of guidance.
-
-    Returns:
-        {"joint", "joint, ddim", "guidance S" for each scale: `colour_scores`}; given labels by the model's own sampler.
+    `share` is how often a shape has its own colour in the training data. Gives `colour_scores` of "joint", "joint, ddim"
+    and, for each scale S, "guidance S" (given labels by the model's own sampler).
     """
-    judges, out = shape_and_colour(), {}
-    kinds = {"joint": {}, "joint, ddim": {"sampler": "ddim"}} if "image" in learned(model) else {}
+    out, kinds = {}, {"joint": {}, "joint, ddim": {"sampler": "ddim"}} if "image" in learned(model) else {}
     for scale in scales:
         kinds[f"guidance {scale}"] = {"guidance": scale, "rule": "conditioned", "given": {"label": each_class(model, n)}}
     for kind, options in kinds.items():
         generator = torch.Generator(model.device).manual_seed(seed)
         drawn = sample_many(model, n, steps=25, generator=generator, **options)
-        out[kind] = colour_scores(*(read(drawn["image"].cpu()) for read in judges), drawn["label"].cpu(), share)
+        read = (judge(drawn["image"].cpu()) for judge in shape_and_colour())
+        out[kind] = colour_scores(*read, drawn["label"].cpu(), share)
     return out
 
 

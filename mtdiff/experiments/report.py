@@ -141,11 +141,7 @@ def transitions(results: Iterable[Mapping]) -> str:
 
 
 def inpaintings(results: Iterable[Mapping], share: str = "0.5") -> str:
-    """The table of masked-image: distance of drawn images, and PSNR / SSIM of each way to inpaint at one hidden share.
-
-    Raises:
-        KeyError: a share that was not measured.
-    """
+    """The table of masked-image: distance of drawn images, and PSNR / SSIM of each way to inpaint at one hidden share."""
     rows, columns = _rows(results), {kind: f"<{kind}/features:1>" for kind in ("alone", "joint")}
     ways = {way: f"<{way}/{share}/psnr:1> / <{way}/{share}/ssim>" for way in _keys(rows) if way not in columns}
     shares = _keys([(m[way],) for _, m in rows for way in ways if way in m])
