@@ -55,10 +55,6 @@ class Judge(Recorded, nn.Module):
             raise ValueError(f"image must be (B, 3, {self.size}, {self.size}), got {tuple(image.shape)}")
         return self.body(image)
 
-    def read(self, image: Tensor) -> Tensor:
-        """What is likeliest, as the modality `reads` has it."""
-        raise NotImplementedError
-
     def save(self, path: str | Path, card: Mapping | None = None) -> Path:
         """Write it to a folder, weights as float16; see `mtdiff.files.save`."""
         return save(path, self, card, half=True)
