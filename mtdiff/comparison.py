@@ -57,8 +57,7 @@ class Difference:
 def by_seed(result: Mapping, *path) -> dict[int, float]:
     """{seed of the training: number} of every run in what `mtdiff evaluate` wrote; keys like "metrics", "alone" lead there.
 
-    Raises:
-        ValueError: two runs have one seed.
+    ValueError where two runs have one seed.
     """
     found = {run["card"]["training"]["seed"]: functools.reduce(operator.getitem, path, run) for run in result["runs"]}
     if len(found) < len(result["runs"]):
@@ -70,10 +69,7 @@ def paired(a: Mapping[int, float], b: Mapping[int, float]) -> Difference:
     """How much larger a is than b, {seed: number} as from `by_seed`: mean and standard error of a_k - b_k over the seeds k.
 
     What a seed does to both, the same batches and noise, falls out of the difference. The error of the test set, which all
-    seeds share, is in no error over seeds.
-
-    Raises:
-        ValueError: other seeds in b than in a, or none.
+    seeds share, is in no error over seeds. ValueError for other seeds in b than in a, or none.
     """
     if not a or a.keys() != b.keys():
         raise ValueError(f"only runs of the same seeds can be paired, got a of {sorted(a)} and b of {sorted(b)}")

@@ -22,39 +22,18 @@ INCEPTION = "inception"
 
 @dataclass(frozen=True)
 class FeatureNetwork:
-    """What sees images as numbers.
+    """What sees images as numbers. Only the name "inception" makes a Frechet distance an FID."""
 
-    Attributes:
-        name: under which its figures are reported. Only "inception" makes a Frechet distance an FID.
-        network: images (B, 3, H, W) in [-1, 1] -> features (B, d).
-        classify: images -> class ids (B,), where it can.
-        names: of the classes that it tells apart; None: it numbers them as the data at hand do.
-    """
-
-    name: str
-    network: Callable[[Tensor], Tensor]
-    classify: Callable[[Tensor], Tensor] | None = None
-    names: tuple[str, ...] | None = None
-
-    @property
-    def frechet(self) -> str:
-        """What the Frechet distance of these features is called."""
-        return "FID" if self.name == INCEPTION else f"Frechet distance ({self.name})"
-
-    @property
-    def kernel(self) -> str:
-        """What the kernel distance of these features is called."""
-        return "KID" if self.name == INCEPTION else f"kernel distance ({self.name})"
+    name: str  # under which its figures are reported
+    network: Callable[[Tensor], Tensor]  # images (B, 3, H, W) in [-1, 1] -> features (B, d)
+    classify: Callable[[Tensor], Tensor] | None = None  # images -> class ids (B,), where it can
+    names: tuple[str, ...] | None = None  # of the classes that it tells apart; None: it numbers them as the data do
 
     def numbered(self, names: Sequence[str], data: Sequence[str]) -> "FeatureNetwork":
         """The same network, with class ids in the order of these names; other classes follow them.
 
-        Args:
-            names: of the classes.
-            data: how the data at hand number their classes, for a network without names of its own.
-
-        Raises:
-            ValueError: it does not know one of the classes.
+        `data` is how the data at hand number their classes, for a network without names of its own. ValueError for a class
+        that it does not know.
         """
         own, classify = tuple(data if self.names is None else self.names), self.classify
         if classify is None or not names or own == tuple(names):
@@ -120,8 +99,7 @@ def _of_model(name: str) -> FeatureNetwork:
         return pooled(model.to(image.device), image, model.process.first, still())
 
     def classify(image: Tensor) -> Tensor:
-        values = {"image": image, "label": torch.zeros(len(image)).long()}
-        return head_logits(model.to(image.device), Dataset(name, values), generator=still()).argmax(1)
+        return head_logits(model.to(image.device), Dataset(name, {"image": image}), generator=still()).argmax(1)
 
     return FeatureNetwork(name, features, classify, tuple(model.modalities["label"].names))
 
@@ -152,8 +130,7 @@ class Seen:
 def seen(images: Iterable[Tensor], network: FeatureNetwork, keep: int = 10_000) -> Seen:
     """Look at batches of images (B, 3, H, W) in [-1, 1]; `keep` features, for distances that need them one by one.
 
-    Raises:
-        ValueError: there are no images, or their features are no (B, d).
+    ValueError where there are no images, or their features are no (B, d).
     """
     moments, some, generator = None, [], torch.Generator().manual_seed(0)
     for batch in images:

@@ -25,13 +25,8 @@ STREAM = 5 * 10**8
 class Judge(Recorded, nn.Module):
     """Reads the modality `reads` off scenes of `mtdiff.datasets.shapes`: a convolutional network, 100,000 parameters.
 
-    Args:
-        size: height and width of the images, 16 or 32.
-        width: number of features, in which images can be compared.
-        outputs: number of logits.
-
-    Attributes:
-        card: how it was trained and how good it is.
+    Images are of `size` 16 or 32; they can be compared in `width` features, of which the head makes so many outputs. Its
+    `card` says how it was trained and how good it is.
     """
 
     reads: ClassVar[str]
@@ -59,10 +54,6 @@ class Judge(Recorded, nn.Module):
         if image.shape[1:] != (3, self.size, self.size):
             raise ValueError(f"image must be (B, 3, {self.size}, {self.size}), got {tuple(image.shape)}")
         return self.body(image)
-
-    def read(self, image: Tensor) -> Tensor:
-        """What is likeliest, as the modality `reads` has it."""
-        raise NotImplementedError
 
     def save(self, path: str | Path, card: Mapping | None = None) -> Path:
         """Write it to a folder, weights as float16; see `mtdiff.files.save`."""
@@ -112,10 +103,7 @@ class LabelJudge(Judge):
 
 
 def scene_judge(name: str | Path = "shapes16") -> SceneJudge:
-    """A judge of captions: "shapes16" or "shapes32", which come with mtdiff, or one in a folder; see `mtdiff.load`.
-
-    Its `.card` says how good it is.
-    """
+    """A judge of captions: "shapes16" or "shapes32", which come with mtdiff, or one in a folder; see `mtdiff.load`."""
     return load(name, kind=SceneJudge, room="judge").requires_grad_(False)
 
 
@@ -126,11 +114,7 @@ def label_judge(name: str | Path = "shapes16") -> LabelJudge:
 
 
 def svm_judge(data: Dataset) -> Callable[[Tensor], Tensor]:
-    """A support-vector classifier of the pixels, trained on real images and labels alone: images -> class ids (B,).
-
-    Raises:
-        ImportError: scikit-learn is not installed.
-    """
+    """A support-vector classifier (scikit-learn's) of pixels, of real images and labels alone: images -> class ids (B,)."""
     try:
         from sklearn.svm import SVC
     except ImportError:
@@ -140,7 +124,7 @@ def svm_judge(data: Dataset) -> Callable[[Tensor], Tensor]:
 
 
 def caption_accuracy(read: Tensor, caption: Tensor) -> dict[str, float]:
-    """How much is right of captions that were read or drawn, both (N, 10) tokens.
+    """How much is right of captions that were read or drawn, both (N, 10) tokens (ValueError for others).
 
     Returns:
         Shares in [0, 1]: "background" and "count" of the scenes, "size", "colour" and "shape" of all objects that
@@ -150,9 +134,10 @@ def caption_accuracy(read: Tensor, caption: Tensor) -> dict[str, float]:
         raise ValueError(f"read and caption must both be (N, 10), got {tuple(read.shape)} and {tuple(caption.shape)}")
     right, there = (read == caption).double(), caption[:, 1:].unflatten(1, (3, 3)) > 0
     objects = right[:, 1:].unflatten(1, (3, 3))
-    out = {"background": right[:, 0].mean(), "count": ((read > 0).sum(1) == (caption > 0).sum(1)).double().mean()}
-    out |= {name: objects[..., k][there[..., k]].mean() for k, name in enumerate(("size", "colour", "shape"))}
-    return {name: float(value) for name, value in {**out, "scene": right.prod(1).mean()}.items()}
+    count = ((read > 0).sum(1) == (caption > 0).sum(1)).double()
+    kinds = {name: objects[..., k][there[..., k]] for k, name in enumerate(("size", "colour", "shape"))}
+    parts = {"background": right[:, 0], "count": count, **kinds, "scene": right.prod(1)}
+    return {name: float(part.mean()) for name, part in parts.items()}
 
 
 def label_accuracy(read: Tensor, label: Tensor) -> dict[str, float]:
@@ -165,20 +150,11 @@ def label_accuracy(read: Tensor, label: Tensor) -> dict[str, float]:
 
 
 def train_judge(
-    size: int = 16,
-    steps: int = 2000,
-    seed: int = 0,
-    batch_size: int = 256,
-    lr: float = 4e-3,
-    kind: type[Judge] = SceneJudge,
+    size: int = 16, steps: int = 2000, seed: int = 0, batch_size: int = 256, lr: float = 4e-3, kind: type[Judge] = SceneJudge
 ) -> Judge:
     """Train a judge on an endless stream of scenes, slightly spoilt so that it bears with a generator's artefacts.
 
-    Args:
-        size: 16 or 32.
-        seed: of weights, scenes and what spoils them.
-        lr: see `fit`.
-        kind: `SceneJudge` or `LabelJudge`.
+    `seed` is that of weights, scenes and what spoils them; for `lr` see `fit`.
     """
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
@@ -220,23 +196,22 @@ def make_judge(
         seed: seed of weights and scenes.
         reads: what it reads, a caption or the label of the nearest object.
     """
-    begin = time.perf_counter()
-    judge = train_judge(size, steps, seed, kind=SceneJudge if reads == "caption" else LabelJudge)
-    seconds = round(time.perf_counter() - begin, 1)
+    begin, kind = time.perf_counter(), SceneJudge if reads == "caption" else LabelJudge
+    judge = train_judge(size, steps, seed, kind=kind)
+    training = {"seed": seed, "steps": steps, "batch_size": 256, "wall_seconds": round(time.perf_counter() - begin, 1)}
     test = shapes("test", size, modalities=("image", reads))
-    image, truth = test.values["image"], test.values[reads]
-    spoilt = spoil(image, torch.Generator().manual_seed(1))
-    score = caption_accuracy if reads == "caption" else label_accuracy
-    metrics = {name: score(judge.read(x), truth) for name, x in (("clean", image), ("spoilt", spoilt))}
+    image, score = test.values["image"], caption_accuracy if reads == "caption" else label_accuracy
+    looks = {"clean": image, "spoilt": spoil(image, torch.Generator().manual_seed(1))}
+    metrics = {name: score(judge.read(x), test.values[reads]) for name, x in looks.items()}
     card = {
         "judge": f"reads {reads}s off shapes at {size}x{size}",
         "parameters": sum(p.numel() for p in judge.parameters()),
-        "training": {"seed": seed, "steps": steps, "batch_size": 256, "wall_seconds": seconds},
+        "training": training,
         "metrics": {**metrics, "n": len(test), "test_sha256": test.hash()},
         "provenance": provenance(),
     }
     judge.save(out, card)
-    print(f"{out}: {seconds} s, {metrics}")
+    print(f"{out}: {training['wall_seconds']} s, {metrics}")
 
 
 if __name__ == "__main__":

@@ -41,28 +41,33 @@ class Moments:
 def frechet_distance(a: Tensor | Moments, b: Tensor | Moments) -> float:
     """Frechet distance of two Gaussians fitted to features: |mu_a - mu_b|^2 + tr(A + B - 2 (A B)^{1/2}).
 
-    Of features (N, d), N > d for a covariance of full rank, or of two `Moments`; in squared units of the features. On
-    flattened pixels it is a distance in pixel space, and on any network's features but Inception's it is not an FID.
+    Of features (N, d) or `Moments`, N > d for a covariance of full rank; in squared units of the features. On flattened
+    pixels it is a distance in pixel space, and on any network's features but Inception's it is not an FID. With roots
+    A = a^T a and B = b^T b, such as centred rows or what eigenvalues give, tr (A B)^{1/2} is the nuclear norm of a b^T.
 
     Raises:
         ValueError: different numbers of features, or fewer than two examples.
 
     Source: Dowson and Landau 1982; Heusel et al. 2017.
     """
-    if not isinstance(a, Moments) and not isinstance(b, Moments):
-        a, b = _two_sets(a, b)
-        if a.shape[1] > min(len(a), len(b)):
-            # with centred rows scaled so that A = a^T a and B = b^T b, the root's trace is the nuclear norm of a b^T
-            means = (a.mean(0) - b.mean(0)).square().sum()
-            a, b = ((x - x.mean(0)) / (len(x) - 1) ** 0.5 for x in (a, b))
-            traces, root = a.square().sum() + b.square().sum(), torch.linalg.svdvals(a @ b.T).sum()
-            return max(0.0, float(means + traces - 2 * root))
-        a, b = (Moments(x.shape[1]).update(x) for x in (a, b))
-    if a.width != b.width or min(a.n, b.n) < 2:
-        raise ValueError(f"expected two sets (N >= 2, d) of equal d, got {(a.n, a.width)} and {(b.n, b.width)}")
-    cov_a, cov_b = a.covariance, b.covariance
-    root = torch.linalg.eigvals(cov_a @ cov_b).real.clamp(min=0).sqrt().sum()  # A B has real eigenvalues >= 0
-    return max(0.0, float((a.mean - b.mean).square().sum() + cov_a.trace() + cov_b.trace() - 2 * root))
+    a, b = (x if isinstance(x, Moments) else x.detach().cpu().flatten(1).double() for x in (a, b))
+    shapes = [(x.n, x.width) if isinstance(x, Moments) else tuple(x.shape) for x in (a, b)]
+    if shapes[0][1] != shapes[1][1] or min(n for n, _ in shapes) < 2:
+        raise ValueError(f"expected two sets (N >= 2, d) of equal d, got {shapes[0]} and {shapes[1]}")
+    (mean_a, a), (mean_b, b) = _mean_and_root(a), _mean_and_root(b)
+    traces, root = a.square().sum() + b.square().sum(), torch.linalg.svdvals(a @ b.T).sum()
+    return max(0.0, float((mean_a - mean_b).square().sum() + traces - 2 * root))
+
+
+def _mean_and_root(features: Tensor | Moments) -> tuple[Tensor, Tensor]:
+    """Mean (d,) of features, and a root (k, d) of their covariance."""
+    if not isinstance(features, Moments):
+        n, width = features.shape
+        if n <= width:
+            return features.mean(0), (features - features.mean(0)) / (n - 1) ** 0.5
+        features = Moments(width).update(features)
+    values, vectors = torch.linalg.eigh(features.covariance)
+    return features.mean, values.clamp(min=0).sqrt()[:, None] * vectors.T
 
 
 def _two_sets(a: Tensor, b: Tensor, least: int = 2) -> tuple[Tensor, Tensor]:
@@ -93,8 +98,8 @@ def kernel_distance(a: Tensor, b: Tensor, subsets: int = 50, size: int = 1000, s
         raise ValueError(f"subsets and size must be at least 1, got {subsets} and {size}")
     generator, parts = torch.Generator().manual_seed(seed), max(1, min(subsets, min(len(a), len(b)) // size))
     a, b = (s[torch.randperm(len(s), generator=generator).to(s.device)].tensor_split(parts) for s in (a, b))
-    found = torch.tensor([_squared_mmd(x, y) for x, y in zip(a, b, strict=True)], dtype=torch.float64)
-    return {"mean": float(found[:, 0].mean()), "stderr": float((found[:, 1].mean() / parts).sqrt())}
+    mean, variance = torch.tensor([_squared_mmd(x, y) for x, y in zip(a, b, strict=True)], dtype=torch.float64).mean(0)
+    return {"mean": float(mean), "stderr": float((variance / parts).sqrt())}
 
 
 def _squared_mmd(x: Tensor, y: Tensor) -> tuple[float, float]:
@@ -125,10 +130,7 @@ def energy_distance(a: Tensor, b: Tensor) -> float:
     """Energy distance of two laws from draws (N, d), (M, d): 2 E|a - b| - E|a - a'| - E|b - b'|, 0 for equal laws only.
 
     In units of the data. The pairs of a point with itself are left out, so the estimate is unbiased and may be slightly
-    negative.
-
-    Raises:
-        ValueError: different numbers of coordinates, or fewer than two draws.
+    negative. ValueError for different numbers of coordinates, or fewer than two draws.
 
     Source: Szekely and Rizzo 2013.
     """
@@ -144,14 +146,11 @@ def precision_recall(real: Tensor, drawn: Tensor, k: int = 3) -> dict[str, float
     """Improved precision and recall: how many drawn points lie among the real ones, and the other way round.
 
     A set's manifold is the union of balls around its points, each as large as the distance to its k-th neighbour in the set.
-    Compare sets (N, d) of the same sizes only.
+    Compare sets (N, d) of the same sizes only. ValueError for different numbers of features, k < 1, or at most k points.
 
     Returns:
         Shares in [0, 1]: "precision" of the drawn points that are in the real manifold (fidelity), "recall" of the real
         points that are in the drawn one (diversity).
-
-    Raises:
-        ValueError: different numbers of features, k < 1, or no more than k points.
 
     Source: Kynkaanniemi et al. 2019.
     """
@@ -175,11 +174,8 @@ def fidelity(real: Tensor, drawn: Tensor) -> dict[str, float]:
 def calibration_error(logits: Tensor, label: Tensor, bins: int = 15) -> float:
     """Expected calibration error: sum_b n_b / n |accuracy_b - confidence_b| over bins of equal width of the confidence.
 
-    Of logits (N, K) and labels (N,), in [0, 1]. For a perfectly calibrated classifier it is not 0 for finite N, but of the
-    order of sqrt(bins / N) times the width of the confidences.
-
-    Raises:
-        ValueError: sizes that do not fit, or none.
+    Of logits (N, K) and labels (N,), in [0, 1]; ValueError where sizes do not fit. For a perfectly calibrated classifier it
+    is not 0 for finite N, but of the order of sqrt(bins / N) times the width of the confidences.
 
     Source: Guo et al. 2017.
     """
@@ -197,11 +193,8 @@ TEMPERATURES = (0.01, 100.0)
 def temperature(logits: Tensor, label: Tensor) -> float:
     """The T > 0 that minimises the cross-entropy of softmax(logits / T): found by bisection, for it is convex in 1 / T.
 
-    Of logits (N, K) and labels (N,). A value at an end of `TEMPERATURES` is no best temperature but a bound of one: where
-    all labels are the likeliest class, there is no smallest.
-
-    Raises:
-        ValueError: sizes that do not fit, or none.
+    Of logits (N, K) and labels (N,); ValueError where sizes do not fit. A value at an end of `TEMPERATURES` is no best
+    temperature but a bound of one: where all labels are the likeliest class, there is no smallest.
 
     Source: Guo et al. 2017.
     """
@@ -219,19 +212,15 @@ def temperature(logits: Tensor, label: Tensor) -> float:
 def _same_labels(logits: Tensor, label: Tensor) -> None:
     """Raise ValueError unless there are logits (N, K) and labels (N,), N >= 1."""
     if logits.ndim != 2 or label.shape != logits.shape[:1] or not len(label):
-        raise ValueError(
-            f"expected logits (N, K) and labels (N,), N >= 1, got {tuple(logits.shape)} and {tuple(label.shape)}"
-        )
+        shapes = f"{tuple(logits.shape)} and {tuple(label.shape)}"
+        raise ValueError(f"expected logits (N, K) and labels (N,), N >= 1, got {shapes}")
 
 
 def psnr(a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
     """Peak signal-to-noise ratio of images in [-1, 1], (B,) in dB: 10 log10(2^2 / mean |a - b|^2), infinite for equal ones.
 
     The mean is over all channels of (B, C, H, W); with a mask (B, 1, H, W) bool, over the pixels where it is True alone, and
-    not a number where it is nowhere.
-
-    Raises:
-        ValueError: images of different shapes, or a mask that does not fit them.
+    not a number where it is nowhere. ValueError for different shapes, or a mask that does not fit.
     """
     _same_images(a, b)
     error = (a.double() - b.double()).square().mean(1, keepdim=True)  # (B, 1, H, W)
@@ -240,6 +229,11 @@ def psnr(a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
         raise ValueError(f"mask must be bool {tuple(error.shape)}, got {mask.dtype} {tuple(mask.shape)}")
     mean = (error * mask).flatten(1).sum(1) / mask.flatten(1).sum(1)
     return 10 * (4 / mean).log10()
+
+
+def hidden_psnr(drawn: Tensor, image: Tensor, mask: Tensor) -> Tensor:
+    """`psnr` of the pixels that a mask (B, 1, H, W), 1 where one is known, hides: (B,) in dB, at most 60."""
+    return psnr(drawn, image, ~mask.bool()).clamp(max=60)
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:

@@ -13,8 +13,7 @@ from mtdiff.prediction import Denoiser
 def learned(model: Denoiser) -> Mapping[str, str | None]:
     """The model's default rule of each modality; one that it lacks was not learned to be told, or to be drawn from.
 
-    Raises:
-        ValueError: the model has no default rules, so nobody knows.
+    ValueError where the model has no default rules, so that nobody knows.
     """
     if model.rule is None:
         raise ValueError('the model has no default rules, which say what can be judged: make it with rule={"image": ...}')
@@ -40,31 +39,25 @@ def noised(
     return z, set(values)
 
 
-@torch.no_grad()
-def head_accuracy(model: Denoiser, data: Dataset, name: str = "label", generator: torch.Generator | None = None) -> float:
-    """Share in [0, 1] of clean examples whose most likely class, read as by `head_logits`, is right."""
-    logits = head_logits(model, data, name, generator=generator)
-    return float((logits.argmax(1).cpu() == data.values[name].cpu()).double().mean())
+def head_accuracy(model: Denoiser, data: Dataset, generator: torch.Generator | None = None) -> float:
+    """Share in [0, 1] of clean examples whose most likely label, read as by `head_logits`, is right."""
+    logits = head_logits(model, data, generator=generator)
+    return float((logits.argmax(1).cpu() == data.values["label"].cpu()).double().mean())
 
 
 @torch.no_grad()
 def head_logits(
-    model: Denoiser,
-    data: Dataset,
-    name: str = "label",
-    t: int | None = None,
-    generator: torch.Generator | None = None,
-    batch: int = 2500,
+    model: Denoiser, data: Dataset, t: int | None = None, generator: torch.Generator | None = None, batch: int = 2500
 ) -> Tensor:
-    """What a label's head says of examples, (N, K) logits, with the set's other modalities in the state and not the label.
+    """What the label's head says of examples, (N, K) logits, with the set's other modalities in the state and not the label.
 
     Without a step t it is asked at the first, as good as clean.
     """
     t, logits = model.process.first if t is None else t, []
-    values = {k: v for k, v in data.values.items() if k in model.modalities and k != name}
+    values = {k: v for k, v in data.values.items() if k in model.modalities and k != "label"}
     for rows in torch.arange(len(data)).split(batch):
         z, present = noised(model, {k: v[rows] for k, v in values.items()}, t, generator)
-        logits.append(model.predict(z, t, present=present).law[name].logits)
+        logits.append(model.predict(z, t, present=present).law["label"].logits)
     return torch.cat(logits)
 
 

@@ -66,11 +66,7 @@ class Encoder(nn.Module):
 class Pretrained(nn.Module):
     """A large network behind the same interface: images (B, 3, H, W) in [-1, 1], any size -> (B, width) features.
 
-    Args:
-        network: (B, 3, size, size), normalised -> (B, width).
-        size: height and width that the network takes.
-        mean: of each channel of images in [0, 1], subtracted.
-        std: of each channel, divided by.
+    `network` is (B, 3, size, size) -> (B, width), of images in [0, 1] that are normalised by mean and std of each channel.
     """
 
     def __init__(self, network: Callable[[Tensor], Tensor], size: int, mean: Sequence[float], std: Sequence[float]):
@@ -91,9 +87,7 @@ class Pretrained(nn.Module):
 def pretrained(name: str) -> Pretrained:
     """An encoder of `PRETRAINED`: DINOv2 through timm, CLIP through open_clip. Downloads its weights the first time.
 
-    Raises:
-        ImportError: the library is not installed.
-        ValueError: an unknown name.
+    ImportError where the library is not installed, ValueError for an unknown name.
     """
     if name not in PRETRAINED:
         raise ValueError(f"encoder must be one of {list(PRETRAINED)}, got {name!r}")
@@ -135,8 +129,7 @@ class PCA(nn.Module):
     def fit(self, features: Tensor) -> "PCA":
         """Find mean and components of features (N, width), N > d; returns itself.
 
-        Raises:
-            ValueError: another shape, features that are not finite, or that vary in fewer than d directions.
+        ValueError for another shape, features that are not finite, or that vary in fewer than d directions.
         """
         n, width = features.shape if features.ndim == 2 else (0, 0)
         if width != len(self.mean) or n <= self.d:
@@ -161,11 +154,7 @@ class PCA(nn.Module):
 
 
 class Representation(Recorded, nn.Module):
-    """Images (N, C, s, s) -> representations (N, d): the features of an `Encoder`, reduced and normalised by PCA.
-
-    Attributes:
-        card: how it was trained.
-    """
+    """Images (N, C, s, s) -> representations (N, d): the features of an `Encoder`, reduced and normalised by PCA."""
 
     def __init__(self, shape: Sequence[int] = (3, 16, 16), width: int = 64, d: int = 16):
         super().__init__()
@@ -188,12 +177,7 @@ def representation(name: str | Path = "shapes16") -> Representation:
 
 @functools.lru_cache(4)
 def represented(data: str, split: str) -> Dataset:
-    """Scenes of a split and their "representation" (N, 16), beside "image", "label" and "caption".
-
-    Args:
-        data: "shapes16" or "shapes32".
-        split: "train" or "test".
-    """
+    """Scenes of "shapes16" or "shapes32", split "train" or "test": "representation" (N, 16), "image", "label", "caption"."""
     wanted = ("image", "label", "caption")
     scenes = shapes(split, size=SETS[data], n=EXAMPLES if split == "train" else None, modalities=wanted)
     encoder = representation(data)
@@ -207,10 +191,7 @@ def contrastive_loss(a: Tensor, b: Tensor, temperature: float = 0.2) -> Tensor:
 
         - mean_i log [ exp(s_{i, i'} / T) / sum_{k != i} exp(s_{i, k} / T) ],   s the cosine similarity
 
-    Args:
-        a: (N, d) projected features of one view of N images, N > 1.
-        b: (N, d) of another view of the same.
-        temperature: T.
+    Of projected features (N, d), N > 1, of one view and another of the same images, at the temperature T.
 
     Source: Chen et al. 2020 (SimCLR), eq. 1.
     """
@@ -241,12 +222,7 @@ def train_representation(
 ) -> Representation:
     """Train an encoder on an endless stream of scenes without any label, by SimCLR, and fit the PCA to `FITTED` of them.
 
-    Args:
-        size: 16 or 32.
-        seed: of weights, scenes and views.
-        d: number of principal components.
-        batch_size: scenes per step, each in two views.
-        lr: see `fit`.
+    `seed` is that of weights, scenes and views; each of `batch_size` scenes comes in two views; for `lr` see `fit`.
 
     Source: Chen et al. 2020 (SimCLR): two views, a projection head that is thrown away, NT-Xent.
     """
@@ -269,13 +245,10 @@ def train_representation(
 
 
 def linear_probe(features: Tensor, label: Tensor, test: Tensor, penalty: float = 1e-3) -> Tensor:
-    """Classes of test features by ridge regression to one-hot labels: what can be read off by a linear map.
+    """Classes (M,) of test features (M, d) by ridge regression to one-hot labels: what can be read off by a linear map.
 
-    Args:
-        features: (N, d) to fit to.
-        label: (N,) class ids.
-        test: (M, d), whose class ids (M,) are returned.
-        penalty: of the squared weights, relative to the mean square of the features.
+    It is fitted to features (N, d) and class ids (N,); `penalty` is of the squared weights, relative to the mean square of
+    the features.
     """
     if features.ndim != 2 or label.shape != features.shape[:1] or test.shape[1:] != features.shape[1:]:
         shapes_ = tuple(features.shape), tuple(label.shape), tuple(test.shape)
@@ -289,22 +262,18 @@ def linear_probe(features: Tensor, label: Tensor, test: Tensor, penalty: float =
 
 
 def probes(represent: Callable[[Tensor], Tensor], size: int) -> dict[str, float]:
-    """What a linear map reads off representations of scenes: accuracy on 2,000 held-out ones, fitted to 10,000.
+    """What a linear map reads off representations of scenes of a size: accuracy on 2,000 held-out ones, fitted to 10,000.
 
-    Args:
-        represent: images -> (N, d).
-        size: of the images.
-
-    Returns:
-        Shares in [0, 1]: "background", "count" and "label" (of the nearest object).
+    With `represent` images -> (N, d): shares in [0, 1] of "background", "count" and "label" (of the nearest object).
     """
-    sets = [shapes(split, size, modalities=("image", "label", "caption")).values for split in ("train", "test")]
-    fit, test = (represent(values["image"]) for values in sets)
-    truth = [
-        {"background": v["caption"][:, 0] - 1, "count": ((v["caption"] > 0).sum(1) - 4) // 3, "label": v["label"]}
-        for v in sets
-    ]
-    return {name: float((linear_probe(fit, truth[0][name], test) == truth[1][name]).double().mean()) for name in truth[0]}
+    found = []
+    for split in ("train", "test"):
+        values = shapes(split, size, modalities=("image", "label", "caption")).values
+        caption = values["caption"]
+        truth = {"background": caption[:, 0] - 1, "count": ((caption > 0).sum(1) - 4) // 3, "label": values["label"]}
+        found.append((represent(values["image"]), truth))
+    (fitted, known), (test, truth) = found
+    return {name: float((linear_probe(fitted, known[name], test) == truth[name]).double().mean()) for name in truth}
 
 
 def make_representation(size: Literal[16, 32], out: Path, steps: int = 1500, seed: int = 0, d: int = 16) -> None:
@@ -319,17 +288,17 @@ def make_representation(size: Literal[16, 32], out: Path, steps: int = 1500, see
     """
     begin = time.perf_counter()
     made = train_representation(size, steps, seed, d)
-    seconds = round(time.perf_counter() - begin, 1)
+    training = {"seed": seed, "steps": steps, "batch_size": 192, "wall_seconds": round(time.perf_counter() - begin, 1)}
     metrics = {"pca": probes(made, size), "features": probes(lambda image: made.encoder(image), size)}
     card = {
         "representation": f"SimCLR on shapes at {size}x{size}, {d} principal components",
         "parameters": sum(p.numel() for p in made.encoder.parameters()),
-        "training": {"seed": seed, "steps": steps, "batch_size": 192, "wall_seconds": seconds},
+        "training": training,
         "metrics": {"explained_variance": float(made.pca.explained), "probes": metrics},
         "provenance": provenance(),
     }
     made.save(out, card)
-    print(f"{out}: {seconds} s, {card['metrics']}")
+    print(f"{out}: {training['wall_seconds']} s, {card['metrics']}")
 
 
 if __name__ == "__main__":

@@ -129,13 +129,6 @@ def test_a_network_numbers_classes_by_their_names():
         network.numbered(("cat", "bee"), ())
 
 
-def test_only_inceptions_distance_is_called_fid():
-    assert FeatureNetwork("inception", pixels).frechet == "FID"
-    assert FeatureNetwork("inception", pixels).kernel == "KID"
-    assert FeatureNetwork("dinov2-small", pixels).frechet == "Frechet distance (dinov2-small)"
-    assert FeatureNetwork("a:b", pixels).kernel == "kernel distance (a:b)"
-
-
 def test_a_network_of_ones_own(monkeypatch):
     class Mine:
         def __call__(self, image):

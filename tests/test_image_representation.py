@@ -8,9 +8,9 @@ import mtdiff as mt
 from mtdiff import cli, representations
 from mtdiff.baselines import representation_guidance
 from mtdiff.datasets import Dataset
-from mtdiff.experiments import EXPERIMENTS, representation_scores
+from mtdiff.experiments import EXPERIMENTS
 from mtdiff.experiments import image_representation as experiment
-from mtdiff.experiments.representation_scores import drawn_scores, read_scores
+from mtdiff.experiments.image_representation import drawn_scores, read_scores
 from mtdiff.representations import represented
 
 DATA = "shapes16"
@@ -20,9 +20,8 @@ DATA = "shapes16"
 def few(monkeypatch):
     """Little data and short chains."""
     monkeypatch.setattr(representations, "EXAMPLES", 300)
-    for name, value in (("STEPS", 3), ("LEVELS", 2), ("GUIDANCE", (1.0, 2.0)), ("PROBED", 60)):
-        monkeypatch.setattr(representation_scores, name, value)
-    monkeypatch.setattr(experiment, "DRAWS", 8)
+    for name, value in (("STEPS", 3), ("LEVELS", 2), ("GUIDANCE", (1.0, 2.0)), ("PROBED", 60), ("DRAWS", 8)):
+        monkeypatch.setattr(experiment, name, value)
     represented.cache_clear()
     yield
     represented.cache_clear()

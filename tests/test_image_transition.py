@@ -185,4 +185,4 @@ def test_a_strength_without_a_figure_is_never_the_best(monkeypatch):
     monkeypatch.setattr(transition, "scores", lambda *_: {"scene": next(left)})
     train = dict.fromkeys(("source", "direction", "target"), torch.zeros(4))
     found = transition._best_strength(None, "night to day", torch.arange(2), train, None, None)
-    assert found == transition.STRENGTHS[2]
+    assert found == {"strength": transition.STRENGTHS[2]}

@@ -14,7 +14,7 @@ import mtdiff as mt
 from mtdiff import cli
 from mtdiff.datasets import Dataset
 from mtdiff.datasets.imagenet import prepare
-from mtdiff.experiments import EXPERIMENTS, imagenet, imagenet_scores, report
+from mtdiff.experiments import EXPERIMENTS, imagenet, imagenet_scores, masked_image, report
 from mtdiff.features import FeatureNetwork, feature_network
 
 E = EXPERIMENTS["imagenet"]
@@ -66,7 +66,8 @@ def test_every_variant_trains_and_is_judged(variant, tmp_path, monkeypatch, caps
     out = tmp_path / "run"
     words = ("imagenet", "--data", "tiny-imagenet32")
     run(monkeypatch, "train", *words, "--variant", variant, "--steps", 2, "--batch-size", 4, "--device", "cpu", "--out", out)
-    monkeypatch.setattr(imagenet_scores, "STEPS", 8)
+    for module in (imagenet_scores, masked_image):
+        monkeypatch.setattr(module, "STEPS", 8)
     run(monkeypatch, "evaluate", *words, "--models", out, "--n", 4, "--out", tmp_path / "r.json")
     m = json.loads((tmp_path / "r.json").read_text())["variants"][variant]
     drawn = {"plain": {"alone"}, "classifier": set()}.get(variant, {"alone", "joint"})

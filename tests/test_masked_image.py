@@ -180,6 +180,6 @@ def test_an_option_without_a_figure_is_never_the_best(figures, monkeypatch):
     left, (option, values) = iter(figures), experiment.TRIED["repeated"]
     monkeypatch.setattr(experiment, "masked_scenes", lambda *_: Dataset("d", {"image": torch.zeros(4, 3, 16, 16)}))
     monkeypatch.setattr(experiment, "inpaint", lambda model, image, *_, **__: image)
-    monkeypatch.setattr(experiment, "psnr", lambda *_: torch.tensor([next(left)]))
+    monkeypatch.setattr(experiment, "hidden_psnr", lambda *_: torch.tensor([next(left)]))
     found = experiment._best(None, DATA, 0.5, "repeated", None)
     assert found == {option: values[figures.index(3.0) if 3.0 in figures else 0]}

@@ -1,4 +1,4 @@
-"""Every setting's chain ends in noise, at every size; runs of before go on as they began."""
+"""Every setting's chain ends in noise, at every size."""
 
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ from mtdiff.datasets import Dataset
 from mtdiff.experiments import EXPERIMENTS, image_label, imagenet
 from mtdiff.experiments.base import noise_schedule
 from mtdiff.model import PRIOR_NATS
-from mtdiff.training import OutOfTime, TrainConfig, Trainer
+from mtdiff.training import TrainConfig
 
 SETTINGS = [
     (name, data, variant)
@@ -63,34 +63,6 @@ def test_a_schedule_that_ends_at_the_same_log_snr_at_all_sizes_would_be_noticed(
 def test_the_end_is_lower_by_the_logarithm_of_the_size():
     ends = [round(float(noise_schedule(size, 1.5).abar[-1].logit()), 6) for size in (8, 16, 32, 64)]
     assert ends == [-8.0, -9.0, -10.5, -11.5]
-
-
-def as_before():
-    """The model of a setting with the schedule that once served all sizes."""
-    model = image_label.build("shapes16", "fade-in", 0)
-    curves = {name: model.process.cumulative(name) for name in model.process.names}
-    model.process = mt.ForwardProcess(mt.NoiseSchedule.log_snr(500, high=8.0, low=-8.0), curves)
-    return model
-
-
-@pytest.mark.filterwarnings("ignore:z_T is not noise")
-def test_a_run_that_began_with_the_schedule_of_before_goes_on_with_it(tmp_path):
-    config = TrainConfig(steps=2, batch_size=2, drop={"label": 0.5})
-    few = {"image": torch.rand(4, 3, 16, 16, generator=generator()), "label": torch.arange(4)}
-    data = Dataset("few", few, image_label.EXPERIMENT.data["shapes16"]("test").names)
-    experiment = replace(image_label.EXPERIMENT, data={"shapes16": lambda split: data})
-    whole = Trainer(as_before(), data, config)
-    whole.run(progress=False)
-    with pytest.raises(OutOfTime):
-        Trainer(as_before(), data, config, tmp_path).run(progress=False, max_minutes=0)
-    again = experiment.trainer("shapes16", "fade-in", config, tmp_path)
-    assert again.resume()
-    assert again.step == 1
-    again.run(progress=False)
-    assert torch.equal(again.model.process.schedule.abar, whole.model.process.schedule.abar)
-    assert torch.equal(again.averaged().process.schedule.abar, whole.model.process.schedule.abar)
-    for a, b in zip(again.averaged().parameters(), whole.averaged().parameters(), strict=True):
-        assert torch.equal(a, b)
 
 
 def test_a_new_run_and_a_run_of_another_model_keep_the_schedule_of_now(tmp_path):

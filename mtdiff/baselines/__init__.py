@@ -2,8 +2,7 @@
 
 from mtdiff.baselines.classifier import classifier_loss
 from mtdiff.baselines.guided import representation_guidance
-from mtdiff.baselines.images import repaint, sdedit
-from mtdiff.baselines.inpainting import WAYS, inpaint
+from mtdiff.baselines.images import WAYS, inpaint, repaint, sdedit
 from mtdiff.baselines.unshared import Unshared
 
 __all__ = ["WAYS", "Unshared", "classifier_loss", "inpaint", "repaint", "representation_guidance", "sdedit"]

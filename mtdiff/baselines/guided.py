@@ -15,10 +15,7 @@ def representation_guidance(model: MTDiffusion, scale: float) -> Guide:
 
     With e the image's estimate: e + (s - 1) (e - e'), where e' is the estimate from the state without the representation's
     code, z_t - sqrt(abar_t) W_t E[r | z_t], and with the network given that it is absent (the present set S = {image}).
-    Scale s = 1 is no guidance.
-
-    Raises:
-        ValueError: the representation is not in the model's chain.
+    Scale s = 1 is no guidance. ValueError where the representation is not in the model's chain.
 
     Source: representation guidance: Kouzelis et al. 2025 (ReDi); by a present set: ours.
     """

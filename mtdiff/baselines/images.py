@@ -1,4 +1,4 @@
-"""What a plain diffusion model can do without multi-modal training: SDEdit and RePaint."""
+"""What a plain diffusion model of images can do without multi-modal training, and all ways to inpaint behind one call."""
 
 from collections.abc import Mapping
 
@@ -6,7 +6,17 @@ import torch
 from torch import Tensor
 
 from mtdiff.prediction import Denoiser
-from mtdiff.sampling import sample
+from mtdiff.sampling import sample, sample_many
+
+WAYS = {
+    "told": "masked image and mask are told at every step; it makes no difference whether they are in the chain",
+    "repeated": "told, with fewer steps that are repeated, as RePaint does",
+    "mean": "no draw but E[image | told], read at t = T by one evaluation",
+    "substitute": "in the chain, by rule 1",
+    "clean": "told to a model without a shared space: clean, in channels of their own",
+    "sdedit": "the mean known colour in the hole, noised up to a strength and taken back",
+    "repaint": "a plain chain whose known pixels are replaced after every step",
+}
 
 
 def sdedit(
@@ -22,19 +32,13 @@ def sdedit(
     """Noise a guide up to a step of the chain, and let the model of the wanted images take it back from there.
 
     Args:
-        model: a model with the image modality `name`, whose chain ends at noise.
+        model: its chain ends at noise; the image modality `name` alone is in it, with what is given.
         image: (B, C, H, W) the guide: what is to be turned into the model's kind of image.
-        strength: how far up the chain, in (0, 1]: 1 forgets the guide.
-        name: the image modality; it alone is in the chain, with what is given.
-        given: {name: (B, ...)} other modalities, as in `sample`.
-        generator: source of all noise.
+        strength: how far up the chain, in (0, 1]: 1 forgets the guide. ValueError for any other.
         **options: other arguments of `sample` (steps, sampler, rule ...).
 
     Returns:
         (B, C, H, W).
-
-    Raises:
-        ValueError: strength out of range.
 
     Source: Meng et al. 2022.
     """
@@ -65,13 +69,9 @@ def repaint(
     hidden part can adapt to the known one. The model is evaluated steps * repeats times.
 
     Args:
-        model: a model with the image modality `name`, whose chain ends at noise; only the image is in the chain.
+        model: its chain ends at noise; only the image modality `name` is in it.
         image: (B, C, H, W); hidden pixels are not looked at.
         mask: (B, 1, H, W), 1 where a pixel is known.
-        name: the image modality.
-        steps: intervals of the chain.
-        repeats: how often each is taken, at least 1.
-        generator: source of all noise.
 
     Returns:
         (B, C, H, W), known pixels as given.
@@ -93,3 +93,51 @@ def repaint(
     options = {"sampler": "ddpm", "steps": steps, "repeats": repeats, "after_step": put_back}
     drawn = sample(model, len(image), present={name}, generator=generator, **options)[name]
     return torch.where(mask.bool(), image, drawn)
+
+
+def inpaint(
+    model: Denoiser,
+    image: Tensor,
+    mask: Tensor,
+    way: str = "told",
+    steps: int = 24,
+    repeats: int = 4,
+    strength: float = 0.6,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Fill what a mask hides; known pixels stay as they are.
+
+    Args:
+        model: of "image", "masked" and "mask"; of "image" alone for "sdedit" and "repaint".
+        image: (N, 3, s, s); hidden pixels are not looked at.
+        mask: (N, 1, s, s), 1 where a pixel is known.
+        way: one of `WAYS` (ValueError for any other).
+        steps: network evaluations, the final reading not counted.
+        repeats: how often "repeated" and "repaint" take each of their steps / repeats steps; ValueError where that is no
+            whole number.
+        strength: of SDEdit.
+
+    Returns:
+        (N, 3, s, s), on the CPU.
+    """
+    if way not in WAYS:
+        raise ValueError(f"unknown way {way!r} to inpaint: expected one of {list(WAYS)}")
+    repeats = repeats if way in ("repeated", "repaint") else 1
+    if steps % repeats:
+        raise ValueError(f"repeats must divide the {steps} evaluations, got {repeats}")
+    image, mask = image.to(model.device), mask.to(model.device)
+    masked, options = torch.where(mask.bool(), image, 0.0), {"steps": steps // repeats, "generator": generator}
+    given = {"masked": masked, "mask": mask}
+    if way == "mean":
+        noise = torch.randn(len(image), *model.space, generator=generator, device=model.device)
+        with torch.no_grad():
+            drawn = model.predict(noise, model.process.steps, given=given, present={"image"}).law["image"].draw()
+    elif way == "sdedit":
+        filling = masked.sum((2, 3), keepdim=True) / mask.sum((2, 3), keepdim=True).clamp(min=1)
+        drawn = sdedit(model, torch.where(mask.bool(), image, filling), strength, **options)
+    elif way == "repaint":
+        drawn = repaint(model, image, mask, repeats=repeats, **options)
+    else:
+        rule = "substitute" if way == "substitute" else "conditioned"
+        drawn = sample_many(model, len(image), given=given, rule=rule, repeats=repeats, **options)["image"]
+    return torch.where(mask.bool(), image, drawn.to(image)).cpu()

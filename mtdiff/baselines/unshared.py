@@ -37,18 +37,19 @@ class Unshared(MTDiffusion):
         known: Mapping[str, Tensor] | None = None,
     ) -> Prediction:
         """`predict` without checks, from a state in which all modalities are at t; `known` as in `MTDiffusion.forward`."""
-        n, codes, there = len(z_t), self.encode(given or {}), self.process.masks(present, len(z_t), z_t.device)
-        everybody = torch.ones(n, dtype=torch.bool, device=z_t.device)
-        t, noise = torch.as_tensor(t, device=z_t.device).expand(n), self.process.at(t, z_t).noise.clamp(min=1e-9)
-        free, scale, clean = torch.ones_like(z_t), torch.ones_like(z_t), torch.zeros_like(z_t)
-        times = {}
+        codes, there = self.encode(given or {}), self.process.masks(present, len(z_t), z_t.device)
+        everybody = torch.ones(len(z_t), dtype=torch.bool, device=z_t.device)
+        t, noise = torch.as_tensor(t, device=z_t.device).expand(len(z_t)), self.process.at(t, z_t).noise.clamp(min=1e-9)
+        free, scale, clean, times = torch.ones_like(z_t), torch.ones_like(z_t), torch.zeros_like(z_t), {}
         for name, modality in self.modalities.items():
-            given_to = (known or {}).get(name, everybody) if name in codes else ~everybody
-            absent = ~there.get(name, everybody) & ~given_to
-            times[name] = torch.where(given_to, self.process.first, torch.where(absent, self.process.steps, t))
-            modality.take(free).copy_(per_example(~given_to & ~absent, z_t))
-            modality.take(scale).copy_(per_example(~given_to & ~absent, z_t) + per_example(absent, z_t) / noise)
-            clean = clean + per_example(given_to, z_t) * codes[name].to(z_t) if name in codes else clean
+            told = (known or {}).get(name, everybody) if name in codes else ~everybody
+            absent = ~there.get(name, everybody) & ~told
+            times[name] = torch.where(told, self.process.first, torch.where(absent, self.process.steps, t))
+            drawn = per_example(~told & ~absent, z_t)
+            modality.take(free).copy_(drawn)
+            modality.take(scale).copy_(drawn + per_example(absent, z_t) / noise)
+            if name in codes:
+                clean = clean + per_example(told, z_t) * codes[name].to(z_t)
         prediction = self.predict_at(scale * z_t + clean, times)
         aggregate = free * prediction.aggregate + clean
         estimate = {name: modality.place(modality.take(aggregate)) for name, modality in self.modalities.items()}

@@ -1,5 +1,6 @@
 """What an experiment is: data, a model, a training budget and a way to judge it."""
 
+import functools
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -11,77 +12,63 @@ from torch import Tensor
 
 from mtdiff.backbones import UNet
 from mtdiff.datasets.base import Dataset
+from mtdiff.datasets.shapes import SETS
 from mtdiff.metrics import frechet_distance
 from mtdiff.modalities import Label, Modality
 from mtdiff.model import PRIOR_NATS, MTDiffusion
 from mtdiff.prediction import Denoiser
 from mtdiff.process import ForwardProcess
-from mtdiff.run_folder import RunFolder
 from mtdiff.sampling import sample_many
 from mtdiff.schedules import NoiseSchedule
 from mtdiff.training import TrainConfig, Trainer
 
 Look = Callable[[MTDiffusion], dict[str, float]]
 """What a trainer notes along the way: averaged model -> figures."""
-
 MULTIPLIERS = {8: (1, 1), 16: (1, 2, 2), 32: (1, 2, 2, 2)}
 """Widths of a U-Net's levels over that at the top, by the size of the images."""
 
 
+def by_size(scenes: Callable[[str, str], Dataset]) -> dict[str, Callable[[str], Dataset]]:
+    """Data of an `Experiment` from a function of their name, "shapes16" or "shapes32", and the split."""
+    return {name: functools.partial(scenes, name) for name in SETS}
+
+
 @dataclass(frozen=True)
 class Experiment:
-    """One setting of the course, behind every command.
+    """One setting of the course, behind every command."""
 
-    Attributes:
-        name: what commands call it.
-        data: {name of the data: function of the split ("train" | "test" | "all") -> Dataset}; the first is the default.
-        variants: {name: one line on what it is}; the first is the headline.
-        build: (data name, variant, seed of the initial weights) -> untrained model.
-        config: (data name, variant, budget "quick" | "full") -> training configuration.
-        evaluate: (model, data name, seed of all noise, n samples for each figure, **own options) -> metrics.
-        loss: (variant, config) -> loss function for the trainer, or None for the multi-task loss.
-        probe: (data name, variant) -> what the trainer notes along the way, or None.
-        examples: (function of the split, variant, seed) -> the training set that the variant is shown.
-        options: names of the options that evaluate takes besides.
-    """
-
-    name: str
-    data: Mapping[str, Callable[[str], Dataset]]
-    variants: Mapping[str, str]
-    build: Callable[[str, str, int], MTDiffusion]
-    config: Callable[[str, str, str], TrainConfig]
-    evaluate: Callable[..., dict]
-    loss: Callable[[str, TrainConfig], Callable | None] = lambda variant, config: None
-    probe: Callable[[str, str], Look | None] = lambda data, variant: None
+    name: str  # what commands call it
+    data: Mapping[str, Callable[[str], Dataset]]  # {name: split "train", "test" or "all" -> data}; the first is the default
+    variants: Mapping[str, str]  # {name: one line on what it is}; the first is the headline
+    build: Callable[[str, str, int], MTDiffusion]  # (data name, variant, seed of the initial weights) -> untrained model
+    config: Callable[[str, str, str], TrainConfig]  # (data name, variant, budget "quick" or "full") -> how to train
+    evaluate: Callable[..., dict]  # (model, data name, seed of all noise, n samples a figure, **own options) -> metrics
+    loss: Callable[[str, TrainConfig], Callable | None] = lambda variant, config: None  # None: the multi-task loss
+    probe: Callable[[str, str], Look | None] = lambda data, variant: None  # what the trainer notes along the way
+    # (split -> data, variant, seed) -> the training set that the variant is shown
     examples: Callable[[Callable[..., Dataset], str, int], Dataset] = lambda data, variant, seed: data("train")
-    options: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()  # names of the options that evaluate takes besides
 
     def trainer(
         self, data: str, variant: str, config: TrainConfig, folder: str | Path | None, device: str = "cpu", **options
     ) -> Trainer:
-        """A `Trainer` of one variant, at step 0, with its other options; the initial weights follow the config's seed.
-
-        Raises:
-            ValueError: unknown data or variant.
-        """
+        """A `Trainer` of one variant, at step 0, with its other options; the initial weights follow the config's seed."""
         for what, name, known in (("data", data, self.data), ("variant", variant, self.variants)):
             if name not in known:
                 raise ValueError(f"{self.name} has no {what} {name!r}; it has {list(known)}")
         model = self.build(data, variant, config.seed)
-        _go_on_as_begun(model, folder)
         examples = self.examples(self.data[data], variant, config.seed)
         used = {name: value for name, value in examples.values.items() if name in model.modalities}
         look = self.probe(data, variant) if config.probe_every else None
-        return Trainer(
-            model, replace(examples, values=used), config, folder, self.loss(variant, config), device, look, **options
-        )
+        examples, loss = replace(examples, values=used), self.loss(variant, config)
+        return Trainer(model, examples, config, folder, loss, device, look, **options)
 
 
 def noise_schedule(size: int, power: float) -> NoiseSchedule:
     """500 steps from log-SNR 8 to -8, for large images lower: SNR times dimension over 2 leaves at most `PRIOR_NATS` in z_T.
 
-    The end, a multiple of 1/2, moves and not the weights, because an image gets louder with its size as a code does. Images
-    have three channels; power is the mean square of the aggregate at T.
+    The end, a multiple of 1/2, moves and not the weights, because an image of three channels gets louder with its size as
+    a code does; power is the mean square of the aggregate at T.
 
     Source: ours, theory 5.
     """
@@ -91,21 +78,24 @@ def noise_schedule(size: int, power: float) -> NoiseSchedule:
 
 def seeded(
     seed: int,
-    process: ForwardProcess,
-    modalities: Mapping[str, Modality],
+    schedule: NoiseSchedule,
     space: tuple[int, ...],
+    parts: Mapping[str, tuple[Callable[[float], float] | float, Modality]],
+    prior: str | None = None,
     kind: type[MTDiffusion] = MTDiffusion,
     unet: Mapping | None = None,
     **options,
 ) -> MTDiffusion:
-    """A model over a U-Net of its size, whose initial weights are those of a seed.
+    """A model of modalities and their curves, {name: (W, modality)}, whose initial weights are those of a seed.
 
-    `unet` holds arguments of the U-Net in place of the usual ones, `options` are those of the model.
+    It is sampled by "ddpm". `unet` holds arguments of the U-Net in place of the usual ones, `options` those of the model.
     """
+    process = ForwardProcess(schedule, {name: curve for name, (curve, _) in parts.items()}, prior)
+    modalities = {name: modality for name, (_, modality) in parts.items()}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone = UNet(space, **{"base": 16, "multipliers": MULTIPLIERS.get(space[-1]), **(unet or {})})
-        return kind(process, modalities, backbone, space, **options)
+        return kind(process, modalities, backbone, space, sampler="ddpm", **options)
 
 
 def on_scenes(budget: str, steps: int, **options) -> TrainConfig:
@@ -114,20 +104,20 @@ def on_scenes(budget: str, steps: int, **options) -> TrainConfig:
     return TrainConfig(steps=steps, batch_size=16, lr=2e-3, ema=0.998, save_every=500, **options)
 
 
-def best_of(values: Iterable, score: Callable[..., float]):
-    """The value with the largest score; one whose score is not a number only where all are such."""
+def best_of(option: str, values: Iterable[float], score: Callable[[float], float]) -> dict[str, float]:
+    """{option: the value with the largest score}; one whose score is not a number only where all are such."""
     found = {value: score(value) for value in values}
-    return max(found, key=lambda value: -math.inf if math.isnan(found[value]) else found[value])
+    return {option: max(found, key=lambda value: -math.inf if math.isnan(found[value]) else found[value])}
+
+
+def joint(model: Denoiser, n: int, name: str = "image", **options) -> Tensor:
+    """Images drawn together with all else, (n, 3, s, s) on the CPU; options as in `sample`."""
+    return sample_many(model, n, **options)[name].cpu()
 
 
 def alone(model: Denoiser, n: int, **options) -> Tensor:
-    """Images drawn with nothing else in the chain, S = {image}: (n, 3, s, s) on the CPU; options as in `sample`."""
+    """Images drawn with nothing else in the chain, S = {image}, as by `joint`."""
     return joint(model, n, present={"image"}, **options)
-
-
-def joint(model: Denoiser, n: int, **options) -> Tensor:
-    """Images drawn together with all else, (n, 3, s, s) on the CPU; options as in `sample`."""
-    return sample_many(model, n, **options)["image"].cpu()
 
 
 def feature_probe(judge, real: Tensor, n: int, beside: str = "") -> Look:
@@ -147,26 +137,12 @@ def feature_probe(judge, real: Tensor, n: int, beside: str = "") -> Look:
     return look
 
 
-def _go_on_as_begun(model: MTDiffusion, folder: str | Path | None) -> None:
-    """Give a model the schedule of the run in a folder, if that was begun when all sizes ended at log-SNR -8."""
-    state = None if folder is None else RunFolder(folder).read(torch.device("cpu"))
-    if state is None or state["architecture"] == model.fingerprint():
-        return
-    now = model.process
-    schedule, curves = NoiseSchedule.log_snr(now.steps, high=8.0, low=-8.0), {n: now.cumulative(n) for n in now.names}
-    model.process = ForwardProcess(schedule, curves, now.prior)
-    if state["architecture"] != model.fingerprint():
-        model.process = now
-
-
 def matched(model: MTDiffusion, data: Dataset, elsewhere: bool = False) -> Dataset:
     """Data as a model knows them: those of the name in its card, with classes numbered as it numbers them.
 
     A model without a card or a label has nothing to match there. With `elsewhere` other data than the card names are taken,
-    too, and labels of classes in another order are numbered anew, by their names.
-
-    Raises:
-        ValueError: other data or another order, unless asked for; or other classes.
+    too, and labels of classes in another order are numbered anew, by their names. ValueError for other data or another order
+    without it, or other classes.
     """
     here = data.name.split("/")[0]
     trained = (trained_on(model) or here).split("/")[0]
@@ -196,12 +172,7 @@ def trained_on(model: MTDiffusion) -> str | None:
 
 
 def budget() -> str:
-    """How long notebooks and commands train: the environment variable MTDIFF_BUDGET, "quick" (default) or "full".
-
-    Raises:
-        ValueError: any other value.
-    """
-    value = os.environ.get("MTDIFF_BUDGET", "quick")
-    if value not in ("quick", "full"):
+    """How long notebooks and commands train: the environment variable MTDIFF_BUDGET, "quick" (default) or "full"."""
+    if (value := os.environ.get("MTDIFF_BUDGET", "quick")) not in ("quick", "full"):
         raise ValueError(f'MTDIFF_BUDGET must be "quick" or "full", got {value!r}')
     return value

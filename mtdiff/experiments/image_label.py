@@ -7,13 +7,11 @@ import torch
 from mtdiff.baselines import Unshared, classifier_loss
 from mtdiff.datasets import Dataset, digits, planted
 from mtdiff.datasets.planted import SHARES
-from mtdiff.datasets.shapes import SETS
-from mtdiff.experiments.base import Experiment, Look, noise_schedule, seeded
+from mtdiff.experiments.base import Experiment, Look, by_size, noise_schedule, seeded
 from mtdiff.experiments.label_scores import amplification, evaluate, named_shapes
 from mtdiff.modalities import MISSING, Image, Label
 from mtdiff.modalities.generators import KINDS
 from mtdiff.model import MTDiffusion
-from mtdiff.process import ForwardProcess
 from mtdiff.schedules import constant, fade_in
 from mtdiff.training import TrainConfig
 
@@ -37,9 +35,8 @@ VARIANTS = {
     "classifier-10": "the classifier, of the labelled tenth",
     "classifier-1": "the classifier, of the labelled hundredth",
 }
-DEFAULT_RULE = {"label": "conditioned", "image": "readout"}
-DEFAULT_SAMPLER = "ddpm"
-"""The rule and sampler whose samples the judge agreed with most (data/results/image-label-digits-fade-in.json)."""
+DEFAULT_RULE = {"image": "readout", "label": "conditioned"}
+"""The rules whose samples the judge agreed with most (data/results/image-label-digits-fade-in.json)."""
 LABEL_WEIGHT = {"light": 0.05, "heavy": 5.0}
 """Weight of the label's loss; 0.5 for all that are not named."""
 DRAWS = 300
@@ -48,37 +45,34 @@ DRAWS = 300
 
 def build(data: str, variant: str, seed: int = 0, base: int | None = None) -> MTDiffusion:
     """About 0.3M parameters on digits and at 16x16, with 32 channels at the top of the U-Net on digits, 16 on shapes."""
-    test = EXPERIMENT.data[data]("test")
-    (channels, size, _), names = test.shape("image"), test.names
+    test, scenes = EXPERIMENT.data[data]("test"), data != "digits"
+    channels, size, _ = test.shape("image")
     apart = variant in ("own-channels", "unshared")
     never = variant in ("conditional", "token") or "classifier" in variant  # the label is never in the sum
-    sense = data != "digits" and not (apart or never or variant == "image-only")
-    curve = fade_in(1.0, start=0.1)
+    alone = apart or never or variant == "image-only"  # the image, in its channels: the aggregate is its estimate
+    sense = scenes and not alone
     if apart or variant == "constant":
         curve = constant(1.0)
     elif never or variant == "from-zero":
         curve = constant(0.0) if never else fade_in(1.0)
-    alone = apart or never or variant == "image-only"  # the image, in its channels: the aggregate is its estimate
-    levels, start = (17, "state") if data == "digits" else (256, "rest")
+    else:
+        curve = fade_in(1.0, start=0.1)
     mine, others = (slice(0, channels), slice(channels, channels + 1)) if apart else (None, None)
+    levels, start = (256, "rest") if scenes else (17, "state")
     codes, tell = variant if variant in KINDS else "simplex", "token" if variant == "token" else "vector"
     image = Image((channels, size, size), channels=mine, head=not alone, levels=levels, start=start)
-    label = Label(len(names), names=names, channels=others, codes=codes, tell=tell, sense=sense)
-    modalities, curves, rule = {"image": image, "label": label}, {"image": 1.0, "label": curve}, dict(DEFAULT_RULE)
+    label = Label(len(test.names), names=test.names, channels=others, codes=codes, tell=tell, sense=sense)
+    parts = {"image": (1.0, image), "label": (curve, label)}
+    unlearned = {"image-only": "label", "conditional": "image"}.get(variant, "label" if "classifier" in variant else None)
+    options: dict = {"rule": {name: rule for name, rule in DEFAULT_RULE.items() if name != unlearned}}
     if variant == "image-only":
-        del modalities["label"], curves["label"], rule["label"]
-    elif variant == "conditional":
-        del rule["image"]  # its head never learned to read
-    elif "classifier" in variant:
-        del rule["label"]  # it never learned to draw
-    options: dict = {"rule": {name: rule[name] for name in modalities if name in rule}, "sampler": DEFAULT_SAMPLER}
-    if variant == "unshared":
+        del parts["label"]
+    elif variant == "unshared":
         options["kind"] = Unshared
     elif sense:
         options |= {"prediction": "heads", "remove_known": True}
-    process, space = ForwardProcess(noise_schedule(size, power=1.5), curves), (channels + apart, size, size)
-    unet = {"base": base or (32 if data == "digits" else 16), "cross": (8,) if variant == "token" else ()}
-    return seeded(seed, process, modalities, space, unet=unet, **options)
+    unet = {"base": base or (16 if scenes else 32), "cross": (8,) if variant == "token" else ()}
+    return seeded(seed, noise_schedule(size, power=1.5), (channels + apart, size, size), parts, unet=unet, **options)
 
 
 def config(data: str, variant: str, budget: str) -> TrainConfig:
@@ -91,20 +85,18 @@ def config(data: str, variant: str, budget: str) -> TrainConfig:
     elif "classifier" in variant:
         options = {"weights": {"denoise": 0.0, "image": 0.0}, "drop": {"label": 1.0}}
     elif variant == "token":
-        options |= {"weights": {"label": 0.5, "image": 0.0}, "drop": {}, "give": {"label": 0.5}}
+        options = {"weights": {"label": 0.5, "image": 0.0}, "give": {"label": 0.5}}
     elif data != "digits":
         options = {"weights": {**options["weights"], "image": 0.1}, "drop": {"label": 0.5}, "give": {"label": 0.3}}
-    steps = {"digits": 5000, "shapes16": 2500, "shapes32": 4000}.get(data, 1500)
-    full = {"steps": steps if budget == "full" else 600, "batch_size": 32 if data == "shapes32" else 64}
-    if data in SHARES:
-        options["probe_every"] = full["steps"] // 5
-    return TrainConfig(**full, lr=2e-3, ema=0.998, save_every=600, **options)
+    steps = {"digits": 5000, "shapes16": 2500, "shapes32": 4000}.get(data, 1500) if budget == "full" else 600
+    options |= {"batch_size": 32 if data == "shapes32" else 64, "probe_every": steps // 5 if data in SHARES else 0}
+    return TrainConfig(steps=steps, lr=2e-3, ema=0.998, save_every=600, **options)
 
 
 def loss(variant: str, c: TrainConfig):
     """The losses of the model without a shared space and of the clean classifier; the others use the multi-task loss."""
     if variant == "unshared":
-        return lambda model, batch, generator: model.loss(batch, generator, c.weights)
+        return functools.partial(Unshared.loss, weights=c.weights)
     return classifier_loss if variant.startswith("classifier") else None
 
 
@@ -118,11 +110,8 @@ def labelled(data: Dataset, variant: str, seed: int) -> Dataset:
         return data
     label = data.values["label"]
     order = torch.randperm(len(label), generator=torch.Generator().manual_seed(seed))
-    kept = []
-    for k in label.unique():
-        mine = order[label[order] == k]
-        kept.append(mine[: max(1, round(len(mine) * int(percent) / 100))])
-    kept = torch.cat(kept)
+    each = [order[label[order] == k] for k in label.unique()]
+    kept = torch.cat([mine[: max(1, round(len(mine) * int(percent) / 100))] for mine in each])
     name = f"{data.name}, {len(kept)} labelled"
     if kind == "classifier":
         return Dataset(name, data[kept.repeat(-(-64 // len(kept)))], data.names)
@@ -146,14 +135,10 @@ EXPERIMENT = Experiment(
     "image-label",
     {
         "digits": digits,
-        **{name: functools.partial(named_shapes, name) for name in SETS},
+        **by_size(named_shapes),
         **{name: functools.partial(planted, share) for name, share in SHARES.items()},
     },
     VARIANTS,
-    build,
-    config,
-    evaluate,
-    loss,
-    probe,
+    *(build, config, evaluate, loss, probe),
     lambda data, variant, seed: labelled(data("train"), variant, seed),
 )

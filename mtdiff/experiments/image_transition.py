@@ -10,13 +10,11 @@ from mtdiff.baselines import sdedit
 from mtdiff.datasets import Dataset, palette, shapes, unpalette
 from mtdiff.datasets.shapes import SETS
 from mtdiff.elbo import elbo
-from mtdiff.experiments.base import Experiment, best_of, noise_schedule, on_scenes, seeded
+from mtdiff.experiments.base import Experiment, best_of, by_size, joint, noise_schedule, on_scenes, seeded
 from mtdiff.judges import scene_judge
 from mtdiff.metrics import frechet_distance, psnr, ssim
 from mtdiff.modalities import Image, Label
 from mtdiff.model import MTDiffusion
-from mtdiff.process import ForwardProcess
-from mtdiff.sampling import sample_many
 from mtdiff.schedules import NoiseSchedule
 from mtdiff.training import TrainConfig
 
@@ -51,18 +49,13 @@ def pairs(data: str, split: str, n: int | None = None) -> Dataset:
     """
     n = n or (EXAMPLES if split == "train" else 1200)
     drawn = shapes(split, size=SETS[data], n=n, modalities=("image", "night", "sketch", "segmentation"))
-    scenes = drawn.values
-    kinds = {
-        "day": scenes["image"],
-        "night": scenes["night"],
-        "sketch": scenes["sketch"].expand_as(scenes["image"]),
-        "segments": palette(scenes["segmentation"]),
-    }
-    direction = torch.arange(n) % len(DIRECTIONS)
-    source, target = torch.empty_like(kinds["day"]), torch.empty_like(kinds["day"])
+    image, direction = drawn.values["image"], torch.arange(n) % len(DIRECTIONS)
+    sketch, segments = drawn.values["sketch"].expand_as(image), palette(drawn.values["segmentation"])
+    kinds = {"day": image, "night": drawn.values["night"], "sketch": sketch, "segments": segments}
+    source, target = torch.empty_like(image), torch.empty_like(image)
     for k, words in enumerate(DIRECTIONS):
-        a, b = words.split(" to ")
-        source[direction == k], target[direction == k] = kinds[a][direction == k], kinds[b][direction == k]
+        mine = slice(k, None, len(DIRECTIONS))
+        source[mine], target[mine] = (kinds[kind][mine] for kind in words.split(" to "))
     values = {"source": source, "target": target, "direction": direction}
     return Dataset(f"{data}-pairs/{split}", values, DIRECTIONS, f"{drawn.source}, pairs")
 
@@ -82,15 +75,16 @@ def build(data: str, variant: str, seed: int = 0) -> MTDiffusion:
     """0.3M parameters at 16x16, 0.7M at 32x32."""
     size, moves = SETS[data], variant == "transition"
     space = (3, size, size)
-    modalities = {"target": Image(space, start="rest"), "source": Image(space, tell=True)}
-    modalities["direction"] = Label(len(DIRECTIONS), names=DIRECTIONS)
-    curves = {"target": falling if moves else 1.0, "source": rising if moves else 0.0, "direction": 0.0}
+    parts = {
+        "target": (falling if moves else 1.0, Image(space, start="rest")),
+        "source": (rising if moves else 0.0, Image(space, tell=True)),
+        "direction": (0.0, Label(len(DIRECTIONS), names=DIRECTIONS)),
+    }
     if variant == "sdedit":
-        del curves["source"], modalities["source"]
+        del parts["source"]
     schedule = NoiseSchedule.log_snr(500, high=8.0, low=END) if moves else noise_schedule(size, power=0.6)
-    options = {"prediction": "heads", "rule": "conditioned", "sampler": "ddpm", "remove_known": True}
-    options["conditions"] = [name for name in modalities if name != "target"]
-    return seeded(seed, ForwardProcess(schedule, curves, "source" if moves else None), modalities, space, **options)
+    options = {"prediction": "heads", "rule": "conditioned", "remove_known": True, "conditions": list(parts)[1:]}
+    return seeded(seed, schedule, space, parts, "source" if moves else None, **options)
 
 
 def config(data: str, variant: str, budget: str) -> TrainConfig:
@@ -99,25 +93,18 @@ def config(data: str, variant: str, budget: str) -> TrainConfig:
 
 
 def translate(
-    model: MTDiffusion,
-    source: Tensor,
-    direction: Tensor,
-    steps: int = STEPS,
-    strength: float = 0.5,
-    generator: torch.Generator | None = None,
-    **options,
+    model: MTDiffusion, source: Tensor, direction: Tensor, steps: int = STEPS, strength: float = 0.5, **options
 ) -> Tensor:
     """Targets for sources (N, 3, s, s) and ids (N,) of `DIRECTIONS`, by whatever way the model has: (N, 3, s, s).
 
     A model that never sees a source takes SDEdit of this strength; `options` are other ones of `sample`.
     """
-    options |= {"steps": steps, "generator": generator}
+    options["steps"] = steps
     if "source" in model.modalities:
-        drawn = sample_many(model, len(source), given={"source": source, "direction": direction}, **options)["target"]
-    else:
-        parts = zip(source.split(250), direction.split(250), strict=True)
-        drawn = torch.cat([sdedit(model, x, strength, name="target", given={"direction": d}, **options) for x, d in parts])
-    return drawn.to(source)
+        return joint(model, len(source), "target", given={"source": source, "direction": direction}, **options).to(source)
+    parts = zip(source.split(250), direction.split(250), strict=True)
+    drawn = [sdedit(model, x, strength, name="target", given={"direction": d}, **options) for x, d in parts]
+    return torch.cat(drawn).to(source)
 
 
 def scores(words: str, drawn: Tensor, target: Tensor, real: Tensor, judge) -> dict[str, float]:
@@ -136,13 +123,11 @@ def scores(words: str, drawn: Tensor, target: Tensor, real: Tensor, judge) -> di
         if words.endswith("segments"):
             out["pixels"] = float((unpalette(drawn) == unpalette(target)).double().mean())
         return out
-    read, true = judge.read(drawn), judge.read(target)
-    forms = torch.arange(read.shape[1]) % 3 != 2  # place 0 is the background, then size, colour, shape in turn
-    forms[0] = False
-    colours = read[:, 2::3].flatten()
+    read, true = (judge.read(image)[:, 1:].unflatten(1, (-1, 3)) for image in (drawn, target))  # size, colour, shape
+    colours = read[..., 1].flatten()
     shares = colours[colours > 0].bincount().double() / (colours > 0).sum()
     return {
-        "scene": float((read == true)[:, forms].all(1).double().mean()),
+        "scene": float((read == true)[..., ::2].flatten(1).all(1).double().mean()),
         "features": frechet_distance(judge.features(drawn), judge.features(real)),
         "colours": float(torch.special.entr(shares).sum().exp()),
     }
@@ -160,21 +145,20 @@ def evaluate(model: MTDiffusion, data: str, seed: int = 0, n: int = 200) -> dict
     test, train = pairs(data, "test", len(DIRECTIONS) * n), pairs(data, "train").values
     real = shapes("test", size=SETS[data], modalities=("image",)).values["image"]  # what undetermined targets are like
     for k, words in enumerate(DIRECTIONS):
-        part = test[test.values["direction"] == k]
-        strength = {}
+        part, options = test[test.values["direction"] == k], {}
         if "source" not in model.modalities:
             tried = (train["direction"] == k).nonzero().flatten()[:100]
-            strength = {"strength": _best_strength(model, words, tried, train, judge, generator)}
-        drawn = translate(model, part["source"], part["direction"], generator=generator, **strength)
-        out[words] = {**scores(words, drawn, part["target"], real, judge), **strength}
+            options = _best_strength(model, words, tried, train, judge, generator)
+        drawn = translate(model, part["source"], part["direction"], generator=generator, **options)
+        out[words] = {**scores(words, drawn, part["target"], real, judge), **options}
         if "source" in model.modalities:
-            at_model = {name: value.to(model.device) for name, value in part.items()}
-            bound = elbo(model, at_model, max(1, DRAWS // n), generator=generator)
+            values = {name: value.to(model.device) for name, value in part.items()}
+            bound = elbo(model, values, max(1, DRAWS // n), generator=generator)
             bounds[words] = bound.total / part["target"][0].numel()
     return {**out, "bound": bounds} if bounds else out
 
 
-def _best_strength(model: MTDiffusion, words: str, rows: Tensor, train, judge, generator) -> float:
+def _best_strength(model: MTDiffusion, words: str, rows: Tensor, train, judge, generator) -> dict[str, float]:
     """The strength of SDEdit whose translations score best: by SSIM, or by scenes read right."""
     source, direction, target = (train[name][rows] for name in ("source", "direction", "target"))
 
@@ -183,14 +167,7 @@ def _best_strength(model: MTDiffusion, words: str, rows: Tensor, train, judge, g
         got = scores(words, drawn, target, target, judge)
         return got.get("ssim", got.get("scene"))
 
-    return best_of(STRENGTHS, score)
+    return best_of("strength", STRENGTHS, score)
 
 
-EXPERIMENT = Experiment(
-    "image-transition",
-    {name: functools.partial(pairs, name) for name in SETS},
-    VARIANTS,
-    build,
-    config,
-    evaluate,
-)
+EXPERIMENT = Experiment("image-transition", by_size(pairs), VARIANTS, build, config, evaluate)

@@ -13,7 +13,6 @@ from mtdiff.experiments.imagenet_scores import evaluate as scores
 from mtdiff.experiments.imagenet_scores import progress
 from mtdiff.modalities import Image, Label, Mask
 from mtdiff.model import MTDiffusion
-from mtdiff.process import ForwardProcess
 from mtdiff.schedules import constant, fade_in
 from mtdiff.training import TrainConfig
 
@@ -34,6 +33,22 @@ MODALITIES = {
 """What each variant is shown."""
 SETS = {f"{name}{size}": (name, size) for name in ("imagenette", "tiny-imagenet") for size in (32, 64)}
 """Packed sets: the name of what `mtdiff data get` fetches for each, and the height and width of its images."""
+LOSSES: Mapping[str, dict] = {
+    "masked": {
+        "weights": {"image": 0.1, "masked": 0.02, "mask": 0.02},
+        "drop": {"masked": 0.8, "mask": "masked"},
+        "give": {"masked": 0.5, "mask": "masked"},
+    },
+    "plain": {"weights": {"image": 0.0}},
+    "label": {"weights": {"image": 0.1, "label": 0.5}, "drop": {"label": 0.5}, "give": {"label": 0.3}},
+    "box": {
+        "weights": {"image": 0.1, "label": 0.5, "box": 0.02},
+        "drop": {"label": 0.5, "box": 0.5},
+        "give": {"label": 0.3, "box": 0.3},
+    },
+    "classifier": {"weights": {"denoise": 0.0, "image": 0.0}, "drop": {"label": 1.0}},
+}
+"""How each variant is trained: options of `multitask_loss`."""
 BACKBONES: Mapping[int, dict] = {
     32: {"base": 16, "multipliers": (1, 2, 2, 2), "attention": (8,)},
     64: {"base": 32, "multipliers": (1, 2, 2, 3), "blocks": 2, "attention": (8,)},
@@ -44,21 +59,17 @@ FOLDER = "MTDIFF_DATA"
 
 
 def packed(data: str, split: str, variant: str = "label") -> Prepared:
-    """The "train" or "test" split of one of `SETS`, with what a variant is shown.
-
-    Raises:
-        FileNotFoundError: it has not been packed; the message says by which commands it is.
-    """
+    """The "train" or "test" split of one of `SETS`, with what a variant is shown."""
     return prepared(packed_folder(data), split, MODALITIES[variant])
 
 
 def packed_folder(data: str) -> Path:
-    """The folder of a packed set (FileNotFoundError: see `packed`)."""
+    """The folder of a packed set; FileNotFoundError where there is none, with the commands that make it."""
     folder = Path(os.environ.get(FOLDER, "data/prepared")) / data
     if not folder.is_dir():
         name, size = SETS[data]
-        source = f"data/raw/{ARCHIVES[name].folder}"
-        commands = f"mtdiff data get {name} && mtdiff data prepare {source} --size {size} --out {folder}"
+        pack = f"mtdiff data prepare data/raw/{ARCHIVES[name].folder} --size {size} --out {folder}"
+        commands = f"mtdiff data get {name} && {pack}"
         raise FileNotFoundError(f"{data} is not in {folder.parent} ({FOLDER} names another folder). To make it: {commands}")
     return folder
 
@@ -81,33 +92,19 @@ def assemble(size: int, variant: str, names: tuple[str, ...], seed: int = 0) -> 
         "label": (label, lambda: Label(len(names), names=names, sense=not names_only)),
         "box": (curve, lambda: Mask((size, size), tell=True)),
     }
-    process = ForwardProcess(noise_schedule(size, power=2.0), {name: made[name][0] for name in used})
-    rule = {name: "readout" if name == "image" else "conditioned" for name in used}
-    if names_only:
-        del rule["label"]  # it never learned to draw
-    options = {"prediction": "heads", "rule": rule, "sampler": "ddpm"}
-    options["remove_known"] = variant not in ("plain", "classifier")
-    return seeded(seed, process, {name: made[name][1]() for name in used}, shape, unet=BACKBONES[size], **options)
+    parts = {name: (made[name][0], made[name][1]()) for name in used}
+    learned = [name for name in used if name != "label" or not names_only]  # the classifier never learned to draw
+    options: dict = {"rule": {name: "readout" if name == "image" else "conditioned" for name in learned}}
+    options |= {"prediction": "heads", "remove_known": variant not in ("plain", "classifier")}
+    return seeded(seed, noise_schedule(size, power=2.0), shape, parts, unet=BACKBONES[size], **options)
 
 
 def config(data: str, variant: str, budget: str) -> TrainConfig:
     """Full: at 64x64 for minutes of a GPU (with --precision bf16 --compile), at 32x32 for an hour or two of a CPU."""
-    large = SETS[data][1] == 64
-    options: dict = {"weights": {"image": 0.1 if variant in ("masked", "label", "box") else 0.0}}
-    if variant == "masked":
-        options["weights"] |= {"masked": 0.02, "mask": 0.02}
-        options |= {"drop": {"masked": 0.8, "mask": "masked"}, "give": {"masked": 0.5, "mask": "masked"}}
-    elif variant in ("label", "box"):
-        options["weights"] |= {"label": 0.5, **({"box": 0.02} if variant == "box" else {})}
-        options["drop"] = dict.fromkeys(MODALITIES[variant][1:], 0.5)
-        options["give"] = dict.fromkeys(MODALITIES[variant][1:], 0.3)
-    elif variant == "classifier":
-        options = {"weights": {"denoise": 0.0, "image": 0.0}, "drop": {"label": 1.0}}
-    full = {"steps": 12000, "batch_size": 256, "lr": 1e-3} if large else {"steps": 6000, "batch_size": 32, "lr": 1e-3}
-    if budget == "quick":
-        full["steps"] = 300
-    looks = full["steps"] // 6 if budget == "full" else 0
-    return TrainConfig(**full, ema=0.999, save_every=500, log_every=50, probe_every=looks, **options)
+    steps, batch_size = {32: (6000, 32), 64: (12000, 256)}[SETS[data][1]]
+    steps, probe_every = (steps, steps // 6) if budget == "full" else (300, 0)
+    options = {"batch_size": batch_size, "probe_every": probe_every, **LOSSES[variant]}
+    return TrainConfig(steps=steps, lr=1e-3, ema=0.999, save_every=500, **options)
 
 
 def loss(variant: str, c: TrainConfig):
@@ -130,11 +127,7 @@ EXPERIMENT = Experiment(
     "imagenet",
     {name: functools.partial(packed, name) for name in SETS},
     VARIANTS,
-    build,
-    config,
-    evaluate,
-    loss,
-    probe,
+    *(build, config, evaluate, loss, probe),
     lambda data, variant, seed: data("train", variant),
     options=("features",),
 )

@@ -1,5 +1,6 @@
 """How models of photographs are judged: drawn images in the features of a network, the label head, filled holes, boxes."""
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -7,20 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtdiff.baselines import inpaint
-from mtdiff.datasets import Dataset, masks
+from mtdiff.datasets import Dataset
 from mtdiff.elbo import elbo
 from mtdiff.experiments.base import matched
 from mtdiff.experiments.label_scores import head_scores
-from mtdiff.experiments.masked_image import HIDDEN
+from mtdiff.experiments.masked_image import HIDDEN, STEPS, filled
 from mtdiff.features import FeatureNetwork, Seen, compared, feature_network, seen
-from mtdiff.metrics import kernel_distance, psnr, ssim
+from mtdiff.metrics import hidden_psnr, kernel_distance, ssim
 from mtdiff.model import MTDiffusion
 from mtdiff.probes import each_class, head_accuracy, learned, levels, noised
 from mtdiff.sampling import sample_many
 
-STEPS = 24
-"""Network evaluations of every sample that is judged, the final reading not counted."""
 GUIDANCE = (1.0, 2.0, 4.0)
 """Scales of classifier-free guidance at which images of given classes are judged."""
 LEVELS = 7
@@ -38,16 +36,14 @@ def evaluate(
 ) -> dict:
     """All that a variant can do, on held-out photographs.
 
-    Classes are matched by their names. n images are drawn for a distance, and compared with at most so many real ones,
-    chosen at random; a tenth as many are filled at each share. Who looks at them is a `feature_network`, or `PIXELS`.
+    Classes are matched by their names (ValueError where model, data and network do not share them). n images are drawn for a
+    distance, and compared with at most so many real ones, chosen at random; a tenth as many are filled at each share. Who
+    looks at them is a `feature_network`, or `PIXELS`.
 
     Returns:
         "alone", "joint" and "guidance S": {name of the network: `compared`, "classes": share whose label it confirms};
         "real": the same share of real images, where there are labels; of what draws "bound" (`image_bound`); of a label
         "head" and "levels" (`head_scores`); with masks "told" and "repeated": `fillings`; with boxes "box": `box_overlap`.
-
-    Raises:
-        ValueError: classes that model, data and network do not have in common.
     """
     network = PIXELS if features is None else feature_network(features) if isinstance(features, str) else features
     real = matched(model, Dataset(test.name, test[_mixed(len(test), n)], test.names), elsewhere=True)
@@ -123,28 +119,26 @@ def fillings(model: MTDiffusion, image: Tensor, network: FeatureNetwork, generat
     """Holes in held-out images filled by told masks, with and without repeated steps, at every share of `HIDDEN`.
 
     Returns:
-        {"told", "repeated": {share: "psnr" of hidden pixels (at most 60 dB) and "psnr_stderr" over images, "ssim", and where
-        the network names classes "class": share of images that it calls as it calls the truth}}.
+        {"told", "repeated": {share: "psnr" (`hidden_psnr`) and "psnr_stderr" over images, "ssim", and where the network
+        names classes "class": share of images that it calls as it calls the truth}}.
     """
     out: dict = {"told": {}, "repeated": {}}
-    for way, lines in out.items():
-        for share in HIDDEN:
-            mask = masks(len(image), image.shape[-1], hidden=share, seed=2)
-            drawn = inpaint(model, image, mask, way, steps=STEPS, generator=generator)
-            hidden = psnr(drawn, image, ~mask.bool()).clamp(max=60)
-            line = {"psnr": float(hidden.mean()), "psnr_stderr": float(hidden.std() / len(hidden) ** 0.5)}
-            lines[str(share)] = line | {"ssim": float(ssim(drawn, image).mean())}
-            if network.classify is not None:
-                same = network.classify(drawn.to(model.device)) == network.classify(image.to(model.device))
-                lines[str(share)]["class"] = float(same.double().mean())
+    for way, share in itertools.product(out, HIDDEN):
+        drawn, mask = filled(model, image, share, way, generator)
+        hidden = hidden_psnr(drawn, image, mask)
+        line = {"psnr": float(hidden.mean()), "psnr_stderr": float(hidden.std() / len(hidden) ** 0.5)}
+        line["ssim"] = float(ssim(drawn, image).mean())
+        if network.classify is not None:
+            same = network.classify(drawn.to(model.device)) == network.classify(image.to(model.device))
+            line["class"] = float(same.double().mean())
+        out[way][str(share)] = line
     return out
 
 
 def box_overlap(model: MTDiffusion, real: Dataset, generator: torch.Generator) -> dict[str, float]:
     """How well a box is read off an image, one evaluation at the first step: mean intersection over union with the true one.
 
-    Returns:
-        "overlap" of the more probable value of each pixel, "drawn" of a draw of each, "everything" of the whole image.
+    "overlap" is of the more probable value of each pixel, "drawn" of a draw of each, "everything" of the whole image.
     """
     found: dict[str, list] = {"overlap": [], "drawn": [], "everything": []}
     t = model.process.first

@@ -1,6 +1,7 @@
 """How image-label models are judged: samples by every rule, the label head and its calibration, guidance, amplification."""
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -44,28 +45,27 @@ def named_shapes(data: str, split: str) -> Dataset:
 
 @dataclass(frozen=True)
 class Referee:
-    """Who judges the samples of a data set, and what they are compared with.
+    """Who judges the samples of a data set, and what they are compared with."""
 
-    Attributes:
-        judge: images -> class ids.
-        accuracy: of the judge on held-out images.
-        test: held-out images and labels.
-        real: real images that drawn ones are compared with.
-        features: images -> (N, d), for distances, precision and recall.
-        steps: sampler steps of every sample that is judged.
-    """
+    judge: Callable[[Tensor], Tensor]  # images -> class ids
+    test: Dataset  # held-out images and labels
+    real: Tensor  # real images that drawn ones are compared with
+    features: Callable[[Tensor], Tensor]  # images -> (N, d), for distances, precision and recall
+    steps: int  # sampler steps of every sample that is judged
 
-    judge: Callable[[Tensor], Tensor]
-    accuracy: float
-    test: Dataset
-    real: Tensor
-    features: Callable[[Tensor], Tensor]
-    steps: int
+    @property
+    def accuracy(self) -> float:
+        """Of the judge, on held-out images."""
+        return float((self.judge(self.test.values["image"]) == self.test.values["label"]).double().mean())
+
+    @property
+    def mixed(self) -> Tensor:
+        """The real images in another order."""
+        return self.real[torch.randperm(len(self.real), generator=torch.Generator().manual_seed(0))]
 
     def fidelity(self, image: Tensor) -> dict[str, float]:
         """`mtdiff.metrics.fidelity` of drawn images in the referee's features, to real ones in a mixed order."""
-        mixed = self.real[torch.randperm(len(self.real), generator=torch.Generator().manual_seed(0))]
-        return fidelity(self.features(mixed), self.features(image.cpu()))
+        return fidelity(self.features(self.mixed), self.features(image.cpu()))
 
     def scores(self, drawn: Mapping[str, Tensor]) -> dict[str, float | int]:
         """`image_label_metrics` by this judge."""
@@ -76,16 +76,12 @@ class Referee:
 def referee(data: str) -> Referee:
     """The referee of "digits", "shapes16" or "shapes32"."""
     if data == "digits":
-        judge, test = svm_judge(digits("train")), digits("test")
-        real, features, steps = digits("all").values["image"], lambda image: image.flatten(1), 50
-    else:
-        test = named_shapes(data, "test")
-        judge, real, features, steps = label_judge(data).read, test.values["image"], scene_judge(data).features, 25
-    accuracy = float((judge(test.values["image"]) == test.values["label"]).double().mean())
-    return Referee(judge, accuracy, test, real, features, steps)
+        return Referee(svm_judge(digits("train")), digits("test"), digits("all").values["image"], lambda x: x.flatten(1), 50)
+    test = named_shapes(data, "test")
+    return Referee(label_judge(data).read, test, test.values["image"], scene_judge(data).features, 25)
 
 
-def evaluate(model: MTDiffusion, data: str, seed: int = 0, n: int = 2000, rules: Sequence[str] = LABEL_RULES) -> dict:
+def evaluate(model: MTDiffusion, data: str, seed: int = 0, n: int = 2000) -> dict:
     """All that a variant can do, as far as it has it, and the judge's own accuracy.
 
     Its default rules say what it learned: "label" to be told labels, "image" to read them. A label that has no code in the
@@ -97,43 +93,35 @@ def evaluate(model: MTDiffusion, data: str, seed: int = 0, n: int = 2000, rules:
     """
     if data in SHARES:
         return amplification(model, SHARES[data], seed, n)
-    r, out = referee(data), {}
-    coded = "label" in model.process.entering
-    if isinstance(model, Unshared):
-        out = sample_scores(model, r, n, ("conditioned",), seed)
-    elif "label" not in model.modalities:
-        out = sample_scores(model, r, n, (), seed)
-    else:
-        if {"label", "image"} <= set(learned(model)):
-            out = sample_scores(model, r, n, rules if coded else ("conditioned",), seed)
-        if "image" in learned(model):
-            out |= head_scores(model, r.test, seed)
-        if "label" in learned(model):
-            out["guidance"] = guidance_scores(model, r, n, seed)
-        if coded:
-            out["codes"] = code_scores(model.modalities["label"].table())
-    halves = r.real[torch.randperm(len(r.real), generator=torch.Generator().manual_seed(0))].chunk(2)
-    return {**out, "judge_accuracy": r.accuracy, "frechet_pixels_of_two_real_halves": frechet_distance(*halves)}
+    r, out, knows = referee(data), {}, learned(model).keys() & {*model.modalities}
+    coded, unshared = "label" in model.process.entering, isinstance(model, Unshared)
+    if knows == {*model.modalities}:
+        rules = LABEL_RULES if coded and not unshared else ("conditioned",) if "label" in knows else ()
+        out = sample_scores(model, r, n, rules, seed)
+    if "label" in model.modalities and not unshared:
+        out |= head_scores(model, r.test, seed) if "image" in knows else {}
+        out |= {"guidance": guidance_scores(model, r, n, seed)} if "label" in knows else {}
+        out |= {"codes": code_scores(model.modalities["label"].table())} if coded else {}
+    halves = frechet_distance(*r.mixed.chunk(2))
+    return {**out, "judge_accuracy": r.accuracy, "frechet_pixels_of_two_real_halves": halves}
 
 
-def sample_scores(model: MTDiffusion, r: Referee, n: int, rules: Sequence[str] = LABEL_RULES, seed: int = 0) -> dict:
-    """Joint samples, conditional ones by each rule, the label head, and the bound.
+def sample_scores(model: MTDiffusion, r: Referee, n: int, rules: Sequence[str], seed: int = 0) -> dict:
+    """Joint samples, conditional ones by each rule, the label head, and the bound; n samples a line, as many of every class.
 
     Returns:
         {"joint": `Referee.scores`, "joint_ddim": the same by DDIM, rule: ..., "head_accuracy": number, "bound":
-        `image_label_bounds`, and `Referee.fidelity` of joint samples}; n samples a line, as many of every given class.
+        `image_label_bounds`, and `Referee.fidelity` of joint samples}.
     """
-    generator = torch.Generator(model.device).manual_seed(seed)
-    options = {"steps": r.steps, "generator": generator}
-    joint = sample_many(model, n, **options)
-    out = {"joint": r.scores(joint), "joint_ddim": r.scores(sample_many(model, n, sampler="ddim", **options))}
-    for rule in rules:
-        out[rule] = r.scores(sample_many(model, n, given={"label": each_class(model, n)}, rule=rule, **options))
+    generator, kinds = torch.Generator(model.device).manual_seed(seed), {"joint": {}, "joint_ddim": {"sampler": "ddim"}}
+    kinds |= {rule: {"rule": rule, "given": {"label": each_class(model, n)}} for rule in rules}
+    drawn = {kind: sample_many(model, n, steps=r.steps, generator=generator, **kinds[kind]) for kind in kinds}
+    out = {kind: r.scores(values) for kind, values in drawn.items()}
     if "label" in model.modalities:
         out["head_accuracy"] = head_accuracy(model, r.test, generator=generator)
     draws = max(1, round(10 * n / len(r.test)))  # about 10 n in all: as costly as the samples that it stands beside
     out["bound"] = image_label_bounds(model, r.test, draws, generator)
-    return {**out, **r.fidelity(joint["image"])}
+    return {**out, **r.fidelity(drawn["joint"]["image"])}
 
 
 def image_label_metrics(
@@ -153,9 +141,7 @@ def image_label_metrics(
 
 
 @torch.no_grad()
-def image_label_bounds(
-    model: MTDiffusion, test: Dataset, samples: int = 1, generator: torch.Generator | None = None
-) -> dict[str, float]:
+def image_label_bounds(model: MTDiffusion, test: Dataset, samples: int, generator: torch.Generator) -> dict[str, float]:
     """Likelihood of held-out examples, `samples` draws each, as bounded by `mtdiff.elbo`, and what the label head adds.
 
     Returns:
@@ -171,10 +157,9 @@ def image_label_bounds(
         return out
     both = elbo(model, values, samples, generator=generator)
     z, present = noised(model, {"image": values["image"]}, model.process.first, generator)
-    log_p = model.log_prob("label", values["label"], z, model.process.first, present=present)
-    read = float(log_p.double().mean())
-    joint = {"joint": both.total, "joint_stderr": both.stderr}
-    return {**out, "label_given_image": read, "sum": alone.total + read, **joint}
+    read = float(model.log_prob("label", values["label"], z, model.process.first, present=present).double().mean())
+    out |= {"label_given_image": read, "sum": alone.total + read}
+    return {**out, "joint": both.total, "joint_stderr": both.stderr}
 
 
 def head_scores(model: MTDiffusion, test: Dataset, seed: int = 0) -> dict:
@@ -191,9 +176,9 @@ def head_scores(model: MTDiffusion, test: Dataset, seed: int = 0) -> dict:
     scaled = logits.clone()
     for k in range(FOLDS):
         scaled[fold == k] /= temperature(logits[fold != k], label[fold != k])
-    head = {**_naming(logits, label), "calibration_error": calibration_error(logits, label)}
-    head["temperature"] = temperature(logits, label)
-    head |= {"nats_scaled": _naming(scaled, label)["nats"], "calibration_error_scaled": calibration_error(scaled, label)}
+    before, after = ({**_naming(x, label), "calibration_error": calibration_error(x, label)} for x in (logits, scaled))
+    head = {**before, "temperature": temperature(logits, label)}
+    head |= {f"{name}_scaled": after[name] for name in ("nats", "calibration_error")}
     steps = levels(model, LEVELS)
     along = {str(t): _naming(head_logits(model, test, t=t, generator=generator).cpu(), label) for t in steps}
     return {"head": head, "levels": along}
@@ -224,11 +209,10 @@ def guidance_scores(model: MTDiffusion, r: Referee, n: int, seed: int = 0) -> di
 
     As many of every class, and the same noise at every scale; scores are `Referee.scores` and `Referee.fidelity`.
     """
-    out = {}
+    out, options = {}, {"rule": "conditioned", "given": {"label": each_class(model, n)}, "steps": r.steps}
     for scale in GUIDANCE:
         generator = torch.Generator(model.device).manual_seed(seed)
-        options = {"rule": "conditioned", "guidance": scale, "steps": r.steps, "generator": generator}
-        drawn = sample_many(model, n, given={"label": each_class(model, n)}, **options)
+        drawn = sample_many(model, n, guidance=scale, generator=generator, **options)
         out[str(scale)] = {**r.scores(drawn), **r.fidelity(drawn["image"])}
     return out
 
@@ -236,19 +220,17 @@ def guidance_scores(model: MTDiffusion, r: Referee, n: int, seed: int = 0) -> di
 def amplification(model: MTDiffusion, share: float, seed: int, n: int, scales: Sequence[float] = GUIDANCE) -> dict:
     """Is a planted correlation of shape and colour reproduced, amplified or reduced by a model of image and shape ("label")?
 
-    `share` is how often a shape has its own colour in the training data; `scales` are of guidance.
-
-    Returns:
-        {"joint", "joint, ddim", "guidance S" for each scale: `colour_scores`}; given labels by the model's own sampler.
+    `share` is how often a shape has its own colour in the training data. Gives `colour_scores` of "joint", "joint, ddim"
+    and, for each scale S, "guidance S" (given labels by the model's own sampler).
     """
-    judges, out = shape_and_colour(), {}
-    kinds = {"joint": {}, "joint, ddim": {"sampler": "ddim"}} if "image" in learned(model) else {}
+    out, kinds = {}, {"joint": {}, "joint, ddim": {"sampler": "ddim"}} if "image" in learned(model) else {}
     for scale in scales:
         kinds[f"guidance {scale}"] = {"guidance": scale, "rule": "conditioned", "given": {"label": each_class(model, n)}}
     for kind, options in kinds.items():
         generator = torch.Generator(model.device).manual_seed(seed)
         drawn = sample_many(model, n, steps=25, generator=generator, **options)
-        out[kind] = colour_scores(*(read(drawn["image"].cpu()) for read in judges), drawn["label"].cpu(), share)
+        read = (judge(drawn["image"].cpu()) for judge in shape_and_colour())
+        out[kind] = colour_scores(*read, drawn["label"].cpu(), share)
     return out
 
 
@@ -270,13 +252,9 @@ def colour_scores(shape: Tensor, colour: Tensor, label: Tensor, share: float) ->
         "agreement": share of all scenes that are such; "own": how many of them have the shape's own colour, mean over
         shapes; "amplified": own less `share`; "others": how evenly the five other colours come, their entropy over log 5.
     """
-    right, own, counts = shape == label, [], torch.zeros(len(COLOURS) - 1, dtype=torch.float64)
-    for k in range(len(SHAPES)):
-        mine = colour[right & (label == k)]
-        own.append(float((mine == OWN[k]).double().mean()))
-        away = (mine - OWN[k]) % len(COLOURS)
-        counts += away[away > 0].bincount(minlength=len(COLOURS))[1:]
-    p = counts / counts.sum()
-    evenness = float(torch.special.entr(p).sum() / torch.tensor(len(p)).double().log())
-    mean = sum(own) / len(own)
-    return {"agreement": float(right.double().mean()), "own": mean, "amplified": mean - share, "others": evenness}
+    right = shape == label
+    away, kind = ((colour - torch.tensor(OWN)[label]) % len(COLOURS))[right], label[right]
+    own = sum(float((away[kind == k] == 0).double().mean()) for k in range(len(SHAPES))) / len(SHAPES)
+    others = away.bincount(minlength=len(COLOURS))[1:].double()
+    evenness = float(torch.special.entr(others / others.sum()).sum()) / math.log(len(others))
+    return {"agreement": float(right.double().mean()), "own": own, "amplified": own - share, "others": evenness}

@@ -13,6 +13,7 @@ from mtdiff.experiments.base import (
     Look,
     alone,
     best_of,
+    by_size,
     feature_probe,
     joint,
     noise_schedule,
@@ -20,10 +21,9 @@ from mtdiff.experiments.base import (
     seeded,
 )
 from mtdiff.judges import scene_judge
-from mtdiff.metrics import frechet_distance, psnr, ssim
+from mtdiff.metrics import frechet_distance, hidden_psnr, ssim
 from mtdiff.modalities import Image, Mask
 from mtdiff.model import MTDiffusion
-from mtdiff.process import ForwardProcess
 from mtdiff.schedules import constant, fade_in
 from mtdiff.training import TrainConfig
 
@@ -66,41 +66,34 @@ def build(data: str, variant: str, seed: int = 0) -> MTDiffusion:
     """0.3M parameters at 16x16."""
     size, unshared = SETS[data], variant == "unshared"
     shape, apart = (3, size, size), variant in ("own-channels", "unshared")
-    where = {"image": slice(0, 3), "masked": slice(3, 6), "mask": slice(6, 7)} if apart else {}
+    image, masked, mask = (slice(0, 3), slice(3, 6), slice(6, 7)) if apart else (None, None, None)
     revealed = () if variant in ("plain", "unshared") else ("masked", "mask")
-    heads = {"image": {"start": "rest"}, "masked": {"start": "rest" if apart else "nothing"}}
-    heads = {name: {"head": False} for name in heads} if unshared else heads
-    modalities = {
-        "image": Image(shape, channels=where.get("image"), revealed_by=revealed, **heads["image"]),
-        "masked": Image(shape, channels=where.get("masked"), tell=not unshared, **heads["masked"]),
-        "mask": Mask((size, size), channels=where.get("mask"), tell=not unshared),
-    }
+    heads = [{"head": False}] * 2 if unshared else [{"start": "rest"}, {"start": "rest" if apart else "nothing"}]
     curve = constant(1.0) if apart else constant(0.0) if variant == "augment" else fade_in(0.3, start=0.1)
-    curves = {"image": 1.0, "masked": curve, "mask": curve}
-    if variant == "plain":
-        curves, modalities = {"image": 1.0}, {"image": modalities["image"]}
-    options: dict = {"rule": "conditioned", "sampler": "ddpm"}
-    options |= {"kind": Unshared} if unshared else {"prediction": "heads", "remove_known": variant != "plain"}
-    process = ForwardProcess(noise_schedule(size, power=1.0), curves)
-    return seeded(seed, process, modalities, (7, size, size) if apart else shape, **options)
+    parts = {"image": (1.0, Image(shape, channels=image, revealed_by=revealed, **heads[0]))}
+    if variant != "plain":
+        parts["masked"] = (curve, Image(shape, channels=masked, tell=not unshared, **heads[1]))
+        parts["mask"] = (curve, Mask((size, size), channels=mask, tell=not unshared))
+    options = {"kind": Unshared} if unshared else {"prediction": "heads", "remove_known": variant != "plain"}
+    space = (7, size, size) if apart else shape
+    return seeded(seed, noise_schedule(size, power=1.0), space, parts, rule="conditioned", **options)
 
 
 def config(data: str, variant: str, budget: str) -> TrainConfig:
     """Masked image and mask are told in seven of ten examples, and absent in eight of ten."""
-    options: dict = {"weights": {"image": 0.0}}
-    if variant != "plain":
-        options = {"give": {"masked": 0.7, "mask": "masked"}, "weights": {"image": 0.1, "masked": 0.02, "mask": 0.02}}
-        options["drop"] = {"masked": 0.8, "mask": "masked"}
-    if variant == "augment":  # nothing but the image is in the sum, whose loss is then the image's
-        options |= {"drop": {}, "weights": {"image": 0.0, "masked": 0.0, "mask": 0.0}}
+    give, drop = {"masked": 0.7, "mask": "masked"}, {"masked": 0.8, "mask": "masked"}
+    options: dict = {"give": give, "drop": drop, "weights": {"image": 0.1, "masked": 0.02, "mask": 0.02}}
+    if variant == "plain":
+        options = {"weights": {"image": 0.0}}
+    elif variant == "augment":  # nothing but the image is in the sum, whose loss is then the image's
+        options = {"give": give, "weights": {"image": 0.0, "masked": 0.0, "mask": 0.0}}
     return on_scenes(budget, 8000, probe_every=200 if budget == "quick" else 1600, **options)
 
 
 def loss(variant: str, c: TrainConfig):
     """The loss of the model without a shared space; the others use the multi-task loss."""
-    if variant != "unshared":
-        return None
-    return lambda model, batch, generator: model.loss(batch, generator, c.weights, c.drop, c.give)
+    options = {"weights": c.weights, "drop": c.drop, "give": c.give}
+    return functools.partial(Unshared.loss, **options) if variant == "unshared" else None
 
 
 def probe(data: str, variant: str) -> Look:
@@ -123,58 +116,51 @@ def evaluate(model: MTDiffusion, data: str, seed: int = 0, n: int = 1000) -> dic
     A distance takes n images; inpainting a quarter as many scenes for each share.
 
     Returns:
-        "alone" and, with masks, "joint": `image_scores` of drawn images; {way: {share: `inpainting_scores`}}, with the
+        "alone" and, with masks, "joint": Frechet distances of drawn images to real ones, "features" in the judge's features
+        and "frechet_pixels"; {way: {share: `inpainting_scores`}}, with the
         option that was best on training scenes where there is one (`TRIED`).
     """
     generator = torch.Generator(model.device).manual_seed(seed)
     judge, test = scene_judge(data), masked_scenes(data, "test").values["image"]
-    out = {"alone": image_scores(alone(model, n, steps=STEPS, generator=generator), test, judge)}
-    if "mask" in model.process.entering:
-        out["joint"] = image_scores(joint(model, n, steps=STEPS, generator=generator), test, judge)
-    image, size = test[: max(4, n // 4)], test.shape[-1]
+    real, out = judge.features(test), {}
+    for kind, draw in {"alone": alone, **({"joint": joint} if "mask" in model.process.entering else {})}.items():
+        drawn = draw(model, n, steps=STEPS, generator=generator)
+        features = frechet_distance(judge.features(drawn), real)
+        out[kind] = {"features": features, "frechet_pixels": frechet_distance(drawn, test)}
+    image = test[: max(4, n // 4)]
     for way in ways(model):
         out[way] = {}
         for share in HIDDEN:
-            mask = masks(len(image), size, hidden=share, seed=2)
             options = _best(model, data, share, way, generator) if way in TRIED else {}
-            drawn = inpaint(model, image, mask, way, STEPS, generator=generator, **options)
+            drawn, mask = filled(model, image, share, way, generator, **options)
             out[way][str(share)] = {**inpainting_scores(drawn, image, mask, judge), **options}
     return out
 
 
-def image_scores(image: Tensor, real: Tensor, judge) -> dict[str, float]:
-    """Frechet distances of drawn images to real ones, in the judge's features and in pixels."""
-    features = frechet_distance(judge.features(image), judge.features(real))
-    return {"features": features, "frechet_pixels": frechet_distance(image, real)}
+def filled(
+    model: MTDiffusion, image: Tensor, share: float, way: str, generator: torch.Generator, seed: int = 2, **options
+) -> tuple[Tensor, Tensor]:
+    """Images (N, 3, s, s) whose holes, a share of the pixels, `inpaint` fills in `STEPS` evaluations; and their masks."""
+    mask = masks(len(image), image.shape[-1], hidden=share, seed=seed)
+    return inpaint(model, image, mask, way, STEPS, generator=generator, **options), mask
 
 
 def inpainting_scores(drawn: Tensor, image: Tensor, mask: Tensor, judge) -> dict[str, float]:
-    """Means: "psnr" of hidden pixels (at most 60 dB), "ssim" of the whole; "scene": share that is read as the truth is."""
-    right = (judge.read(drawn) == judge.read(image)).all(1).double().mean()
-    hidden = float(psnr(drawn, image, ~mask.bool()).clamp(max=60).mean())
-    return {"psnr": hidden, "ssim": float(ssim(drawn, image).mean()), "scene": float(right)}
+    """Means: "psnr" as `hidden_psnr`, "ssim" of the whole; "scene": share that is read as the truth is."""
+    right = (judge.read(drawn) == judge.read(image)).all(1).double()
+    figures = {"psnr": hidden_psnr(drawn, image, mask), "ssim": ssim(drawn, image), "scene": right}
+    return {name: float(each.mean()) for name, each in figures.items()}
 
 
-def _best(model: MTDiffusion, data: str, share: float, way: str, generator) -> dict[str, float]:
-    """The option of a way with the best PSNR on training scenes, as {option: value}."""
-    image = masked_scenes(data, "train").values["image"][:64]
-    mask = masks(len(image), image.shape[-1], hidden=share, seed=3)
-    option, values = TRIED[way]
+def _best(model: MTDiffusion, data: str, share: float, way: str, generator: torch.Generator) -> dict[str, float]:
+    """The option of a way with the best PSNR on 64 training scenes, as {option: value}."""
+    image, (option, values) = masked_scenes(data, "train").values["image"][:64], TRIED[way]
 
     def score(value: float) -> float:
-        drawn = inpaint(model, image, mask, way, STEPS, generator=generator, **{option: value})
-        return float(psnr(drawn, image, ~mask.bool()).clamp(max=60).mean())
+        drawn, mask = filled(model, image, share, way, generator, seed=3, **{option: value})
+        return float(hidden_psnr(drawn, image, mask).mean())
 
-    return {option: best_of(values, score)}
+    return best_of(option, values, score)
 
 
-EXPERIMENT = Experiment(
-    "masked-image",
-    {name: functools.partial(masked_scenes, name) for name in SETS},
-    VARIANTS,
-    build,
-    config,
-    evaluate,
-    loss,
-    probe,
-)
+EXPERIMENT = Experiment("masked-image", by_size(masked_scenes), VARIANTS, build, config, evaluate, loss, probe)

@@ -42,6 +42,12 @@ BOUNDS = {
     "sum, nats": "<bound/sum:2>",
     "joint, nats": "<bound/joint:2>",
 }
+REPRESENTATIONS = {
+    "given": "<given/features:1>",
+    "found again": "<given/retrieval>",
+    "read": "<read/0>",
+    "belongs together": "<drawn/label>",
+}
 PHOTOGRAPHS = {
     "alone": "<alone/frechet:1> / <alone/kernel> | <alone/kernel>",
     "precision / recall": "<alone/precision:2> / <alone/recall:2>",
@@ -81,7 +87,7 @@ def markdown(results: Iterable[Mapping | str | Path]) -> str:
 
 def labels(results: Iterable[Mapping]) -> str:
     """The table of image-label: joint and conditional samples, and the label head."""
-    return _table(["variant"], LABELS, [(variant, m) for _, variant, m in _rows(results)])
+    return _table(["variant"], LABELS, _rows(results))
 
 
 def heads(results: Iterable[Mapping]) -> str:
@@ -91,9 +97,11 @@ def heads(results: Iterable[Mapping]) -> str:
     runs are listed.
     """
     rows = []
-    for found, variant, m in _rows(results):
-        if "head" in m:
-            runs = [run["metrics"]["head"] for run in found.get("runs", ()) if run["variant"] == variant]
+    for result in results:
+        for variant, m in result["variants"].items():
+            if "head" not in m:
+                continue
+            runs = [run["metrics"]["head"] for run in result.get("runs", ()) if run["variant"] == variant]
             each = [_limited(run["temperature"]) for run in runs]
             listed = {"temperature": ", ".join(each)} if any(not text[0].isdigit() for text in each) else {}
             rows.append((variant, {"head": {**m["head"], **listed}}))
@@ -111,36 +119,30 @@ def guidances(results: Iterable[Mapping]) -> str:
 
     A variant that cannot be told labels has no rows.
     """
-    rows = [(variant, scale, line) for _, variant, m in _rows(results) for scale, line in m.get("guidance", {}).items()]
+    rows = [(variant, scale, line) for variant, m in _rows(results) for scale, line in m.get("guidance", {}).items()]
     return _table(["variant", "guidance"], GUIDANCES, rows)
 
 
 def bounds(results: Iterable[Mapping]) -> str:
     """The likelihood bounds in image-label results; a variant without a bound has no row."""
-    return _table(["variant"], BOUNDS, [(variant, m) for _, variant, m in _rows(results) if "bound" in m])
+    return _table(["variant"], BOUNDS, [row for row in _rows(results) if "bound" in row[-1]])
 
 
 def colours(results: Iterable[Mapping]) -> str:
     """How often drawn shapes have their own colour, where that was planted: in joint and in conditional samples."""
-    rows = [(f"{result['data'][7:]}%", variant, m) for result, variant, m in _rows(results)]
+    rows = [(f"{result['data'][7:]}%", *row) for result in results for row in _rows([result])]
     return _table(["planted", "variant"], {kind: f"<{kind}/own>" for kind in _keys(rows)}, rows)
 
 
 def transitions(results: Iterable[Mapping]) -> str:
     """The table of image-transition: SSIM and PSNR where the source determines the target, scenes and distance elsewhere."""
-    rows = [(variant, m) for _, variant, m in _rows(results)]
-    cell = "<{0}/ssim> / <{0}/psnr:1> | <{0}/scene> / <{0}/features:1>"
+    rows, cell = _rows(results), "<{0}/ssim> / <{0}/psnr:1> | <{0}/scene> / <{0}/features:1>"
     return _table(["variant"], {name: cell.format(name) for name in rows[0][-1] if name != "bound"}, rows)
 
 
 def inpaintings(results: Iterable[Mapping], share: str = "0.5") -> str:
-    """The table of masked-image: distance of drawn images, and PSNR / SSIM of each way to inpaint at one hidden share.
-
-    Raises:
-        KeyError: a share that was not measured.
-    """
-    rows = [(variant, m) for _, variant, m in _rows(results)]
-    columns = {kind: f"<{kind}/features:1>" for kind in ("alone", "joint")}
+    """The table of masked-image: distance of drawn images, and PSNR / SSIM of each way to inpaint at one hidden share."""
+    rows, columns = _rows(results), {kind: f"<{kind}/features:1>" for kind in ("alone", "joint")}
     ways = {way: f"<{way}/{share}/psnr:1> / <{way}/{share}/ssim>" for way in _keys(rows) if way not in columns}
     shares = _keys([(m[way],) for _, m in rows for way in ways if way in m])
     if ways and share not in shares:
@@ -155,12 +157,10 @@ def representations(results: Iterable[Mapping]) -> str:
     often those are found again; how much of a representation is read off a clean image; and how often a probe of a jointly
     drawn representation says what the judge reads off the image.
     """
-    rows = [(variant, m) for _, variant, m in _rows(results)]
+    rows = _rows(results)
     scales = _keys([(m.get("guidance", {}),) for _, m in rows])
     joint = {"joint" if float(s) == 1 else f"guidance {s}": f"<guidance/{s}/features:1>" for s in scales}
-    given = {"given": "<given/features:1>", "found again": "<given/retrieval>"}
-    columns = {"alone": "<alone/features:1>", **joint, **given, "read": "<read/0>", "belongs together": "<drawn/label>"}
-    return _table(["variant"], columns, rows)
+    return _table(["variant"], {"alone": "<alone/features:1>", **joint, **REPRESENTATIONS}, rows)
 
 
 def photographs(results: Iterable[Mapping]) -> str:
@@ -172,16 +172,17 @@ def photographs(results: Iterable[Mapping]) -> str:
     repeated filling; overlap of boxes.
     """
     rows = []
-    for result, variant, m in _rows(results):
-        drawn = {kind: m.get(kind, {}) for kind in ("alone", "joint")}
-        network = next((name for kind in drawn.values() for name in kind if name != "classes"), "-")
-        rows.append((result["data"], variant, network, m | {kind: d.get(network) for kind, d in drawn.items()}))
+    for result in results:
+        for variant, m in _rows([result]):
+            drawn = {kind: m.get(kind, {}) for kind in ("alone", "joint")}
+            network = next((name for kind in drawn.values() for name in kind if name != "classes"), "-")
+            rows.append((result["data"], variant, network, m | {kind: d.get(network) for kind, d in drawn.items()}))
     return _table(["data", "variant", "looked at by"], PHOTOGRAPHS, rows)
 
 
-def _rows(results: Iterable[Mapping]) -> list[tuple[Mapping, str, Mapping]]:
-    """(result, variant, its figures) of all variants of all results."""
-    return [(result, variant, m) for result in results for variant, m in result["variants"].items()]
+def _rows(results: Iterable[Mapping]) -> list[tuple[str, Mapping]]:
+    """(variant, its figures) of all variants of all results."""
+    return [row for result in results for row in result["variants"].items()]
 
 
 def _keys(rows: Iterable[Sequence]) -> list[str]:
