@@ -71,14 +71,12 @@ class Draw:
 
     Attributes:
         t: (B,) steps.
-        weight: (B,) what makes up for how often each step is drawn (`ForwardProcess.draw_steps`).
         present: {name: (B,) bool} who is in the aggregate; all that are not named.
         known: {name: (B,) bool} which examples are given the modality; of those not named none.
         scored: {name: (B,) bool} whose heads are scored; all that are not named.
     """
 
     t: Tensor
-    weight: Tensor
     present: dict[str, Tensor]
     known: dict[str, Tensor]
     scored: dict[str, Tensor]
@@ -88,7 +86,7 @@ class Draw:
         """A draw for examples of which `there` says {name: (B,) bool} who has a value, where some lack one."""
         value = next(iter(batch.values()))
         size, device = len(value), value.device
-        t, weight = model.process.draw_steps(size, levels, generator, device)
+        t = model.process.draw_steps(size, levels, generator, device)
         everybody = torch.ones(size, dtype=torch.bool, device=device)
         present = {name: ~dropped for name, dropped in coins(drop, size, device, generator).items()}
         known = coins(give, size, device, generator) | dict.fromkeys(model.conditions, everybody)
@@ -96,7 +94,7 @@ class Draw:
         known |= {name: known[name] & here for name, here in there.items() if name in known}
         scored = {name: ~mask for name, mask in known.items()}
         scored |= {name: scored.get(name, everybody) & here for name, here in there.items()}
-        return cls(t, weight, present, known, scored)
+        return cls(t, present, known, scored)
 
 
 def scored(
@@ -139,8 +137,8 @@ def multitask_loss(
         batch: {name: (B, ...)}, all modalities of the model.
         weights: {name or "denoise": lambda_i >= 0}, 1 where not named.
         drop: chances that a modality is absent from S.
-        levels: mean and standard deviation of the log-SNR that steps are drawn at (`NoiseSchedule.chances`); None: all steps
-            alike. The first term has its mean over these, the heads' terms are weighted back to all steps alike.
+        levels: mean and standard deviation of the log-SNR that steps are drawn at (`NoiseSchedule.chances`); None: all
+            alike, as in the bound. Every step's best answer is the same; what a small network cares for most is not.
         give: chances that the backbone is given the value (rule 3). The head of a given modality is not scored on that
             example: it would only copy. The model's `conditions` are always given.
         missing: names of modalities that some examples lack (a label of -1). There they are absent from S, are not
@@ -175,7 +173,7 @@ def multitask_loss(
     unknowns = square.shape[1] if prediction.unknown is None else prediction.unknown.flatten(1).sum(1).clamp(min=1)
     terms = {"denoise": (square.sum(1) / unknowns).mean()}
     for name in model.modalities:
-        each = prediction.law[name].loss(batch[name]) * draw.weight
+        each = prediction.law[name].loss(batch[name])
         mask = draw.scored.get(name, torch.ones_like(each, dtype=torch.bool))
         count = counts[name] if counts and name in draw.scored else mask.sum()
         terms[name] = torch.where(mask, each, 0.0).sum() / count.to(each).clamp(min=1e-6)  # 0 where nobody is scored

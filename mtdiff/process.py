@@ -90,7 +90,7 @@ class ForwardProcess:
         self.prior, self.names = prior, tuple(weights)
         self._weights = {name: tabulate(name, weight, schedule.steps) for name, weight in weights.items()}
         self._moved: dict[torch.device, dict[str, Tensor]] = {}
-        self._trained: dict[tuple[torch.device, Levels], dict[str, Tensor]] = {}
+        self._ends: dict[tuple[torch.device, Levels], Tensor] = {}  # the chance of each step or one before, on a device
         self.moving = tuple(name for name, table in self._weights.items() if bool((table != table[0]).any()))
         self.entering = tuple(name for name, table in self._weights.items() if bool((table != 0).any()))
         if prior is not None:
@@ -128,15 +128,13 @@ class ForwardProcess:
 
     def draw_steps(
         self, n: int, levels: Levels = None, generator: torch.Generator | None = None, device: str | torch.device = "cpu"
-    ) -> tuple[Tensor, Tensor]:
-        """Steps t (n,) to train at, stratified: one in each n-th part of `NoiseSchedule.chances`; and weights (n,).
-
-        The mean of weight(t) f(t) is that of f(t) over all steps alike, whatever the levels.
-        """
-        tables = self._training_on(torch.device(device), levels)
+    ) -> Tensor:
+        """Steps (n,) to train at, stratified: one in each n-th part of `NoiseSchedule.chances`."""
+        key = torch.device(device), levels
+        if key not in self._ends:
+            self._ends[key] = self.schedule.chances(levels).cumsum(0).to(device)
         where = (torch.arange(n, device=device) + torch.rand(n, generator=generator, device=device)) / n
-        t = torch.searchsorted(tables["ends"], where.double(), right=True).clamp(self.first, self.steps)
-        return t, tables["weight"][t].float()
+        return torch.searchsorted(self._ends[key], where.double(), right=True).clamp(self.first, self.steps)
 
     def at(self, t: Steps, like: Tensor, present: Present = None) -> At:
         """Signal, noise and weights at t, for states like (B, *Z)."""
@@ -255,14 +253,6 @@ class ForwardProcess:
             tables = {"abar": self.schedule.abar, **self._weights}
             self._moved[device] = {name: table.to(device) for name, table in tables.items()}
         return self._moved[device]
-
-    def _training_on(self, device: torch.device, levels: Levels) -> dict[str, Tensor]:
-        """Of each step, the chance of it or one before, and what makes up for its chance; moved once."""
-        if (device, levels) not in self._trained:
-            chances = self.schedule.chances(levels)
-            tables = {"ends": chances.cumsum(0), "weight": self.schedule.chances() / chances.clamp(min=1e-300)}
-            self._trained[device, levels] = {name: table.to(device) for name, table in tables.items()}
-        return self._trained[device, levels]
 
     def _abar(self, s: Steps, t: Steps, *states: Tensor) -> tuple[Tensor, Tensor]:
         """abar_s and abar_t, (B,) float64, of steps s < t; the states have one shape."""

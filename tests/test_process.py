@@ -496,8 +496,5 @@ def test_without_noise_a_coordinate_is_what_is_seen():
 def test_steps_are_drawn_by_their_chances(schedule, levels):
     """Stratified: with 4,000 draws the count of every step is within 2 of what its chance says."""
     process = mt.ForwardProcess(schedule, {"image": 1.0})
-    t, weight = process.draw_steps(4000, levels, torch.Generator().manual_seed(0))
-    chances = schedule.chances(levels)
-    assert (torch.bincount(t, minlength=41) - 4000 * chances).abs().max() < 2
-    assert torch.allclose(weight.double(), schedule.chances()[t] / chances[t])
-    assert float(weight.mean()) == pytest.approx(1, abs=0.01)
+    t = process.draw_steps(4000, levels, torch.Generator().manual_seed(0))
+    assert (torch.bincount(t, minlength=41) - 4000 * schedule.chances(levels)).abs().max() < 2
