@@ -53,8 +53,8 @@ class NoiseSchedule:
     def chances(self, levels: Levels = None) -> Tensor:
         """How often a training draws each step, (T+1,) float64: all from `first` on alike, or more often where levels say.
 
-        Levels (mean, std > 0) are those of a bell over log-SNR, N(mean, std^2). A tenth of the steps is drawn as without
-        them, so that none is left untrained and no importance weight is more than ten.
+        Levels (mean, std > 0) are those of a bell over the log-SNR of abar, N(mean, std^2). A tenth of the steps is drawn as
+        without them, so that none is left untrained.
 
         Source: the bell over log-SNR: Karras et al. 2022, section 5; the tenth is ours.
         """
