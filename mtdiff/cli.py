@@ -64,41 +64,31 @@ Name = Annotated[Literal[tuple(EXPERIMENTS)], tyro.conf.Positional]
 class Train:
     """Train one variant of an experiment; the same command again goes on where it stopped."""
 
-    experiment: Name
-    """What to train."""
+    experiment: Name  # What to train.
     data: Annotated[str | None, tyro.conf.arg(help=f"What to train on. {_choices('data')}")] = None
     variant: Annotated[str | None, tyro.conf.arg(help=_choices("variants"))] = None
     budget: Annotated[
         Literal["quick", "full"] | None,
         tyro.conf.arg(help=f"How long: {_steps('quick')} or {_steps('full')}; default: variable MTDIFF_BUDGET, or quick."),
     ] = None
+    # Optimiser steps, instead of the budget's. More than a run in the same folder has had lengthen it: the learning rate
+    # goes on as at that step of the longer cosine, so the result is not that of a run with so many steps from the start.
     steps: int | None = None
-    """Optimiser steps, instead of the budget's. More than a run in the same folder has had lengthen it: the learning rate
-    goes on as at that step of the longer cosine, so the result is not that of a run with so many steps from the start."""
-    batch_size: int | None = None
-    """Examples per step, instead of the budget's."""
-    lr: float | None = None
-    """Peak learning rate, instead of the budget's."""
+    batch_size: int | None = None  # Examples per step, instead of the budget's.
+    lr: float | None = None  # Peak learning rate, instead of the budget's.
+    # Parts in which a batch is computed, one after the other, where memory is short: the same steps.
     accumulate: int | None = None
-    """Parts in which a batch is computed, one after the other, where memory is short: the same steps."""
-    precision: Literal["fp32", "bf16"] | None = None
-    """Of the network's products; bf16 is faster on a GPU."""
-    seed: int = 0
-    """Seed of the initial weights, batches and noise."""
-    out: Path | None = None
-    """Folder of the run; default runs/EXPERIMENT/DATA/VARIANT-SEED."""
+    precision: Literal["fp32", "bf16"] | None = None  # Of the network's products; bf16 is faster on a GPU.
+    seed: int = 0  # Seed of the initial weights, batches and noise.
+    out: Path | None = None  # Folder of the run; default runs/EXPERIMENT/DATA/VARIANT-SEED.
+    # Where to train: cpu, cuda or cuda:1 ... (under torchrun cuda is each process's own GPU).
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    """Where to train: cpu, cuda or cuda:1 ... (under torchrun cuda is each process's own GPU)."""
-    compile: bool = False
-    """Let torch.compile make one program of the network: faster on a GPU, after a minute."""
-    max_minutes: float = math.inf
-    """Stop after so long, saved; the same command goes on."""
+    compile: bool = False  # Let torch.compile make one program of the network: faster on a GPU, after a minute.
+    max_minutes: float = math.inf  # Stop after so long, saved; the same command goes on.
+    # Steps between two grids of samples, in the run's samples/, and two rows of the experiment's probe.
     look_every: int | None = None
-    """Steps between two grids of samples, in the run's samples/, and two rows of the experiment's probe."""
-    save_every: int | None = None
-    """Steps between two checkpoints."""
-    keep: int = 1
-    """How many checkpoints stay."""
+    save_every: int | None = None  # Steps between two checkpoints.
+    keep: int = 1  # How many checkpoints stay.
 
     def run(self) -> None:
         """Train, save the averaged model with its card, and say where."""
@@ -161,29 +151,20 @@ class Train:
 class Sample:
     """Draw from a trained model into a picture, with some modalities given if you like."""
 
+    # A folder that train wrote, or the name of a shipped model.
     model: Annotated[str, tyro.conf.Positional] = "image-label/digits"
-    """A folder that train wrote, or the name of a shipped model."""
-    n: int = 20
-    """How many examples."""
+    n: int = 20  # How many examples.
+    # Known modalities as NAME=VALUE: a class (label=3), a picture file (source=night.png), an example of the held-out data
+    # (source=test:7).
     given: tuple[str, ...] = ()
-    """Known modalities as NAME=VALUE: a class (label=3), a picture file (source=night.png), an example of the held-out
-    data (source=test:7)."""
-    rule: Literal[RULES] | None = None
-    """How given values act; default: what the model's card says."""
-    sampler: Literal[tuple(SAMPLERS)] | None = None
-    """The solver of the reverse chain; default: what the model's card says."""
-    steps: int = 50
-    """Intervals of the reverse chain."""
-    repeats: int = 1
-    """How often each interval is taken, with noise put back in between."""
-    guidance: float = 1.0
-    """Guidance scale of the rules bayes and conditioned; 1 is the plain conditional."""
-    seed: int = 0
-    """Seed of the noise."""
-    out: Path = Path("samples.png")
-    """The picture to write."""
-    device: str = "cpu"
-    """Where to sample: cpu or cuda."""
+    rule: Literal[RULES] | None = None  # How given values act; default: what the model's card says.
+    sampler: Literal[tuple(SAMPLERS)] | None = None  # The solver of the reverse chain; default: what the model's card says.
+    steps: int = 50  # Intervals of the reverse chain.
+    repeats: int = 1  # How often each interval is taken, with noise put back in between.
+    guidance: float = 1.0  # Guidance scale of the rules bayes and conditioned; 1 is the plain conditional.
+    seed: int = 0  # Seed of the noise.
+    out: Path = Path("samples.png")  # The picture to write.
+    device: str = "cpu"  # Where to sample: cpu or cuda.
 
     def run(self) -> None:
         """Draw, write the picture, and say what is in it."""
@@ -256,27 +237,20 @@ def _picture(modality, text: str, path: str) -> torch.Tensor:
 class Evaluate:
     """Judge trained models (several seeds of one variant are averaged) and write the figures as JSON."""
 
-    experiment: Name
-    """What the models were trained for."""
+    experiment: Name  # What the models were trained for.
+    # Folders that train wrote, or names of shipped models; default: the shipped model of the experiment and data.
     models: tuple[str, ...] = ()
-    """Folders that train wrote, or names of shipped models; default: the shipped model of the experiment and data."""
-    data: str | None = None
-    """What to judge on; default: the experiment's first, as in train."""
+    data: str | None = None  # What to judge on; default: the experiment's first, as in train.
+    # Judge on other data than the models were trained on, or where classes are numbered otherwise; matched by name.
     elsewhere: bool = False
-    """Judge on other data than the models were trained on, or where classes are numbered otherwise; matched by name."""
-    n: int = 2000
-    """Samples for each figure."""
+    n: int = 2000  # Samples for each figure.
+    # imagenet: who compares images. inception (FID and KID), dinov2-small, dinov2-base, clip-b32, clip-b16, a trained model
+    # of images and labels, or MODULE:FUNCTION; default: pixels at 8x8.
     features: str | None = None
-    """imagenet: who compares images. inception (FID and KID), dinov2-small, dinov2-base, clip-b32, clip-b16, a trained model
-    of images and labels, or MODULE:FUNCTION; default: pixels at 8x8."""
-    device: str = "cpu"
-    """Where to evaluate: cpu or cuda."""
-    seed: int = 0
-    """Seed of the first model's noise; the others follow."""
-    out: Path | None = None
-    """The JSON file to write; default: print only."""
-    publish: Path | None = None
-    """Also save the first model here, in half precision, with its own figures in its card."""
+    device: str = "cpu"  # Where to evaluate: cpu or cuda.
+    seed: int = 0  # Seed of the first model's noise; the others follow.
+    out: Path | None = None  # The JSON file to write; default: print only.
+    publish: Path | None = None  # Also save the first model here, in half precision, with its own figures in its card.
 
     def run(self) -> None:
         """Evaluate every model, average by variant, print and write."""
@@ -327,10 +301,9 @@ class Evaluate:
 class Get:
     """Fetch and unpack an archive; a broken transfer goes on, and what is there already is left alone."""
 
+    # What to fetch: Tiny-ImageNet (237 MiB), or Imagenette at 160 pixels (94 MiB), 320 (326 MiB) or full size (1.5 GiB).
     name: Annotated[Literal[tuple(ARCHIVES)], tyro.conf.Positional]
-    """What to fetch: Tiny-ImageNet (237 MiB), or Imagenette at 160 pixels (94 MiB), 320 (326 MiB) or full size (1.5 GiB)."""
-    out: Path = Path("data/raw")
-    """Folder to unpack it in."""
+    out: Path = Path("data/raw")  # Folder to unpack it in.
 
     def run(self) -> None:
         """Fetch it and say what to do next."""
@@ -343,16 +316,11 @@ class Get:
 class Prepare:
     """Pack images at one size for training, from a folder as the archive of Tiny-ImageNet, Imagenette or ILSVRC unpacks."""
 
-    root: Annotated[Path, tyro.conf.Positional]
-    """The folder with train/ and val/."""
-    out: Path
-    """Folder to write."""
-    size: int = 64
-    """Height and width: the centred square of each image, averaged over areas."""
-    classes: tuple[str, ...] = ()
-    """WordNet ids or names to keep, in the order of their labels; default: all."""
-    limit: int | None = None
-    """At most so many images of each class."""
+    root: Annotated[Path, tyro.conf.Positional]  # The folder with train/ and val/.
+    out: Path  # Folder to write.
+    size: int = 64  # Height and width: the centred square of each image, averaged over areas.
+    classes: tuple[str, ...] = ()  # WordNet ids or names to keep, in the order of their labels; default: all.
+    limit: int | None = None  # At most so many images of each class.
 
     def run(self) -> None:
         """Pack both splits and say what is in them."""
