@@ -1,5 +1,6 @@
 """The command line: mtdiff train | sample | evaluate, over the same experiments as the notebooks; and mtdiff data."""
 
+import itertools
 import json
 import math
 import os
@@ -169,10 +170,15 @@ class Sample:
     def run(self) -> None:
         """Draw, write the picture, and say what is in it."""
         model = _model(self.model, _device(self.device))
-        named = [text.partition("=")[0] for text in self.given]
-        if len(set(named)) < len(named):
+        pairs = dict(text.partition("=")[::2] for text in self.given)
+        if len(pairs) < len(self.given):
             raise ValueError(f"--given {' '.join(self.given)}: one value for each modality")
-        given = dict(self._parse(model, text) for text in self.given)
+        given = {}
+        for name, value in pairs.items():
+            try:
+                given[name] = self._given(model, name, value).to(self.device)
+            except ValueError as error:
+                raise ValueError(f"--given {name}={value}: {error}") from None
         generator = torch.Generator(self.device).manual_seed(self.seed)
         drawn = sample(
             model, self.n, given=given, rule=self.rule, sampler=self.sampler, steps=self.steps, repeats=self.repeats,
@@ -181,54 +187,54 @@ class Sample:
         labels = _save_grid(model, drawn, self.out)
         print(*[f"{name}s: {drawn[name].tolist()}" for name in labels], f"picture: {self.out}", sep="\n")
 
-    def _parse(self, model, text: str):
-        """NAME=VALUE as (name, tensor): a class by its name or number, a picture file, or a held-out example."""
-        name, equals, value = text.partition("=")
-        if not equals or not value:
-            raise ValueError(f"--given {text}: expected NAME=VALUE")
+    def _given(self, model: MTDiffusion, name: str, value: str) -> torch.Tensor:
+        """A class by its name or number, a picture file, or a held-out example."""
+        if not value:
+            raise ValueError("expected NAME=VALUE")
         if name not in model.modalities:
-            raise ValueError(f"--given {text}: unknown modality {name!r}; this model has {list(model.modalities)}")
+            raise ValueError(f"unknown modality {name!r}; this model has {list(model.modalities)}")
         modality = model.modalities[name]
         if value.startswith("test:"):
-            return name, self._held_out(model, name, text, value[5:]).to(self.device)
+            return _held_out(model, name, value[5:])
         if isinstance(modality, Label):
             if modality.names.count(value) != 1:
                 problem = "is more than one of" if value in modality.names else "is not one of"
-                raise ValueError(f"--given {text}: {value!r} {problem} {modality.names}")
-            return name, torch.tensor([modality.names.index(value)], device=self.device)
+                raise ValueError(f"{value!r} {problem} {modality.names}")
+            return torch.tensor([modality.names.index(value)])
         if isinstance(modality, Image | Mask):
-            return name, _picture(modality, text, value).to(self.device)
-        raise ValueError(f"--given {text}: only classes, pictures and masks can be given, or an example as {name}=test:K")
-
-    def _held_out(self, model, name: str, text: str, index: str) -> torch.Tensor:
-        """One value of the held-out set that the model's experiment is judged on."""
-        experiment = EXPERIMENTS.get(model.card.get("experiment"))
-        if experiment is None:
-            raise ValueError(f"--given {text}: the model's card names no experiment whose held-out data could be used")
-        trained = trained_on(model)
-        data = next((key for key in experiment.data if trained and trained.startswith(key)), None)
-        if data is None:
-            raise ValueError(f"--given {text}: the model's card names no data of {experiment.name} ({trained})")
-        held_out = matched(model, experiment.data[data]("test"), elsewhere=True)
-        if name not in held_out.values:
-            raise ValueError(f"--given {text}: the held-out data have {list(held_out.values)}")
-        if not index.isdecimal() or int(index) >= len(held_out):
-            raise ValueError(f"--given {text}: expected an example in test:0..test:{len(held_out) - 1}")
-        return held_out[torch.tensor([int(index)])][name]
+            return _picture(modality, value)
+        raise ValueError(f"only classes, pictures and masks can be given, or an example as {name}=test:K")
 
 
-def _picture(modality, text: str, path: str) -> torch.Tensor:
+def _held_out(model: MTDiffusion, name: str, index: str) -> torch.Tensor:
+    """One value of the held-out set that the model's experiment is judged on."""
+    experiment = EXPERIMENTS.get(model.card.get("experiment"))
+    if experiment is None:
+        raise ValueError("the model's card names no experiment whose held-out data could be used")
+    trained = trained_on(model)
+    data = next((key for key in experiment.data if trained and trained.startswith(key)), None)
+    if data is None:
+        raise ValueError(f"the model's card names no data of {experiment.name} ({trained})")
+    held_out = matched(model, experiment.data[data]("test"), elsewhere=True)
+    if name not in held_out.values:
+        raise ValueError(f"the held-out data have {list(held_out.values)}")
+    if not index.isdecimal() or int(index) >= len(held_out):
+        raise ValueError(f"expected an example in test:0..test:{len(held_out) - 1}")
+    return held_out[torch.tensor([int(index)])][name]
+
+
+def _picture(modality: Image | Mask, path: str) -> torch.Tensor:
     """A picture file, read as `prepare` reads it, as one image in [-1, 1], or as a mask of zeros and ones (white is 1)."""
     channels, height, width = (1, *modality.size) if isinstance(modality, Mask) else modality.shape
     if channels not in (1, 3):
-        raise ValueError(f"--given {text}: a picture file has 1 or 3 channels, {modality.name!r} has {channels}")
+        raise ValueError(f"a picture file has 1 or 3 channels, {modality.name!r} has {channels}")
     try:
         with decoded(path) as (picture, _):
             picture = picture.convert("L") if channels == 1 else picture
     except Exception as error:  # a broken file makes decoders raise anything
-        raise ValueError(f"--given {text}: {path} cannot be read as a picture ({error})") from None
+        raise ValueError(f"{path} cannot be read as a picture ({error})") from None
     if picture.size != (width, height):
-        raise ValueError(f"--given {text}: the picture is {picture.width}x{picture.height}, expected {width}x{height}")
+        raise ValueError(f"the picture is {picture.width}x{picture.height}, expected {width}x{height}")
     value = torch.from_numpy(np.array(picture)).float().reshape(1, height, width, channels).movedim(-1, 1)
     return (value > 127).float() if isinstance(modality, Mask) else value / 127.5 - 1
 
@@ -425,20 +431,20 @@ def _is_saved(folder: Path, steps: int) -> bool:
 def _refuse_repeats(cards: Sequence[tuple[str, Mapping]]) -> None:
     """Raise ValueError where models of one variant, whose figures are averaged, are not one training with several seeds."""
     free = ("seed", "accumulate", "processes", "wall_seconds", "log_every", "save_every", "probe_every")
-    seen: dict[str, list] = {}
+    runs = []
     for name, card in cards:
         training, data = (part if isinstance(part := card.get(key), Mapping) else {} for key in ("training", "data"))
         said = {"data": data.get("name"), **{key: value for key, value in training.items() if key not in free}}
-        for other, seed, others in seen.setdefault(card.get("variant", name), []):
-            if seed == training.get("seed"):
-                text = f"{other} and {name} are not two seeds of one training: their cards say seed {seed}"
-                raise ValueError(f"{text}. Repeats have no error between them: evaluate one")
-            different = [f"{k}: {others.get(k)}, {said.get(k)}" for k in {**others, **said} if others.get(k) != said.get(k)]
-            if different:
-                raise ValueError(
-                    f"{other} and {name} are not seeds of one training ({'; '.join(different)}): evaluate each alone"
-                )
-        seen[card.get("variant", name)].append((name, training.get("seed"), said))
+        runs.append((name, card.get("variant", name), training.get("seed"), said))
+    for (first, variant, seed, one), (second, other, its_seed, two) in itertools.combinations(runs, 2):
+        if variant != other:
+            continue
+        if seed == its_seed:
+            text = f"{first} and {second} are not two seeds of one training: their cards say seed {seed}"
+            raise ValueError(f"{text}. Repeats have no error between them: evaluate one")
+        if different := [f"{key}: {one.get(key)}, {two.get(key)}" for key in {**one, **two} if one.get(key) != two.get(key)]:
+            text = f"{first} and {second} are not seeds of one training ({'; '.join(different)})"
+            raise ValueError(f"{text}: evaluate each alone")
 
 
 def _average(metrics: list):
@@ -457,12 +463,11 @@ def _rounded(value):
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
-def _refuse(message: str, status: int = 2) -> NoReturn:
-    """End with one line on the standard error stream."""
-    message = " ".join(message.split())
-    print(message, file=sys.stderr)
-    end = SystemExit(message)
-    end.code = status
+def _refuse(message: str) -> NoReturn:
+    """End with one line on the standard error stream, and status 2."""
+    end = SystemExit("mtdiff: error: " + " ".join(message.split()))
+    print(end, file=sys.stderr)
+    end.code = 2
     raise end
 
 
@@ -488,9 +493,9 @@ def main() -> None:
         if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
         text = (str(error) or "too much is asked for").splitlines()[0]
-        _refuse("mtdiff: error: " + (text if "accumulate" in text else f"out of memory; try a smaller --n ({text})"))
+        _refuse(text if "accumulate" in text else f"out of memory; try a smaller --n ({text})")
     except (ValueError, KeyError, OSError, ImportError, FloatingPointError) as error:
         text = str(error.args[0] if isinstance(error, KeyError) else error)
         if isinstance(error, KeyError) and " " not in text:  # a name that the program did not find: its own mistake
             raise
-        _refuse(f"mtdiff: error: {text}")
+        _refuse(text)
