@@ -1,7 +1,7 @@
 """Several processes of one training, as torchrun starts them; alone, every function here is the obvious one."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 
 import torch
@@ -48,15 +48,6 @@ def rank() -> int:
 def world() -> int:
     """How many processes there are."""
     return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def largest(values: Sequence[float], device: torch.device) -> list[float]:
-    """The largest that any process has, number by number."""
-    if world() == 1:
-        return list(values)
-    found = torch.tensor(values, dtype=torch.float64, device=device)
-    dist.all_reduce(found, dist.ReduceOp.MAX)
-    return found.tolist()
 
 
 def first(action: Callable[[], None]) -> None:

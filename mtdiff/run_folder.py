@@ -71,9 +71,17 @@ class RunFolder:
         if not self._users:
             self._lock.close()
 
-    def is_another(self) -> bool:
-        """Whether the checkpoint is not the one that was last written or read here."""
-        return self.state.is_file() and self._identity() != self._known
+    def begin(self, history: Sequence[Mapping], probes: Sequence[Mapping]) -> None:
+        """Write the rows before the first step.
+
+        Raises:
+            ValueError: the checkpoint is not the one that was last written or read here.
+            OSError: the folder cannot be written.
+        """
+        if self.state.is_file() and self._identity() != self._known:
+            text = "holds a training already, which this one does not go on from"
+            raise ValueError(f"{self} {text}: call resume(), or use another folder")
+        self._write_rows(history, probes)
 
     def write(self, state: Mapping, history: Sequence[Mapping], probes: Sequence[Mapping]) -> None:
         """Replace the checkpoint by a state with a "step", and the rows by those that lead to it.
@@ -88,7 +96,7 @@ class RunFolder:
             self.step, self._known = state["step"], self._identity()
             if self.keep > 1:
                 self._set_aside(state["step"])
-            self.write_rows(history, probes)
+            self._write_rows(history, probes)
 
     def read(self, device: torch.device) -> dict | None:
         """The last state, or None where there is none.
@@ -113,12 +121,6 @@ class RunFolder:
             raise ValueError(f"{self.state} is truncated or damaged ({said(error)}): {instead}") from None
         self.step, self._known = state["step"], self._identity()
         return state
-
-    def write_rows(self, history: Sequence[Mapping], probes: Sequence[Mapping]) -> None:
-        """Write the rows up to the saved state: those of steps that a crash took back are gone."""
-        for name, rows in ((HISTORY, history), (PROBES, probes)):
-            if rows or name == HISTORY:
-                write_atomic(self.path / name, "".join(to_json(row) + "\n" for row in rows).encode())
 
     def append(self, name: str, row: Mapping) -> None:
         """Add a row to `HISTORY` or `PROBES`."""
@@ -145,6 +147,12 @@ class RunFolder:
         except OSError as error:
             what = f"cannot write to {self} ({error.strerror})" if error.strerror else str(error)
             raise OSError(f"{what}. {self.safe()}; make room and run the same command again to go on") from None
+
+    def _write_rows(self, history: Sequence[Mapping], probes: Sequence[Mapping]) -> None:
+        """Write the rows up to the saved state: those of steps that a crash took back are gone."""
+        for name, rows in ((HISTORY, history), (PROBES, probes)):
+            if rows or name == HISTORY:
+                write_atomic(self.path / name, "".join(to_json(row) + "\n" for row in rows).encode())
 
     def _locked(self):
         """The lock's open file: the system lets go of it with its process, even a killed one."""

@@ -10,6 +10,9 @@ from mtdiff import distributed
 
 FREE = ("steps", "log_every", "save_every", "probe_every")
 """What may change in a config when a training goes on: no step that was taken depends on it."""
+NOTED = ("step", "seconds", "history", "probes", "lengthened", "sums", "shares")
+LEARNED = ("model", "ema", "optimizer")
+"""Attributes of a `Trainer` that a checkpoint holds: as they are, or their `state_dict`."""
 
 
 class GlobalGenerators:
@@ -44,23 +47,15 @@ def collected(trainer) -> dict:
     randomness = ([generator.get_state() for generator in trainer.generators], *trainer.globals.states)
     shards, by_cpu, by_cuda = zip(*distributed.gathered(randomness), strict=True)
     return {
-        "step": trainer.step,
+        **{name: getattr(trainer, name) for name in NOTED},
+        **{name: getattr(trainer, name).state_dict() for name in LEARNED},
         "device": trainer.device.type,
-        "seconds": trainer.seconds,
         "config": asdict(trainer.config),
         "data": trainer.data.hash(),
         "architecture": trainer.model.fingerprint(),
-        "model": trainer.model.state_dict(),
-        "ema": trainer.ema.state_dict(),
-        "optimizer": trainer.optimizer.state_dict(),
         "generators": [one for process in shards for one in process],
         "torch": list(by_cpu),
         "cuda": list(by_cuda),
-        "history": trainer.history,
-        "probes": trainer.probes,
-        "lengthened": trainer.lengthened,
-        "sums": trainer.sums,
-        "shares": {name: float(share) for name, share in trainer.shares.items()},
     }
 
 
@@ -91,18 +86,14 @@ def compare(trainer, state: Mapping) -> None:
 
 
 def restore(trainer, state: Mapping) -> None:
-    """Put a training where a state of it was, that of an older version too."""
-    trainer.model.load_state_dict(state["model"])
-    trainer.ema.load_state_dict(state["ema"])
-    trainer.optimizer.load_state_dict(state["optimizer"])
+    """Put a training where a state of it was."""
+    for name in NOTED:
+        setattr(trainer, name, state[name])
+    for name in LEARNED:
+        getattr(trainer, name).load_state_dict(state[name])
     for k, generator in enumerate(trainer.generators, trainer.rank * trainer.config.accumulate):
         generator.set_state(state["generators"][k].cpu())
     mine = trainer.rank % len(state["torch"])
     trainer.globals.states = tuple(None if s[mine] is None else s[mine].cpu() for s in (state["torch"], state["cuda"]))
-    trainer.step, trainer.seconds = state["step"], state["seconds"]
-    trainer.history, trainer.probes, trainer.sums = state["history"], state["probes"], state["sums"]
-    since = trainer.step - (trainer.history[-1]["step"] if trainer.history else 0)
-    trainer.shares = state.get("shares", dict.fromkeys(trainer.sums, since))  # once every step counted the same
-    trainer.lengthened = list(state.get("lengthened", []))
     if state["config"]["steps"] < trainer.config.steps:
         trainer.lengthened.append([state["step"], state["config"]["steps"]])

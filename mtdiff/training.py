@@ -108,24 +108,24 @@ class Trainer:
         if config.batch_size % self.shards:
             text = f"{distributed.world()} processes with accumulate = {config.accumulate}"
             raise ValueError(f"a batch of {config.batch_size} cannot be divided equally among {text}")
-        gone = {name: model.modalities[name].missing(data.values[name]) for name in model.modalities if name in data.values}
+        kinds, seen = model.modalities, data.sample()
+        gone = {name: kinds[name].missing(data.values[name]) for name in kinds if name in data.values}
         for name, mask in gone.items():
             if bool(mask.all()):
                 raise ValueError(f"data set {data.name!r} has no example with a {name!r}: all of them are missing")
         missing = tuple(name for name, mask in gone.items() if bool(mask.any()))
-        filled = {name: model.modalities[name].filled(data.values[name]) for name in missing}
-        model.check({**data.sample(), **filled}, f"data set {data.name!r}")
-        lacking = [name for name in model.modalities if name not in data.values]
+        there = {name: ~kinds[name].missing(seen[name]) for name in missing}
+        seen |= {name: kinds[name].filled(seen[name]) for name in missing}
+        model.check(seen, f"data set {data.name!r}")
+        lacking = [name for name in kinds if name not in data.values]
         if lacking:
             raise KeyError(f"data set {data.name!r} lacks {lacking}; it has {list(data.values)}")
-        check_options(config.weights, config.drop, config.give, list(model.modalities))
+        check_options(config.weights, config.drop, config.give, list(kinds))
         next(data.batches(config.batch_size, config.seed))
         if self.rank == 0:
-            some = {name: value[:: len(value) // 256 + 1].to(model.device) for name, value in data.sample().items()}
-            there = {name: ~model.modalities[name].missing(some[name]) for name in missing}
-            some |= {name: model.modalities[name].filled(some[name]) for name in missing}
+            seen, there = ({n: v[:: len(v) // 256 + 1].to(model.device) for n, v in part.items()} for part in (seen, there))
             with torch.no_grad():
-                model.check_prior(model.encode(some), there)
+                model.check_prior(model.encode(seen), there)
         return missing
 
     def run(self, progress: bool = True, max_minutes: float = math.inf) -> MTDiffusion:
@@ -144,15 +144,11 @@ class Trainer:
         """
         if not max_minutes >= 0:
             raise ValueError(f"max_minutes must be a number of minutes, got {max_minutes}")
-        with self.alone():
-            distributed.first(self._begin)
-            with stop_requests() as requests:
-                try:
-                    self._train(requests, progress, 60 * max_minutes)
-                except KeyboardInterrupt as stop:
-                    if isinstance(stop, Interrupted) or not self.folder:
-                        raise
-                    raise KeyboardInterrupt(f"stopped at once; {self.folder.safe()}") from None
+        safe = self.folder.safe if self.folder else lambda: "nothing was saved"
+        with self.alone(), stop_requests(safe) as requests:
+            if self.folder:
+                distributed.first(lambda: self.folder.begin(self.history, self.probes))
+            self._train(requests, progress, 60 * max_minutes)
         return self.averaged()
 
     @contextlib.contextmanager
@@ -177,8 +173,7 @@ class Trainer:
             FloatingPointError: the loss is not finite; nothing is written.
             OSError: see `RunFolder.write`.
         """
-        self.sums = distributed.mean(self.sums)
-        self._check_finite()
+        self._share_sums()
         state = collected(self)
         distributed.first(lambda: self.folder.write(state, self.history, self.probes))
 
@@ -205,15 +200,6 @@ class Trainer:
             restore(self, state)
         return True
 
-    def _begin(self) -> None:
-        """Before the first step: whether the folder is this training's and can be written."""
-        if self.folder is None:
-            return
-        if self.folder.is_another():
-            text = "holds a training already, which this one does not go on from"
-            raise ValueError(f"{self.folder} {text}: call resume(), or use another folder")
-        self.folder.write_rows(self.history, self.probes)
-
     def _train(self, requests: list, progress: bool, seconds: float) -> None:
         """All steps that are left, until a signal or so many seconds."""
         config, entered = self.config, time.perf_counter()
@@ -221,7 +207,7 @@ class Trainer:
         share = config.batch_size // distributed.world()
         part = slice(self.rank * share, (self.rank + 1) * share)  # of each batch, which is this process's
         batches = self.data.batches(config.batch_size, config.seed, self.step, self.device, part)
-        objective, agreed = self._objective(), Agreement(self.step, self.device)
+        objective, agreed = self._objective(), Agreement(self.step)
         hidden = not progress or self.rank > 0
         with tqdm(total=config.steps, initial=self.step, disable=hidden, unit="step", mininterval=0.5) as bar:
             while self.step < config.steps:
@@ -319,17 +305,14 @@ class Trainer:
 
     def _log(self, began: float) -> str:
         """Average the terms since the last row, over processes too, into a new one; returns it for the progress bar."""
-        self.sums = distributed.mean(self.sums)
-        self._check_finite()
+        self._share_sums()
         self.seconds = time.perf_counter() - began  # the device has caught up
         last = self.history[-1] if self.history else {"step": 0, "seconds": 0.0}
         steps = self.step - last["step"]
         row = {name: float(value) / max(float(self.shares[name]), 1e-9) for name, value in self.sums.items()}
         self.sums, self.shares = {}, {}
         rate = steps * self.config.batch_size / max(self.seconds - last["seconds"], 1e-9)
-        self.history.append({"step": self.step, "seconds": round(self.seconds, 2), **row})
-        if self.folder and self.rank == 0:
-            self.folder.append(HISTORY, self.history[-1])
+        self._add_row(HISTORY, self.history, row)
         share = f" ({rate * self._flops / self._peak:.0%} of peak)" if self._flops else ""
         text = " ".join(f"{name} {value:.3f}" for name, value in row.items() if name != "gradient")
         return f"{text} {rate:,.0f}/s{share}"
@@ -350,17 +333,23 @@ class Trainer:
         if {"step", "seconds"} & found.keys() or (self.best and self.best not in found):
             text = f"a probe gives figures of other names than step and seconds, {self.best!r} too"
             raise ValueError(f"{text}: {list(found)}")
-        before = [row[self.best] for row in self.probes if not math.isnan(row[self.best])] if self.best else []
-        self.probes.append({"step": self.step, "seconds": round(self.seconds, 2), **found})
-        if not self.folder:
+        self._add_row(PROBES, self.probes, found)
+        if not self.folder or not self.best:
             return
-        self.folder.append(PROBES, self.probes[-1])
-        figure = found.get(self.best, math.nan)
-        if not math.isnan(figure) and all(figure < old for old in before):  # NaN is worse than anything
+        figure, before = found[self.best], [row[self.best] for row in self.probes[:-1]]
+        if not math.isnan(figure) and not any(figure >= old for old in before):  # NaN is worse than anything
             with self.folder.writing():
                 model.save(self.folder.best, {"step": self.step, self.best: figure})
 
-    def _check_finite(self) -> None:
+    def _add_row(self, file: str, rows: list, found: Mapping[str, float]) -> None:
+        """Add figures of this step to rows, and to their file."""
+        rows.append({"step": self.step, "seconds": round(self.seconds, 2), **found})
+        if self.folder and self.rank == 0:
+            self.folder.append(file, rows[-1])
+
+    def _share_sums(self) -> None:
+        """Average the sums over processes; they have to be finite."""
+        self.sums = distributed.mean(self.sums)
         sums = {name: float(value) for name, value in self.sums.items()}
         if not all(map(math.isfinite, sums.values())):
             kept = f"; the last checkpoint in {self.folder} is from before" if self.folder else ""
