@@ -37,14 +37,13 @@ class Trainer:
 
     Args:
         model: trained in place. A card that it has from before is kept as what it is "based on".
-        data: the training set. Its `sample` is checked once, here: all of it, or a part of images that are packed in a file.
-            A label of -1 is one that is missing (see `multitask_loss`).
+        data: the training set; its `sample` is checked here, once. A label of -1 is missing (see `multitask_loss`).
         folder: where checkpoints and the history go; None keeps everything in memory.
         loss: (model, batch, generator) -> Loss, whose terms are means over examples; None is `multitask_loss` with the
             config's options, whose heads are scored by the mean over what is scored in all shards.
         probe: averaged model -> {name: number}, called every `config.probe_every` steps and at the last one; the rows are
             in `.probes`. Its time does not count as training.
-        draw: (averaged model, path of a PNG file) -> None, called when the probe is, for files in the folder's `samples/`.
+        draw: (averaged model, path of a PNG file in the folder's `samples/`) -> None, called when the probe is.
         compile: let torch.compile make one program of the backbone: faster on a GPU, after a minute or so.
         keep: how many checkpoints stay (see `RunFolder`).
         best: a figure of the probe; the averaged model with the smallest is kept in the folder's `best/`.
@@ -74,37 +73,36 @@ class Trainer:
         keep: int = 1,
         best: str | None = None,
     ):
-        config = replace(config)  # its fields can be set: checked again
-        self.rank, self.shards = distributed.rank(), distributed.world() * config.accumulate
-        self.missing = self._checked(model, data, config)
         if best and not probe:
             raise ValueError(f"best names a figure of the probe, {best!r}, but there is no probe")
-        self.data, self.config = data, config
+        self.data, self.config, self.device = data, replace(config), torch.device(device)  # fields can be set: checked again
+        self.rank, self.shards = distributed.rank(), distributed.world() * config.accumulate
+        self.missing = self._checked(model)
         self.folder = None if folder is None else RunFolder(folder, keep)
-        self.device = torch.device(device)
         self.model = model.to(self.device).train()
         taught = {} if model.taught is None or loss is not None else {"taught": sorted(model.taught)}
         model.card = {**_inherited(model.card), **taught}
         if loss is None:  # what the card says of rule "conditioned"; another loss tells what it likes
-            self.model.teach(config.give)
+            model.teach(config.give)
         self.loss, self.probe, self.draw = loss or self._multitask, probe, draw
         self.compile, self.best = compile, best
         self.step, self.seconds, self.history, self.probes, self.lengthened = 0, 0.0, [], [], []
         self._flops, self._peak = 0.0, math.inf  # of an example, and of the device
-        self.sums: dict[str, Tensor] = {}  # of every term since the last row of the history, times its share of a batch
-        self.shares: dict[str, Tensor | float] = {}  # and of those shares
+        self.sums, self.shares = {}, {}  # of each term times its share of a batch, since the last row; and of those shares
         self._shards, self._counts = None, {}  # of the step that is being taken
         mine = range(self.rank * config.accumulate, (self.rank + 1) * config.accumulate)
         self.generators = [torch.Generator(self.device).manual_seed(config.seed + 1_000_003 * k) for k in mine]
         self.globals = GlobalGenerators(config.seed + 1_000_003 * mine[0], self.device)
-        decay = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-        rest = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
-        groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+        groups = [
+            {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": config.weight_decay},
+            {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+        ]
         self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.99), fused=True)
         self.ema = AveragedModel(self.model, multi_avg_fn=self._average)
 
-    def _checked(self, model: MTDiffusion, data: Dataset, config: TrainConfig) -> tuple[str, ...]:
+    def _checked(self, model: MTDiffusion) -> tuple[str, ...]:
         """Whether data, model and config go together; which modalities some examples lack."""
+        data, config = self.data, self.config
         if config.batch_size % self.shards:
             text = f"{distributed.world()} processes with accumulate = {config.accumulate}"
             raise ValueError(f"a batch of {config.batch_size} cannot be divided equally among {text}")
@@ -211,7 +209,7 @@ class Trainer:
         hidden = not progress or self.rank > 0
         with tqdm(total=config.steps, initial=self.step, disable=hidden, unit="step", mininterval=0.5) as bar:
             while self.step < config.steps:
-                self._add(*self._one(objective, next(batches)))
+                self._one(objective, next(batches))
                 last = self.step == config.steps
                 line = self._log(began) if self.step % config.log_every == 0 or last else ""
                 if not requests:  # a terminal that closes takes no more
@@ -241,8 +239,8 @@ class Trainer:
             return objective
         return DistributedDataParallel(objective, broadcast_buffers=False, find_unused_parameters=True)
 
-    def _one(self, objective: nn.Module, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """One optimiser step: its terms, and the shares of the batch that heads were scored on. No waiting here."""
+    def _one(self, objective: nn.Module, batch: Mapping[str, Tensor]) -> None:
+        """One optimiser step, added to the next row: of each term as much as heads were scored on. No waiting here."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * self._schedule(self.step)
         self.optimizer.zero_grad(set_to_none=True)
@@ -261,7 +259,10 @@ class Trainer:
         self.optimizer.step()
         self.step += 1
         self.ema.update_parameters(self.model)
-        return {**terms, "gradient": gradient}, {name: count / size for name, count in counts.items()}
+        for name, value in {**terms, "gradient": gradient}.items():
+            share = counts[name] / size if name in counts else 1.0
+            self.sums[name] = self.sums.get(name, 0.0) + share * value
+            self.shares[name] = self.shares.get(name, 0.0) + share
 
     def _within_memory(self, objective: nn.Module, shard: Mapping[str, Tensor], generator: torch.Generator):
         """Loss and gradient of one shard; where the memory does not suffice, what would."""
@@ -296,22 +297,14 @@ class Trainer:
         decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
         torch._foreach_lerp_(averaged, current, 1 - decay)
 
-    def _add(self, terms: Mapping[str, Tensor], shares: Mapping[str, Tensor]) -> None:
-        """Add a step to the next row of the history: as much of each term as the share of the batch that it speaks of."""
-        for name, value in terms.items():
-            share = shares.get(name, 1.0)
-            self.sums[name] = self.sums.get(name, 0.0) + share * value
-            self.shares[name] = self.shares.get(name, 0.0) + share
-
     def _log(self, began: float) -> str:
         """Average the terms since the last row, over processes too, into a new one; returns it for the progress bar."""
         self._share_sums()
         self.seconds = time.perf_counter() - began  # the device has caught up
-        last = self.history[-1] if self.history else {"step": 0, "seconds": 0.0}
-        steps = self.step - last["step"]
         row = {name: float(value) / max(float(self.shares[name]), 1e-9) for name, value in self.sums.items()}
         self.sums, self.shares = {}, {}
-        rate = steps * self.config.batch_size / max(self.seconds - last["seconds"], 1e-9)
+        last = self.history[-1] if self.history else {"step": 0, "seconds": 0.0}
+        rate = (self.step - last["step"]) * self.config.batch_size / max(self.seconds - last["seconds"], 1e-9)
         self._add_row(HISTORY, self.history, row)
         share = f" ({rate * self._flops / self._peak:.0%} of peak)" if self._flops else ""
         text = " ".join(f"{name} {value:.3f}" for name, value in row.items() if name != "gradient")
@@ -323,23 +316,18 @@ class Trainer:
             return
         model = self.averaged()
         if self.probe:
-            self._note(model, dict(self.probe(model)))
+            found = dict(self.probe(model))
+            if {"step", "seconds"} & found.keys() or (self.best and self.best not in found):
+                text = f"a probe gives figures of other names than step and seconds, {self.best!r} too"
+                raise ValueError(f"{text}: {list(found)}")
+            before, figure = [row[self.best] for row in self.probes if self.best], found.get(self.best, math.nan)
+            self._add_row(PROBES, self.probes, found)
+            if self.folder and not math.isnan(figure) and not any(figure >= old for old in before):  # NaN is the worst
+                with self.folder.writing():
+                    model.save(self.folder.best, {"step": self.step, self.best: figure})
         if self.draw and self.folder:
             with self.folder.writing():
                 self.draw(model, self.folder.picture(self.step))
-
-    def _note(self, model: MTDiffusion, found: dict[str, float]) -> None:
-        """A row of the probe's figures; the model that they are of is kept if it is the best so far."""
-        if {"step", "seconds"} & found.keys() or (self.best and self.best not in found):
-            text = f"a probe gives figures of other names than step and seconds, {self.best!r} too"
-            raise ValueError(f"{text}: {list(found)}")
-        self._add_row(PROBES, self.probes, found)
-        if not self.folder or not self.best:
-            return
-        figure, before = found[self.best], [row[self.best] for row in self.probes[:-1]]
-        if not math.isnan(figure) and not any(figure >= old for old in before):  # NaN is worse than anything
-            with self.folder.writing():
-                model.save(self.folder.best, {"step": self.step, self.best: figure})
 
     def _add_row(self, file: str, rows: list, found: Mapping[str, float]) -> None:
         """Add figures of this step to rows, and to their file."""

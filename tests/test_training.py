@@ -471,6 +471,19 @@ def test_data_that_do_not_fit_are_refused_before_training(data, error, message):
         trainer(data=data)
 
 
+class Packed(Dataset):
+    """As one whose images lie in a file, it shows a part of itself."""
+
+    def sample(self):
+        return self[::3]
+
+
+def test_a_set_that_shows_a_part_of_itself_may_lack_labels():
+    label = torch.where(torch.arange(100) % 2 > 0, DATA.values["label"], mt.MISSING)
+    run = trainer(data=Packed("packed", {**DATA.values, "label": label}))
+    assert run.missing == ("label",)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
