@@ -23,7 +23,6 @@ def load(
 
     Args:
         path_or_name: a folder that `save` wrote, or the name of a shipped model such as "image-label/digits".
-        device: where to put it.
         kind: what it has to be.
         room: the folder of shipped checkpoints that names are looked up in.
 

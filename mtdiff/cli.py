@@ -6,7 +6,7 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
@@ -39,8 +39,6 @@ LIMITS = {
 """Ranges of numbers that nobody else checks at once, and in these words."""
 FILES = ("Sample.out", "Evaluate.out")
 """Places to write that are a file; those of other commands are a folder."""
-SEVERAL = [name for name, experiment in EXPERIMENTS.items() if experiment.options]
-"""Experiments with judges to choose from."""
 
 
 def _choices(what: str) -> str:
@@ -92,29 +90,23 @@ class Train:
     keep: int = 1  # How many checkpoints stay.
 
     def run(self) -> None:
-        """Train, save the averaged model with its card, and say where."""
-        self.device = str(distributed.join(_device(self.device)))
-        try:
-            self._train(print if distributed.rank() == 0 else lambda *_: None)
-        finally:
-            distributed.leave()
-
-    def _train(self, say: Callable[[str], None]) -> None:
-        """Train as one of several processes, or alone; the first one saves and says something."""
+        """Train as one of several processes, or alone; the first one saves the averaged model, and says where."""
         experiment = EXPERIMENTS[self.experiment]
         variant, data = self.variant or next(iter(experiment.variants)), _data(experiment, self.data)
         out = self.out or Path("runs") / self.experiment / data / f"{variant}-{self.seed}"
-        config = experiment.config(data, variant, self.budget or budget())
         names = ("steps", "batch_size", "lr", "accumulate", "precision", "save_every", "seed")
         chosen = {name: getattr(self, name) for name in names} | {"probe_every": self.look_every}
+        config = experiment.config(data, variant, self.budget or budget())
         config = replace(config, **{name: value for name, value in chosen.items() if value is not None})
         options = {"compile": self.compile, "keep": self.keep, "draw": _grid if self.look_every else None}
-        trainer = experiment.trainer(data, variant, config, out, self.device, **options)
-        with trainer.alone():
-            self._go_on(trainer, out, variant, say)
+        with distributed.joined(_device(self.device)) as device:
+            trainer = experiment.trainer(data, variant, config, out, device, **options)
+            with trainer.alone():
+                self._go_on(trainer, out, variant)
 
-    def _go_on(self, trainer: Trainer, out: Path, variant: str, say: Callable[[str], None]) -> None:
+    def _go_on(self, trainer: Trainer, out: Path, variant: str) -> None:
         """Train from where the folder stands, and save the model with its card."""
+        say = print if distributed.rank() == 0 else lambda *_: None
         config, resumed = trainer.config, trainer.resume()
         if (out / CARD).is_file() and not resumed:
             raise ValueError(f"{out} holds a model that was not trained there: use another folder")
@@ -133,15 +125,14 @@ class Train:
             return
         if distributed.rank():
             return
-        lengthened = {"lengthened": trainer.lengthened} if trainer.lengthened else {}
-        seconds = round(trainer.seconds, 1)
+        training = {**vars(config), "processes": distributed.world(), "wall_seconds": round(trainer.seconds, 1)}
         card = {
             "experiment": self.experiment,
             "data": {"name": trainer.data.name, "sha256": trainer.data.hash(), "examples": len(trainer.data)},
             "variant": variant,
-            "training": {**vars(config), **lengthened, "processes": distributed.world(), "wall_seconds": seconds},
+            "training": training | ({"lengthened": trainer.lengthened} if trainer.lengthened else {}),
             **({"probes": trainer.probes} if trainer.probes else {}),
-            "provenance": provenance(self.device),
+            "provenance": provenance(str(trainer.device)),
         }
         model.save(out, card)
         say(f"trained {config.steps} steps in {trainer.seconds:.0f} s; the model is in {out}")
@@ -184,8 +175,9 @@ class Sample:
             model, self.n, given=given, rule=self.rule, sampler=self.sampler, steps=self.steps, repeats=self.repeats,
             guidance=self.guidance, generator=generator,
         )  # fmt: skip
-        labels = _save_grid(model, drawn, self.out)
-        print(*[f"{name}s: {drawn[name].tolist()}" for name in labels], f"picture: {self.out}", sep="\n")
+        for name in _save_grid(model, drawn, self.out):
+            print(f"{name}s: {drawn[name].tolist()}")
+        print(f"picture: {self.out}")
 
     def _given(self, model: MTDiffusion, name: str, value: str) -> torch.Tensor:
         """A class by its name or number, a picture file, or a held-out example."""
@@ -263,7 +255,8 @@ class Evaluate:
         experiment = EXPERIMENTS[self.experiment]
         data, device = _data(experiment, self.data), _device(self.device)
         if self.features and "features" not in experiment.options:
-            raise ValueError(f"--features is for {' and '.join(SEVERAL)}, {self.experiment} has judges of its own")
+            able = " and ".join(name for name, each in EXPERIMENTS.items() if each.options)
+            raise ValueError(f"--features is for {able}, {self.experiment} has judges of its own")
         models = [(name, self._fitting(name, data)) for name in self.models or (f"{self.experiment}/{data}",)]
         _refuse_repeats([(name, model.card) for name, model in models])
         rows = [self._row(name, model, data, k) for k, (name, model) in enumerate(models)]
@@ -346,9 +339,7 @@ class Prepare:
 class Data:
     """Fetch real images and pack them for training."""
 
-    action: tyro.conf.OmitSubcommandPrefixes[
-        Annotated[Get, tyro.conf.subcommand("get")] | Annotated[Prepare, tyro.conf.subcommand("prepare")]
-    ]
+    action: tyro.conf.OmitSubcommandPrefixes[Get | Prepare]
 
     def run(self) -> None:
         """Do what was asked for."""
@@ -473,10 +464,8 @@ def _refuse(message: str) -> NoReturn:
 
 def main() -> None:
     """Entry point: errors that a user can mend are one line and status 2, without a traceback."""
-    commands = {"train": Train, "sample": Sample, "evaluate": Evaluate, "data": Data}
-    command = tyro.extras.subcommand_cli_from_dict(
-        commands, prog="mtdiff", description="Train, sample and judge multi-modal diffusion models."
-    )
+    description = "Train, sample and judge multi-modal diffusion models."
+    command = tyro.cli(Train | Sample | Evaluate | Data, prog="mtdiff", description=description)
     threads = os.environ.get("MTDIFF_THREADS", "")
     try:
         if "" in sys.argv[1:]:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import os
 import reprlib
 import tempfile
@@ -30,13 +29,9 @@ def save(folder: str | Path, network: nn.Module, card: Mapping | None = None, ha
     The card holds the hash of the weights, so that neither passes with another's.
 
     Args:
-        folder: made where it does not exist.
-        network: has a `.card`.
+        folder: made where it does not exist; returned.
         card: what people should know (data, seed, steps, hardware, metrics ...; JSON values), added to the network's.
         half: store the weights as float16; tables stay as they are.
-
-    Returns:
-        The folder.
 
     Raises:
         OSError: the folder cannot be written; what was there stays.
@@ -92,15 +87,8 @@ def check_weights(folder: Path, card: Mapping) -> None:
 
 def to_json(value, indent: int | None = None) -> str:
     """The text of a value as JSON, which has no number that is not finite: null stands for it."""
-
-    def finite(part):
-        if isinstance(part, Mapping):
-            return {key: finite(entry) for key, entry in part.items()}
-        if isinstance(part, list | tuple):
-            return [finite(entry) for entry in part]
-        return None if isinstance(part, float) and not math.isfinite(part) else part
-
-    return json.dumps(finite(value), indent=indent, allow_nan=False)
+    finite = json.loads(json.dumps(value), parse_constant=lambda _: None)
+    return json.dumps(finite, indent=indent, allow_nan=False)
 
 
 def write_atomic(path: Path, data: bytes) -> None:
