@@ -93,12 +93,8 @@ class Recorded:
 
 def annotated(*classes: type) -> dict[str, object]:
     """{argument: type} of constructors, the last that says one."""
-    arguments = [each for kind in classes for each in inspect.signature(kind.__init__).parameters.values()]
-    return {
-        each.name: each.annotation
-        for each in arguments
-        if not isinstance(each.annotation, str) and each.annotation is not each.empty
-    }
+    hints = [item for kind in classes for item in inspect.get_annotations(kind.__init__).items()]
+    return {name: hint for name, hint in hints if not isinstance(hint, str)}
 
 
 def plain(value: object) -> object:

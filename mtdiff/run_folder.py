@@ -24,9 +24,9 @@ except ImportError:  # not on every system
 STATE, HISTORY, PROBES, BEST, SAMPLES, LOCK = (
     "training.pt", "history.jsonl", "probes.jsonl", "best", "samples", ".lock"
 )  # fmt: skip
-TYPES = {"step": int, "seconds": float, "history": list[dict], "probes": list[dict], "generators": list, "torch": list}
-TYPES |= dict.fromkeys(("config", "model", "ema", "optimizer", "sums"), dict[str, object])
-TYPES |= dict.fromkeys(("device", "data", "architecture"), str)
+TYPES = {"step": int, "seconds": float, "history": list[dict], "probes": list[dict], "lengthened": list[list[int]]}
+TYPES |= dict.fromkeys(("config", "model", "ema", "optimizer", "sums", "shares"), dict[str, object])
+TYPES |= dict.fromkeys(("device", "data", "architecture"), str) | dict.fromkeys(("generators", "torch", "cuda"), list)
 """What a state holds."""
 
 

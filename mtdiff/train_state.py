@@ -47,8 +47,6 @@ def collected(trainer) -> dict:
     randomness = ([generator.get_state() for generator in trainer.generators], *trainer.globals.states)
     shards, by_cpu, by_cuda = zip(*distributed.gathered(randomness), strict=True)
     return {
-        **{name: getattr(trainer, name) for name in NOTED},
-        **{name: getattr(trainer, name).state_dict() for name in LEARNED},
         "device": trainer.device.type,
         "config": asdict(trainer.config),
         "data": trainer.data.hash(),
@@ -56,6 +54,8 @@ def collected(trainer) -> dict:
         "generators": [one for process in shards for one in process],
         "torch": list(by_cpu),
         "cuda": list(by_cuda),
+        **{name: getattr(trainer, name) for name in NOTED},
+        **{name: getattr(trainer, name).state_dict() for name in LEARNED},
     }
 
 
