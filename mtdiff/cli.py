@@ -263,13 +263,12 @@ class Evaluate:
         variants: dict[str, list] = {}
         for row in rows:
             variants.setdefault(row["variant"], []).append(row["metrics"])
+        result = {"experiment": self.experiment, "data": data, "n": self.n, "provenance": provenance(device)}
         averages = {name: _average(found) for name, found in variants.items()}
-        result = {"experiment": self.experiment, "data": data, "n": self.n, "provenance": provenance(device),
-                  "variants": averages, "runs": _rounded(rows)}  # fmt: skip
-        text = to_json(result, indent=1)
+        result = _rounded({**result, "variants": averages, "runs": rows})
         if self.out:
-            write_atomic(self.out, (text + "\n").encode())
-        print(markdown([json.loads(text)]), end=f"written: {self.out}\n" if self.out else "")
+            write_atomic(self.out, (to_json(result, indent=1) + "\n").encode())
+        print(markdown([result]), end=f"written: {self.out}\n" if self.out else "")
 
     def _fitting(self, name: str, data: str) -> MTDiffusion:
         """A model that was trained for this experiment and knows these data."""
@@ -442,16 +441,12 @@ def _average(metrics: list):
     """Mean and standard error over runs, leaf by leaf."""
     if isinstance(metrics[0], dict):
         return {key: _average([m[key] for m in metrics]) for key in metrics[0]}
-    return _rounded(mean_and_error(metrics))
+    return mean_and_error(metrics)
 
 
-def _rounded(value):
-    """Floats with six significant digits, so that files read well."""
-    if isinstance(value, dict):
-        return {key: _rounded(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_rounded(entry) for entry in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+def _rounded(value: dict) -> dict:
+    """As JSON has it, but floats with six significant digits, so that files read well."""
+    return json.loads(to_json(value), parse_float=lambda text: float(f"{float(text):.6g}"))
 
 
 def _refuse(message: str) -> NoReturn:

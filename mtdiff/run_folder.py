@@ -72,23 +72,14 @@ class RunFolder:
             self._lock.close()
 
     def begin(self, history: Sequence[Mapping], probes: Sequence[Mapping]) -> None:
-        """Write the rows before the first step.
-
-        Raises:
-            ValueError: the checkpoint is not the one that was last written or read here.
-            OSError: the folder cannot be written.
-        """
+        """Write the rows before the first step, or ValueError: the checkpoint is not the last one written or read here."""
         if self.state.is_file() and self._identity() != self._known:
             text = "holds a training already, which this one does not go on from"
             raise ValueError(f"{self} {text}: call resume(), or use another folder")
         self._write_rows(history, probes)
 
     def write(self, state: Mapping, history: Sequence[Mapping], probes: Sequence[Mapping]) -> None:
-        """Replace the checkpoint by a state with a "step", and the rows by those that lead to it.
-
-        Raises:
-            OSError: the folder cannot be written, or the disk is full; the last checkpoint stays.
-        """
+        """Replace the checkpoint by a state, and the rows by those that lead to it; after an OSError the last one stays."""
         buffer = io.BytesIO()
         torch.save(state, buffer)
         with self.writing():
@@ -99,11 +90,7 @@ class RunFolder:
             self._write_rows(history, probes)
 
     def read(self, device: torch.device) -> dict | None:
-        """The last state, or None where there is none.
-
-        Raises:
-            ValueError: the file is damaged, or no state of a training.
-        """
+        """The last state, or None where there is none; ValueError where the file is damaged, or no state of a training."""
         if not self.state.is_file():
             return None
         try:

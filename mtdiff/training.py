@@ -132,11 +132,10 @@ class Trainer:
         The history is in `.history`, and in the folder. Whatever stops a training, the last checkpoint stays.
 
         Raises:
-            Interrupted: Ctrl-C, SIGTERM, SIGHUP or SIGUSR1; the step was finished and, with a folder, saved. `OutOfTime`:
-                time is over.
+            Interrupted: Ctrl-C, SIGTERM, SIGHUP or SIGUSR1 after a step, which a folder saves. `OutOfTime`: time is over.
             FloatingPointError: the loss or its gradient became NaN or infinite.
-            BlockingIOError: another process is at work in the folder.
-            OSError: the folder cannot be written (said at the start) or the disk is full.
+            OSError: the folder cannot be written (said at the start), the disk is full, or (`BlockingIOError`) the folder is
+                in use by another process.
             ValueError: the folder holds another training, which was not resumed.
             torch.OutOfMemoryError: the device is too small for a shard.
         """
@@ -165,12 +164,7 @@ class Trainer:
         return self.ema.module.eval()
 
     def save(self) -> None:
-        """Write the whole state of the training to the folder, replacing the last one at once.
-
-        Raises:
-            FloatingPointError: the loss is not finite; nothing is written.
-            OSError: see `RunFolder.write`.
-        """
+        """Replace the folder's checkpoint by the whole state of the training, unless its loss is not finite."""
         self._share_sums()
         state = collected(self)
         distributed.first(lambda: self.folder.write(state, self.history, self.probes))
@@ -229,12 +223,13 @@ class Trainer:
 
     def _objective(self) -> nn.Module:
         """The loss as a module: compiled, timed and shared among processes as was asked for."""
+        dtype = PRECISIONS[self.config.precision]
         if self.device.type == "cuda" and self.rank == 0:
             self._flops = training_flops(self.model, self.loss, self.data[:2])
-            self._peak = matmul_peak(self.device, PRECISIONS[self.config.precision]) * distributed.world()
+            self._peak = matmul_peak(self.device, dtype) * distributed.world()
         if self.compile:
             self.model.backbone.compile()
-        objective = Objective(self.model, self.loss, self.device.type, PRECISIONS[self.config.precision])
+        objective = Objective(self.model, self.loss, self.device.type, dtype)
         if distributed.world() == 1:
             return objective
         return DistributedDataParallel(objective, broadcast_buffers=False, find_unused_parameters=True)
