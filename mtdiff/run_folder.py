@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from mtdiff import distributed
 from mtdiff.files import CARD, WEIGHTS, clear_unfinished, to_json, write_atomic
 from mtdiff.reading import check_types, said
 
@@ -46,30 +47,28 @@ class RunFolder:
         self.path, self.keep = Path(path), keep
         self.state, self.best = self.path / STATE, self.path / BEST
         self.step: int | None = None
-        self._known, self._lock, self._users = None, None, 0
+        self._known, self._locked, self._users = None, None, 0
 
     def __str__(self) -> str:
         return str(self.path)
 
-    def lock(self) -> None:
-        """Keep every other process out until `unlock`, or until this one ends in whatever way; may be called again.
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep every other training out, at the latest until this process ends in whatever way; may be nested.
 
         Raises:
             BlockingIOError: another process is at work in the folder; the message says which.
             OSError: the folder cannot be written.
         """
         if not self._users:
-            self._lock = self._locked()
-            clear_unfinished(self.path, STATE, f"{self.state.stem}-*.pt", HISTORY, PROBES, WEIGHTS, CARD)
-            clear_unfinished(self.best, WEIGHTS, CARD)
-            clear_unfinished(self.path / SAMPLES, "*.png")
+            distributed.first(self._lock)
         self._users += 1
-
-    def unlock(self) -> None:
-        """Let others in, as soon as it has been called as often as `lock`."""
-        self._users -= 1
-        if not self._users:
-            self._lock.close()
+        try:
+            yield
+        finally:
+            self._users -= 1
+            if not self._users and self._locked:
+                self._locked.close()
 
     def begin(self, history: Sequence[Mapping], probes: Sequence[Mapping]) -> None:
         """Write the rows before the first step, or ValueError: the checkpoint is not the last one written or read here."""
@@ -141,8 +140,8 @@ class RunFolder:
             if rows or name == HISTORY:
                 write_atomic(self.path / name, "".join(to_json(row) + "\n" for row in rows).encode())
 
-    def _locked(self):
-        """The lock's open file: the system lets go of it with its process, even a killed one."""
+    def _lock(self) -> None:
+        """Hold the lock's file open, which the system lets go of with its process, even a killed one; and clear up."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             file = (self.path / LOCK).open("a+")
@@ -158,11 +157,14 @@ class RunFolder:
             file.close()
             raise BlockingIOError(f"{self} is in use by {who}. Wait for it, stop it, or use another folder") from None
         except OSError as error:
-            warnings.warn(f"{self} cannot be locked ({error.strerror}): start no second training there", stacklevel=4)
+            warnings.warn(f"{self} cannot be locked ({error.strerror}): start no second training there", stacklevel=5)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}: {shlex.join(sys.argv)}")
         file.flush()
-        return file
+        self._locked = file
+        clear_unfinished(self.path, STATE, f"{self.state.stem}-*.pt", HISTORY, PROBES, WEIGHTS, CARD)
+        clear_unfinished(self.best, WEIGHTS, CARD)
+        clear_unfinished(self.path / SAMPLES, "*.png")
 
     def _identity(self) -> tuple[int, int, int]:
         """Of the checkpoint's file: another one after every write."""

@@ -4,7 +4,7 @@ import contextlib
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -148,16 +148,9 @@ class Trainer:
             self._train(requests, progress, 60 * max_minutes)
         return self.averaged()
 
-    @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
+    def alone(self) -> contextlib.AbstractContextManager:
         """Keep the folder for this training, or raise BlockingIOError; `run` and `resume` do so for their own time."""
-        if self.folder:
-            distributed.first(self.folder.lock)
-        try:
-            yield
-        finally:
-            if self.folder and self.rank == 0:
-                self.folder.unlock()
+        return self.folder.alone() if self.folder else contextlib.nullcontext()
 
     def averaged(self) -> MTDiffusion:
         """The model with averaged weights, in evaluation mode."""
