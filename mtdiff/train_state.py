@@ -15,45 +15,39 @@ LEARNED = ("model", "ema", "optimizer")
 """Attributes of a `Trainer` that a checkpoint holds: as they are, or their `state_dict`."""
 
 
-class GlobalGenerators:
-    """Torch's global generators as one training uses them, for dropout; the caller's come back afterwards.
+def seeded_states(seed: int, device: torch.device) -> list[torch.Tensor]:
+    """States of torch's global generators, which dropout draws from: of the CPU's and, on a GPU, of that one's."""
+    return [torch.Generator(one).manual_seed(seed).get_state() for one in ("cpu", *_gpus(device))]
 
-    Attributes:
-        states: of the CPU's and, or None, of the GPU's.
-    """
 
-    def __init__(self, seed: int, device: torch.device):
-        self.devices = [device] if device.type == "cuda" else []
-        with torch.random.fork_rng(self.devices):
-            torch.manual_seed(seed)
-            self.states = self._now()
+@contextlib.contextmanager
+def drawing_from(states: list[torch.Tensor], device: torch.device) -> Iterator[None]:
+    """Torch's global generators go on from these states, and leave theirs there; the caller's come back afterwards."""
+    gpus = _gpus(device)
+    with torch.random.fork_rng(gpus):
+        torch.set_rng_state(states[0])
+        for gpu in gpus:
+            torch.cuda.set_rng_state(states[1], gpu)
+        yield
+        states[:] = [torch.get_rng_state(), *map(torch.cuda.get_rng_state, gpus)]
 
-    @contextlib.contextmanager
-    def used(self) -> Iterator[None]:
-        """Draw from where the training left them."""
-        with torch.random.fork_rng(self.devices):
-            torch.set_rng_state(self.states[0])
-            for device in self.devices:
-                torch.cuda.set_rng_state(self.states[1], device)
-            yield
-            self.states = self._now()
 
-    def _now(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        return torch.get_rng_state(), torch.cuda.get_rng_state(self.devices[0]) if self.devices else None
+def _gpus(device: torch.device) -> list[torch.device]:
+    return [device] if device.type == "cuda" else []
 
 
 def collected(trainer) -> dict:
     """The whole state of a training, of all its processes: plain values and tensors."""
-    randomness = ([generator.get_state() for generator in trainer.generators], *trainer.globals.states)
-    shards, by_cpu, by_cuda = zip(*distributed.gathered(randomness), strict=True)
+    randomness = [generator.get_state() for generator in trainer.generators], trainer.states
+    shards, states = zip(*distributed.gathered(randomness), strict=True)
     return {
         "device": trainer.device.type,
         "config": asdict(trainer.config),
         "data": trainer.data.hash(),
         "architecture": trainer.model.fingerprint(),
         "generators": [one for process in shards for one in process],
-        "torch": list(by_cpu),
-        "cuda": list(by_cuda),
+        "torch": [cpu for cpu, *_ in states],
+        "cuda": [gpu[0] if gpu else None for _, *gpu in states],
         **{name: getattr(trainer, name) for name in NOTED},
         **{name: getattr(trainer, name).state_dict() for name in LEARNED},
     }
@@ -94,6 +88,6 @@ def restore(trainer, state: Mapping) -> None:
     for k, generator in enumerate(trainer.generators, trainer.rank * trainer.config.accumulate):
         generator.set_state(state["generators"][k].cpu())
     mine = trainer.rank % len(state["torch"])
-    trainer.globals.states = tuple(None if s[mine] is None else s[mine].cpu() for s in (state["torch"], state["cuda"]))
+    trainer.states = [states[mine].cpu() for states in (state["torch"], state["cuda"]) if states[mine] is not None]
     if state["config"]["steps"] < trainer.config.steps:
         trainer.lengthened.append([state["step"], state["config"]["steps"]])

@@ -23,7 +23,7 @@ from mtdiff.run_folder import HISTORY, PROBES, RunFolder
 from mtdiff.speed import matmul_peak, training_flops
 from mtdiff.stopping import TIME, Agreement, Interrupted, OutOfTime, stop_requests
 from mtdiff.train_config import PRECISIONS, TrainConfig
-from mtdiff.train_state import GlobalGenerators, collected, compare, restore
+from mtdiff.train_state import collected, compare, drawing_from, restore, seeded_states
 
 __all__ = ["PRECISIONS", "Interrupted", "Objective", "OutOfTime", "TrainConfig", "Trainer"]
 
@@ -92,7 +92,7 @@ class Trainer:
         self._shards, self._counts = None, {}  # of the step that is being taken
         mine = range(self.rank * config.accumulate, (self.rank + 1) * config.accumulate)
         self.generators = [torch.Generator(self.device).manual_seed(config.seed + 1_000_003 * k) for k in mine]
-        self.globals = GlobalGenerators(config.seed + 1_000_003 * mine[0], self.device)
+        self.states = seeded_states(config.seed + 1_000_003 * mine[0], self.device)  # of torch's global generators
         groups = [
             {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": config.weight_decay},
             {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
@@ -235,7 +235,7 @@ class Trainer:
         size, parts, terms = self.config.batch_size // self.shards, self.config.accumulate, {}
         shards = [{name: value[k * size : (k + 1) * size] for name, value in batch.items()} for k in range(parts)]
         self._shards, self._counts = shards, {}
-        with self.globals.used():
+        with drawing_from(self.states, self.device):
             for k, (shard, generator) in enumerate(zip(shards, self.generators, strict=True)):
                 more = k + 1 < parts and isinstance(objective, DistributedDataParallel)
                 with objective.no_sync() if more else contextlib.nullcontext():  # gradients are exchanged once
