@@ -27,7 +27,7 @@ def load(
         room: the folder of shipped checkpoints that names are looked up in.
 
     Raises:
-        FileNotFoundError: neither a folder nor a shipped name.
+        FileNotFoundError: neither a folder nor a shipped name, or a folder without weights.
         ValueError: the files are damaged, of another format or kind, or do not fit each other.
     """
     ships = shipped() / room

@@ -17,10 +17,7 @@ PATIENCE = timedelta(minutes=30)
 def joined(device: str | torch.device) -> Iterator[torch.device]:
     """Among the other processes of `torchrun`, or alone without it: the device of this process.
 
-    With "cuda" each process of a node takes the GPU of its number.
-
-    Raises:
-        ValueError: more processes on this node than GPUs.
+    With "cuda" each process of a node takes the GPU of its number, or ValueError where there are fewer GPUs.
     """
     device = torch.device(device)
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:

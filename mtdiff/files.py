@@ -48,12 +48,7 @@ def save(folder: str | Path, network: nn.Module, card: Mapping | None = None, ha
 
 
 def load(folder: Path, kind: type[Network]) -> Network:
-    """Rebuild what `save` wrote, of one class or those below it, in evaluation mode; `.card` holds what people should know.
-
-    Raises:
-        FileNotFoundError: there is no card, or no weights.
-        ValueError: the files are damaged, of another format or kind, or do not fit each other.
-    """
+    """Rebuild what `save` wrote, of one class or those below it; see `mtdiff.load`."""
     card = read_json(folder / CARD, what := f"is not a {kind.family} card")
     with naming(folder / CARD, what):
         kind.kind_of(card.get("config"))
@@ -92,11 +87,7 @@ def to_json(value, indent: int | None = None) -> str:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that it is either the old one or the new one, whatever happens in between.
-
-    Raises:
-        OSError: the folder cannot be written (PermissionError), the disk is full ...; the message names the folder.
-    """
+    """Write a file so that it is either the old one or the new one, whatever happens; an OSError names the folder."""
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -54,11 +54,7 @@ def collected(trainer) -> dict:
 
 
 def compare(trainer, state: Mapping) -> None:
-    """Whether a state is of this training, as far as another run of it may go on with it.
-
-    Raises:
-        ValueError: it is of another config, device, data set or model; the message says what to do.
-    """
+    """Raise ValueError, which says what to do, where a state is of another config, device, data set or model."""
     path, world = trainer.folder.state, distributed.world()
     mine = {**asdict(trainer.config), "accumulate": trainer.shards}
     theirs = {**state["config"], "accumulate": len(state["generators"])}  # however divided among processes
