@@ -29,8 +29,8 @@ class OutOfTime(Interrupted):
 def stop_requests(safe: Callable[[], str]) -> Iterator[list]:
     """Signals become notes in a list, so that a step is never torn apart. A second Ctrl-C stops at once.
 
-    `safe` says what that leaves. Any other signal may come twice: torchrun passes on what its processes may have got themselves, Ctrl-C too. A signal
-    that is ignored stays ignored (SIGHUP under nohup).
+    `safe` says what that leaves. Any other signal may come twice: torchrun passes on what its processes may have got
+    themselves, Ctrl-C too. A signal that is ignored stays ignored (SIGHUP under nohup).
     """
     requests: list[int] = []
 
