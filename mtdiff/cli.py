@@ -70,11 +70,12 @@ class Train:
         Literal["quick", "full"] | None,
         tyro.conf.arg(help=f"How long: {_steps('quick')} or {_steps('full')}; default: variable MTDIFF_BUDGET, or quick."),
     ] = None
-    # Optimiser steps, instead of the budget's. More than a run in the same folder has had lengthen it: the learning rate
-    # goes on as at that step of the longer cosine, so the result is not that of a run with so many steps from the start.
+    # Optimiser steps, instead of the budget's. More than a run in the same folder has had lengthen it: without a trace
+    # before the last fifth of its steps, over which the learning rate falls; later the card says so.
     steps: int | None = None
     batch_size: int | None = None  # Examples per step, instead of the budget's.
-    lr: float | None = None  # Peak learning rate, instead of the budget's.
+    # Learning rate, instead of the budget's; it is held, and falls to 0 over the last fifth of the steps.
+    lr: float | None = None
     # Parts in which a batch is computed, one after the other, where memory is short: the same steps.
     accumulate: int | None = None
     precision: Literal["fp32", "bf16"] | None = None  # Of the network's products; bf16 is faster on a GPU.

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mtdiff.checks import check_names
 from mtdiff.model import MTDiffusion
+from mtdiff.schedules import Levels
 
 Chances = Mapping[str, float | str]
 """{name: a probability in [0, 1], or the name of another modality, whose coin it then shares}; 0 where not named."""
@@ -80,26 +81,24 @@ class Draw:
 
     Attributes:
         t: (B,) steps.
+        weight: (B,) what makes up for how often each step is drawn (`ForwardProcess.draw_steps`).
         present: {name: (B,) bool} who is in the aggregate; all that are not named.
         known: {name: (B,) bool} which examples are given the modality; of those not named none.
         scored: {name: (B,) bool} whose heads are scored; all that are not named.
     """
 
     t: Tensor
+    weight: Tensor
     present: dict[str, Tensor]
     known: dict[str, Tensor]
     scored: dict[str, Tensor]
 
     @classmethod
-    def of(
-        cls, model: MTDiffusion, batch: Mapping[str, Tensor], there: Mapping[str, Tensor], drop, give, generator
-    ) -> "Draw":
+    def of(cls, model: MTDiffusion, batch: Mapping[str, Tensor], there, drop, give, levels, generator) -> "Draw":
         """A draw for examples of which `there` says {name: (B,) bool} who has a value, where some lack one."""
-        value, process = next(iter(batch.values())), model.process
+        value = next(iter(batch.values()))
         size, device = len(value), value.device
-        where = (torch.arange(size, device=device) + torch.rand(size, generator=generator, device=device)) / size
-        steps = process.steps - process.first + 1
-        t = process.first + (where * steps).long().clamp(max=steps - 1)
+        t, weight = model.process.draw_steps(size, levels, generator, device)
         everybody = torch.ones(size, dtype=torch.bool, device=device)
         present = {name: ~dropped for name, dropped in coins(drop, size, device, generator).items()}
         known = coins(give, size, device, generator) | dict.fromkeys(model.conditions, everybody)
@@ -107,7 +106,7 @@ class Draw:
         known |= {name: known[name] & here for name, here in there.items() if name in known}
         scored = {name: ~mask for name, mask in known.items()}
         scored |= {name: scored.get(name, everybody) & here for name, here in there.items()}
-        return cls(t, present, known, scored)
+        return cls(t, weight, present, known, scored)
 
 
 def scored(
@@ -124,7 +123,7 @@ def scored(
     A batch that is computed in parts needs this beforehand: the loss divides by what is scored in all of them. The generator
     is the one that the loss is going to draw from, and stays as it is.
     """
-    draw = Draw.of(model, batch, _there(model, batch, missing), drop, give, generator.clone_state())
+    draw = Draw.of(model, batch, _there(model, batch, missing), drop, give, None, generator.clone_state())
     return {name: mask.sum() for name, mask in draw.scored.items()}
 
 
@@ -135,6 +134,7 @@ def multitask_loss(
     weights: Mapping[str, float] | None = None,
     drop: Chances | None = None,
     give: Chances | None = None,
+    levels: Levels = None,
     missing: Collection[str] = (),
     counts: Mapping[str, Tensor] | None = None,
     generator: torch.Generator | None = None,
@@ -149,6 +149,8 @@ def multitask_loss(
         batch: {name: (B, ...)}, all modalities of the model.
         weights: {name or "denoise": lambda_i >= 0}, 1 where not named.
         drop: chances that a modality is absent from S.
+        levels: mean and standard deviation of the log-SNR that steps are drawn at (`NoiseSchedule.chances`); None: all steps
+            alike. The first term has its mean over these, the heads' terms are weighted back to all steps alike.
         give: chances that the backbone is given the value (rule 3). The head of a given modality is not scored on that
             example: it would only copy. The model's `conditions` are always given.
         missing: names of modalities that some examples lack (a label of -1). There they are absent from S, are not
@@ -167,7 +169,7 @@ def multitask_loss(
     there = _there(model, batch, missing)
     batch = _whole(model, batch, there)
     check_options(weights, drop, give, list(model.modalities))
-    draw, codes = Draw.of(model, batch, there, drop, give, generator), model.encode(batch)
+    draw, codes = Draw.of(model, batch, there, drop, give, levels, generator), model.encode(batch)
     if draw.t.device.type == "cpu":  # elsewhere nothing is read back
         model.check_prior(codes, there)
     if model.training and give:
@@ -183,7 +185,7 @@ def multitask_loss(
     unknowns = square.shape[1] if prediction.unknown is None else prediction.unknown.flatten(1).sum(1).clamp(min=1)
     terms = {"denoise": (square.sum(1) / unknowns).mean()}
     for name in model.modalities:
-        each = prediction.law[name].loss(batch[name])
+        each = prediction.law[name].loss(batch[name]) * draw.weight
         mask = draw.scored.get(name, torch.ones_like(each, dtype=torch.bool))
         count = counts[name] if counts and name in draw.scored else mask.sum()
         terms[name] = torch.where(mask, each, 0.0).sum() / count.to(each).clamp(min=1e-6)  # 0 where nobody is scored

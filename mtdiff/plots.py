@@ -37,7 +37,7 @@ def show(figure: Figure, alt: str) -> None:
     plt.close(figure)
 
 
-def _panels(rows: int, columns: int, size: tuple[float, float], title: str = "") -> tuple[Figure, np.ndarray]:
+def panels(rows: int, columns: int, size: tuple[float, float], title: str = "") -> tuple[Figure, np.ndarray]:
     """A figure of a size in inches with a text above it, and its axes (rows, columns)."""
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     if title:
@@ -58,20 +58,16 @@ def show_image(axis: Axes, image: Tensor, title: str = "", colour="black") -> No
 
 
 def pair_grid(
-    image: Tensor,
-    label: Tensor | None,
-    names: Sequence[str],
-    columns: int = 10,
-    title: str = "",
+    image: Tensor, label: Tensor | None, names: Sequence[str], columns: int = 10, title: str = "",
     wrong: Tensor | None = None,
-) -> Figure:
+) -> Figure:  # fmt: skip
     """Images (N, C, H, W) in [-1, 1] with the names of their labels (N,) above them, if they have any.
 
     `columns` images stand in a row; labels that are `wrong`, (N,) bool, are printed in red.
     """
     columns = min(columns, len(image))
     rows = -(-len(image) // columns)
-    figure, axes = _panels(rows, columns, (0.72 * columns, 0.9 * rows + 0.35 * bool(title)), title)
+    figure, axes = panels(rows, columns, (0.72 * columns, 0.9 * rows + 0.35 * bool(title)), title)
     for axis in axes.flat[len(image) :]:
         axis.set_axis_off()
     titles = [""] * len(image) if label is None else [names[y] for y in label.tolist()]
@@ -83,7 +79,7 @@ def pair_grid(
 def loss_curves(history: Sequence[Mapping[str, float]], title: str = "") -> Figure:
     """The terms of the training loss in `Trainer.history` against the step, one panel each: their units differ."""
     terms = [name for name in history[0] if name not in ("step", "seconds", "total", "gradient")]
-    figure, axes = _panels(1, len(terms), (3.1 * len(terms), 2.6), title)
+    figure, axes = panels(1, len(terms), (3.1 * len(terms), 2.6), title)
     steps = [row["step"] for row in history]
     for axis, name in zip(axes.flat, terms, strict=True):
         axis.plot(steps, [row[name] for row in history], color=COLOURS.get(name))
@@ -98,14 +94,13 @@ def forward_picture(process: ForwardProcess, codes: Mapping[str, Tensor], steps:
     Rows are W_t E(x) of each code (1, C, H, W), m_t and z_t, on the same grey scale; columns are steps, with the same noise.
     """
     rows = [f"$W_t\\,E$({name})" for name in codes] + ["$m_t$ (sum)", "$z_t$ (noisy)"]
-    figure, axes = _panels(len(rows), len(steps), (1.05 * len(steps) + 1, 1.05 * len(rows)))
+    figure, axes = panels(len(rows), len(steps), (1.05 * len(steps) + 1, 1.05 * len(rows)))
     for column, t in enumerate(steps):
         parts = [process.at(t, code).W[name] * code for name, code in codes.items()]
         z, _ = process.diffuse(codes, t, noise)
         for axis, picture in zip(axes[:, column], [*parts, sum(parts), z], strict=True):
             axis.imshow(picture[0, 0].cpu(), cmap="gray", vmin=-2, vmax=2)
-            axis.set(xticks=[], yticks=[])
-            sns.despine(ax=axis, left=True, bottom=True)
+            axis.set(xticks=[], yticks=[], frame_on=False)
         axes[0, column].set_title(f"t = {t}", fontsize=9)
     for axis, row, name in zip(axes[:, 0], rows, [*codes, None, None], strict=True):
         axis.set_ylabel(row, rotation=0, ha="right", va="center", color=COLOURS.get(name, "black"))
@@ -114,18 +109,24 @@ def forward_picture(process: ForwardProcess, codes: Mapping[str, Tensor], steps:
 
 def curve_panels(process: ForwardProcess, title: str = "") -> Figure:
     """Cumulative weights W_t, the injected weights w_t they imply, and the signal-to-noise ratio of each modality."""
-    figure, ((cumulative, injected, ratio),) = _panels(1, 3, (9, 2.4), title)
+    figure, ((cumulative, injected, ratio),) = panels(1, 3, (9, 2.4), title)
     for name in process.names:
-        look = {"label": name, "color": COLOURS.get(name)}
-        cumulative.plot(process.cumulative(name), **look)
-        injected.plot(range(1, process.steps + 1), 1000 * process.injected(name)[1:], **look)
-        snr = process.snr(name)
-        ratio.plot(snr.log().where(snr > 0, float("nan")), **look)
+        cumulative.plot(process.cumulative(name), color=COLOURS.get(name), label=name)
     cumulative.set(xlabel="step t", ylabel="cumulative $W_t$")
-    injected.set(xlabel="step t", ylabel="injected $w_t$ (1/1000)")
-    ratio.set(xlabel="step t", ylabel="log SNR (nats)")
     cumulative.legend(frameon=False)
+    injection(injected, ratio, process, 1000)
+    injected.set_ylabel("injected $w_t$ (1/1000)")
     return figure
+
+
+def injection(injected: Axes, ratio: Axes, process: ForwardProcess, scale: float = 1.0) -> None:
+    """On two axes, the injected weights w_t, times a scale, and the signal-to-noise ratio of each modality."""
+    for name in process.names:
+        look, snr = {"label": name, "color": COLOURS.get(name)}, process.snr(name)
+        injected.plot(range(1, process.steps + 1), scale * process.injected(name)[1:], **look)
+        ratio.plot(snr.log().where(snr > 0, float("nan")), **look)
+    injected.set(xlabel="step t", ylabel="injected $w_t$")
+    ratio.set(xlabel="step t", ylabel="log SNR (nats)")
 
 
 def bound_terms(bound: Bound, title: str = "") -> Figure:
@@ -135,7 +136,7 @@ def bound_terms(bound: Bound, title: str = "") -> Figure:
     """
     rows = [("prior", bound.prior, "0.6"), ("diffusion", bound.diffusion, COLOURS["denoise"])]
     rows += [(f"read {name}", -value, COLOURS.get(name)) for name, value in bound.readout.items()]
-    figure, ((axis,),) = _panels(1, 1, (7.5, 0.42 * len(rows) + 1.2))
+    figure, ((axis,),) = panels(1, 1, (7.5, 0.42 * len(rows) + 1.2))
     left = 0.0
     for k, (_, value, colour) in enumerate(rows):
         axis.barh(k, value, left=left, color=colour)
@@ -161,10 +162,7 @@ def cloud(axis: Axes, points: Tensor, label: Tensor, title: str = "", reach: flo
 
 def trajectory(states: Sequence[Tensor], steps: Sequence[int], title: str = "") -> Figure:
     """The first example of a few states (B, C, H, W) of one chain, left to right, on a scale from -2 to 2."""
-    figure, axes = _panels(1, len(states), (0.8 * len(states), 1.35), title)
-    for axis, z, t in zip(axes.flat, states, steps, strict=True):
-        show_image(axis, z[0] / 2, f"t = {t}")
-    return figure
+    return picture_rows({"": torch.stack([z[0] for z in states]) / 2}, [f"t = {t}" for t in steps], title)
 
 
 def error_bars(axis: Axes, x: Iterable[float], cells: Iterable[Mapping], **look) -> None:
@@ -180,11 +178,11 @@ def error_bars(axis: Axes, x: Iterable[float], cells: Iterable[Mapping], **look)
 def picture_rows(rows: Mapping[str, Tensor], titles: Sequence[str] = (), title: str = "") -> Figure:
     """Pictures of the same examples below each other: a row for each kind, a column for each example.
 
-    Rows are {what it is: (N, C, H, W) in [-1, 1], or a mask (N, 1, H, W) bool}; the titles stand above the columns.
+    Rows are {what it is, or "": (N, C, H, W) in [-1, 1], or a mask (N, 1, H, W) bool}; the titles stand above the columns.
     """
     columns = min(len(picture) for picture in rows.values())
-    size = (0.78 * columns + 1.2, 0.8 * len(rows) + 0.3 * bool(title) + 0.2 * bool(titles))
-    figure, axes = _panels(len(rows), columns, size, title)
+    size = (0.78 * columns + 1.2 * any(rows), 0.8 * len(rows) + 0.3 * bool(title) + 0.2 * bool(titles))
+    figure, axes = panels(len(rows), columns, size, title)
     for line, (name, pictures) in zip(axes, rows.items(), strict=True):
         for axis, picture in zip(line, pictures, strict=False):
             show_image(axis, picture.float() * 2 - 1 if picture.dtype == torch.bool else picture)
@@ -197,22 +195,17 @@ def picture_rows(rows: Mapping[str, Tensor], titles: Sequence[str] = (), title: 
 def save_grid(drawn: Mapping[str, Tensor], labels: Mapping[str, Sequence[str]], path: str | Path) -> None:
     """Write what `sample` drew as a picture file, whole or not at all: a grid for one kind of picture, else a row for each.
 
-    `labels` are {name of a label: its class names}; the file's ending says the format, PNG without one.
-
-    Raises:
-        OSError: the file cannot be written; one that is there stays.
-        ValueError: a format that is not known.
+    `labels` are {name of a label: its class names}; the file's ending says the format, PNG without one (ValueError for one
+    that is not known).
     """
     style()
     pictures = {name: value for name, value in drawn.items() if value.ndim == 4}
-    texts = {name: [names[y] for y in drawn[name].tolist()] for name, names in labels.items()}
+    label, names = next(iter(labels.items()), (None, ()))
     if len(pictures) == 1:
-        label = next(iter(labels), None)
-        (picture,) = pictures.values()
-        figure = pair_grid(picture, drawn.get(label), labels.get(label, ()))
+        figure = pair_grid(*pictures.values(), drawn.get(label), names)
     else:
         rows = {name: v.bool() if set(v.unique().tolist()) <= {0.0, 1.0} else v for name, v in pictures.items()}
-        figure = picture_rows(rows, next(iter(texts.values()), ()))
+        figure = picture_rows(rows, [names[y] for y in drawn[label].tolist()] if label else ())
     data = io.BytesIO()
     figure.savefig(data, format=Path(path).suffix[1:] or "png")
     plt.close(figure)
@@ -225,7 +218,7 @@ def gap_bars(gaps: Mapping[str, GaussianGap], title: str = "") -> Figure:
     The number left of a bar is the bound, a black line at its right end the log-evidence.
     """
     terms = {"prior": 7, "moving_target": 2, "history": 5, "factorisation": 4, "reverse": 8}
-    figure, ((axis,),) = _panels(1, 1, (8.5, 0.5 * len(gaps) + 1.4), title)
+    figure, ((axis,),) = panels(1, 1, (8.5, 0.5 * len(gaps) + 1.4), title)
     for row, gap in enumerate(gaps.values()):
         right = gap.log_evidence
         axis.plot([right, right], [row - 0.42, row + 0.42], color="black", linewidth=2)

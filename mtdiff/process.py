@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mtdiff.checks import check_names, check_real, check_steps
-from mtdiff.schedules import NoiseSchedule, tabulate
+from mtdiff.schedules import Levels, NoiseSchedule, tabulate
 
 Present = Collection[str] | Mapping[str, Tensor] | None
 """Who is in the aggregate: names, the same for all examples, or {name: (B,) bool} of those not all have; None: all."""
@@ -97,6 +97,7 @@ class ForwardProcess:
         self.prior, self.names = prior, tuple(weights)
         self._weights = {name: tabulate(name, weight, schedule.steps) for name, weight in weights.items()}
         self._moved: dict[torch.device, dict[str, Tensor]] = {}
+        self._trained: dict[tuple[torch.device, Levels], dict[str, Tensor]] = {}
         self.moving = tuple(name for name, table in self._weights.items() if bool((table != table[0]).any()))
         self.entering = tuple(name for name, table in self._weights.items() if bool((table != 0).any()))
         if prior is not None:
@@ -131,6 +132,18 @@ class ForwardProcess:
         if not isinstance(intervals, int) or not 1 <= intervals <= start - self.first:
             raise ValueError(f"steps must be in 1..{start - self.first} from t = {start}, got {intervals!r}")
         return torch.linspace(start, self.first, intervals + 1, dtype=torch.float64).round().long().tolist()
+
+    def draw_steps(
+        self, n: int, levels: Levels = None, generator: torch.Generator | None = None, device: str | torch.device = "cpu"
+    ) -> tuple[Tensor, Tensor]:
+        """Steps t (n,) to train at, stratified: one in each n-th part of `NoiseSchedule.chances`; and weights (n,).
+
+        The mean of weight(t) f(t) is that of f(t) over all steps alike, whatever the levels.
+        """
+        tables = self._training_on(torch.device(device), levels)
+        where = (torch.arange(n, device=device) + torch.rand(n, generator=generator, device=device)) / n
+        t = torch.searchsorted(tables["ends"], where.double(), right=True).clamp(self.first, self.steps)
+        return t, tables["weight"][t].float()
 
     def at(self, t: int | Tensor, like: Tensor, present: Present = None) -> At:
         """Signal, noise and weights at t, for states like (B, *Z)."""
@@ -262,6 +275,14 @@ class ForwardProcess:
             tables = {"abar": self.schedule.abar, **self._weights}
             self._moved[device] = {name: table.to(device) for name, table in tables.items()}
         return self._moved[device]
+
+    def _training_on(self, device: torch.device, levels: Levels) -> dict[str, Tensor]:
+        """Of each step, the chance of it or one before, and what makes up for its chance; moved once."""
+        if (device, levels) not in self._trained:
+            chances = self.schedule.chances(levels)
+            tables = {"ends": chances.cumsum(0), "weight": self.schedule.chances() / chances.clamp(min=1e-300)}
+            self._trained[device, levels] = {name: table.to(device) for name, table in tables.items()}
+        return self._trained[device, levels]
 
     def _abar(self, s: int | Tensor, t: int | Tensor, *states: Tensor) -> tuple[Tensor, Tensor]:
         """abar_s and abar_t, (B,) float64, of steps s < t; the states have one shape."""

@@ -7,6 +7,7 @@ from numbers import Integral, Real
 import torch
 
 from mtdiff.losses import check_options
+from mtdiff.schedules import check_levels
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LEAST = {"steps": 1, "batch_size": 1, "accumulate": 1, "log_every": 1, "save_every": 1, "warmup": 0, "probe_every": 0}
@@ -25,14 +26,16 @@ class TrainConfig:
     batch_size: int = 64  # examples per step, of all processes together
     accumulate: int = 1  # parts in which each process computes its share of the batch, one after the other
     precision: str = "fp32"  # of the network's products: "fp32", or "bf16" by autocast
-    lr: float = 1e-3  # peak learning rate of AdamW; falls along a cosine to 0 at the last step
-    warmup: int = 100  # steps over which the learning rate rises from 0
+    lr: float = 1e-3  # learning rate of AdamW
+    warmup: int = 100  # steps over which it rises from 0
+    decay: float = 0.2  # share of the steps, the last ones, over which it falls to 0
     weight_decay: float = 0.01  # of AdamW
     clip: float = 1.0  # largest norm of the gradient
     ema: float = 0.999  # decay of the averaged weights at the end of its own warm-up
     weights: dict[str, float] = field(default_factory=dict)  # lambda of each modality's loss
     drop: dict[str, float | str] = field(default_factory=dict)  # how often a modality is absent from the aggregate
     give: dict[str, float | str] = field(default_factory=dict)  # how often the backbone is told a value (rule 3)
+    levels: tuple[float, float] | None = None  # mean and std of the log-SNR of training; None: all steps alike
     seed: int = 0  # of batches, steps, noise, sets and dropout
     log_every: int = 50  # steps between two rows of the history
     save_every: int = 1000  # steps between two checkpoints
@@ -46,7 +49,7 @@ class TrainConfig:
             if not isinstance(value, Integral) or isinstance(value, bool):
                 raise ValueError(f"{name} must be a whole number, got {value!r}")
             setattr(self, name, int(value))  # of numpy's, too
-        for name in ("lr", "clip", "weight_decay", "ema"):
+        for name in ("lr", "clip", "weight_decay", "decay", "ema"):
             value = getattr(self, name)
             if not isinstance(value, Real) or not math.isfinite(value):
                 raise ValueError(f"{name} must be a finite number, got {value!r}")
@@ -58,6 +61,10 @@ class TrainConfig:
                 raise ValueError(f"{name} must {'be at least 1' if least else 'not be negative'}, got {getattr(self, name)}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must be in [0, 1), got {self.ema}")
+        if not 0 <= self.decay <= 1:
+            raise ValueError(f"decay must be a share of the steps, in [0, 1], got {self.decay}")
+        if self.levels is not None:
+            self.levels = check_levels(self.levels)
         if not abs(self.seed) < 2**62:
             raise ValueError(f"seed must be less than 2**62 from 0, got {self.seed}")
         check_options(self.weights, self.drop, self.give)

@@ -85,5 +85,6 @@ def restore(trainer, state: Mapping) -> None:
         generator.set_state(state["generators"][k].cpu())
     mine = trainer.rank % len(state["torch"])
     trainer.states = [states[mine].cpu() for states in (state["torch"], state["cuda"]) if states[mine] is not None]
-    if state["config"]["steps"] < trainer.config.steps:
-        trainer.lengthened.append([state["step"], state["config"]["steps"]])
+    steps, decay = state["config"]["steps"], state["config"]["decay"]
+    if steps < trainer.config.steps and state["step"] - 1 > steps - decay * steps:  # it had begun to fall
+        trainer.lengthened.append([state["step"], steps])

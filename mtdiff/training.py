@@ -49,7 +49,8 @@ class Trainer:
         best: a figure of the probe; the averaged model with the smallest is kept in the folder's `best/`.
 
     Attributes:
-        lengthened: [[step, steps]]: where a training that was to have so many steps was made longer.
+        lengthened: [[step, steps]]: where a training that was to have so many steps was made longer after its learning rate
+            had begun to fall.
 
     Raises:
         ValueError: an example of the data does not fit the model, all values of a modality are missing, the batch size
@@ -165,9 +166,9 @@ class Trainer:
     def resume(self) -> bool:
         """Go on from the folder's checkpoint; False where there is none.
 
-        With more `steps` than there, the training is lengthened: from the checkpoint's step k on, the learning rate is that
-        of step k of the longer cosine. It jumps up, from 0 where the training had ended, so the result is not that of a
-        training that was to have so many steps from the start: `lengthened` says so. Moments and average go on.
+        With more `steps` than there, the training is lengthened: exactly, where its learning rate had not begun to fall.
+        After that the rate jumps up again, so the result is not that of a training that was to have so many steps from the
+        start: `lengthened` says so. Moments and average go on.
 
         Raises:
             BlockingIOError: another process is at work in the folder.
@@ -273,12 +274,14 @@ class Trainer:
             found = [scored(model, shard, **options, generator=generator) for shard, generator in pairs]
             counts = {name: sum(one[name] for one in found) / len(found) for name in found[0]}
             self._shards, self._counts = None, distributed.mean(counts)
-        return multitask_loss(model, batch, **options, weights=c.weights, counts=self._counts, generator=generator)
+        options |= {"weights": c.weights, "levels": c.levels, "counts": self._counts}
+        return multitask_loss(model, batch, **options, generator=generator)
 
     def _schedule(self, step: int) -> float:
-        """Learning rate over its peak: a linear rise, then a cosine to 0."""
+        """Learning rate over its peak: a linear rise, held, and at the end a fall to 0 by 1 - sqrt (Haegele et al. 2024)."""
         rise = min(1.0, (step + 1) / max(1, self.config.warmup))
-        return rise * 0.5 * (1 + math.cos(math.pi * step / self.config.steps))
+        left = (self.config.steps - step) / max(1e-9, self.config.decay * self.config.steps)
+        return rise * (1 - math.sqrt(max(0.0, 1 - left)))
 
     def _average(self, averaged: list[Tensor], current: list[Tensor], _: Tensor) -> None:
         """EMA with decay min(ema, (1 + k) / (10 + k)) at step k, all tensors in one call."""

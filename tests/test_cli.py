@@ -90,18 +90,21 @@ def test_a_longer_training_goes_on_from_a_finished_one_and_its_card_says_so(trai
     words = ["train", "image-label", "--batch-size", 8, "--out", folder]
     with pytest.raises(SystemExit, match="is at step 2 of 2, and can be made longer, not shorter"):
         run(monkeypatch, *words, "--steps", 1)
-    run(monkeypatch, *words, "--steps", 3)
-    assert "going on at step 2 of 3" in (said := capsys.readouterr().out)
-    assert "longer than the 2 it had at step 2" in said
+    run(monkeypatch, *words, "--steps", 6)
+    assert "going on at step 2 of 6" in (said := capsys.readouterr().out)
+    assert "longer than" not in said  # its learning rate had not begun to fall
+    run(monkeypatch, *words, "--steps", 7)
+    assert "going on at step 6 of 7" in (said := capsys.readouterr().out)
+    assert "longer than the 6 it had at step 6" in said
     card = mt.load(folder).card
-    assert card["training"]["steps"] == 3
-    assert card["training"]["lengthened"] == [[2, 2]]
+    assert card["training"]["steps"] == 7
+    assert card["training"]["lengthened"] == [[6, 6]]
     assert "lengthened" not in mt.load(trained).card["training"]
     (folder / "model.safetensors").write_bytes((trained / "model.safetensors").read_bytes())  # as a crash may leave it
-    run(monkeypatch, *words, "--steps", 3)
+    run(monkeypatch, *words, "--steps", 7)
     assert mt.load(folder).card == {**card, "provenance": mt.load(folder).card["provenance"]}
-    run(monkeypatch, *words, "--steps", 3)
-    assert "already trained: step 3 of 3" in capsys.readouterr().out
+    run(monkeypatch, *words, "--steps", 7)
+    assert "already trained: step 7 of 7" in capsys.readouterr().out
 
 
 def test_a_folder_in_which_somebody_trains_is_left_alone(trained, monkeypatch):

@@ -61,6 +61,22 @@ def test_every_term_by_hand(prediction, schedule, monkeypatch):
     assert loss.total.item() == pytest.approx(total.item(), rel=1e-6)
 
 
+def test_heads_are_weighted_back_to_all_steps_alike(monkeypatch):
+    """By hand, from the steps that were drawn: the denoising term is their plain mean, a head's has the weights."""
+    model, batch, levels = image_label_model(), image_label_batch(40), (1.0, 1.5)
+    spy = Spy(model, monkeypatch)
+    loss = mt.multitask_loss(model, batch, levels=levels, generator=generator(3))
+    chances, p = model.process.schedule.chances(levels), spy.prediction
+    weight = model.process.schedule.chances()[spy.t] / chances[spy.t]
+    assert float(weight.min()) < 0.8 < 1.5 < float(weight.max()) <= 10
+    nats = weight * F.cross_entropy(p.law["label"].logits, batch["label"], reduction="none")
+    assert loss.terms["label"].item() == pytest.approx(nats.mean().item(), rel=1e-5)
+    abar = model.process.schedule.abar[spy.t].reshape(-1, 1, 1, 1)
+    m = batch["image"] + 0.5 * (spy.t / model.process.steps).reshape(-1, 1, 1, 1) * model.encode(batch)["label"]
+    target = abar.sqrt() * (spy.z - abar.sqrt() * m) / (1 - abar).sqrt() - (1 - abar).sqrt() * m
+    assert loss.terms["denoise"].item() == pytest.approx(F.mse_loss(spy.output.double(), target).item(), rel=1e-4)
+
+
 def test_weights_are_one_where_not_named():
     model, batch = image_label_model(), image_label_batch(8)
     loss = mt.multitask_loss(model, batch, generator=generator())

@@ -486,3 +486,18 @@ def test_without_noise_a_coordinate_is_what_is_seen():
     assert [float(at.variance(name)) for name in p.names] == [0.0, 0.0, 1.0]
     with pytest.raises(AttributeError, match="cannot assign"):
         at.noise = at.signal
+
+
+# ---- steps of training ----
+
+
+@pytest.mark.parametrize("levels", [None, (1.5, 2.4)])
+@pytest.mark.parametrize("schedule", [mt.NoiseSchedule.log_snr(40), mt.NoiseSchedule.cosine(40)], ids=["log_snr", "cosine"])
+def test_steps_are_drawn_by_their_chances(schedule, levels):
+    """Stratified: with 4,000 draws the count of every step is within 2 of what its chance says."""
+    process = mt.ForwardProcess(schedule, {"image": 1.0})
+    t, weight = process.draw_steps(4000, levels, torch.Generator().manual_seed(0))
+    chances = schedule.chances(levels)
+    assert (torch.bincount(t, minlength=41) - 4000 * chances).abs().max() < 2
+    assert torch.allclose(weight.double(), schedule.chances()[t] / chances[t])
+    assert float(weight.mean()) == pytest.approx(1, abs=0.01)

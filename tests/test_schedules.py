@@ -150,3 +150,32 @@ def test_log_snr_must_fall(high, low):
 def test_bad_aggregation_curves_are_refused(weight, message):
     with pytest.raises(ValueError, match=message):
         tabulate("label", weight, 5)
+
+
+# ---- levels of training ----
+
+
+@pytest.mark.parametrize("schedule", [mt.NoiseSchedule.log_snr(90), mt.NoiseSchedule.cosine(90)], ids=["log_snr", "cosine"])
+def test_chances_are_those_of_a_bell_over_log_snr(schedule):
+    """Of each step: nine tenths of the bell's mass nearest to its log-SNR, and a tenth of what all steps share."""
+    bell = torch.distributions.Normal(1.5, 2.4)
+    log_snr, first = schedule.abar.logit()[schedule.first :], schedule.first
+    edges = torch.cat([log_snr[:1], (log_snr[1:] + log_snr[:-1]) / 2, log_snr[-1:]])
+    mass = -bell.cdf(edges).diff()
+    expected = 0.9 * mass / mass.sum() + 0.1 / len(mass)
+    found = schedule.chances((1.5, 2.4))
+    assert torch.allclose(found[first:], expected, rtol=1e-6)
+    assert not found[:first].any()
+    assert float(found.sum()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("schedule", [mt.NoiseSchedule.log_snr(10), mt.NoiseSchedule.cosine(10)], ids=["log_snr", "cosine"])
+def test_without_levels_all_steps_are_alike(schedule):
+    steps = 11 - schedule.first
+    assert schedule.chances().tolist() == [0.0] * schedule.first + [pytest.approx(1 / steps)] * steps
+
+
+@pytest.mark.parametrize("levels", [(1.0,), (1.0, 0.0), (1.0, -2.0), (math.nan, 1.0), (0.0, math.inf)])
+def test_levels_that_are_no_bell_are_refused(levels):
+    with pytest.raises(ValueError, match="mean and a positive standard deviation"):
+        mt.NoiseSchedule.log_snr(10).chances(levels)

@@ -184,7 +184,7 @@ def test_the_backbone_is_one_graph_and_compiled_training_is_the_same(monkeypatch
 
     monkeypatch.setattr(torch.nn.Module, "compile", compile_here)
     data = Dataset("images", image_label_batch(8, 1))
-    config = TrainConfig(steps=3, batch_size=8, warmup=1, drop={"label": 0.3}, give={"label": 0.3})
+    config = TrainConfig(steps=3, batch_size=8, lr=2e-4, warmup=1, drop={"label": 0.3}, give={"label": 0.3})
 
     def run(**options):
         model, space = image_label_model(channels=1), (1, 4, 4)

@@ -21,7 +21,16 @@ from mtdiff.stopping import TIME, Agreement
 from mtdiff.training import Interrupted, TrainConfig, Trainer
 
 CONFIG = TrainConfig(
-    steps=12, batch_size=16, lr=3e-3, warmup=3, drop={"label": 0.3}, give={"label": 0.3}, log_every=2, save_every=4, ema=0.9
+    steps=12,
+    batch_size=16,
+    lr=3e-3,
+    warmup=3,
+    decay=0.5,
+    drop={"label": 0.3},
+    give={"label": 0.3},
+    log_every=2,
+    save_every=4,
+    ema=0.9,
 )
 DATA = toy("mixture", n=100)
 
@@ -78,9 +87,13 @@ def test_the_learning_rate_rises_and_falls():
     rates = []
     run = trainer(hook=lambda step: rates.append(run.optimizer.param_groups[0]["lr"]))
     run.run(progress=False)
-    cosine = [0.5 * (1 + math.cos(math.pi * k / 12)) for k in range(12)]
-    rise = [1 / 3, 2 / 3, *[1.0] * 10]
-    assert rates == pytest.approx([CONFIG.lr * a * b for a, b in zip(cosine, rise, strict=True)])
+    fall = [1 - math.sqrt(1 - k / 6) for k in range(6, 0, -1)]  # over the last half
+    assert rates == pytest.approx([CONFIG.lr * part for part in (1 / 3, 2 / 3, 1, 1, 1, 1, *fall)])
+
+
+def test_a_learning_rate_without_decay_is_held():
+    run = trainer(config=replace(CONFIG, decay=0.0))
+    assert [run._schedule(step) for step in (5, 11)] == [1.0, 1.0]
 
 
 def test_training_approaches_the_exact_model():
@@ -334,22 +347,27 @@ def test_a_stop_in_the_last_step_is_no_interruption(tmp_path):
 # ---- longer ----
 
 
-@pytest.mark.parametrize("done", [8, 12])
+@pytest.mark.parametrize("done", [7, 8, 12])
 def test_a_training_is_made_longer(tmp_path, done):
-    """Stopped at step 8, or finished at step 12 of 12: with 20 steps it goes on by the rates of a cosine of 20."""
+    """Stopped at step 7 or 8, or finished at step 12 of 12; the rate falls over the last half, from step index 6 on.
+
+    With 20 steps it goes on by the rates of 20, and says so where it had fallen.
+    """
     first = trainer(tmp_path, hook=signal_at(done, signal.SIGTERM) if done < 12 else None)
     with pytest.raises(Interrupted) if done < 12 else contextlib.nullcontext():
         first.run(progress=False)
     longer, rates = replace(CONFIG, steps=20), []
     run = trainer(tmp_path, longer, hook=lambda step: rates.append(run.optimizer.param_groups[0]["lr"]))
     assert run.resume()
-    assert run.lengthened == [[done, 12]]
+    told = [[done, 12]] if done > 7 else []
+    assert run.lengthened == told
     run.run(progress=False)
-    assert rates == pytest.approx([CONFIG.lr * 0.5 * (1 + math.cos(math.pi * k / 20)) for k in range(done, 20)])
+    fall = [1 - math.sqrt(1 - k / 10) for k in range(10, 0, -1)]
+    assert rates == pytest.approx([CONFIG.lr * part for part in ([1.0] * 10 + fall)[done:]])
     assert [row["step"] for row in run.history] == [*range(2, 21, 2)]
     again = trainer(tmp_path, longer)
     assert again.resume()
-    assert again.lengthened == [[done, 12]]
+    assert again.lengthened == told
     assert_same(run, again)
 
 

@@ -51,11 +51,7 @@ class Dataset:
         return tuple(self[:1][name].shape[1:])
 
     def hash(self) -> str:
-        """SHA-256 of what a result was measured on: names and shapes, and the source, or without one all bytes.
-
-        Numbers that a rule computes may differ in their last bit from one processor to the next; what they follow from
-        does not.
-        """
+        """SHA-256 of what a result was measured on: `digest` of the values and their source."""
         return self._hash
 
     @functools.cached_property
@@ -63,7 +59,7 @@ class Dataset:
         return digest(self.values, self.source)
 
     def has_hash(self, found: str) -> bool:
-        """Whether a hash is this set's, or that of all its bytes: as sets with a source were hashed in older files."""
+        """Whether a hash is this set's, or that of all its bytes, as in files from before sets had a source."""
         return found == self.hash() or (bool(self.source) and found == digest(self.values))
 
     def batches(
@@ -73,9 +69,6 @@ class Dataset:
 
         Batch k depends on seed and k alone, so a stream that starts at k continues one that was interrupted there. The data
         are moved to the device once. Of every batch only the rows `part` are wanted, where processes share it.
-
-        Raises:
-            ValueError: size is not in 1..N.
         """
         data = {name: value.to(device) for name, value in self.values.items()}
         for rows in self.orders(size, seed, start, device):
@@ -98,7 +91,10 @@ class Dataset:
 
 
 def digest(values: Mapping[str, Tensor], source: str = "") -> str:
-    """SHA-256 over names and shapes of tensors, and over their source, or without one their bytes."""
+    """SHA-256 over names and shapes of tensors, and over their source, or without one their bytes.
+
+    Numbers that a rule computes may differ in their last bit from one processor to the next; what they follow from does not.
+    """
     found = hashlib.sha256(source.encode())
     for name in sorted(values):
         value = values[name].contiguous()

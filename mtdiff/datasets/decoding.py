@@ -22,9 +22,8 @@ _alone = threading.Lock()
 def decoded(path: str | Path) -> Iterator[tuple[PIL.Image.Image, int]]:
     """A picture file as `rgb` makes it, and the EXIF orientation of what is stored; hold it no longer than needed.
 
-    Raises:
-        OSError: no regular file, of another format, or damaged.
-        ValueError: more than `PIXELS` pixels, which are not decoded, or pixels that have no eight-bit form.
+    OSError says that it is no regular file, of another format, or damaged; ValueError that it has more than `PIXELS` pixels,
+    which are not decoded, or some that have no eight-bit form.
     """
     if Path(path).exists() and not Path(path).is_file():
         raise OSError(f"{path} is not a regular file")
@@ -39,8 +38,7 @@ def decoded(path: str | Path) -> Iterator[tuple[PIL.Image.Image, int]]:
 def rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
     """Eight-bit RGB, upright: what is transparent is white, 16-bit grey is scaled, grey, palettes and CMYK are converted.
 
-    Raises:
-        ValueError: numbers outside 0..65535, or with fractions.
+    ValueError for numbers outside 0..65535, or with fractions.
     """
     picture.load()  # some formats say only after their pixels how they are turned
     turn, clear = TURNS.get(orientation(picture)), picture.info.get("transparency")

@@ -8,12 +8,8 @@ from mtdiff.datasets.base import Dataset, one_of
 def digits(split: str = "train") -> Dataset:
     """Images (N, 1, 8, 8) in [-1, 1] and labels (N,) of "train" (1437), "test" (360) or "all" (1797): a stratified split.
 
-    Raises:
-        ImportError: scikit-learn is not installed.
-        ValueError: an unknown split.
-
-    Source: Alpaydin and Kaynak 1998, UCI "Optical Recognition of Handwritten Digits" (CC BY 4.0), as shipped with
-        scikit-learn.
+    Source: Alpaydin and Kaynak 1998, UCI "Optical Recognition of Handwritten Digits" (CC BY 4.0), from scikit-learn, without
+        which this raises ImportError.
     """
     try:
         from sklearn.datasets import load_digits

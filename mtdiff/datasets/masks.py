@@ -15,9 +15,6 @@ def masks(n: int, size: int, kind: str = "mixed", hidden: float | tuple[float, f
     A kind is one of `MASKS` or "mixed", which takes them in turn; `hidden` is the share of hidden pixels, in (0, 1) and
     exact up to one pixel, or its range, from which it is drawn uniformly.
 
-    Raises:
-        ValueError: an unknown kind, n < 1, size < 2, or a share outside (0, 1).
-
     Source: ours; the kinds follow the inpainting literature (Lugmayr et al. 2022, RePaint).
     """
     low, high = hidden if isinstance(hidden, tuple) else (hidden, hidden)

@@ -20,9 +20,6 @@ def planted(share: float, split: str = "train", size: int = 16, n: int | None = 
 
     Values: "image" (N, 3, s, s), "label" (N,) the shape and "colour" (N,). Kind, size and place do not depend on the share
     in [0, 1], of which 1/6 is no correlation: the scenes of two shares differ in colour alone. The rest is as in `shapes`.
-
-    Raises:
-        ValueError: a share outside [0, 1], an unknown split, or an n out of range.
     """
     if not 0 <= share <= 1:
         raise ValueError(f"share must be in [0, 1], got {share}")

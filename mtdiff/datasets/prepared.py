@@ -34,8 +34,7 @@ def prepared(
 
     Raises:
         FileNotFoundError: no such set, or a file of it is missing.
-        ValueError: an unknown split or modality, files that do not fit their description, splits of different classes, or
-            boxes that the set lacks.
+        ValueError: files that do not fit their description, splits of different classes, or boxes that the set lacks.
     """
     split = "val" if split == "test" else split
     one_of("split", split, SPLITS)
@@ -97,7 +96,7 @@ class Prepared(Dataset):
     pool: Tensor | None = None
 
     def hash(self) -> str:
-        """SHA-256 over the prepared files, which `prepare` computed while it wrote them."""
+        """SHA-256 of the files, as `prepare` found it."""
         return self.sha256
 
     def __getitem__(self, rows) -> dict[str, Tensor]:
@@ -117,8 +116,8 @@ class Prepared(Dataset):
         data = {name: value.to(device) for name, value in self.values.items()} if fits else self.values
         pool = None if self.pool is None else self.pool.to(device)
 
-        def gather(each: tuple[Tensor, Tensor | None, dict]) -> tuple[dict[str, Tensor], Tensor | None]:
-            rows, mirrored, picked = each
+        def gather(batch: tuple[Tensor, Tensor | None, dict]) -> tuple[dict[str, Tensor], Tensor | None]:
+            rows, mirrored, picked = batch
             rows = _moved(rows, device) if fits else rows
             stored = {name: value[rows] for name, value in data.items()} | picked
             return {name: _pinned(value, device) for name, value in stored.items()}, mirrored
@@ -137,11 +136,8 @@ class Prepared(Dataset):
         for k, rows in enumerate(self.orders(size, seed, start), start):
             generator = torch.Generator().manual_seed(2_000_003 * (seed + 1) + k)
             mirrored = torch.rand(size, generator=generator)[part] < 0.5 if self.flip else None
-            picked = {}
-            if self.pool is not None:
-                number = torch.randint(len(self.pool), (size,), generator=generator)[part]
-                picked = {name: number for name in ("mask", "masked") if name in self.values}
-            yield rows[part], mirrored, picked
+            number = None if self.pool is None else torch.randint(len(self.pool), (size,), generator=generator)[part]
+            yield rows[part], mirrored, dict.fromkeys({"mask", "masked"} & self.values.keys(), number)
 
     def _decoded(
         self, stored: Mapping[str, Tensor], mirrored: Tensor | None = None, pool: Tensor | None = None
@@ -184,16 +180,9 @@ def _moved(value: Tensor, device: torch.device) -> Tensor:
 
 
 def box_masks(boxes: Tensor, size: int) -> Tensor:
-    """Masks (N, 1, s, s) of boxes (N, 4), left, top, right, bottom in [0, 1]: 1.0 where a pixel's centre is inside.
-
-    At least one pixel is.
-    """
+    """Masks (N, 1, s, s) of boxes (N, 4) as in `prepare`: 1.0 where a pixel's centre is inside, in one pixel at least."""
     centre = (torch.arange(size, device=boxes.device) + 0.5) / size
-    left, top, right, bottom = boxes.float().unbind(-1)
-
-    def inside(low: Tensor, high: Tensor) -> Tensor:
-        within = (centre >= low[:, None]) & (centre < high[:, None])
-        nearest = (centre - (low + high)[:, None] / 2).abs().argmin(1, keepdim=True)
-        return within.scatter(1, nearest, True)
-
-    return (inside(top, bottom)[:, None, :, None] & inside(left, right)[:, None, None, :]).float()
+    low, high = boxes.float().view(-1, 2, 2, 1).unbind(1)  # (N, 2, 1) each: left and top, right and bottom
+    nearest = (centre - (low + high) / 2).abs().argmin(-1, keepdim=True)
+    columns, rows = ((centre >= low) & (centre < high)).scatter(-1, nearest, True).unbind(1)  # (N, s) each
+    return (rows[:, None, :, None] & columns[:, None, None, :]).float()

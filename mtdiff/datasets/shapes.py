@@ -1,6 +1,7 @@
 """Scenes of one to three coloured shapes, with eight modalities of each that are known perfectly."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,12 +27,15 @@ SPLITS = {"train": (0, 10_000), "test": (10**9, 2_000)}
 RENDERING = 1
 """Version of what `paint` does; a change that alters a pixel is another one."""
 
+_OBJECT = " ".join(f"(?:{'|'.join(names)})" for names in (SIZES, COLOURS, SHAPES))
+_CAPTION = re.compile(f"(?:{'|'.join(BACKGROUNDS)})(?: {_OBJECT}){{1,3}}")
 _INK = ((0.88, 0.12, 0.14), (0.13, 0.62, 0.20), (0.12, 0.26, 0.90))  # of `COLOURS`
 _INK += ((0.98, 0.84, 0.10), (0.85, 0.15, 0.75), (0.10, 0.78, 0.86))
 _PAPER = ((0.95, 0.95, 0.95), (0.55, 0.55, 0.56), (0.40, 0.27, 0.17), (0.06, 0.06, 0.07))
 _RADIUS, _SQUARE, _CIRCUMRADIUS = (0.14, 0.21), 0.90, 1.30  # of the width; half a square's side, a triangle's: of the radius
 _EXTENT = ((1.0, 1.0), (_SQUARE, _SQUARE), (_CIRCUMRADIUS * math.sqrt(0.75), _CIRCUMRADIUS * 0.75))  # half width and height
 _FOG = 0.35
+_MOON, _DARK = ((0.50, 0.08, 0.02), (0.05, 0.55, 0.08), (0.12, 0.14, 0.62)), (0.02, 0.03, 0.09)  # C and floor of `night`
 _PALETTE = ((-1.0, -1.0, -1.0), (1.0, 1.0, -1.0), (1.0, -1.0, 1.0), (-1.0, 1.0, 1.0))  # a regular simplex
 
 
@@ -87,20 +91,13 @@ def shapes(
 
     All of them are there unless some are asked for. s is a multiple of 8, at least 16; N is 10,000 to train on and 2,000 to
     test on unless given; another seed is another world of scenes.
-
-    Raises:
-        ValueError: an unknown split or modality, a size or an n out of range.
     """
     values = render(numbers(split, n, seed), size, seed, modalities)
     return Dataset(f"shapes{size}/{split}", values, OBJECTS, f"shapes {split} {size} seed {seed}, rendering {RENDERING}")
 
 
 def numbers(split: str, n: int | None = None, seed: int = 0, objects: int | None = None) -> np.ndarray:
-    """Indices (n,) of the first scenes of a split, ascending; of those with 1, 2 or 3 `objects` alone, a third each.
-
-    Raises:
-        ValueError: an unknown split, an n or a number of objects out of range.
-    """
+    """Indices (n,) of the first scenes of a split, ascending; of those with 1, 2 or 3 `objects` alone, a third each."""
     one_of("split", split, SPLITS)
     one_of("objects", objects, (None, 1, 2, 3))
     first, usual = SPLITS[split]
@@ -116,11 +113,7 @@ def numbers(split: str, n: int | None = None, seed: int = 0, objects: int | None
 def render(
     index: Sequence[int] | Tensor, size: int, seed: int = 0, modalities: Sequence[str] | None = None
 ) -> dict[str, Tensor]:
-    """`shapes` of N given indices >= 0, of which there are endlessly many; test scenes begin at 10**9.
-
-    Raises:
-        ValueError: an unknown modality, none, a size out of range, no index or one below 0.
-    """
+    """`shapes` of N given indices >= 0, of which there are endlessly many; test scenes begin at 10**9."""
     wanted = MODALITIES if modalities is None else modalities
     some_of("modalities", wanted, MODALITIES)
     if size < 16 or size % 8:
@@ -242,15 +235,13 @@ def night(image: Tensor, rounded: bool = True) -> Tensor:
     x, size = (image.double() + 1) / 2, image.shape[-1]  # in float64 no processor's rounding reaches a level
     grid = (torch.arange(size, device=x.device) + 0.5).double() / size
     light = 0.32 + 0.58 / (1 + ((grid - 0.8) ** 2 + (grid[:, None] - 0.15) ** 2) / 0.45**2)
-    red, green, blue = x.unbind(1)
-    mixed = (0.50 * red + 0.08 * green + 0.02 * blue, 0.05 * red + 0.55 * green + 0.08 * blue)
-    tinted = torch.stack((*mixed, 0.12 * red + 0.14 * green + 0.62 * blue), 1)
-    colour = (x - ((red + green + blue) / 3)[:, None]).clamp(min=0)
+    mix, floor = (torch.tensor(v, device=x.device, dtype=x.dtype) for v in (_MOON, _DARK))
+    tinted = torch.einsum("cd,ndij->ncij", mix, x)
+    colour = (x - x.mean(1, keepdim=True)).clamp(min=0)
     blur = (-0.5 * ((grid - grid[:, None]) / 0.08) ** 2).exp()
     blur = (blur / blur.sum(1, keepdim=True)).expand(len(x) * 3, -1, -1)
     halo = (blur @ colour.flatten(0, 1) @ blur.mT).view_as(x)
-    floor = torch.tensor([0.02, 0.03, 0.09], device=x.device, dtype=x.dtype)[:, None, None]
-    dark = floor + light * tinted + 0.75 * halo
+    dark = floor[:, None, None] + light * tinted + 0.75 * halo
     return (_levels(dark) if rounded else 2 * dark - 1).to(image.dtype)
 
 
@@ -268,11 +259,7 @@ def _caption(scene: Layout) -> Tensor:
 
 
 def words(tokens: Tensor) -> list[str]:
-    """Captions (N, 10) or (10,) as N texts, such as "grey small red circle large blue square".
-
-    Raises:
-        ValueError: a token that is no word.
-    """
+    """Captions (N, 10) or (10,) as N texts, such as "grey small red circle large blue square"."""
     tokens = torch.atleast_2d(tokens)
     if tokens.min() < 0 or tokens.max() >= len(VOCABULARY):
         raise ValueError(f"tokens must be in 0..{len(VOCABULARY) - 1}, got {int(tokens.min())}..{int(tokens.max())}")
@@ -283,20 +270,11 @@ def parse(captions: Tensor | str | Sequence[str]) -> list[Scene | None]:
     """What captions say, tokens (N, 10) or (10,) padded at the end only, or texts; None for one that is not well formed."""
     if isinstance(captions, Tensor):
         word = dict(enumerate(VOCABULARY))
-        return [_scene([word.get(k, "?") for k in row]) for row in torch.atleast_2d(captions).tolist()]
-    return [_scene(text.split()) for text in ([captions] if isinstance(captions, str) else captions)]
-
-
-def _scene(row: list[str]) -> Scene | None:
-    """The scene of a list of words, or None."""
-    while row and not row[-1]:
-        row = row[:-1]
-    if len(row) not in (4, 7, 10) or row[0] not in BACKGROUNDS:
-        return None
-    lists = (SIZES, COLOURS, SHAPES)
-    if any(word not in lists[k % 3] for k, word in enumerate(row[1:])):
-        return None
-    return Scene(row[0], tuple(zip(row[1::3], row[2::3], row[3::3], strict=True)))
+        texts = [" ".join(word.get(k, "?") for k in row).rstrip() for row in torch.atleast_2d(captions).tolist()]
+    else:
+        texts = [" ".join(text.split()) for text in ([captions] if isinstance(captions, str) else captions)]
+    said = [text.split() if _CAPTION.fullmatch(text) else None for text in texts]
+    return [row and Scene(row[0], tuple(zip(row[1::3], row[2::3], row[3::3], strict=True))) for row in said]
 
 
 def palette(segmentation: Tensor) -> Tensor:

@@ -19,9 +19,6 @@ def toy(kind: str = "moons", n: int = 2000, seed: int = 0) -> Dataset:
     """Points "x" (n, 2), of about unit scale, and the "label" (n,) of the part that they come from.
 
     Kinds are "moons" (two arcs), "spiral" (three arms) and "mixture" (three Gaussians, `MIXTURE`).
-
-    Raises:
-        ValueError: an unknown kind, or n < 1.
     """
     one_of("kind", kind, ("moons", "spiral", "mixture"))
     if n < 1:

@@ -24,15 +24,7 @@ class Board:
             A function makes one of these, or a widget, of what is shown.
     """
 
-    def __init__(
-        self,
-        draw: Callable[..., Figure],
-        alt: str,
-        *,
-        text: Mapping[str, str] | None = None,
-        live: bool = False,
-        **controls,
-    ):
+    def __init__(self, draw: Callable[..., Figure], alt: str, text: Mapping[str, str] | None = None, live=False, **controls):
         self.draw, self.alt, self.text, self.live, self.controls = draw, alt, text or {}, live, controls
 
     def __call__(self, *shown, **options) -> ipywidgets.Widget:
@@ -65,10 +57,7 @@ class Board:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The result of an exercise, shown as a green line where it is solved, an amber one with a hint where it is not.
-
-    Its truth value is whether it is solved; the message says what was found, or what to look at.
-    """
+    """Whether an exercise is solved, and what was found or is to be looked at, shown as a green line or an amber one."""
 
     solved: bool
     message: str

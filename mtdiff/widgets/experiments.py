@@ -1,6 +1,5 @@
 """Boards over trained models: a class, a transition, an inpainting, guidance, what lies between two representations."""
 
-import matplotlib.pyplot as plt
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -11,7 +10,7 @@ from mtdiff.exact import planted_mixture, sample_group
 from mtdiff.experiments import masked_image
 from mtdiff.metrics import psnr, ssim
 from mtdiff.model import MTDiffusion
-from mtdiff.plots import CLASSES, pair_grid, picture_rows, show_image
+from mtdiff.plots import CLASSES, pair_grid, panels, picture_rows
 from mtdiff.sampling import sample, sample_path
 from mtdiff.widgets.base import Board
 
@@ -27,13 +26,10 @@ def draw_class(model: MTDiffusion, label: int, guidance: float = 1.0, steps: int
 
 
 class_sampler = Board(
-    draw_class,
-    "{n} samples of one class",
-    label=lambda model: (3, 0, model.modalities["label"].classes - 1),
-    guidance=(1.0, 0.0, 5.0, 0.5),
-    steps=(25, 2, 100),
-    seed=(0, 0, 99),
-)
+    draw_class, "{n} samples of one class",
+    label=lambda model: (3, 0, model.modalities["label"].classes - 1), guidance=(1.0, 0.0, 5.0, 0.5),
+    steps=(25, 2, 100), seed=(0, 0, 99),
+)  # fmt: skip
 
 
 def draw_transition(
@@ -41,11 +37,7 @@ def draw_transition(
 ) -> Figure:
     """One transition: the source, five states on the way, the drawn target and the true one, their SSIM in the title.
 
-    Of the pairs of this direction, one of `pairs.names`, it is the one at `scene`, counted from 0; past the last it starts
-    again.
-
-    Raises:
-        ValueError: an unknown direction, or fewer than 4 steps.
+    Of the pairs of this direction, one of `pairs.names`, it is the one at `scene`, counted from 0 and again after the last.
     """
     if direction not in pairs.names or steps < 4:
         raise ValueError(f"expected one of {tuple(pairs.names)} and at least 4 steps, got {direction!r} and {steps}")
@@ -58,36 +50,23 @@ def draw_transition(
     path = list(sample_path(model, 1, given=given, steps=steps, generator=generator))
     drawn = path[-1][2].law["target"].draw()
     on_the_way = [path[i] for i in torch.linspace(0, steps, 5).round().long().tolist()]
-    pictures = [(source, "source"), *((z / 2, f"t = {t}") for t, z, _ in on_the_way), (drawn, "drawn"), (target, "truth")]
-    figure, axes = plt.subplots(1, len(pictures), figsize=(1.0 * len(pictures), 1.6), layout="constrained")
-    for axis, (picture, text) in zip(axes, pictures, strict=True):
-        show_image(axis, picture[0], text)
+    names = ["source", *(f"t = {t}" for t, _, _ in on_the_way), "drawn", "truth"]
     close = float(ssim(drawn.to(target.dtype), target)[0])
-    figure.suptitle(f"{direction}, scene {scene}, seed {seed}, {steps} steps: SSIM {close:.3f} with the truth", fontsize=10)
-    return figure
+    title = f"{direction}, scene {scene}, seed {seed}, {steps} steps: SSIM {close:.3f} with the truth"
+    return picture_rows({"": torch.cat([source, *(z / 2 for _, z, _ in on_the_way), drawn, target])}, names, title)
 
 
 transition_board = Board(
-    draw_transition,
-    "A transition for {setting}",
+    draw_transition, "A transition for {setting}",
     direction=lambda model, pairs: list(pairs.names),
-    scene=lambda model, pairs: (0, 0, len(pairs) // len(pairs.names) - 1),
-    steps=(25, 4, 100),
-    seed=(0, 0, 99),
-)
+    scene=lambda model, pairs: (0, 0, len(pairs) // len(pairs.names) - 1), steps=(25, 4, 100), seed=(0, 0, 99),
+)  # fmt: skip
 
 
 def draw_inpainting(
-    model: MTDiffusion,
-    plain: MTDiffusion,
-    image: Tensor,
-    kind: str = "box",
-    hidden: float = 0.5,
-    scene: int = 0,
-    seed: int = 0,
-    way: str = "told",
-    n: int = 5,
-) -> Figure:
+    model: MTDiffusion, plain: MTDiffusion, image: Tensor, kind: str = "box", hidden: float = 0.5, scene: int = 0,
+    seed: int = 0, way: str = "told", n: int = 5,
+) -> Figure:  # fmt: skip
     """An image, what is known of it, and n ways to fill in the rest, by 24 evaluations of a network each.
 
     The ways are those of `mtdiff.experiments.masked_image.inpaint`: "told" and "repeated" of a model that is told masked
@@ -104,15 +83,10 @@ def draw_inpainting(
 
 
 inpainting_board = Board(
-    draw_inpainting,
-    "Fillings of one hole for {setting}",
-    text={"kind": "mask"},
-    kind=list(MASKS),
-    hidden=(0.5, 0.1, 0.9, 0.1),
-    scene=lambda model, plain, image: (0, 0, len(image) - 1),
-    seed=(0, 0, 99),
-    way=["told", "repeated", "repaint", "sdedit"],
-)
+    draw_inpainting, "Fillings of one hole for {setting}", text={"kind": "mask"},
+    kind=list(MASKS), hidden=(0.5, 0.1, 0.9, 0.1), scene=lambda model, plain, image: (0, 0, len(image) - 1),
+    seed=(0, 0, 99), way=["told", "repeated", "repaint", "sdedit"],
+)  # fmt: skip
 
 
 def draw_amplification(
@@ -128,7 +102,7 @@ def draw_amplification(
     scales = sorted({0.0, 1.0, 2.0, 4.0, guidance})
     drawn = {g: sample_group(mix, [0, 1], n, g, 50, torch.Generator().manual_seed(seed)) for g in scales}
     own = {g: float((x[:, 1] > 0).double().mean()) for g, x in drawn.items()}
-    figure, axes = plt.subplots(1, 3, figsize=(9, 2.9), layout="constrained")
+    figure, (axes,) = panels(1, 3, (9, 2.9))
     axes[0].scatter(*data["x"].T, s=3, alpha=0.4, c=[CLASSES[int(k > 1)] for k in data["label"]])
     axes[0].set_title(f"data: {share:.0%} in their own colour", fontsize=9)
     axes[1].scatter(*drawn[guidance].T, s=3, alpha=0.4, color=CLASSES[0])
@@ -143,13 +117,9 @@ def draw_amplification(
 
 
 amplification_board = Board(
-    draw_amplification,
-    "Guided draws of four clusters for {setting}",
-    share=(0.8, 0.5, 0.95, 0.05),
-    guidance=(2.0, 0.0, 5.0, 0.5),
-    across=(1.0, 0.5, 3.0, 0.25),
-    seed=(0, 0, 99),
-)
+    draw_amplification, "Guided draws of four clusters for {setting}",
+    share=(0.8, 0.5, 0.95, 0.05), guidance=(2.0, 0.0, 5.0, 0.5), across=(1.0, 0.5, 3.0, 0.25), seed=(0, 0, 99),
+)  # fmt: skip
 
 
 def draw_between(
@@ -175,10 +145,7 @@ def draw_between(
 
 
 representation_board = Board(
-    draw_between,
-    "Drawn between for {setting}",
-    first=lambda model, scenes: (0, 0, len(scenes) - 1),
-    second=lambda model, scenes: (1, 0, len(scenes) - 1),
-    guidance=(1.0, 0.0, 4.0, 0.5),
-    seed=(0, 0, 99),
-)
+    draw_between, "Drawn between for {setting}",
+    first=lambda model, scenes: (0, 0, len(scenes) - 1), second=lambda model, scenes: (1, 0, len(scenes) - 1),
+    guidance=(1.0, 0.0, 4.0, 0.5), seed=(0, 0, 99),
+)  # fmt: skip

@@ -3,16 +3,14 @@
 import functools
 from dataclasses import dataclass
 
-import matplotlib.pyplot as plt
 import torch
 from matplotlib.figure import Figure
 
 from mtdiff.backbones import UNet
 from mtdiff.losses import Loss
+from mtdiff.plots import panels
 from mtdiff.speed import training_flops, training_memory
 from mtdiff.widgets.base import Board
-
-PARTS = ("weights", "gradients", "AdamW", "average", "activations")
 
 
 @dataclass(frozen=True)
@@ -20,9 +18,8 @@ class Plan:
     """What a training costs.
 
     Attributes:
-        parameters: of the network.
         flops: of a training step, per image.
-        memory: {part of `PARTS`: bytes} on each device.
+        memory: {"weights", "gradients", "AdamW", "average", "activations": bytes} on each device.
         seconds: of one pass through a million images.
         exchange: seconds that the gradients of a step travel, if nothing else happens meanwhile; 0 for one device.
         step: seconds that a step computes.
@@ -67,7 +64,7 @@ def plan(
     """
     parameters, flops, kept = _costs(base, size)
     state, each = 4 * parameters, kept * (0.5 if bf16 else 1.0) * batch / devices / accumulate
-    memory = dict(zip(PARTS, (state, state, 2 * state, state, each), strict=True))
+    memory = {"weights": state, "gradients": state, "AdamW": 2 * state, "average": state, "activations": each}
     speed = devices * peak * share
     exchange = 2 * (devices - 1) / devices * state / link
     return Plan(parameters, flops, memory, 1e6 * flops / speed, exchange, batch * flops / speed)
@@ -76,9 +73,9 @@ def plan(
 def draw_plan(
     base: int, size: int = 64, batch: int = 256, devices: int = 1, accumulate: int = 1, bf16: bool = False
 ) -> Figure:
-    """`plan` as a figure: memory by part beside the memory of three devices; time in the title."""
+    """`plan` as a figure: memory by part beside the memory of four devices; time in the title."""
     p = plan(base, size, batch, devices, accumulate, bf16)
-    figure, axis = plt.subplots(figsize=(8, 2.4), layout="constrained")
+    figure, ((axis,),) = panels(1, 1, (8, 2.4))
     left = 0.0
     for k, (name, amount) in enumerate(p.memory.items()):
         axis.barh(0, amount / 2**30, left=left, color=f"C{k}", label=name)
@@ -90,20 +87,15 @@ def draw_plan(
     axis.set(yticks=[], xlabel="memory on each device (GiB)", ylim=(-0.6, 0.6))
     axis.legend(ncols=5, frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.35))
     travel = f", gradients travel {1000 * p.exchange:.1f} ms" if devices > 1 else ""
-    text = (
-        f"{p.parameters / 1e6:.1f}M parameters, {p.flops / 1e9:.1f} GFLOP an image; a step computes {1000 * p.step:.0f} ms"
-    )
-    axis.set_title(f"{text}{travel};\na million images take {p.seconds / 60:.1f} minutes", fontsize=9, pad=16)
+    costs = f"{p.parameters / 1e6:.1f}M parameters, {p.flops / 1e9:.1f} GFLOP an image"
+    title = f"{costs}; a step computes {1000 * p.step:.0f} ms{travel};\na million images take {p.seconds / 60:.1f} minutes"
+    axis.set_title(title, fontsize=9, pad=16)
     return figure
 
 
 plan_board = Board(
-    draw_plan,
-    "Bars of memory by part beside the memory of four devices",
-    base=(32, [16, 32, 64, 96, 128, 192, 256]),
-    size=(64, [64, 128, 256]),
-    batch=(256, [64, 128, 256, 512, 1024, 2048]),
-    devices=(1, [1, 2, 4, 8, 16, 64]),
-    accumulate=(1, [1, 2, 4, 8]),
+    draw_plan, "Bars of memory by part beside the memory of four devices",
+    base=(32, [16, 32, 64, 96, 128, 192, 256]), size=(64, [64, 128, 256]),
+    batch=(256, [64, 128, 256, 512, 1024, 2048]), devices=(1, [1, 2, 4, 8, 16, 64]), accumulate=(1, [1, 2, 4, 8]),
     bf16=False,
-)
+)  # fmt: skip

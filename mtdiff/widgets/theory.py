@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 
 import ipywidgets
-import matplotlib.pyplot as plt
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -12,7 +11,7 @@ from mtdiff.datasets import MIXTURE
 from mtdiff.elbo import elbo
 from mtdiff.exact import LabelledMixture, linear_gaussian_gap
 from mtdiff.metrics import energy_distance
-from mtdiff.plots import COLOURS, bound_terms, cloud, gap_bars
+from mtdiff.plots import COLOURS, bound_terms, cloud, gap_bars, injection, panels
 from mtdiff.process import ForwardProcess
 from mtdiff.sampling import SAMPLERS, sample
 from mtdiff.schedules import NoiseSchedule, fade_in
@@ -23,18 +22,15 @@ def draw_cloud(process: ForwardProcess, codes: Mapping[str, Tensor], label: Tens
     """The cloud of z_t in the plane, of codes {name: (N, 2)}, coloured by label; signal and noise are in the title."""
     z, _ = process.diffuse(codes, t, generator=torch.Generator().manual_seed(seed))
     signal, noise = (float(part[0]) for part in process.at(t, z).level)
-    figure, axis = plt.subplots(figsize=(3.4, 3.6), layout="constrained")
+    figure, ((axis,),) = panels(1, 1, (3.4, 3.6))
     cloud(axis, z, label, f"$z_{{{t}}}$: signal {signal:.2f}, noise {noise:.2f}")
     return figure
 
 
 cloud_slider = Board(
-    draw_cloud,
-    "The cloud of z at step {t}",
-    text={"t": "step t"},
-    live=True,
+    draw_cloud, "The cloud of z at step {t}", text={"t": "step t"}, live=True,
     t=lambda process, codes, label: (0, 0, process.steps),
-)
+)  # fmt: skip
 
 
 def _mixture(schedule: NoiseSchedule, weight) -> LabelledMixture:
@@ -49,35 +45,23 @@ def draw_curve(start: float, end: float, bend: float, steps: int = 20, n: int = 
     the last panel has the energy distance to as many true points. A bend of 1 is a straight line, a smaller one injects
     early, a larger one late.
     """
-
-    def curve(u):
-        return start + (end - start) * u**bend
-
-    model = _mixture(NoiseSchedule.log_snr(100, 8.0, -8.0), curve)
+    model = _mixture(NoiseSchedule.log_snr(100, 8.0, -8.0), lambda u: start + (end - start) * u**bend)
     process, generator = model.process, torch.Generator().manual_seed(seed)
     truth, drawn = model.draw(n, generator), sample(model, n, sampler="ddim", steps=steps, generator=generator)
-    figure, axes = plt.subplots(1, 3, figsize=(9, 2.7), layout="constrained")
-    for name in process.names:
-        axes[0].plot(range(1, 101), process.injected(name)[1:], color=COLOURS[name], label=name)
-        snr = process.snr(name)
-        axes[1].plot(snr.log().where(snr > 0, float("nan")), color=COLOURS[name])
-    axes[0].set(xlabel="step t", ylabel="injected $w_t$")
-    axes[1].set(xlabel="step t", ylabel="log SNR (nats)")
-    axes[0].legend(frameon=False)
+    figure, ((injected, ratio, axis),) = panels(1, 3, (9, 2.7), f"W from {start:g} to {end:g}, bend {bend:g}")
+    injection(injected, ratio, process)
+    injected.legend(frameon=False)
     distance = energy_distance(drawn["x"], truth["x"])
-    cloud(axes[2], drawn["x"], drawn["label"], f"{steps} steps: energy distance {distance:.3f}", reach=2.5)
-    figure.suptitle(f"W from {start:g} to {end:g}, bend {bend:g}", fontsize=11)
+    cloud(axis, drawn["x"], drawn["label"], f"{steps} steps: energy distance {distance:.3f}", reach=2.5)
     return figure
 
 
 curve_bender = Board(
-    draw_curve,
-    "Curves and samples for {setting}",
-    start=(0.0, 0.0, 3.0, 0.1),
-    end=(1.0, 0.0, 3.0, 0.1),
+    draw_curve, "Curves and samples for {setting}",
+    start=(0.0, 0.0, 3.0, 0.1), end=(1.0, 0.0, 3.0, 0.1),
     bend=lambda: ipywidgets.FloatLogSlider(1.0, min=-1, max=1, step=0.1, description="bend", continuous_update=False),
     steps=(20, 2, 100),
-)
+)  # fmt: skip
 
 
 def draw_bound(start: float, end: float, T: int = 20, low: float = -6.0, n: int = 2000, seed: int = 0) -> Figure:
@@ -92,27 +76,16 @@ def draw_bound(start: float, end: float, T: int = 20, low: float = -6.0, n: int 
 
 
 bound_board = Board(
-    draw_bound,
-    "Terms of the bound for {setting}",
+    draw_bound, "Terms of the bound for {setting}",
     text={"start": "W at 0", "end": "W at T", "T": "steps T", "low": "log-SNR end"},
-    start=(0.0, 0.0, 3.0, 0.1),
-    end=(1.0, 0.0, 3.0, 0.1),
-    T=(20, 2, 200),
-    low=(-6.0, -8.0, 2.0, 0.5),
-)
+    start=(0.0, 0.0, 3.0, 0.1), end=(1.0, 0.0, 3.0, 0.1), T=(20, 2, 200), low=(-6.0, -8.0, 2.0, 0.5),
+)  # fmt: skip
 
 
 def draw_rules(
-    weight: float,
-    curve: str = "constant",
-    rule: str = "substitute",
-    guidance: float = 1.0,
-    sampler: str = "ddpm",
-    steps: int = 50,
-    label: int = 2,
-    n: int = 500,
-    seed: int = 0,
-) -> Figure:
+    weight: float, curve: str = "constant", rule: str = "substitute", guidance: float = 1.0, sampler: str = "ddpm",
+    steps: int = 50, label: int = 2, n: int = 500, seed: int = 0,
+) -> Figure:  # fmt: skip
     """Samples of the mixture's exact model for a given label, over true points of that label.
 
     `weight` is the label's, at t = T where the curve is "fade-in" and not "constant"; "substitute" goes without guidance.
@@ -124,9 +97,8 @@ def draw_rules(
     options = {"rule": rule, "guidance": scale, "sampler": sampler, "steps": steps, "generator": generator}
     given = torch.full((n,), label)
     points = sample(model, n, given={"label": given}, **options)["x"]
-    noise = torch.randn(n, 2, dtype=torch.float64, generator=generator)
-    truth = model.means[label] + model.stds[label] * noise
-    figure, axis = plt.subplots(figsize=(4.2, 4.2), layout="constrained")
+    truth = model.means[label] + model.stds[label] * torch.randn(n, 2, dtype=torch.float64, generator=generator)
+    figure, ((axis,),) = panels(1, 1, (4.2, 4.2))
     axis.scatter(*truth.T, s=4, color="0.75")
     name = rule if rule == "substitute" else f"{rule} x {guidance:g}"
     title = f"{name}, {sampler}, {steps} steps, {curve} W = {weight:g}\n"
@@ -135,16 +107,10 @@ def draw_rules(
 
 
 rule_board = Board(
-    draw_rules,
-    "Samples for {setting}",
-    rule=["substitute", "bayes", "conditioned"],
-    sampler=list(SAMPLERS),
-    curve=["constant", "fade-in"],
-    weight=(1.0, 0.0, 4.0, 0.25),
-    guidance=(1.0, 0.0, 5.0, 0.5),
-    steps=(50, 5, 200),
-    label=(2, 0, 2),
-)
+    draw_rules, "Samples for {setting}",
+    rule=["substitute", "bayes", "conditioned"], sampler=list(SAMPLERS), curve=["constant", "fade-in"],
+    weight=(1.0, 0.0, 4.0, 0.25), guidance=(1.0, 0.0, 5.0, 0.5), steps=(50, 5, 200), label=(2, 0, 2),
+)  # fmt: skip
 
 
 def draw_gap(problem: Callable, start: float, end: float, T: int, correlation: float, own_channels: bool) -> Figure:
@@ -162,24 +128,15 @@ def draw_gap(problem: Callable, start: float, end: float, T: int, correlation: f
 
 
 gap_board = Board(
-    draw_gap,
-    "Terms of the gap for {setting}",
-    text={"start": "W at 0", "end": "W at T", "T": "steps T", "own_channels": "own channels"},
-    live=True,
-    start=(0.1, 0.0, 2.0, 0.1),
-    end=(1.0, 0.0, 2.0, 0.1),
-    T=(100, 10, 1000),
-    correlation=(0.8, 0.0, 0.95, 0.05),
+    draw_gap, "Terms of the gap for {setting}",
+    text={"start": "W at 0", "end": "W at T", "T": "steps T", "own_channels": "own channels"}, live=True,
+    start=(0.1, 0.0, 2.0, 0.1), end=(1.0, 0.0, 2.0, 0.1), T=(100, 10, 1000), correlation=(0.8, 0.0, 0.95, 0.05),
     own_channels=False,
-)
+)  # fmt: skip
 
 
 def draw_noised_density(model: LabelledMixture, t: int, reach: float = 3.0) -> Figure:
-    """The density of z_t, and below it the best guess of x given z_t, on axes from -reach to reach.
-
-    Raises:
-        ValueError: the mixture is not on the line (d = 1), or its label is in z.
-    """
+    """The density of z_t of a mixture on the line, and below it the best guess of x given z_t, from -reach to reach."""
     if model.space != (1,) or model.process.entering != ("x",):
         raise ValueError(f"expected x alone, on the line; got {model.process.entering} in a space {model.space}")
     z = torch.linspace(-reach, reach, 601, dtype=torch.float64)[:, None]
@@ -187,20 +144,18 @@ def draw_noised_density(model: LabelledMixture, t: int, reach: float = 3.0) -> F
     signal = signal * float(model.process.cumulative("x")[t])
     variance = signal**2 * model.stds**2 + noise**2  # of z_t given the component
     each = torch.exp(-0.5 * (z - signal * model.means.T) ** 2 / variance) / (2 * torch.pi * variance).sqrt()
-    figure, axes = plt.subplots(2, 1, figsize=(5.5, 4), sharex=True, layout="constrained")
-    axes[0].fill_between(z[:, 0], (model.weights * each).sum(1), color=COLOURS["x"], alpha=0.4)
-    axes[1].plot(z, model.predict(z, t).estimate["x"], color=COLOURS["x"])
+    figure, ((density,), (guess,)) = panels(2, 1, (5.5, 4))
+    density.fill_between(z[:, 0], (model.weights * each).sum(1), color=COLOURS["x"], alpha=0.4)
+    guess.plot(z, model.predict(z, t).estimate["x"], color=COLOURS["x"])
     for mean in model.means.flatten().tolist():
-        axes[1].axhline(mean, color="0.6", linestyle=":")
-    axes[0].set(ylabel="$q(z_t)$", ylim=(0, None), title=f"t = {t}: signal {signal:.2f}, noise {noise:.2f}")
-    axes[1].set(xlabel="$z_t$", ylabel="$E[x\\,|\\,z_t]$", xlim=(-reach, reach), ylim=(-reach / 1.5, reach / 1.5))
+        guess.axhline(mean, color="0.6", linestyle=":")
+    title = f"t = {t}: signal {signal:.2f}, noise {noise:.2f}"
+    density.set(ylabel="$q(z_t)$", xlim=(-reach, reach), ylim=(0, None), xticklabels=[], title=title)
+    guess.set(xlabel="$z_t$", ylabel="$E[x\\,|\\,z_t]$", xlim=(-reach, reach), ylim=(-reach / 1.5, reach / 1.5))
     return figure
 
 
 noised_density_slider = Board(
-    draw_noised_density,
-    "Density of z and best guess at step {t}",
-    text={"t": "step t"},
-    live=True,
+    draw_noised_density, "Density of z and best guess at step {t}", text={"t": "step t"}, live=True,
     t=lambda model: (0, 0, model.process.steps),
-)
+)  # fmt: skip

@@ -1,12 +1,14 @@
-"""Images per second of a training step, memory and share of the matrix peak, ours against diffusers' UNet2DModel.
+"""Images per second of a training step, memory and share of the matrix peak: three networks against diffusers' UNet2DModel.
 
-    python tests/benchmarks/throughput.py [--device cuda] [--base 128] [--batch 256] [--profile] [--out FILE.json]
+    python tests/benchmarks/throughput.py [--networks small large] [--device cuda] [--batch 256] [--out FILE.json]
 
-Both networks see 64x64x3 images, have the same depth, widths and attention (38M parameters at base 128, 0.2% apart) and sit
-in the same step: v-prediction, clipping, fused AdamW, EMA for neither. Modes: fp32, bf16 (autocast) and bf16 with
-torch.compile. A share is the counted floating point operations of the step (matrix products, convolutions, attention)
-times steps per second, over what a large matrix product of that type reaches on the same device. The networks take turns;
-figures are medians over rounds. With `--profile` the compiled bf16 step of ours is profiled: where the time goes, by kernel.
+All see 64x64x3 images and sit in the same step: v-prediction, clipping, fused AdamW, EMA for none. "small" is the U-Net of
+`mtdiff train imagenet` at 64x64 (3.4M parameters), "large" one of 38M, "transformer" a DiT of 32M; each is timed against
+diffusers' U-Net of the same depth, widths and attention (the transformer against that of "large"). Modes: fp32, bf16
+(autocast) and bf16 with torch.compile, whose first steps are timed by themselves. A share is the counted floating point
+operations of the step (matrix products, convolutions, attention) times steps per second, over what a large matrix product of
+that type reaches on the same device. The networks take turns; figures are medians over rounds. With `--profile` the compiled
+bf16 step of ours is profiled: where the time goes, by kernel.
 """
 
 import argparse
@@ -17,6 +19,7 @@ from pathlib import Path
 
 import torch
 from diffusers import UNet2DModel
+from dit import DiT
 from torch import nn
 
 import mtdiff as mt
@@ -28,14 +31,27 @@ from mtdiff.speed import matmul_peak, training_flops
 MODES = {"fp32": (torch.float32, False), "bf16": (torch.bfloat16, False), "bf16 compiled": (torch.bfloat16, True)}
 
 
-class Ours(nn.Module):
-    """Our backbone and its denoising output."""
+SHAPE = (3, 64, 64)
+UNETS = {  # widths over the base, blocks on each level, height with attention, base
+    "small": ((1, 2, 2, 3), 2, 8, 32),
+    "large": ((1, 2, 2, 2), 2, 16, 128),
+}
+NETWORKS = (*UNETS, "transformer")
 
-    def __init__(self, base, head):
+
+class Ours(nn.Module):
+    """One of our backbones and its denoising output; `scale` divides widths, for a trial on a CPU."""
+
+    def __init__(self, name, scale):
         super().__init__()
-        shape = (3, 64, 64)
-        self.backbone = mt.UNet(shape, base, (1, 2, 2, 2), blocks=2, attention=(16,), head_channels=head)
-        self.out = self.backbone.readout(shape)
+        if name == "transformer":
+            self.backbone = DiT(SHAPE, 384 // scale, 12 // scale, heads=6 // min(scale, 3))
+        else:
+            multipliers, blocks, height, base = UNETS[name]
+            base //= scale
+            heads = {"head_channels": min(64, base // 2)}
+            self.backbone = mt.UNet(SHAPE, base, multipliers, blocks=blocks, attention=(height,), **heads)
+        self.out = self.backbone.readout(SHAPE)
 
     def forward(self, z, u):
         return self.out(self.backbone(z, u)[0])
@@ -44,19 +60,21 @@ class Ours(nn.Module):
 class Theirs(nn.Module):
     """diffusers' U-Net of the same depth, widths and attention, in channels_last, too."""
 
-    def __init__(self, base, head):
+    def __init__(self, name, scale):
         super().__init__()
-        down, attention = "DownBlock2D", "AttnDownBlock2D"
+        multipliers, blocks, height, base = UNETS["large" if name == "transformer" else name]
+        base //= scale
+        levels = [64 >> level for level in range(len(multipliers))]
         self.net = UNet2DModel(
             sample_size=64,
             in_channels=3,
             out_channels=3,
-            layers_per_block=2,
-            block_out_channels=(base, 2 * base, 2 * base, 2 * base),
-            down_block_types=(down, down, attention, down),
-            up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+            layers_per_block=blocks,
+            block_out_channels=[base * multiplier for multiplier in multipliers],
+            down_block_types=["AttnDownBlock2D" if level == height else "DownBlock2D" for level in levels],
+            up_block_types=["AttnUpBlock2D" if level == height else "UpBlock2D" for level in reversed(levels)],
             norm_num_groups=min(32, base // 4),
-            attention_head_dim=head,
+            attention_head_dim=min(64, base // 2),
             resnet_time_scale_shift="scale_shift",
         ).to(memory_format=torch.channels_last)
 
@@ -116,13 +134,14 @@ def measure(name, nets, loss, batch, arguments, peaks):
         if compiled:
             mine.compile()
         step = step_of(mine, loss, batch, dtype, device)
-        for _ in range(3):
-            step()
+        first = timed(step, 3, device) * 3
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
             step()
         memory = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
-        steps[which], found[which] = step, {"flops_per_image": flops, "peak_memory_GiB": memory, "seconds": []}
+        figures = {"parameters": sum(p.numel() for p in net.parameters()), "flops_per_image": flops}
+        figures |= {"peak_memory_GiB": memory, "first_three_steps_s": first, "seconds": []}
+        steps[which], found[which] = step, figures
     for round_ in range(arguments.rounds):
         order = list(steps) if round_ % 2 else list(reversed(steps))
         for which in order:
@@ -159,7 +178,8 @@ def profiled(net, loss, batch, arguments):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--base", type=int, default=128, help="channels at the top; a multiple of 8")
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--scale", type=int, default=1, help="divide all widths: 4 tries the script on a CPU")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--rounds", type=int, default=9)
@@ -173,24 +193,25 @@ def main():
         torch.set_num_threads(1)
     torch.backends.cudnn.benchmark = True
     torch.manual_seed(0)
-    head = min(64, arguments.base // 2)
-    nets = {"ours": Ours(arguments.base, head).to(device), "diffusers": Theirs(arguments.base, head).to(device)}
     process = mt.ForwardProcess(mt.NoiseSchedule.log_snr(1000), {"image": 1.0})
-    batch = {"image": torch.randn(arguments.batch, 3, 64, 64, device=device).clamp(-1, 1)}
+    batch = {"image": torch.randn(arguments.batch, *SHAPE, device=device).clamp(-1, 1)}
     loss = loss_of(process)
     peaks = {dtype: matmul_peak(device, dtype, arguments.matrix) for dtype in {MODES[mode][0] for mode in arguments.modes}}
-    result = {
-        "parameters": {name: sum(p.numel() for p in net.parameters()) for name, net in nets.items()},
+    result: dict = {
         "batch": arguments.batch,
         "matrix_peak_TFLOPS": {str(dtype).removeprefix("torch."): peak / 1e12 for dtype, peak in peaks.items()},
         "provenance": {**provenance(arguments.device), "command": "python tests/benchmarks/throughput.py"},
-        "modes": {mode: measure(mode, nets, loss, batch, arguments, peaks) for mode in arguments.modes},
+        "networks": {},
     }
-    if arguments.profile:
-        result["profile"] = profiled(nets["ours"], loss, batch, arguments)
+    for name in arguments.networks:
+        nets = {"ours": Ours(name, arguments.scale).to(device), "diffusers": Theirs(name, arguments.scale).to(device)}
+        modes = {mode: measure(mode, nets, loss, batch, arguments, peaks) for mode in arguments.modes}
+        result["networks"][name] = modes
+        if arguments.profile:
+            result["networks"][name]["profile"] = profiled(nets["ours"], loss, batch, arguments)
+        if arguments.out:  # what there is, should the time be over
+            arguments.out.write_text(to_json(result, indent=1) + "\n")
     print(to_json(result, indent=1))
-    if arguments.out:
-        arguments.out.write_text(to_json(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import itertools
 import shutil
 import tarfile
 import urllib.error
@@ -46,8 +47,7 @@ def get(name: str, folder: str | Path, archive: Archive | None = None, progress:
     What is there already is not fetched again, and a broken transfer goes on. The archive itself is deleted in the end.
 
     Raises:
-        ValueError: an unknown name, a checksum that does not fit (the file is deleted), or an archive that would write
-            outside the folder, or far more than its own size.
+        ValueError: a checksum that does not fit (the file is deleted), or an archive that would write elsewhere or too much.
         ConnectionError: the address cannot be reached; what came so far is kept, and the same call goes on from there.
         RuntimeError: a Python whose `tarfile` cannot unpack safely.
     """
@@ -61,8 +61,11 @@ def get(name: str, folder: str | Path, archive: Archive | None = None, progress:
     file = folder / PurePosixPath(archive.url).name
     if not file.is_file():
         _fetch(archive.url, file, progress)
-    found = _md5(file)
-    if found != archive.md5:
+    digest = hashlib.md5(usedforsecurity=False)
+    with file.open("rb") as stream:
+        while block := stream.read(BLOCK):
+            digest.update(block)
+    if (found := digest.hexdigest()) != archive.md5:
         file.unlink()
         raise ValueError(f"{archive.url} has checksum {found}, expected {archive.md5}: it is damaged or another; deleted")
     _unpack(file, target)
@@ -94,14 +97,6 @@ def _fetch(url: str, file: Path, progress: bool) -> None:
     part.rename(file)
 
 
-def _md5(file: Path) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
-    with file.open("rb") as stream:
-        while block := stream.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _unpack(file: Path, target: Path) -> None:
     """The archive's own folder, in full or not at all; the standard library sees to it that no entry leads out of it."""
     partial = target.with_name(f".{target.name}.partial")
@@ -126,9 +121,8 @@ def _unpack(file: Path, target: Path) -> None:
 
 def _fits(sizes: Iterable[int], file: Path) -> None:
     """Refuse more than pictures can unpack to or the disk has room for."""
-    most, free, total = GROWTH * file.stat().st_size + BLOCK * 64, shutil.disk_usage(file.parent).free, 0
-    for size in sizes:
-        total += max(size, 512)
+    most, free = GROWTH * file.stat().st_size + BLOCK * 64, shutil.disk_usage(file.parent).free
+    for total in itertools.accumulate(max(size, 512) for size in sizes):
         if total > most:
             raise ValueError(f"{file} would unpack to more than {most:,} bytes, pictures do not: not unpacked")
         if total > free:

@@ -1,8 +1,9 @@
 """Where images, classes and boxes are in the folders that the archives of ImageNet and its subsets unpack to."""
 
 import itertools
+import operator
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,17 +15,10 @@ from mtdiff.datasets.imagenet.tables import boxes_of, names_of, numbered_classes
 SPLITS = ("train", "val")
 SUFFIXES = (".jpeg", ".jpg", ".png")
 IMAGENETTE = {
-    "n01440764": "tench",
-    "n02102040": "English springer",
-    "n02979186": "cassette player",
-    "n03000684": "chain saw",
-    "n03028079": "church",
-    "n03394916": "French horn",
-    "n03417042": "garbage truck",
-    "n03425413": "gas pump",
-    "n03445777": "golf ball",
-    "n03888257": "parachute",
-}
+    "n01440764": "tench", "n02102040": "English springer", "n02979186": "cassette player", "n03000684": "chain saw",
+    "n03028079": "church", "n03394916": "French horn", "n03417042": "garbage truck", "n03425413": "gas pump",
+    "n03445777": "golf ball", "n03888257": "parachute",
+}  # fmt: skip
 """The ten classes of Imagenette; its archives do not name them."""
 TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 UNKNOWN = (float("nan"),) * 4
@@ -33,15 +27,13 @@ UNKNOWN = (float("nan"),) * 4
 
 @dataclass(frozen=True)
 class Listing:
-    """The images of one split, none of them opened yet.
+    """The N images of K classes in one split, class by class; none of them is opened yet.
 
     Attributes:
         layout: "tiny-imagenet", "class folders", "kaggle" or "devkit": where the labels are from.
-        files: N paths, class by class.
         label: (N,) int64, 0..K-1.
         boxes: (N, 4) float32, left, top, right, bottom of one object in stored pixels of the file, NaN where unknown.
-        wnids: K WordNet ids.
-        names: K different names for people.
+        wnids, names: WordNet ids, and different names for people.
         left_out: [(path, why), ...] of all that is there and in no class, but what is hidden (begins with a dot).
     """
 
@@ -54,7 +46,7 @@ class Listing:
     left_out: list[tuple[Path, str]]
 
 
-def find(root: str | Path, split: str = "train", classes: Sequence[str] | None = None) -> Listing:
+def find(root: str | Path, split: str = "train", classes: Sequence[str] | None = None, limit: int | None = None) -> Listing:
     """The images of Tiny-ImageNet, Imagenette, or an ILSVRC folder.
 
     Expected is train/<wnid>/ with the images in it, or in its folder images/; and, of val, one of: val_annotations.txt
@@ -62,12 +54,12 @@ def find(root: str | Path, split: str = "train", classes: Sequence[str] | None =
     with ILSVRC2012_validation_ground_truth.txt and meta.mat (ILSVRC's development kit), in the folder or in
     ILSVRC2012_devkit_t12/data/. Kaggle's Data/CLS-LOC is found by itself. Boxes are read from Tiny-ImageNet's lists and
     Kaggle's tables, names from words.txt in the folder or Kaggle's table. The classes to keep are given by WordNet ids or
-    names, in the order of their labels; None keeps all, in the order of their ids.
+    names, in the order of their labels; None keeps all, in the order of their ids. Of each class at most `limit` images are
+    taken, the first by name.
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: another layout (the message says what was found), an unknown class, a name that two classes have, a
-            class without an image, a folder that is a link to elsewhere, or a list that cannot be read.
+        ValueError: another layout, unknown or ambiguous or empty classes, a link to elsewhere, a list that cannot be read.
     """
     one_of("split", split, SPLITS)
     tree = _Tree(Path(root))
@@ -83,15 +75,16 @@ def find(root: str | Path, split: str = "train", classes: Sequence[str] | None =
     else:
         tree.left_out.clear()  # of train/
         layout, rows = _val(tree, words)
-    for wnid, path, _ in rows:
+    for wnid, _, path in rows:
         if wnid not in words:
             tree.leave([path], f"of class {wnid}, which train/ does not have")
     rank, found = {wnid: k for k, wnid in enumerate(wnids)}, {wnid for wnid, _, _ in rows}
     empty = [wnid for wnid in wnids if wnid not in found]
     if empty:
         raise ValueError(f"{root} has no {split} image of {len(empty)} of {len(wnids)} classes: {', '.join(empty[:5])}")
-    rows = sorted((rank[wnid], path, box or UNKNOWN) for wnid, path, box in rows if wnid in rank)
-    label, files, boxes = zip(*rows, strict=True)
+    rows = sorted((rank[wnid], path, box or UNKNOWN) for wnid, box, path in rows if wnid in rank)
+    first = (itertools.islice(group, limit) for _, group in itertools.groupby(rows, operator.itemgetter(0)))
+    label, files, boxes = zip(*itertools.chain.from_iterable(first), strict=True)
     names, boxes = tuple(words[wnid] for wnid in wnids), np.array(boxes, np.float32)
     return Listing(layout, list(files), np.array(label, np.int64), boxes, wnids, names, sorted(tree.left_out))
 
@@ -114,11 +107,7 @@ class _Tree:
         self.left_out += [(path, why) for path in paths]
 
     def look(self, folder: Path, known: str = "") -> tuple[list[Path], list[Path]]:
-        """Folders and images in a folder, sorted; what is hidden is not seen, all else but a known list is left out.
-
-        Raises:
-            ValueError: the folder, or one in it, is a link that leads out of the data set.
-        """
+        """Folders and images in a folder, sorted; what is hidden is not seen, all else but a known list is left out."""
         found = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".") and path.name != known]
         folders = [path for path in found if path.is_dir()]
         astray = [path for path in (folder, *folders) if self._leads_out(path)]
@@ -186,7 +175,7 @@ def _chosen(words: Mapping[str, str], classes: Sequence[str] | None) -> tuple[st
 
 
 def _train(tree: _Tree, wnids: Sequence[str]) -> tuple[str, list[tuple]]:
-    """(wnid, path, box) of all training images of some classes."""
+    """(wnid, box, path) of all training images of some classes."""
     table, rows, layout = tree.table("LOC_train_solution.csv"), [], "class folders"
     solved = {} if table is None else solution(table)
     for wnid in wnids:
@@ -197,48 +186,38 @@ def _train(tree: _Tree, wnids: Sequence[str]) -> tuple[str, list[tuple]]:
             tree.leave(images, "beside images/")
             images, layout = tree.images(folders.pop(folders.index(folder / "images"))), "tiny-imagenet"
         tree.leave(folders, "a folder in a folder of a class")
-        boxes = {name: box for name, _, box in boxes_of(listed, named=False)} if listed.is_file() else {}
+        boxes = boxes_of(listed, named=False) if listed.is_file() else {}
         for path in images:
-            rows.append((wnid, path, boxes.get(path.name) or solved.get(path.stem, (None, None))[1]))
+            _, box = boxes.get(path.name) or solved.get(path.stem) or (wnid, None)
+            rows.append((wnid, box, path))
     return layout, rows
 
 
-def _val(tree: _Tree, known: Collection[str]) -> tuple[str, list[tuple]]:
-    """(wnid, path, box) of all validation images."""
-    folder, annotations = tree.root / "val", tree.root / "val" / "val_annotations.txt"
+def _val(tree: _Tree, known: Mapping[str, str]) -> tuple[str, list[tuple]]:
+    """(wnid, box, path) of all validation images."""
+    folder, listed = tree.root / "val", tree.root / "val" / "val_annotations.txt"
     if not folder.is_dir():
         raise ValueError(f"{tree.root} has no folder val/: it holds {_seen(tree.root)}")
-    folders, flat = tree.look(folder, annotations.name)
-    if annotations.is_file():
+    folders, flat = tree.look(folder, listed.name)
+    table, truth = tree.table("LOC_val_solution.csv"), tree.table(TRUTH)
+    if listed.is_file():
         tree.leave([*flat, *(path for path in folders if path.name != "images")], "beside images/")
-        return "tiny-imagenet", _annotated(tree, annotations)
+        said, there = boxes_of(listed, named=True), {path.name: path for path in tree.images(folder / "images")}
+        absent = [folder / "images" / name for name in said if name not in there]
+        tree.leave(absent, f"in {listed.name}, but no image is there")
+        tree.leave([path for name, path in there.items() if name not in said], f"not in {listed.name}")
+        return "tiny-imagenet", [(*said[name], path) for name, path in there.items() if name in said]
     if any(path.name in known for path in folders):
         tree.leave(flat, "in no folder of a class")
-        return "class folders", [(path.name, image, None) for path in folders for image in tree.images(path)]
+        return "class folders", [(path.name, None, image) for path in folders for image in tree.images(path)]
     tree.leave(folders, "a folder beside images")
-    table, truth = tree.table("LOC_val_solution.csv"), tree.table(TRUTH)
     if flat and table:
-        solved = solution(table)
-        lacking = [path.name for path in flat if path.stem not in solved]
+        said = solution(table)
+        lacking = [path.name for path in flat if path.stem not in said]
         if lacking:
             raise ValueError(f"{table} says nothing of {len(lacking)} images in {folder}, such as {lacking[0]}")
-        return "kaggle", [(solved[path.stem][0], path, solved[path.stem][1]) for path in flat]
+        return "kaggle", [(*said[path.stem], path) for path in flat]
     if flat and truth:
-        return "devkit", [(wnid, path, None) for wnid, path in zip(numbered_classes(truth, len(flat)), flat, strict=True)]
-    raise ValueError(
-        f"{folder} holds {_seen(folder)}: expected are val/<wnid>/, val_annotations.txt, or images beside "
-        f"LOC_val_solution.csv or {TRUTH}"
-    )
-
-
-def _annotated(tree: _Tree, annotations: Path) -> list[tuple]:
-    """(wnid, path, box) of the images that Tiny-ImageNet's list names."""
-    folder = annotations.parent / "images"
-    there, rows = {path.name: path for path in tree.images(folder)}, {}
-    for name, wnid, box in boxes_of(annotations, named=True):
-        if name not in there:
-            tree.leave([folder / name], f"in {annotations.name}, but no image is there")
-        elif rows.setdefault(name, (wnid, there[name], box))[0] != wnid:
-            raise ValueError(f"{annotations} says that {name} is of two classes, {rows[name][0]} and {wnid}")
-    tree.leave([path for name, path in there.items() if name not in rows], f"not in {annotations.name}")
-    return list(rows.values())
+        return "devkit", [(wnid, None, path) for wnid, path in zip(numbered_classes(truth, len(flat)), flat, strict=True)]
+    expected = f"val/<wnid>/, val_annotations.txt, or images beside LOC_val_solution.csv or {TRUTH}"
+    raise ValueError(f"{folder} holds {_seen(folder)}: expected are {expected}")

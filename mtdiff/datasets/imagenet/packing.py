@@ -6,7 +6,6 @@ import hashlib
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +20,7 @@ from mtdiff.reading import check_types, naming, read_json
 
 IMAGES, LABELS, BOXES, META = "images.bin", "labels.npy", "boxes.npy", "meta.json"
 FORMAT = 1
-TYPES = {"format": int, "count": int, "size": int, "sha256": str, "skipped": list[list[str]]}
-TYPES |= {"names": list[str], "classes": list[str]}
+TYPES = {"format": int, "count": int, "size": int, "sha256": str, "skipped": list[list[str]], "names": list[str]}
 """What is read of a split's meta."""
 DAMAGED = "is damaged: delete its folder and prepare it again"
 WAITING, WORKERS = 256, 8
@@ -30,48 +28,32 @@ WAITING, WORKERS = 256, 8
 
 
 def prepare(
-    root: str | Path,
-    out: str | Path,
-    size: int = 64,
-    classes: Sequence[str] | None = None,
-    splits: Sequence[str] = SPLITS,
-    limit: int | None = None,
-    progress: bool = True,
-) -> dict[str, dict]:
+    root: str | Path, out: str | Path, size: int = 64, classes: Sequence[str] | None = None,
+    splits: Sequence[str] = SPLITS, limit: int | None = None, progress: bool = True,
+) -> dict[str, dict]:  # fmt: skip
     """Pack images at one size: the largest centred square of each, upright, averaged over areas (a box filter), in RGB.
 
     Each split becomes a folder with images.bin (N, 3, size, size) uint8, labels.npy (N,) int64, boxes.npy (N, 4) float32
     (left, top, right, bottom in [0, 1] of the packed image; NaN where unknown or outside) and meta.json. An image that
     cannot be read is skipped and listed there, as is what `find` leaves out. A split appears only when it is complete, and
     what was packed before is returned only if nothing has changed: names, sizes, times, labels and boxes of the files, the
-    folder, and which of them can be read. Smaller images are enlarged by a bicubic filter and counted. Of each class at
-    most `limit` images are taken, the first by name; `root` and `classes` are those of `find`.
+    folder, and which of them can be read. Smaller images are enlarged by a bicubic filter and counted. `root`, `classes` and
+    `limit` are those of `find`, as are further errors.
 
     Returns:
         {split: its meta}: "count", "classes", "names", "size", "sha256" of all arrays, "skipped" and "left_out", both
         [[file, why], ...], "enlarged", and what it was made from.
 
     Raises:
-        FileNotFoundError: no such folder.
-        ValueError: another layout, unknown classes, a class of which no image can be read, a size below 8, or an `out`
-            that holds something else or was made of other files.
+        ValueError: a class of which no image can be read, or an `out` that holds something else or was made of other files.
         OSError: the disk is full; nothing is left behind.
     """
     if size < 8:
         raise ValueError(f"size must be at least 8, got {size}")
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, got {limit}")
-    listings = {split: _first(find(root, split, classes), limit) for split in splits}
-    return {
-        split: _pack(listing, Path(out) / split, Path(root), size, limit, progress) for split, listing in listings.items()
-    }
-
-
-def _first(listing: Listing, limit: int | None) -> Listing:
-    """The first few images of each class."""
-    keep = np.concatenate([np.flatnonzero(listing.label == k)[:limit] for k in range(len(listing.wnids))])
-    files = [listing.files[i] for i in keep]
-    return replace(listing, files=files, label=listing.label[keep], boxes=listing.boxes[keep])
+    listings = {Path(out) / split: find(root, split, classes, limit) for split in splits}
+    return {folder.name: _pack(listing, folder, Path(root), size, limit, progress) for folder, listing in listings.items()}
 
 
 def _pack(listing: Listing, folder: Path, root: Path, size: int, limit: int | None, progress: bool) -> dict:

@@ -24,9 +24,9 @@ def names_of(path: Path) -> dict[str, str]:
     return {row[0]: row[-1].split(",")[0].strip() for row in rows}
 
 
-def boxes_of(path: Path, named: bool) -> list[tuple[str, str | None, Box]]:
-    """Tiny-ImageNet's lists: file name, WordNet id (where `named`), and a box, whose right and bottom are the last pixel."""
-    rows = []
+def boxes_of(path: Path, named: bool) -> dict[str, tuple[str | None, Box]]:
+    """Tiny-ImageNet's lists: file -> (WordNet id, where `named`; a box, whose right and bottom are the last pixel there)."""
+    found: dict[str, tuple[str | None, Box]] = {}
     for number, line in lines(path):
         name, *rest = line.split("\t")
         wnid = rest.pop(0) if named and rest else None
@@ -37,8 +37,9 @@ def boxes_of(path: Path, named: bool) -> list[tuple[str, str | None, Box]]:
         except ValueError:
             expected = f"{5 + named} fields with a box of four numbers"
             raise ValueError(f"{path}, line {number}: expected {expected}, got {line!r}") from None
-        rows.append((name, wnid, (left, top, right + 1, bottom + 1)))
-    return rows
+        if found.setdefault(name, (wnid, (left, top, right + 1, bottom + 1)))[0] != wnid:
+            raise ValueError(f"{path} says that {name} is of two classes, {found[name][0]} and {wnid}")
+    return found
 
 
 def solution(path: Path) -> dict[str, tuple[str, Box | None]]:
