@@ -23,12 +23,11 @@ def load(
 
     Args:
         path_or_name: a folder that `save` wrote, or the name of a shipped model such as "image-label/digits".
-        device: where to put it.
         kind: what it has to be.
         room: the folder of shipped checkpoints that names are looked up in.
 
     Raises:
-        FileNotFoundError: neither a folder nor a shipped name.
+        FileNotFoundError: neither a folder nor a shipped name, or a folder without weights.
         ValueError: the files are damaged, of another format or kind, or do not fit each other.
     """
     ships = shipped() / room

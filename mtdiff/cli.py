@@ -1,11 +1,12 @@
 """The command line: mtdiff train | sample | evaluate, over the same experiments as the notebooks; and mtdiff data."""
 
+import itertools
 import json
 import math
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
@@ -38,8 +39,6 @@ LIMITS = {
 """Ranges of numbers that nobody else checks at once, and in these words."""
 FILES = ("Sample.out", "Evaluate.out")
 """Places to write that are a file; those of other commands are a folder."""
-SEVERAL = [name for name, experiment in EXPERIMENTS.items() if experiment.options]
-"""Experiments with judges to choose from."""
 
 
 def _choices(what: str) -> str:
@@ -64,66 +63,51 @@ Name = Annotated[Literal[tuple(EXPERIMENTS)], tyro.conf.Positional]
 class Train:
     """Train one variant of an experiment; the same command again goes on where it stopped."""
 
-    experiment: Name
-    """What to train."""
+    experiment: Name  # What to train.
     data: Annotated[str | None, tyro.conf.arg(help=f"What to train on. {_choices('data')}")] = None
     variant: Annotated[str | None, tyro.conf.arg(help=_choices("variants"))] = None
     budget: Annotated[
         Literal["quick", "full"] | None,
         tyro.conf.arg(help=f"How long: {_steps('quick')} or {_steps('full')}; default: variable MTDIFF_BUDGET, or quick."),
     ] = None
+    # Optimiser steps, instead of the budget's. More than a run in the same folder has had lengthen it: without a trace
+    # before the last fifth of its steps, over which the learning rate falls; later the card says so.
     steps: int | None = None
-    """Optimiser steps, instead of the budget's. More than a run in the same folder has had lengthen it: without a trace
-    before the last fifth of its steps, over which the learning rate falls; later the card says so."""
-    batch_size: int | None = None
-    """Examples per step, instead of the budget's."""
+    batch_size: int | None = None  # Examples per step, instead of the budget's.
+    # Learning rate, instead of the budget's; it is held, and falls to 0 over the last fifth of the steps.
     lr: float | None = None
-    """Learning rate, instead of the budget's; it is held, and falls to 0 over the last fifth of the steps."""
+    # Parts in which a batch is computed, one after the other, where memory is short: the same steps.
     accumulate: int | None = None
-    """Parts in which a batch is computed, one after the other, where memory is short: the same steps."""
-    precision: Literal["fp32", "bf16"] | None = None
-    """Of the network's products; bf16 is faster on a GPU."""
-    seed: int = 0
-    """Seed of the initial weights, batches and noise."""
-    out: Path | None = None
-    """Folder of the run; default runs/EXPERIMENT/DATA/VARIANT-SEED."""
+    precision: Literal["fp32", "bf16"] | None = None  # Of the network's products; bf16 is faster on a GPU.
+    seed: int = 0  # Seed of the initial weights, batches and noise.
+    out: Path | None = None  # Folder of the run; default runs/EXPERIMENT/DATA/VARIANT-SEED.
+    # Where to train: cpu, cuda or cuda:1 ... (under torchrun cuda is each process's own GPU).
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    """Where to train: cpu, cuda or cuda:1 ... (under torchrun cuda is each process's own GPU)."""
-    compile: bool = False
-    """Let torch.compile make one program of the network: faster on a GPU, after a minute."""
-    max_minutes: float = math.inf
-    """Stop after so long, saved; the same command goes on."""
+    compile: bool = False  # Let torch.compile make one program of the network: faster on a GPU, after a minute.
+    max_minutes: float = math.inf  # Stop after so long, saved; the same command goes on.
+    # Steps between two grids of samples, in the run's samples/, and two rows of the experiment's probe.
     look_every: int | None = None
-    """Steps between two grids of samples, in the run's samples/, and two rows of the experiment's probe."""
-    save_every: int | None = None
-    """Steps between two checkpoints."""
-    keep: int = 1
-    """How many checkpoints stay."""
+    save_every: int | None = None  # Steps between two checkpoints.
+    keep: int = 1  # How many checkpoints stay.
 
     def run(self) -> None:
-        """Train, save the averaged model with its card, and say where."""
-        self.device = str(distributed.join(_device(self.device)))
-        try:
-            self._train(print if distributed.rank() == 0 else lambda *_: None)
-        finally:
-            distributed.leave()
-
-    def _train(self, say: Callable[[str], None]) -> None:
-        """Train as one of several processes, or alone; the first one saves and says something."""
+        """Train as one of several processes, or alone; the first one saves the averaged model, and says where."""
         experiment = EXPERIMENTS[self.experiment]
         variant, data = self.variant or next(iter(experiment.variants)), _data(experiment, self.data)
         out = self.out or Path("runs") / self.experiment / data / f"{variant}-{self.seed}"
-        config = experiment.config(data, variant, self.budget or budget())
         names = ("steps", "batch_size", "lr", "accumulate", "precision", "save_every", "seed")
         chosen = {name: getattr(self, name) for name in names} | {"probe_every": self.look_every}
+        config = experiment.config(data, variant, self.budget or budget())
         config = replace(config, **{name: value for name, value in chosen.items() if value is not None})
         options = {"compile": self.compile, "keep": self.keep, "draw": _grid if self.look_every else None}
-        trainer = experiment.trainer(data, variant, config, out, self.device, **options)
-        with trainer.alone():
-            self._go_on(trainer, out, variant, say)
+        with distributed.joined(_device(self.device)) as device:
+            trainer = experiment.trainer(data, variant, config, out, device, **options)
+            with trainer.alone():
+                self._go_on(trainer, out, variant)
 
-    def _go_on(self, trainer: Trainer, out: Path, variant: str, say: Callable[[str], None]) -> None:
+    def _go_on(self, trainer: Trainer, out: Path, variant: str) -> None:
         """Train from where the folder stands, and save the model with its card."""
+        say = print if distributed.rank() == 0 else lambda *_: None
         config, resumed = trainer.config, trainer.resume()
         if (out / CARD).is_file() and not resumed:
             raise ValueError(f"{out} holds a model that was not trained there: use another folder")
@@ -142,15 +126,14 @@ class Train:
             return
         if distributed.rank():
             return
-        lengthened = {"lengthened": trainer.lengthened} if trainer.lengthened else {}
-        seconds = round(trainer.seconds, 1)
+        training = {**vars(config), "processes": distributed.world(), "wall_seconds": round(trainer.seconds, 1)}
         card = {
             "experiment": self.experiment,
             "data": {"name": trainer.data.name, "sha256": trainer.data.hash(), "examples": len(trainer.data)},
             "variant": variant,
-            "training": {**vars(config), **lengthened, "processes": distributed.world(), "wall_seconds": seconds},
+            "training": training | ({"lengthened": trainer.lengthened} if trainer.lengthened else {}),
             **({"probes": trainer.probes} if trainer.probes else {}),
-            "provenance": provenance(self.device),
+            "provenance": provenance(str(trainer.device)),
         }
         model.save(out, card)
         say(f"trained {config.steps} steps in {trainer.seconds:.0f} s; the model is in {out}")
@@ -161,93 +144,90 @@ class Train:
 class Sample:
     """Draw from a trained model into a picture, with some modalities given if you like."""
 
+    # A folder that train wrote, or the name of a shipped model.
     model: Annotated[str, tyro.conf.Positional] = "image-label/digits"
-    """A folder that train wrote, or the name of a shipped model."""
-    n: int = 20
-    """How many examples."""
+    n: int = 20  # How many examples.
+    # Known modalities as NAME=VALUE: a class (label=3), a picture file (source=night.png), an example of the held-out data
+    # (source=test:7).
     given: tuple[str, ...] = ()
-    """Known modalities as NAME=VALUE: a class (label=3), a picture file (source=night.png), an example of the held-out
-    data (source=test:7)."""
-    rule: Literal[RULES] | None = None
-    """How given values act; default: what the model's card says."""
-    sampler: Literal[tuple(SAMPLERS)] | None = None
-    """The solver of the reverse chain; default: what the model's card says."""
-    steps: int = 50
-    """Intervals of the reverse chain."""
-    repeats: int = 1
-    """How often each interval is taken, with noise put back in between."""
-    guidance: float = 1.0
-    """Guidance scale of the rules bayes and conditioned; 1 is the plain conditional."""
-    seed: int = 0
-    """Seed of the noise."""
-    out: Path = Path("samples.png")
-    """The picture to write."""
-    device: str = "cpu"
-    """Where to sample: cpu or cuda."""
+    rule: Literal[RULES] | None = None  # How given values act; default: what the model's card says.
+    sampler: Literal[tuple(SAMPLERS)] | None = None  # The solver of the reverse chain; default: what the model's card says.
+    steps: int = 50  # Intervals of the reverse chain.
+    repeats: int = 1  # How often each interval is taken, with noise put back in between.
+    guidance: float = 1.0  # Guidance scale of the rules bayes and conditioned; 1 is the plain conditional.
+    seed: int = 0  # Seed of the noise.
+    out: Path = Path("samples.png")  # The picture to write.
+    device: str = "cpu"  # Where to sample: cpu or cuda.
 
     def run(self) -> None:
         """Draw, write the picture, and say what is in it."""
         model = _model(self.model, _device(self.device))
-        named = [text.partition("=")[0] for text in self.given]
-        if len(set(named)) < len(named):
+        pairs = dict(text.partition("=")[::2] for text in self.given)
+        if len(pairs) < len(self.given):
             raise ValueError(f"--given {' '.join(self.given)}: one value for each modality")
-        given = dict(self._parse(model, text) for text in self.given)
+        given = {}
+        for name, value in pairs.items():
+            try:
+                given[name] = self._given(model, name, value).to(self.device)
+            except ValueError as error:
+                raise ValueError(f"--given {name}={value}: {error}") from None
         generator = torch.Generator(self.device).manual_seed(self.seed)
         drawn = sample(
             model, self.n, given=given, rule=self.rule, sampler=self.sampler, steps=self.steps, repeats=self.repeats,
             guidance=self.guidance, generator=generator,
         )  # fmt: skip
-        labels = _save_grid(model, drawn, self.out)
-        print(*[f"{name}s: {drawn[name].tolist()}" for name in labels], f"picture: {self.out}", sep="\n")
+        for name in _save_grid(model, drawn, self.out):
+            print(f"{name}s: {drawn[name].tolist()}")
+        print(f"picture: {self.out}")
 
-    def _parse(self, model, text: str):
-        """NAME=VALUE as (name, tensor): a class by its name or number, a picture file, or a held-out example."""
-        name, equals, value = text.partition("=")
-        if not equals or not value:
-            raise ValueError(f"--given {text}: expected NAME=VALUE")
+    def _given(self, model: MTDiffusion, name: str, value: str) -> torch.Tensor:
+        """A class by its name or number, a picture file, or a held-out example."""
+        if not value:
+            raise ValueError("expected NAME=VALUE")
         if name not in model.modalities:
-            raise ValueError(f"--given {text}: unknown modality {name!r}; this model has {list(model.modalities)}")
+            raise ValueError(f"unknown modality {name!r}; this model has {list(model.modalities)}")
         modality = model.modalities[name]
         if value.startswith("test:"):
-            return name, self._held_out(model, name, text, value[5:]).to(self.device)
+            return _held_out(model, name, value[5:])
         if isinstance(modality, Label):
             if modality.names.count(value) != 1:
                 problem = "is more than one of" if value in modality.names else "is not one of"
-                raise ValueError(f"--given {text}: {value!r} {problem} {modality.names}")
-            return name, torch.tensor([modality.names.index(value)], device=self.device)
+                raise ValueError(f"{value!r} {problem} {modality.names}")
+            return torch.tensor([modality.names.index(value)])
         if isinstance(modality, Image | Mask):
-            return name, _picture(modality, text, value).to(self.device)
-        raise ValueError(f"--given {text}: only classes, pictures and masks can be given, or an example as {name}=test:K")
-
-    def _held_out(self, model, name: str, text: str, index: str) -> torch.Tensor:
-        """One value of the held-out set that the model's experiment is judged on."""
-        experiment = EXPERIMENTS.get(model.card.get("experiment"))
-        if experiment is None:
-            raise ValueError(f"--given {text}: the model's card names no experiment whose held-out data could be used")
-        trained = trained_on(model)
-        data = next((key for key in experiment.data if trained and trained.startswith(key)), None)
-        if data is None:
-            raise ValueError(f"--given {text}: the model's card names no data of {experiment.name} ({trained})")
-        held_out = matched(model, experiment.data[data]("test"), elsewhere=True)
-        if name not in held_out.values:
-            raise ValueError(f"--given {text}: the held-out data have {list(held_out.values)}")
-        if not index.isdecimal() or int(index) >= len(held_out):
-            raise ValueError(f"--given {text}: expected an example in test:0..test:{len(held_out) - 1}")
-        return held_out[torch.tensor([int(index)])][name]
+            return _picture(modality, value)
+        raise ValueError(f"only classes, pictures and masks can be given, or an example as {name}=test:K")
 
 
-def _picture(modality, text: str, path: str) -> torch.Tensor:
+def _held_out(model: MTDiffusion, name: str, index: str) -> torch.Tensor:
+    """One value of the held-out set that the model's experiment is judged on."""
+    experiment = EXPERIMENTS.get(model.card.get("experiment"))
+    if experiment is None:
+        raise ValueError("the model's card names no experiment whose held-out data could be used")
+    trained = trained_on(model)
+    data = next((key for key in experiment.data if trained and trained.startswith(key)), None)
+    if data is None:
+        raise ValueError(f"the model's card names no data of {experiment.name} ({trained})")
+    held_out = matched(model, experiment.data[data]("test"), elsewhere=True)
+    if name not in held_out.values:
+        raise ValueError(f"the held-out data have {list(held_out.values)}")
+    if not index.isdecimal() or int(index) >= len(held_out):
+        raise ValueError(f"expected an example in test:0..test:{len(held_out) - 1}")
+    return held_out[torch.tensor([int(index)])][name]
+
+
+def _picture(modality: Image | Mask, path: str) -> torch.Tensor:
     """A picture file, read as `prepare` reads it, as one image in [-1, 1], or as a mask of zeros and ones (white is 1)."""
     channels, height, width = (1, *modality.size) if isinstance(modality, Mask) else modality.shape
     if channels not in (1, 3):
-        raise ValueError(f"--given {text}: a picture file has 1 or 3 channels, {modality.name!r} has {channels}")
+        raise ValueError(f"a picture file has 1 or 3 channels, {modality.name!r} has {channels}")
     try:
         with decoded(path) as (picture, _):
             picture = picture.convert("L") if channels == 1 else picture
     except Exception as error:  # a broken file makes decoders raise anything
-        raise ValueError(f"--given {text}: {path} cannot be read as a picture ({error})") from None
+        raise ValueError(f"{path} cannot be read as a picture ({error})") from None
     if picture.size != (width, height):
-        raise ValueError(f"--given {text}: the picture is {picture.width}x{picture.height}, expected {width}x{height}")
+        raise ValueError(f"the picture is {picture.width}x{picture.height}, expected {width}x{height}")
     value = torch.from_numpy(np.array(picture)).float().reshape(1, height, width, channels).movedim(-1, 1)
     return (value > 127).float() if isinstance(modality, Mask) else value / 127.5 - 1
 
@@ -256,47 +236,40 @@ def _picture(modality, text: str, path: str) -> torch.Tensor:
 class Evaluate:
     """Judge trained models (several seeds of one variant are averaged) and write the figures as JSON."""
 
-    experiment: Name
-    """What the models were trained for."""
+    experiment: Name  # What the models were trained for.
+    # Folders that train wrote, or names of shipped models; default: the shipped model of the experiment and data.
     models: tuple[str, ...] = ()
-    """Folders that train wrote, or names of shipped models; default: the shipped model of the experiment and data."""
-    data: str | None = None
-    """What to judge on; default: the experiment's first, as in train."""
+    data: str | None = None  # What to judge on; default: the experiment's first, as in train.
+    # Judge on other data than the models were trained on, or where classes are numbered otherwise; matched by name.
     elsewhere: bool = False
-    """Judge on other data than the models were trained on, or where classes are numbered otherwise; matched by name."""
-    n: int = 2000
-    """Samples for each figure."""
+    n: int = 2000  # Samples for each figure.
+    # imagenet: who compares images. inception (FID and KID), dinov2-small, dinov2-base, clip-b32, clip-b16, a trained model
+    # of images and labels, or MODULE:FUNCTION; default: pixels at 8x8.
     features: str | None = None
-    """imagenet: who compares images. inception (FID and KID), dinov2-small, dinov2-base, clip-b32, clip-b16, a trained model
-    of images and labels, or MODULE:FUNCTION; default: pixels at 8x8."""
-    device: str = "cpu"
-    """Where to evaluate: cpu or cuda."""
-    seed: int = 0
-    """Seed of the first model's noise; the others follow."""
-    out: Path | None = None
-    """The JSON file to write; default: print only."""
-    publish: Path | None = None
-    """Also save the first model here, in half precision, with its own figures in its card."""
+    device: str = "cpu"  # Where to evaluate: cpu or cuda.
+    seed: int = 0  # Seed of the first model's noise; the others follow.
+    out: Path | None = None  # The JSON file to write; default: print only.
+    publish: Path | None = None  # Also save the first model here, in half precision, with its own figures in its card.
 
     def run(self) -> None:
         """Evaluate every model, average by variant, print and write."""
         experiment = EXPERIMENTS[self.experiment]
         data, device = _data(experiment, self.data), _device(self.device)
         if self.features and "features" not in experiment.options:
-            raise ValueError(f"--features is for {' and '.join(SEVERAL)}, {self.experiment} has judges of its own")
+            able = " and ".join(name for name, each in EXPERIMENTS.items() if each.options)
+            raise ValueError(f"--features is for {able}, {self.experiment} has judges of its own")
         models = [(name, self._fitting(name, data)) for name in self.models or (f"{self.experiment}/{data}",)]
         _refuse_repeats([(name, model.card) for name, model in models])
         rows = [self._row(name, model, data, k) for k, (name, model) in enumerate(models)]
         variants: dict[str, list] = {}
         for row in rows:
             variants.setdefault(row["variant"], []).append(row["metrics"])
+        result = {"experiment": self.experiment, "data": data, "n": self.n, "provenance": provenance(device)}
         averages = {name: _average(found) for name, found in variants.items()}
-        result = {"experiment": self.experiment, "data": data, "n": self.n, "provenance": provenance(device),
-                  "variants": averages, "runs": _rounded(rows)}  # fmt: skip
-        text = to_json(result, indent=1)
+        result = _rounded({**result, "variants": averages, "runs": rows})
         if self.out:
-            write_atomic(self.out, (text + "\n").encode())
-        print(markdown([json.loads(text)]), end=f"written: {self.out}\n" if self.out else "")
+            write_atomic(self.out, (to_json(result, indent=1) + "\n").encode())
+        print(markdown([result]), end=f"written: {self.out}\n" if self.out else "")
 
     def _fitting(self, name: str, data: str) -> MTDiffusion:
         """A model that was trained for this experiment and knows these data."""
@@ -327,10 +300,9 @@ class Evaluate:
 class Get:
     """Fetch and unpack an archive; a broken transfer goes on, and what is there already is left alone."""
 
+    # What to fetch: Tiny-ImageNet (237 MiB), or Imagenette at 160 pixels (94 MiB), 320 (326 MiB) or full size (1.5 GiB).
     name: Annotated[Literal[tuple(ARCHIVES)], tyro.conf.Positional]
-    """What to fetch: Tiny-ImageNet (237 MiB), or Imagenette at 160 pixels (94 MiB), 320 (326 MiB) or full size (1.5 GiB)."""
-    out: Path = Path("data/raw")
-    """Folder to unpack it in."""
+    out: Path = Path("data/raw")  # Folder to unpack it in.
 
     def run(self) -> None:
         """Fetch it and say what to do next."""
@@ -343,16 +315,11 @@ class Get:
 class Prepare:
     """Pack images at one size for training, from a folder as the archive of Tiny-ImageNet, Imagenette or ILSVRC unpacks."""
 
-    root: Annotated[Path, tyro.conf.Positional]
-    """The folder with train/ and val/."""
-    out: Path
-    """Folder to write."""
-    size: int = 64
-    """Height and width: the centred square of each image, averaged over areas."""
-    classes: tuple[str, ...] = ()
-    """WordNet ids or names to keep, in the order of their labels; default: all."""
-    limit: int | None = None
-    """At most so many images of each class."""
+    root: Annotated[Path, tyro.conf.Positional]  # The folder with train/ and val/.
+    out: Path  # Folder to write.
+    size: int = 64  # Height and width: the centred square of each image, averaged over areas.
+    classes: tuple[str, ...] = ()  # WordNet ids or names to keep, in the order of their labels; default: all.
+    limit: int | None = None  # At most so many images of each class.
 
     def run(self) -> None:
         """Pack both splits and say what is in them."""
@@ -372,9 +339,7 @@ class Prepare:
 class Data:
     """Fetch real images and pack them for training."""
 
-    action: tyro.conf.OmitSubcommandPrefixes[
-        Annotated[Get, tyro.conf.subcommand("get")] | Annotated[Prepare, tyro.conf.subcommand("prepare")]
-    ]
+    action: tyro.conf.OmitSubcommandPrefixes[Get | Prepare]
 
     def run(self) -> None:
         """Do what was asked for."""
@@ -457,53 +422,46 @@ def _is_saved(folder: Path, steps: int) -> bool:
 def _refuse_repeats(cards: Sequence[tuple[str, Mapping]]) -> None:
     """Raise ValueError where models of one variant, whose figures are averaged, are not one training with several seeds."""
     free = ("seed", "accumulate", "processes", "wall_seconds", "log_every", "save_every", "probe_every")
-    seen: dict[str, list] = {}
+    runs = []
     for name, card in cards:
         training, data = (part if isinstance(part := card.get(key), Mapping) else {} for key in ("training", "data"))
         said = {"data": data.get("name"), **{key: value for key, value in training.items() if key not in free}}
-        for other, seed, others in seen.setdefault(card.get("variant", name), []):
-            if seed == training.get("seed"):
-                text = f"{other} and {name} are not two seeds of one training: their cards say seed {seed}"
-                raise ValueError(f"{text}. Repeats have no error between them: evaluate one")
-            different = [f"{k}: {others.get(k)}, {said.get(k)}" for k in {**others, **said} if others.get(k) != said.get(k)]
-            if different:
-                raise ValueError(
-                    f"{other} and {name} are not seeds of one training ({'; '.join(different)}): evaluate each alone"
-                )
-        seen[card.get("variant", name)].append((name, training.get("seed"), said))
+        runs.append((name, card.get("variant", name), training.get("seed"), said))
+    for (first, variant, seed, one), (second, other, its_seed, two) in itertools.combinations(runs, 2):
+        if variant != other:
+            continue
+        if seed == its_seed:
+            text = f"{first} and {second} are not two seeds of one training: their cards say seed {seed}"
+            raise ValueError(f"{text}. Repeats have no error between them: evaluate one")
+        if different := [f"{key}: {one.get(key)}, {two.get(key)}" for key in {**one, **two} if one.get(key) != two.get(key)]:
+            text = f"{first} and {second} are not seeds of one training ({'; '.join(different)})"
+            raise ValueError(f"{text}: evaluate each alone")
 
 
 def _average(metrics: list):
     """Mean and standard error over runs, leaf by leaf."""
     if isinstance(metrics[0], dict):
         return {key: _average([m[key] for m in metrics]) for key in metrics[0]}
-    return _rounded(mean_and_error(metrics))
+    return mean_and_error(metrics)
 
 
-def _rounded(value):
-    """Floats with six significant digits, so that files read well."""
-    if isinstance(value, dict):
-        return {key: _rounded(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_rounded(entry) for entry in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+def _rounded(value: dict) -> dict:
+    """As JSON has it, but floats with six significant digits, so that files read well."""
+    return json.loads(to_json(value), parse_float=lambda text: float(f"{float(text):.6g}"))
 
 
-def _refuse(message: str, status: int = 2) -> NoReturn:
-    """End with one line on the standard error stream."""
-    message = " ".join(message.split())
-    print(message, file=sys.stderr)
-    end = SystemExit(message)
-    end.code = status
+def _refuse(message: str) -> NoReturn:
+    """End with one line on the standard error stream, and status 2."""
+    end = SystemExit("mtdiff: error: " + " ".join(message.split()))
+    print(end, file=sys.stderr)
+    end.code = 2
     raise end
 
 
 def main() -> None:
     """Entry point: errors that a user can mend are one line and status 2, without a traceback."""
-    commands = {"train": Train, "sample": Sample, "evaluate": Evaluate, "data": Data}
-    command = tyro.extras.subcommand_cli_from_dict(
-        commands, prog="mtdiff", description="Train, sample and judge multi-modal diffusion models."
-    )
+    description = "Train, sample and judge multi-modal diffusion models."
+    command = tyro.cli(Train | Sample | Evaluate | Data, prog="mtdiff", description=description)
     threads = os.environ.get("MTDIFF_THREADS", "")
     try:
         if "" in sys.argv[1:]:
@@ -520,9 +478,9 @@ def main() -> None:
         if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
         text = (str(error) or "too much is asked for").splitlines()[0]
-        _refuse("mtdiff: error: " + (text if "accumulate" in text else f"out of memory; try a smaller --n ({text})"))
+        _refuse(text if "accumulate" in text else f"out of memory; try a smaller --n ({text})")
     except (ValueError, KeyError, OSError, ImportError, FloatingPointError) as error:
         text = str(error.args[0] if isinstance(error, KeyError) else error)
         if isinstance(error, KeyError) and " " not in text:  # a name that the program did not find: its own mistake
             raise
-        _refuse(f"mtdiff: error: {text}")
+        _refuse(text)

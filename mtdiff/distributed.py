@@ -1,7 +1,8 @@
 """Several processes of one training, as torchrun starts them; alone, every function here is the obvious one."""
 
+import contextlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 
 import torch
@@ -12,31 +13,26 @@ PATIENCE = timedelta(minutes=30)
 """How long processes wait for each other: the first looks at the model while the others do nothing."""
 
 
-def join(device: str | torch.device) -> torch.device:
-    """Join the other processes of `torchrun`, once; alone without it. The device of this process.
+@contextlib.contextmanager
+def joined(device: str | torch.device) -> Iterator[torch.device]:
+    """Among the other processes of `torchrun`, or alone without it: the device of this process.
 
-    With "cuda" each process of a node takes the GPU of its number.
-
-    Raises:
-        ValueError: more processes on this node than GPUs.
+    With "cuda" each process of a node takes the GPU of its number, or ValueError where there are fewer GPUs.
     """
     device = torch.device(device)
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        return device
+        yield device
+        return
     if device.type == "cuda":
         here, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if here >= gpus:
             raise ValueError(f"process {here} of this node has no GPU, there are {gpus}: torchrun --nproc-per-node {gpus}")
         device = torch.device("cuda", here)
         torch.cuda.set_device(device)
-    if not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
-    return device
-
-
-def leave() -> None:
-    """Say good-bye to the other processes, where there are any."""
-    if dist.is_initialized():
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    try:
+        yield device
+    finally:
         dist.destroy_process_group()
 
 
@@ -48,15 +44,6 @@ def rank() -> int:
 def world() -> int:
     """How many processes there are."""
     return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def largest(values: Sequence[float], device: torch.device) -> list[float]:
-    """The largest that any process has, number by number."""
-    if world() == 1:
-        return list(values)
-    found = torch.tensor(values, dtype=torch.float64, device=device)
-    dist.all_reduce(found, dist.ReduceOp.MAX)
-    return found.tolist()
 
 
 def first(action: Callable[[], None]) -> None:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import os
 import reprlib
 import tempfile
@@ -30,13 +29,9 @@ def save(folder: str | Path, network: nn.Module, card: Mapping | None = None, ha
     The card holds the hash of the weights, so that neither passes with another's.
 
     Args:
-        folder: made where it does not exist.
-        network: has a `.card`.
+        folder: made where it does not exist; returned.
         card: what people should know (data, seed, steps, hardware, metrics ...; JSON values), added to the network's.
         half: store the weights as float16; tables stay as they are.
-
-    Returns:
-        The folder.
 
     Raises:
         OSError: the folder cannot be written; what was there stays.
@@ -53,12 +48,7 @@ def save(folder: str | Path, network: nn.Module, card: Mapping | None = None, ha
 
 
 def load(folder: Path, kind: type[Network]) -> Network:
-    """Rebuild what `save` wrote, of one class or those below it, in evaluation mode; `.card` holds what people should know.
-
-    Raises:
-        FileNotFoundError: there is no card, or no weights.
-        ValueError: the files are damaged, of another format or kind, or do not fit each other.
-    """
+    """Rebuild what `save` wrote, of one class or those below it; see `mtdiff.load`."""
     card = read_json(folder / CARD, what := f"is not a {kind.family} card")
     with naming(folder / CARD, what):
         kind.kind_of(card.get("config"))
@@ -92,23 +82,12 @@ def check_weights(folder: Path, card: Mapping) -> None:
 
 def to_json(value, indent: int | None = None) -> str:
     """The text of a value as JSON, which has no number that is not finite: null stands for it."""
-
-    def finite(part):
-        if isinstance(part, Mapping):
-            return {key: finite(entry) for key, entry in part.items()}
-        if isinstance(part, list | tuple):
-            return [finite(entry) for entry in part]
-        return None if isinstance(part, float) and not math.isfinite(part) else part
-
-    return json.dumps(finite(value), indent=indent, allow_nan=False)
+    finite = json.loads(json.dumps(value), parse_constant=lambda _: None)
+    return json.dumps(finite, indent=indent, allow_nan=False)
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that it is either the old one or the new one, whatever happens in between.
-
-    Raises:
-        OSError: the folder cannot be written (PermissionError), the disk is full ...; the message names the folder.
-    """
+    """Write a file so that it is either the old one or the new one, whatever happens; an OSError names the folder."""
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """What a written file says of where it came from."""
 
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -17,21 +18,19 @@ def provenance(device: str = "cpu") -> dict[str, str | int]:
         command = " ".join(["mtdiff", *words])
     else:
         command = " ".join(["python", "-m", module, *words]) if module.startswith("mtdiff.") else "python"
-    hardware = torch.cuda.get_device_name(device) if device.startswith("cuda") else f"CPU, {_cpu()}"
     return {
         "command": command,
         "commit": _commit(),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "hardware": hardware,
+        "hardware": torch.cuda.get_device_name(device) if device.startswith("cuda") else f"CPU, {_cpu()}",
         "threads": torch.get_num_threads(),
     }
 
 
 def _commit() -> str:
     """The commit of the source tree that runs, "-dirty" if it was changed since; not known for an installed wheel."""
-    root = Path(__file__).parents[1]
-    git = shutil.which("git")
+    root, git = Path(__file__).parents[1], shutil.which("git")
     if git is None or not (root / ".git").exists():
         return "unknown"
     command = [git, "describe", "--always", "--dirty", "--abbrev=10"]
@@ -41,8 +40,5 @@ def _commit() -> str:
 def _cpu() -> str:
     """The processor's name, as far as the system tells it."""
     info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    found = re.search("^model name.*?: *(.*)", info.read_text(), re.MULTILINE) if info.is_file() else None
+    return found[1].strip() if found else platform.processor() or platform.machine()

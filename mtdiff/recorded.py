@@ -52,11 +52,7 @@ class Recorded:
 
     @classmethod
     def kind_of(cls, config: Mapping) -> type:
-        """The class that a config names, this one or one below it.
-
-        Raises:
-            ValueError: no such config, or an unknown kind (the class that defines it has not been imported).
-        """
+        """The class that a config names, this one or one below it; ValueError where no imported one has that name."""
         if not isinstance(config, Mapping) or not isinstance(kind := config.get("kind"), str):
             raise ValueError(f'a {cls.family} is described by {{"kind": ..., ...}}, got {reprlib.repr(config)}')
         if kind not in (known := cls.known()):
@@ -65,11 +61,7 @@ class Recorded:
 
     @classmethod
     def from_config(cls, config: Mapping, **apart) -> "Recorded":
-        """Build what a config describes, with what was kept apart.
-
-        Raises:
-            ValueError: see `kind_of`; or an argument of another type than the class says.
-        """
+        """Build what a config describes, with what was kept apart; ValueError where kind or types of arguments are wrong."""
         kind, given = cls.kind_of(config), {name: value for name, value in config.items() if name != "kind"}
         check_types(given, annotated(kind), f"the {cls.family} {kind.__name__}")
         types = annotated(*reversed(kind.__mro__))  # a class of one's own may leave them to its parents
@@ -93,12 +85,8 @@ class Recorded:
 
 def annotated(*classes: type) -> dict[str, object]:
     """{argument: type} of constructors, the last that says one."""
-    arguments = [each for kind in classes for each in inspect.signature(kind.__init__).parameters.values()]
-    return {
-        each.name: each.annotation
-        for each in arguments
-        if not isinstance(each.annotation, str) and each.annotation is not each.empty
-    }
+    hints = [item for kind in classes for item in inspect.get_annotations(kind.__init__).items()]
+    return {name: hint for name, hint in hints if not isinstance(hint, str)}
 
 
 def plain(value: object) -> object:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from mtdiff import distributed
 from mtdiff.files import CARD, WEIGHTS, clear_unfinished, to_json, write_atomic
 from mtdiff.reading import check_types, said
 
@@ -24,9 +25,9 @@ except ImportError:  # not on every system
 STATE, HISTORY, PROBES, BEST, SAMPLES, LOCK = (
     "training.pt", "history.jsonl", "probes.jsonl", "best", "samples", ".lock"
 )  # fmt: skip
-TYPES = {"step": int, "seconds": float, "history": list[dict], "probes": list[dict], "generators": list, "torch": list}
-TYPES |= dict.fromkeys(("config", "model", "ema", "optimizer", "sums"), dict[str, object])
-TYPES |= dict.fromkeys(("device", "data", "architecture"), str)
+TYPES = {"step": int, "seconds": float, "history": list[dict], "probes": list[dict], "lengthened": list[list[int]]}
+TYPES |= dict.fromkeys(("config", "model", "ema", "optimizer", "sums", "shares"), dict[str, object])
+TYPES |= dict.fromkeys(("device", "data", "architecture"), str) | dict.fromkeys(("generators", "torch", "cuda"), list)
 """What a state holds."""
 
 
@@ -46,41 +47,38 @@ class RunFolder:
         self.path, self.keep = Path(path), keep
         self.state, self.best = self.path / STATE, self.path / BEST
         self.step: int | None = None
-        self._known, self._lock, self._users = None, None, 0
+        self._known, self._locked, self._users = None, None, 0
 
     def __str__(self) -> str:
         return str(self.path)
 
-    def lock(self) -> None:
-        """Keep every other process out until `unlock`, or until this one ends in whatever way; may be called again.
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep every other training out, at the latest until this process ends in whatever way; may be nested.
 
         Raises:
             BlockingIOError: another process is at work in the folder; the message says which.
             OSError: the folder cannot be written.
         """
         if not self._users:
-            self._lock = self._locked()
-            clear_unfinished(self.path, STATE, f"{self.state.stem}-*.pt", HISTORY, PROBES, WEIGHTS, CARD)
-            clear_unfinished(self.best, WEIGHTS, CARD)
-            clear_unfinished(self.path / SAMPLES, "*.png")
+            distributed.first(self._lock)
         self._users += 1
+        try:
+            yield
+        finally:
+            self._users -= 1
+            if not self._users and self._locked:
+                self._locked.close()
 
-    def unlock(self) -> None:
-        """Let others in, as soon as it has been called as often as `lock`."""
-        self._users -= 1
-        if not self._users:
-            self._lock.close()
-
-    def is_another(self) -> bool:
-        """Whether the checkpoint is not the one that was last written or read here."""
-        return self.state.is_file() and self._identity() != self._known
+    def begin(self, history: Sequence[Mapping], probes: Sequence[Mapping]) -> None:
+        """Write the rows before the first step, or ValueError: the checkpoint is not the last one written or read here."""
+        if self.state.is_file() and self._identity() != self._known:
+            text = "holds a training already, which this one does not go on from"
+            raise ValueError(f"{self} {text}: call resume(), or use another folder")
+        self._write_rows(history, probes)
 
     def write(self, state: Mapping, history: Sequence[Mapping], probes: Sequence[Mapping]) -> None:
-        """Replace the checkpoint by a state with a "step", and the rows by those that lead to it.
-
-        Raises:
-            OSError: the folder cannot be written, or the disk is full; the last checkpoint stays.
-        """
+        """Replace the checkpoint by a state, and the rows by those that lead to it; after an OSError the last one stays."""
         buffer = io.BytesIO()
         torch.save(state, buffer)
         with self.writing():
@@ -88,14 +86,10 @@ class RunFolder:
             self.step, self._known = state["step"], self._identity()
             if self.keep > 1:
                 self._set_aside(state["step"])
-            self.write_rows(history, probes)
+            self._write_rows(history, probes)
 
     def read(self, device: torch.device) -> dict | None:
-        """The last state, or None where there is none.
-
-        Raises:
-            ValueError: the file is damaged, or no state of a training.
-        """
+        """The last state, or None where there is none; ValueError where the file is damaged, or no state of a training."""
         if not self.state.is_file():
             return None
         try:
@@ -113,12 +107,6 @@ class RunFolder:
             raise ValueError(f"{self.state} is truncated or damaged ({said(error)}): {instead}") from None
         self.step, self._known = state["step"], self._identity()
         return state
-
-    def write_rows(self, history: Sequence[Mapping], probes: Sequence[Mapping]) -> None:
-        """Write the rows up to the saved state: those of steps that a crash took back are gone."""
-        for name, rows in ((HISTORY, history), (PROBES, probes)):
-            if rows or name == HISTORY:
-                write_atomic(self.path / name, "".join(to_json(row) + "\n" for row in rows).encode())
 
     def append(self, name: str, row: Mapping) -> None:
         """Add a row to `HISTORY` or `PROBES`."""
@@ -146,8 +134,14 @@ class RunFolder:
             what = f"cannot write to {self} ({error.strerror})" if error.strerror else str(error)
             raise OSError(f"{what}. {self.safe()}; make room and run the same command again to go on") from None
 
-    def _locked(self):
-        """The lock's open file: the system lets go of it with its process, even a killed one."""
+    def _write_rows(self, history: Sequence[Mapping], probes: Sequence[Mapping]) -> None:
+        """Write the rows up to the saved state: those of steps that a crash took back are gone."""
+        for name, rows in ((HISTORY, history), (PROBES, probes)):
+            if rows or name == HISTORY:
+                write_atomic(self.path / name, "".join(to_json(row) + "\n" for row in rows).encode())
+
+    def _lock(self) -> None:
+        """Hold the lock's file open, which the system lets go of with its process, even a killed one; and clear up."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             file = (self.path / LOCK).open("a+")
@@ -163,11 +157,14 @@ class RunFolder:
             file.close()
             raise BlockingIOError(f"{self} is in use by {who}. Wait for it, stop it, or use another folder") from None
         except OSError as error:
-            warnings.warn(f"{self} cannot be locked ({error.strerror}): start no second training there", stacklevel=4)
+            warnings.warn(f"{self} cannot be locked ({error.strerror}): start no second training there", stacklevel=5)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}: {shlex.join(sys.argv)}")
         file.flush()
-        return file
+        self._locked = file
+        clear_unfinished(self.path, STATE, f"{self.state.stem}-*.pt", HISTORY, PROBES, WEIGHTS, CARD)
+        clear_unfinished(self.best, WEIGHTS, CARD)
+        clear_unfinished(self.path / SAMPLES, "*.png")
 
     def _identity(self) -> tuple[int, int, int]:
         """Of the checkpoint's file: another one after every write."""

@@ -15,11 +15,9 @@ def training_flops(model: nn.Module, loss: Callable, batch: Mapping[str, Tensor]
     Matrix products, convolutions and attention are counted, a multiplication and an addition as two, by the shapes
     alone: on a copy of the model without data, so that nothing is computed and nothing changed.
     """
-    size = len(next(iter(batch.values())))
-    twin = copy.deepcopy(model).to("meta")
     with FlopCounterMode(display=False) as counter:
-        loss(twin, {name: value.to("meta") for name, value in batch.items()}, None).total.backward()
-    return counter.get_total_flops() / size
+        _by_shapes(copy.deepcopy(model).to("meta"), loss, batch).backward()
+    return counter.get_total_flops() / len(next(iter(batch.values())))
 
 
 def matmul_peak(device: str | torch.device, dtype: torch.dtype, size: int = 8192, repeats: int = 20) -> float:
@@ -27,18 +25,14 @@ def matmul_peak(device: str | torch.device, dtype: torch.dtype, size: int = 8192
 
     It is what shares are measured against.
     """
-    device = torch.device(device)
     generator = torch.Generator(device).manual_seed(0)
     a, b = (torch.randn(size, size, device=device, generator=generator).to(dtype) for _ in range(2))
 
     def timed() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
         began = time.perf_counter()
         for _ in range(repeats):
-            a @ b
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+            product = a @ b
+        product[0, 0].item()  # waits for the device
         return time.perf_counter() - began
 
     timed()
@@ -63,8 +57,13 @@ def training_memory(model: nn.Module, loss: Callable, batch: Mapping[str, Tensor
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        total = loss(twin, {name: value.to("meta") for name, value in batch.items()}, None).total
+        total = _by_shapes(twin, loss, batch)
     state = 5 * sum(p.numel() * p.element_size() for p in model.parameters())
     each = sum(storage.nbytes() for storage in kept.values()) / len(next(iter(batch.values())))
     del total
     return state, each
+
+
+def _by_shapes(twin: nn.Module, loss: Callable, batch: Mapping[str, Tensor]) -> Tensor:
+    """The loss of a model without data: nothing is computed."""
+    return loss(twin, {name: value.to("meta") for name, value in batch.items()}, None).total

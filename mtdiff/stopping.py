@@ -3,9 +3,7 @@
 import contextlib
 import signal
 import time
-from collections.abc import Iterator
-
-import torch
+from collections.abc import Callable, Iterator
 
 from mtdiff import distributed
 
@@ -28,17 +26,17 @@ class OutOfTime(Interrupted):
 
 
 @contextlib.contextmanager
-def stop_requests() -> Iterator[list]:
+def stop_requests(safe: Callable[[], str]) -> Iterator[list]:
     """Signals become notes in a list, so that a step is never torn apart. A second Ctrl-C stops at once.
 
-    Any other signal may come twice: torchrun passes on what its processes may have got themselves, Ctrl-C too. A signal
-    that is ignored stays ignored (SIGHUP under nohup).
+    `safe` says what that leaves. Any other signal may come twice: torchrun passes on what its processes may have got
+    themselves, Ctrl-C too. A signal that is ignored stays ignored (SIGHUP under nohup).
     """
     requests: list[int] = []
 
     def note(number, frame):
         if requests and number == signal.SIGINT and distributed.world() == 1:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(f"stopped at once; {safe()}")
         requests.append(number)
 
     before = {}
@@ -59,8 +57,8 @@ class Agreement:
     They ask each other about once a second, not at every step: each time at a step that they agreed on the last time.
     """
 
-    def __init__(self, step: int, device: torch.device):
-        self.device, self.next, self.step, self.then = device, step, step, time.monotonic()
+    def __init__(self, step: int):
+        self.next, self.step, self.then = step, step, time.monotonic()
 
     def __call__(self, step: int, reason: float) -> float:
         """The largest reason of any process: 0, `TIME` or the number of a signal; 0 at a step where nobody asks."""
@@ -70,6 +68,6 @@ class Agreement:
             return 0.0
         now = time.monotonic()
         pace = (now - self.then) / max(1, step - self.step)
-        reason, pace = distributed.largest((reason, pace), self.device)
+        reason, pace = map(max, zip(*distributed.gathered((reason, pace)), strict=True))
         self.next, self.step, self.then = step + max(1, int(1 / pace)), step, now
         return reason

@@ -10,66 +10,51 @@ from mtdiff import distributed
 
 FREE = ("steps", "log_every", "save_every", "probe_every")
 """What may change in a config when a training goes on: no step that was taken depends on it."""
+NOTED = ("step", "seconds", "history", "probes", "lengthened", "sums", "shares")
+LEARNED = ("model", "ema", "optimizer")
+"""Attributes of a `Trainer` that a checkpoint holds: as they are, or their `state_dict`."""
 
 
-class GlobalGenerators:
-    """Torch's global generators as one training uses them, for dropout; the caller's come back afterwards.
+def seeded_states(seed: int, device: torch.device) -> list[torch.Tensor]:
+    """States of torch's global generators, which dropout draws from: of the CPU's and, on a GPU, of that one's."""
+    return [torch.Generator(one).manual_seed(seed).get_state() for one in ("cpu", *_gpus(device))]
 
-    Attributes:
-        states: of the CPU's and, or None, of the GPU's.
-    """
 
-    def __init__(self, seed: int, device: torch.device):
-        self.devices = [device] if device.type == "cuda" else []
-        with torch.random.fork_rng(self.devices):
-            torch.manual_seed(seed)
-            self.states = self._now()
+@contextlib.contextmanager
+def drawing_from(states: list[torch.Tensor], device: torch.device) -> Iterator[None]:
+    """Torch's global generators go on from these states, and leave theirs there; the caller's come back afterwards."""
+    gpus = _gpus(device)
+    with torch.random.fork_rng(gpus):
+        torch.set_rng_state(states[0])
+        for gpu in gpus:
+            torch.cuda.set_rng_state(states[1], gpu)
+        yield
+        states[:] = [torch.get_rng_state(), *map(torch.cuda.get_rng_state, gpus)]
 
-    @contextlib.contextmanager
-    def used(self) -> Iterator[None]:
-        """Draw from where the training left them."""
-        with torch.random.fork_rng(self.devices):
-            torch.set_rng_state(self.states[0])
-            for device in self.devices:
-                torch.cuda.set_rng_state(self.states[1], device)
-            yield
-            self.states = self._now()
 
-    def _now(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        return torch.get_rng_state(), torch.cuda.get_rng_state(self.devices[0]) if self.devices else None
+def _gpus(device: torch.device) -> list[torch.device]:
+    return [device] if device.type == "cuda" else []
 
 
 def collected(trainer) -> dict:
     """The whole state of a training, of all its processes: plain values and tensors."""
-    randomness = ([generator.get_state() for generator in trainer.generators], *trainer.globals.states)
-    shards, by_cpu, by_cuda = zip(*distributed.gathered(randomness), strict=True)
+    randomness = [generator.get_state() for generator in trainer.generators], trainer.states
+    shards, states = zip(*distributed.gathered(randomness), strict=True)
     return {
-        "step": trainer.step,
         "device": trainer.device.type,
-        "seconds": trainer.seconds,
         "config": asdict(trainer.config),
         "data": trainer.data.hash(),
         "architecture": trainer.model.fingerprint(),
-        "model": trainer.model.state_dict(),
-        "ema": trainer.ema.state_dict(),
-        "optimizer": trainer.optimizer.state_dict(),
         "generators": [one for process in shards for one in process],
-        "torch": list(by_cpu),
-        "cuda": list(by_cuda),
-        "history": trainer.history,
-        "probes": trainer.probes,
-        "lengthened": trainer.lengthened,
-        "sums": trainer.sums,
-        "shares": {name: float(share) for name, share in trainer.shares.items()},
+        "torch": [cpu for cpu, *_ in states],
+        "cuda": [gpu[0] if gpu else None for _, *gpu in states],
+        **{name: getattr(trainer, name) for name in NOTED},
+        **{name: getattr(trainer, name).state_dict() for name in LEARNED},
     }
 
 
 def compare(trainer, state: Mapping) -> None:
-    """Whether a state is of this training, as far as another run of it may go on with it.
-
-    Raises:
-        ValueError: it is of another config, device, data set or model; the message says what to do.
-    """
+    """Raise ValueError, which says what to do, where a state is of another config, device, data set or model."""
     path, world = trainer.folder.state, distributed.world()
     mine = {**asdict(trainer.config), "accumulate": trainer.shards}
     theirs = {**state["config"], "accumulate": len(state["generators"])}  # however divided among processes
@@ -91,19 +76,15 @@ def compare(trainer, state: Mapping) -> None:
 
 
 def restore(trainer, state: Mapping) -> None:
-    """Put a training where a state of it was, that of an older version too."""
-    trainer.model.load_state_dict(state["model"])
-    trainer.ema.load_state_dict(state["ema"])
-    trainer.optimizer.load_state_dict(state["optimizer"])
+    """Put a training where a state of it was."""
+    for name in NOTED:
+        setattr(trainer, name, state[name])
+    for name in LEARNED:
+        getattr(trainer, name).load_state_dict(state[name])
     for k, generator in enumerate(trainer.generators, trainer.rank * trainer.config.accumulate):
         generator.set_state(state["generators"][k].cpu())
     mine = trainer.rank % len(state["torch"])
-    trainer.globals.states = tuple(None if s[mine] is None else s[mine].cpu() for s in (state["torch"], state["cuda"]))
-    trainer.step, trainer.seconds = state["step"], state["seconds"]
-    trainer.history, trainer.probes, trainer.sums = state["history"], state["probes"], state["sums"]
-    since = trainer.step - (trainer.history[-1]["step"] if trainer.history else 0)
-    trainer.shares = state.get("shares", dict.fromkeys(trainer.sums, since))  # once every step counted the same
-    trainer.lengthened = list(state.get("lengthened", []))
+    trainer.states = [states[mine].cpu() for states in (state["torch"], state["cuda"]) if states[mine] is not None]
     steps, decay = state["config"]["steps"], state["config"]["decay"]
     if steps < trainer.config.steps and state["step"] - 1 > steps - decay * steps:  # it had begun to fall
         trainer.lengthened.append([state["step"], steps])

@@ -4,7 +4,7 @@ import contextlib
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from mtdiff.run_folder import HISTORY, PROBES, RunFolder
 from mtdiff.speed import matmul_peak, training_flops
 from mtdiff.stopping import TIME, Agreement, Interrupted, OutOfTime, stop_requests
 from mtdiff.train_config import PRECISIONS, TrainConfig
-from mtdiff.train_state import GlobalGenerators, collected, compare, restore
+from mtdiff.train_state import collected, compare, drawing_from, restore, seeded_states
 
 __all__ = ["PRECISIONS", "Interrupted", "Objective", "OutOfTime", "TrainConfig", "Trainer"]
 
@@ -37,14 +37,13 @@ class Trainer:
 
     Args:
         model: trained in place. A card that it has from before is kept as what it is "based on".
-        data: the training set. Its `sample` is checked once, here: all of it, or a part of images that are packed in a file.
-            A label of -1 is one that is missing (see `multitask_loss`).
+        data: the training set; its `sample` is checked here, once. A label of -1 is missing (see `multitask_loss`).
         folder: where checkpoints and the history go; None keeps everything in memory.
         loss: (model, batch, generator) -> Loss, whose terms are means over examples; None is `multitask_loss` with the
             config's options, whose heads are scored by the mean over what is scored in all shards.
         probe: averaged model -> {name: number}, called every `config.probe_every` steps and at the last one; the rows are
             in `.probes`. Its time does not count as training.
-        draw: (averaged model, path of a PNG file) -> None, called when the probe is, for files in the folder's `samples/`.
+        draw: (averaged model, path of a PNG file in the folder's `samples/`) -> None, called when the probe is.
         compile: let torch.compile make one program of the backbone: faster on a GPU, after a minute or so.
         keep: how many checkpoints stay (see `RunFolder`).
         best: a figure of the probe; the averaged model with the smallest is kept in the folder's `best/`.
@@ -75,58 +74,57 @@ class Trainer:
         keep: int = 1,
         best: str | None = None,
     ):
-        config = replace(config)  # its fields can be set: checked again
-        self.rank, self.shards = distributed.rank(), distributed.world() * config.accumulate
-        self.missing = self._checked(model, data, config)
         if best and not probe:
             raise ValueError(f"best names a figure of the probe, {best!r}, but there is no probe")
-        self.data, self.config = data, config
+        self.data, self.config, self.device = data, replace(config), torch.device(device)  # fields can be set: checked again
+        self.rank, self.shards = distributed.rank(), distributed.world() * config.accumulate
+        self.missing = self._checked(model)
         self.folder = None if folder is None else RunFolder(folder, keep)
-        self.device = torch.device(device)
         self.model = model.to(self.device).train()
         taught = {} if model.taught is None or loss is not None else {"taught": sorted(model.taught)}
         model.card = {**_inherited(model.card), **taught}
         if loss is None:  # what the card says of rule "conditioned"; another loss tells what it likes
-            self.model.teach(config.give)
+            model.teach(config.give)
         self.loss, self.probe, self.draw = loss or self._multitask, probe, draw
         self.compile, self.best = compile, best
         self.step, self.seconds, self.history, self.probes, self.lengthened = 0, 0.0, [], [], []
         self._flops, self._peak = 0.0, math.inf  # of an example, and of the device
-        self.sums: dict[str, Tensor] = {}  # of every term since the last row of the history, times its share of a batch
-        self.shares: dict[str, Tensor | float] = {}  # and of those shares
+        self.sums, self.shares = {}, {}  # of each term times its share of a batch, since the last row; and of those shares
         self._shards, self._counts = None, {}  # of the step that is being taken
         mine = range(self.rank * config.accumulate, (self.rank + 1) * config.accumulate)
         self.generators = [torch.Generator(self.device).manual_seed(config.seed + 1_000_003 * k) for k in mine]
-        self.globals = GlobalGenerators(config.seed + 1_000_003 * mine[0], self.device)
-        decay = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-        rest = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
-        groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+        self.states = seeded_states(config.seed + 1_000_003 * mine[0], self.device)  # of torch's global generators
+        groups = [
+            {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": config.weight_decay},
+            {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+        ]
         self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.99), fused=True)
         self.ema = AveragedModel(self.model, multi_avg_fn=self._average)
 
-    def _checked(self, model: MTDiffusion, data: Dataset, config: TrainConfig) -> tuple[str, ...]:
+    def _checked(self, model: MTDiffusion) -> tuple[str, ...]:
         """Whether data, model and config go together; which modalities some examples lack."""
+        data, config = self.data, self.config
         if config.batch_size % self.shards:
             text = f"{distributed.world()} processes with accumulate = {config.accumulate}"
             raise ValueError(f"a batch of {config.batch_size} cannot be divided equally among {text}")
-        gone = {name: model.modalities[name].missing(data.values[name]) for name in model.modalities if name in data.values}
+        kinds, seen = model.modalities, data.sample()
+        gone = {name: kinds[name].missing(data.values[name]) for name in kinds if name in data.values}
         for name, mask in gone.items():
             if bool(mask.all()):
                 raise ValueError(f"data set {data.name!r} has no example with a {name!r}: all of them are missing")
         missing = tuple(name for name, mask in gone.items() if bool(mask.any()))
-        filled = {name: model.modalities[name].filled(data.values[name]) for name in missing}
-        model.check({**data.sample(), **filled}, f"data set {data.name!r}")
-        lacking = [name for name in model.modalities if name not in data.values]
+        there = {name: ~kinds[name].missing(seen[name]) for name in missing}
+        seen |= {name: kinds[name].filled(seen[name]) for name in missing}
+        model.check(seen, f"data set {data.name!r}")
+        lacking = [name for name in kinds if name not in data.values]
         if lacking:
             raise KeyError(f"data set {data.name!r} lacks {lacking}; it has {list(data.values)}")
-        check_options(config.weights, config.drop, config.give, list(model.modalities))
+        check_options(config.weights, config.drop, config.give, list(kinds))
         next(data.batches(config.batch_size, config.seed))
         if self.rank == 0:
-            some = {name: value[:: len(value) // 256 + 1].to(model.device) for name, value in data.sample().items()}
-            there = {name: ~model.modalities[name].missing(some[name]) for name in missing}
-            some |= {name: model.modalities[name].filled(some[name]) for name in missing}
+            seen, there = ({n: v[:: len(v) // 256 + 1].to(model.device) for n, v in part.items()} for part in (seen, there))
             with torch.no_grad():
-                model.check_prior(model.encode(some), there)
+                model.check_prior(model.encode(seen), there)
         return missing
 
     def run(self, progress: bool = True, max_minutes: float = math.inf) -> MTDiffusion:
@@ -135,51 +133,33 @@ class Trainer:
         The history is in `.history`, and in the folder. Whatever stops a training, the last checkpoint stays.
 
         Raises:
-            Interrupted: Ctrl-C, SIGTERM, SIGHUP or SIGUSR1; the step was finished and, with a folder, saved. `OutOfTime`:
-                time is over.
+            Interrupted: Ctrl-C, SIGTERM, SIGHUP or SIGUSR1 after a step, which a folder saves. `OutOfTime`: time is over.
             FloatingPointError: the loss or its gradient became NaN or infinite.
-            BlockingIOError: another process is at work in the folder.
-            OSError: the folder cannot be written (said at the start) or the disk is full.
+            OSError: the folder cannot be written (said at the start), the disk is full, or (`BlockingIOError`) the folder is
+                in use by another process.
             ValueError: the folder holds another training, which was not resumed.
             torch.OutOfMemoryError: the device is too small for a shard.
         """
         if not max_minutes >= 0:
             raise ValueError(f"max_minutes must be a number of minutes, got {max_minutes}")
-        with self.alone():
-            distributed.first(self._begin)
-            with stop_requests() as requests:
-                try:
-                    self._train(requests, progress, 60 * max_minutes)
-                except KeyboardInterrupt as stop:
-                    if isinstance(stop, Interrupted) or not self.folder:
-                        raise
-                    raise KeyboardInterrupt(f"stopped at once; {self.folder.safe()}") from None
+        safe = self.folder.safe if self.folder else lambda: "nothing was saved"
+        with self.alone(), stop_requests(safe) as requests:
+            if self.folder:
+                distributed.first(lambda: self.folder.begin(self.history, self.probes))
+            self._train(requests, progress, 60 * max_minutes)
         return self.averaged()
 
-    @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
+    def alone(self) -> contextlib.AbstractContextManager:
         """Keep the folder for this training, or raise BlockingIOError; `run` and `resume` do so for their own time."""
-        if self.folder:
-            distributed.first(self.folder.lock)
-        try:
-            yield
-        finally:
-            if self.folder and self.rank == 0:
-                self.folder.unlock()
+        return self.folder.alone() if self.folder else contextlib.nullcontext()
 
     def averaged(self) -> MTDiffusion:
         """The model with averaged weights, in evaluation mode."""
         return self.ema.module.eval()
 
     def save(self) -> None:
-        """Write the whole state of the training to the folder, replacing the last one at once.
-
-        Raises:
-            FloatingPointError: the loss is not finite; nothing is written.
-            OSError: see `RunFolder.write`.
-        """
-        self.sums = distributed.mean(self.sums)
-        self._check_finite()
+        """Replace the folder's checkpoint by the whole state of the training, unless its loss is not finite."""
+        self._share_sums()
         state = collected(self)
         distributed.first(lambda: self.folder.write(state, self.history, self.probes))
 
@@ -206,15 +186,6 @@ class Trainer:
             restore(self, state)
         return True
 
-    def _begin(self) -> None:
-        """Before the first step: whether the folder is this training's and can be written."""
-        if self.folder is None:
-            return
-        if self.folder.is_another():
-            text = "holds a training already, which this one does not go on from"
-            raise ValueError(f"{self.folder} {text}: call resume(), or use another folder")
-        self.folder.write_rows(self.history, self.probes)
-
     def _train(self, requests: list, progress: bool, seconds: float) -> None:
         """All steps that are left, until a signal or so many seconds."""
         config, entered = self.config, time.perf_counter()
@@ -222,11 +193,11 @@ class Trainer:
         share = config.batch_size // distributed.world()
         part = slice(self.rank * share, (self.rank + 1) * share)  # of each batch, which is this process's
         batches = self.data.batches(config.batch_size, config.seed, self.step, self.device, part)
-        objective, agreed = self._objective(), Agreement(self.step, self.device)
+        objective, agreed = self._objective(), Agreement(self.step)
         hidden = not progress or self.rank > 0
         with tqdm(total=config.steps, initial=self.step, disable=hidden, unit="step", mininterval=0.5) as bar:
             while self.step < config.steps:
-                self._add(*self._one(objective, next(batches)))
+                self._one(objective, next(batches))
                 last = self.step == config.steps
                 line = self._log(began) if self.step % config.log_every == 0 or last else ""
                 if not requests:  # a terminal that closes takes no more
@@ -246,25 +217,26 @@ class Trainer:
 
     def _objective(self) -> nn.Module:
         """The loss as a module: compiled, timed and shared among processes as was asked for."""
+        dtype = PRECISIONS[self.config.precision]
         if self.device.type == "cuda" and self.rank == 0:
             self._flops = training_flops(self.model, self.loss, self.data[:2])
-            self._peak = matmul_peak(self.device, PRECISIONS[self.config.precision]) * distributed.world()
+            self._peak = matmul_peak(self.device, dtype) * distributed.world()
         if self.compile:
             self.model.backbone.compile()
-        objective = Objective(self.model, self.loss, self.device.type, PRECISIONS[self.config.precision])
+        objective = Objective(self.model, self.loss, self.device.type, dtype)
         if distributed.world() == 1:
             return objective
         return DistributedDataParallel(objective, broadcast_buffers=False, find_unused_parameters=True)
 
-    def _one(self, objective: nn.Module, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """One optimiser step: its terms, and the shares of the batch that heads were scored on. No waiting here."""
+    def _one(self, objective: nn.Module, batch: Mapping[str, Tensor]) -> None:
+        """One optimiser step, added to the next row: of each term as much as heads were scored on. No waiting here."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * self._schedule(self.step)
         self.optimizer.zero_grad(set_to_none=True)
         size, parts, terms = self.config.batch_size // self.shards, self.config.accumulate, {}
         shards = [{name: value[k * size : (k + 1) * size] for name, value in batch.items()} for k in range(parts)]
         self._shards, self._counts = shards, {}
-        with self.globals.used():
+        with drawing_from(self.states, self.device):
             for k, (shard, generator) in enumerate(zip(shards, self.generators, strict=True)):
                 more = k + 1 < parts and isinstance(objective, DistributedDataParallel)
                 with objective.no_sync() if more else contextlib.nullcontext():  # gradients are exchanged once
@@ -276,7 +248,10 @@ class Trainer:
         self.optimizer.step()
         self.step += 1
         self.ema.update_parameters(self.model)
-        return {**terms, "gradient": gradient}, {name: count / size for name, count in counts.items()}
+        for name, value in {**terms, "gradient": gradient}.items():
+            share = counts[name] / size if name in counts else 1.0
+            self.sums[name] = self.sums.get(name, 0.0) + share * value
+            self.shares[name] = self.shares.get(name, 0.0) + share
 
     def _within_memory(self, objective: nn.Module, shard: Mapping[str, Tensor], generator: torch.Generator):
         """Loss and gradient of one shard; where the memory does not suffice, what would."""
@@ -313,26 +288,15 @@ class Trainer:
         decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
         torch._foreach_lerp_(averaged, current, 1 - decay)
 
-    def _add(self, terms: Mapping[str, Tensor], shares: Mapping[str, Tensor]) -> None:
-        """Add a step to the next row of the history: as much of each term as the share of the batch that it speaks of."""
-        for name, value in terms.items():
-            share = shares.get(name, 1.0)
-            self.sums[name] = self.sums.get(name, 0.0) + share * value
-            self.shares[name] = self.shares.get(name, 0.0) + share
-
     def _log(self, began: float) -> str:
         """Average the terms since the last row, over processes too, into a new one; returns it for the progress bar."""
-        self.sums = distributed.mean(self.sums)
-        self._check_finite()
+        self._share_sums()
         self.seconds = time.perf_counter() - began  # the device has caught up
-        last = self.history[-1] if self.history else {"step": 0, "seconds": 0.0}
-        steps = self.step - last["step"]
         row = {name: float(value) / max(float(self.shares[name]), 1e-9) for name, value in self.sums.items()}
         self.sums, self.shares = {}, {}
-        rate = steps * self.config.batch_size / max(self.seconds - last["seconds"], 1e-9)
-        self.history.append({"step": self.step, "seconds": round(self.seconds, 2), **row})
-        if self.folder and self.rank == 0:
-            self.folder.append(HISTORY, self.history[-1])
+        last = self.history[-1] if self.history else {"step": 0, "seconds": 0.0}
+        rate = (self.step - last["step"]) * self.config.batch_size / max(self.seconds - last["seconds"], 1e-9)
+        self._add_row(HISTORY, self.history, row)
         share = f" ({rate * self._flops / self._peak:.0%} of peak)" if self._flops else ""
         text = " ".join(f"{name} {value:.3f}" for name, value in row.items() if name != "gradient")
         return f"{text} {rate:,.0f}/s{share}"
@@ -343,27 +307,28 @@ class Trainer:
             return
         model = self.averaged()
         if self.probe:
-            self._note(model, dict(self.probe(model)))
+            found = dict(self.probe(model))
+            if {"step", "seconds"} & found.keys() or (self.best and self.best not in found):
+                text = f"a probe gives figures of other names than step and seconds, {self.best!r} too"
+                raise ValueError(f"{text}: {list(found)}")
+            before, figure = [row[self.best] for row in self.probes if self.best], found.get(self.best, math.nan)
+            self._add_row(PROBES, self.probes, found)
+            if self.folder and not math.isnan(figure) and not any(figure >= old for old in before):  # NaN is the worst
+                with self.folder.writing():
+                    model.save(self.folder.best, {"step": self.step, self.best: figure})
         if self.draw and self.folder:
             with self.folder.writing():
                 self.draw(model, self.folder.picture(self.step))
 
-    def _note(self, model: MTDiffusion, found: dict[str, float]) -> None:
-        """A row of the probe's figures; the model that they are of is kept if it is the best so far."""
-        if {"step", "seconds"} & found.keys() or (self.best and self.best not in found):
-            text = f"a probe gives figures of other names than step and seconds, {self.best!r} too"
-            raise ValueError(f"{text}: {list(found)}")
-        before = [row[self.best] for row in self.probes if not math.isnan(row[self.best])] if self.best else []
-        self.probes.append({"step": self.step, "seconds": round(self.seconds, 2), **found})
-        if not self.folder:
-            return
-        self.folder.append(PROBES, self.probes[-1])
-        figure = found.get(self.best, math.nan)
-        if not math.isnan(figure) and all(figure < old for old in before):  # NaN is worse than anything
-            with self.folder.writing():
-                model.save(self.folder.best, {"step": self.step, self.best: figure})
+    def _add_row(self, file: str, rows: list, found: Mapping[str, float]) -> None:
+        """Add figures of this step to rows, and to their file."""
+        rows.append({"step": self.step, "seconds": round(self.seconds, 2), **found})
+        if self.folder and self.rank == 0:
+            self.folder.append(file, rows[-1])
 
-    def _check_finite(self) -> None:
+    def _share_sums(self) -> None:
+        """Average the sums over processes; they have to be finite."""
+        self.sums = distributed.mean(self.sums)
         sums = {name: float(value) for name, value in self.sums.items()}
         if not all(map(math.isfinite, sums.values())):
             kept = f"; the last checkpoint in {self.folder} is from before" if self.folder else ""

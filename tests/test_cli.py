@@ -108,11 +108,8 @@ def test_a_longer_training_goes_on_from_a_finished_one_and_its_card_says_so(trai
 
 
 def test_a_folder_in_which_somebody_trains_is_left_alone(trained, monkeypatch):
-    folder = RunFolder(trained)
-    folder.lock()
-    with pytest.raises(SystemExit, match="is in use by process"):
+    with RunFolder(trained).alone(), pytest.raises(SystemExit, match="is in use by process"):
         run(monkeypatch, "train", "image-label", "--steps", 2, "--batch-size", 8, "--out", trained)
-    folder.unlock()
 
 
 @pytest.mark.parametrize(("stop", "code"), [("SIGTERM", 0), ("SIGHUP", 0), ("SIGUSR1", 0), ("SIGINT", 1)])

@@ -79,10 +79,9 @@ def test_a_training_keeps_its_folder_while_it_runs(tmp_path):
 
 def test_a_killed_process_leaves_no_lock(tmp_path):
     def hold():
-        folder = RunFolder(tmp_path)
-        folder.lock()
-        (tmp_path / "held").touch()
-        time.sleep(60)
+        with RunFolder(tmp_path).alone():
+            (tmp_path / "held").touch()
+            time.sleep(60)
 
     process = elsewhere(hold)
     wait_until((tmp_path / "held").exists)

@@ -318,14 +318,14 @@ def test_processes_ask_each_other_about_once_a_second_and_the_largest_reason_cou
     """A clock by hand: 0.1 s a step, later 2 s; asked at every tenth step, then at each. A signal goes before time."""
     now, asked = [100.0], []
 
-    def largest(values, device):
+    def gathered(value):
         asked.append(step)
-        return [max(values[0], others), values[1]]
+        return [value, (others, 0.0)]
 
     monkeypatch.setattr("mtdiff.stopping.time.monotonic", lambda: now[0])
     monkeypatch.setattr("mtdiff.distributed.world", lambda: 2)
-    monkeypatch.setattr("mtdiff.distributed.largest", largest)
-    agreed, others = Agreement(5, torch.device("cpu")), 0.0
+    monkeypatch.setattr("mtdiff.distributed.gathered", gathered)
+    agreed, others = Agreement(5), 0.0
     for step in range(6, 41):
         now[0] += 0.1 if step <= 30 else 2.0
         assert agreed(step, 0.0) == 0
@@ -408,36 +408,6 @@ def test_how_often_is_looked_and_saved_may_change(tmp_path):
     assert again.history[-1]["total"] == pytest.approx(sum(row["total"] for row in whole.history[-2:]) / 2, rel=0.5)
 
 
-OLD = {
-    "step",
-    "device",
-    "seconds",
-    "config",
-    "data",
-    "architecture",
-    "model",
-    "ema",
-    "optimizer",
-    "generators",
-    "torch",
-    "cuda",
-}
-OLD |= {"history", "probes", "sums"}
-
-
-def test_a_checkpoint_of_before_goes_on_exactly(tmp_path):
-    """Its sums were over steps, each of the same weight, and nothing was known of shares or longer trainings."""
-    with pytest.raises(Interrupted):
-        trainer(tmp_path, hook=signal_at(7, signal.SIGTERM)).run(progress=False)
-    state = torch.load(tmp_path / "training.pt", weights_only=True)
-    torch.save({name: state[name] for name in OLD}, tmp_path / "training.pt")
-    again, whole = trainer(tmp_path), trainer()
-    assert again.resume()
-    again.run(progress=False), whole.run(progress=False)
-    assert_same(again, whole)
-    assert history(again) == history(whole)
-
-
 # ---- a card of before ----
 
 
@@ -517,6 +487,19 @@ def with_values(**values):
 def test_data_that_do_not_fit_are_refused_before_training(data, error, message):
     with pytest.raises(error, match=message):
         trainer(data=data)
+
+
+class Packed(Dataset):
+    """As one whose images lie in a file, it shows a part of itself."""
+
+    def sample(self):
+        return self[::3]
+
+
+def test_a_set_that_shows_a_part_of_itself_may_lack_labels():
+    label = torch.where(torch.arange(100) % 2 > 0, DATA.values["label"], mt.MISSING)
+    run = trainer(data=Packed("packed", {**DATA.values, "label": label}))
+    assert run.missing == ("label",)
 
 
 @pytest.mark.parametrize(
