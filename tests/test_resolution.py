@@ -21,7 +21,7 @@ SETTINGS = [
     for variant in ("fade-in", "lifted", "masked", "own-channels", "unshared", "conditional", "transition")
     if variant in EXPERIMENTS[name].variants
 ]
-SETTINGS += [("imagenet", str(size), variant) for size in imagenet.BACKBONES for variant in imagenet.VARIANTS]
+SETTINGS += [("imagenet", str(size), variant) for size in (32, 64) for variant in imagenet.VARIANTS]
 
 
 def values(model, n=16):

@@ -71,7 +71,7 @@ def build(data: str, variant: str, seed: int = 0, base: int | None = None) -> MT
         options["kind"] = Unshared
     elif sense:
         options |= {"prediction": "heads", "remove_known": True}
-    unet = {"base": base or (16 if scenes else 32), "cross": (8,) if variant == "token" else ()}
+    unet = {"base": base or (16 if scenes else 32)} | ({"cross": (8,)} if variant == "token" else {})
     return seeded(seed, noise_schedule(size, power=1.5), (channels + apart, size, size), parts, unet=unet, **options)
 
 

@@ -67,7 +67,7 @@ def config(data: str, variant: str, budget: str) -> TrainConfig:
         options["give"] = {"representation": 0.2}
     if variant in JOINT:
         options["drop"] = {"representation": 0.3}
-    return on_scenes(budget, 5000, probe_every=200 if budget == "quick" else 1000, **options)
+    return on_scenes(budget, probe_every=200 if budget == "quick" else 4000, **options)
 
 
 def probe(data: str, variant: str) -> Look:

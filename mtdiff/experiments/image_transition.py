@@ -34,6 +34,8 @@ DRAWS = 2000
 """Draws of a step and its noise for each direction's bound, over all pairs."""
 EXAMPLES = 30000
 """Training pairs, one sixth of them in each direction."""
+LEVELS = (2.5, 2.0)
+"""Log-SNR at which models are trained: higher levels help where the source leaves the target open, lower ones elsewhere."""
 END = -2.0
 """Log-SNR at the end of the transition's chain: how noisy the source is from which it starts."""
 
@@ -88,8 +90,8 @@ def build(data: str, variant: str, seed: int = 0) -> MTDiffusion:
 
 
 def config(data: str, variant: str, budget: str) -> TrainConfig:
-    """The aggregate is the head's: its loss would say the same again."""
-    return on_scenes(budget, 8000, weights={"denoise": 0.0, "target": 2.0})
+    """The aggregate is the head's: its loss would say the same again. `LEVELS` are of the chain, not of the target."""
+    return on_scenes(budget, LEVELS, weights={"denoise": 0.0, "target": 2.0})
 
 
 def translate(

@@ -8,7 +8,7 @@ from pathlib import Path
 from mtdiff.baselines import classifier_loss
 from mtdiff.datasets.imagenet import ARCHIVES
 from mtdiff.datasets.prepared import Prepared, prepared
-from mtdiff.experiments.base import Experiment, Look, noise_schedule, seeded
+from mtdiff.experiments.base import LEVELS, Experiment, Look, noise_schedule, seeded
 from mtdiff.experiments.imagenet_scores import evaluate as scores
 from mtdiff.experiments.imagenet_scores import progress
 from mtdiff.modalities import Image, Label, Mask
@@ -49,11 +49,6 @@ LOSSES: Mapping[str, dict] = {
     "classifier": {"weights": {"denoise": 0.0, "image": 0.0}, "drop": {"label": 1.0}},
 }
 """How each variant is trained: options of `multitask_loss`."""
-BACKBONES: Mapping[int, dict] = {
-    32: {"base": 16, "multipliers": (1, 2, 2, 2), "attention": (8,)},
-    64: {"base": 32, "multipliers": (1, 2, 2, 3), "blocks": 2, "attention": (8,)},
-}
-"""U-Nets by the size of the images: 0.4M parameters for a CPU, 3.4M for a GPU."""
 FOLDER = "MTDIFF_DATA"
 """The variable that names the folder of packed sets, instead of data/prepared."""
 
@@ -75,13 +70,13 @@ def packed_folder(data: str) -> Path:
 
 
 def build(data: str, variant: str, seed: int = 0) -> MTDiffusion:
-    """Of the sizes in `BACKBONES`."""
+    """Of the size of the images."""
     test = packed(data, "test", "plain")
     return assemble(test.size, variant, test.names, seed)
 
 
 def assemble(size: int, variant: str, names: tuple[str, ...], seed: int = 0) -> MTDiffusion:
-    """The model of a variant for images of a size (one of `BACKBONES`) and classes of these names."""
+    """The model of a variant for images of a size (one of `UNETS`) and classes of these names."""
     shape, used, names_only = (3, size, size), MODALITIES[variant], variant == "classifier"
     known, curve = ("masked", "mask") if "mask" in used else (), fade_in(0.3, start=0.1)
     label = constant(0.0) if names_only else fade_in(1.0, start=0.1)
@@ -96,15 +91,15 @@ def assemble(size: int, variant: str, names: tuple[str, ...], seed: int = 0) -> 
     learned = [name for name in used if name != "label" or not names_only]  # the classifier never learned to draw
     options: dict = {"rule": {name: "readout" if name == "image" else "conditioned" for name in learned}}
     options |= {"prediction": "heads", "remove_known": variant not in ("plain", "classifier")}
-    return seeded(seed, noise_schedule(size, power=2.0), shape, parts, unet=BACKBONES[size], **options)
+    return seeded(seed, noise_schedule(size, power=2.0), shape, parts, **options)
 
 
 def config(data: str, variant: str, budget: str) -> TrainConfig:
-    """Full: at 64x64 for minutes of a GPU (with --precision bf16 --compile), at 32x32 for an hour or two of a CPU."""
-    steps, batch_size = {32: (6000, 32), 64: (12000, 256)}[SETS[data][1]]
-    steps, probe_every = (steps, steps // 6) if budget == "full" else (300, 0)
-    options = {"batch_size": batch_size, "probe_every": probe_every, **LOSSES[variant]}
-    return TrainConfig(steps=steps, lr=1e-3, ema=0.999, save_every=500, **options)
+    """Full: at 64x64 for minutes of a GPU (with --precision bf16 --compile), at 32x32 for two hours of a CPU."""
+    steps, batch_size, lr = {32: (20_000, 32, 2e-3), 64: (12_000, 256, 1e-3)}[SETS[data][1]]
+    steps, probe_every = (steps, steps // 5) if budget == "full" else (300, 0)
+    options = {"batch_size": batch_size, "lr": lr, "probe_every": probe_every, **LOSSES[variant]}
+    return TrainConfig(steps=steps, ema=0.999, save_every=500, levels=LEVELS, **options)
 
 
 def loss(variant: str, c: TrainConfig):

@@ -87,7 +87,7 @@ def config(data: str, variant: str, budget: str) -> TrainConfig:
         options = {"weights": {"image": 0.0}}
     elif variant == "augment":  # nothing but the image is in the sum, whose loss is then the image's
         options = {"give": give, "weights": {"image": 0.0, "masked": 0.0, "mask": 0.0}}
-    return on_scenes(budget, 8000, probe_every=200 if budget == "quick" else 1600, **options)
+    return on_scenes(budget, probe_every=200 if budget == "quick" else 4000, **options)
 
 
 def loss(variant: str, c: TrainConfig):
