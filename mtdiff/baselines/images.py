@@ -5,6 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from mtdiff.losses import Loss
+from mtdiff.model import MTDiffusion
 from mtdiff.prediction import Denoiser
 from mtdiff.sampling import sample, sample_many
 
@@ -17,6 +19,26 @@ WAYS = {
     "sdedit": "the mean known colour in the hole, noised up to a strength and taken back",
     "repaint": "a plain chain whose known pixels are replaced after every step",
 }
+
+
+@torch.no_grad()
+def mean_image(model: Denoiser, name: str, given: Mapping[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
+    """E[image | given] by one evaluation at t = T, (B, C, H, W): no draw, but the image of least mean square error."""
+    size = len(next(iter(given.values())))
+    noise = torch.randn(size, *model.space, generator=generator, device=model.device)
+    return model.predict(noise, model.process.steps, given=given, present={name}).law[name].draw()
+
+
+def regression_loss(
+    model: MTDiffusion, batch: Mapping[str, Tensor], generator: torch.Generator, *, name: str = "target"
+) -> Loss:
+    """Mean square error of what `mean_image` gives: an ordinary regression of one modality on the others, with no chain."""
+    model.check(batch)
+    value = batch[name]
+    noise = torch.randn(len(value), *model.space, generator=generator, device=value.device)
+    given = {other: batch[other] for other in model.modalities if other != name}
+    square = model(noise, model.process.steps, given, {name}).law[name].mean.sub(value).square().mean()
+    return Loss(square, {name: square})
 
 
 def sdedit(
@@ -129,9 +151,7 @@ def inpaint(
     masked, options = torch.where(mask.bool(), image, 0.0), {"steps": steps // repeats, "generator": generator}
     given = {"masked": masked, "mask": mask}
     if way == "mean":
-        noise = torch.randn(len(image), *model.space, generator=generator, device=model.device)
-        with torch.no_grad():
-            drawn = model.predict(noise, model.process.steps, given=given, present={"image"}).law["image"].draw()
+        drawn = mean_image(model, "image", given, generator)
     elif way == "sdedit":
         filling = masked.sum((2, 3), keepdim=True) / mask.sum((2, 3), keepdim=True).clamp(min=1)
         drawn = sdedit(model, torch.where(mask.bool(), image, filling), strength, **options)

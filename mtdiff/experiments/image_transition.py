@@ -6,21 +6,23 @@ import math
 import torch
 from torch import Tensor
 
-from mtdiff.baselines import sdedit
+from mtdiff.baselines import mean_image, regression_loss, sdedit
 from mtdiff.datasets import Dataset, palette, shapes, unpalette
 from mtdiff.datasets.shapes import SETS
 from mtdiff.elbo import elbo
-from mtdiff.experiments.base import Experiment, best_of, by_size, joint, noise_schedule, on_scenes, seeded
+from mtdiff.experiments.base import Experiment, best_of, by_size, joint, on_scenes, seeded
 from mtdiff.judges import scene_judge
 from mtdiff.metrics import frechet_distance, psnr, ssim
 from mtdiff.modalities import Image, Label
 from mtdiff.model import MTDiffusion
+from mtdiff.process import ForwardProcess
 from mtdiff.schedules import NoiseSchedule
 from mtdiff.training import TrainConfig
 
 VARIANTS = {
     "transition": "the source's weight rises from 0 to 1 while the target's falls to 0; the chain starts at the source",
-    "conditional": "conditional diffusion: the chain starts at noise, the source is only told (concatenated)",
+    "conditional": "conditional diffusion with the same SNR at every step: from noise, the source only told (concatenated)",
+    "regression": "no chain: the same network gives the mean of a source's targets at once, trained by square error",
     "sdedit": "a diffusion of targets that never sees a source; a transition is made by SDEdit",
 }
 DIRECTIONS = ("day to night", "night to day", "day to sketch", "sketch to day", "day to segments", "segments to day")
@@ -34,8 +36,8 @@ DRAWS = 2000
 """Draws of a step and its noise for each direction's bound, over all pairs."""
 EXAMPLES = 30000
 """Training pairs, one sixth of them in each direction."""
-LEVELS = (2.5, 2.0)
-"""Log-SNR at which models are trained: higher levels help where the source leaves the target open, lower ones elsewhere."""
+LEVELS = {"transition": (2.5, 2.0), "conditional": (-0.8, 3.2), "sdedit": (-0.8, 3.2), "regression": None}
+"""Log-SNR of abar at which models are trained; of the target's own that is about the same for all."""
 END = -2.0
 """Log-SNR at the end of the transition's chain: how noisy the source is from which it starts."""
 
@@ -73,8 +75,14 @@ def rising(u: float) -> float:
     return 1 - falling(u)
 
 
+def matched(process: ForwardProcess) -> NoiseSchedule:
+    """The schedule of an ordinary diffusion in which the target has the SNR that it has in a transition, at every step."""
+    snr = process.snr("target")
+    return NoiseSchedule((snr / (1 + snr)).clamp(min=1e-9))  # at T the transition's target is gone
+
+
 def build(data: str, variant: str, seed: int = 0) -> MTDiffusion:
-    """0.3M parameters at 16x16, 0.7M at 32x32."""
+    """0.3M parameters at 16x16, 1.1M at 32x32."""
     size, moves = SETS[data], variant == "transition"
     space = (3, size, size)
     parts = {
@@ -84,14 +92,20 @@ def build(data: str, variant: str, seed: int = 0) -> MTDiffusion:
     }
     if variant == "sdedit":
         del parts["source"]
-    schedule = NoiseSchedule.log_snr(500, high=8.0, low=END) if moves else noise_schedule(size, power=0.6)
+    schedule = NoiseSchedule.log_snr(500, high=8.0, low=END)
+    schedule = schedule if moves else matched(ForwardProcess(schedule, {"target": falling}))
     options = {"prediction": "heads", "rule": "conditioned", "remove_known": True, "conditions": list(parts)[1:]}
     return seeded(seed, schedule, space, parts, "source" if moves else None, **options)
 
 
 def config(data: str, variant: str, budget: str) -> TrainConfig:
-    """The aggregate is the head's: its loss would say the same again. `LEVELS` are of the chain, not of the target."""
-    return on_scenes(budget, LEVELS, weights={"denoise": 0.0, "target": 2.0})
+    """The aggregate is the head's: its loss would say the same again."""
+    return on_scenes(budget, LEVELS[variant], weights={"denoise": 0.0, "target": 2.0})
+
+
+def loss(variant: str, c: TrainConfig):
+    """The loss of the regression; the others use the multi-task loss."""
+    return regression_loss if variant == "regression" else None
 
 
 def translate(
@@ -99,8 +113,12 @@ def translate(
 ) -> Tensor:
     """Targets for sources (N, 3, s, s) and ids (N,) of `DIRECTIONS`, by whatever way the model has: (N, 3, s, s).
 
-    A model that never sees a source takes SDEdit of this strength; `options` are other ones of `sample`.
+    A model that never sees a source takes SDEdit of this strength, the regression one evaluation; `options` are other ones
+    of `sample`.
     """
+    if model.card.get("variant") == "regression":
+        given = {"source": source.to(model.device), "direction": direction.to(model.device)}
+        return mean_image(model, "target", given, options.get("generator")).to(source)
     options["steps"] = steps
     if "source" in model.modalities:
         return joint(model, len(source), "target", given={"source": source, "direction": direction}, **options).to(source)
@@ -139,11 +157,12 @@ def evaluate(model: MTDiffusion, data: str, seed: int = 0, n: int = 200) -> dict
     """All directions of a model, at `STEPS` network evaluations, on n held-out pairs each.
 
     Returns:
-        {direction: `scores`, and for SDEdit the "strength" that was best on training pairs}; unless there is no source
-        also "bound": {direction: bound on log p(target | source, direction) in nats per number}.
+        {direction: `scores`, and for SDEdit the "strength" that was best on training pairs}; of chains from a source also
+        "ddim": the same by DDIM, whose path does not depend on how the source enters, and "bound": {direction: bound on
+        log p(target | source, direction) in nats per number}.
     """
     generator = torch.Generator(model.device).manual_seed(seed)
-    judge, out, bounds = scene_judge(data), {}, {}
+    judge, out, ddim, bounds = scene_judge(data), {}, {}, {}
     test, train = pairs(data, "test", len(DIRECTIONS) * n), pairs(data, "train").values
     real = shapes("test", size=SETS[data], modalities=("image",)).values["image"]  # what undetermined targets are like
     for k, words in enumerate(DIRECTIONS):
@@ -151,13 +170,15 @@ def evaluate(model: MTDiffusion, data: str, seed: int = 0, n: int = 200) -> dict
         if "source" not in model.modalities:
             tried = (train["direction"] == k).nonzero().flatten()[:100]
             options = _best_strength(model, words, tried, train, judge, generator)
-        drawn = translate(model, part["source"], part["direction"], generator=generator, **options)
-        out[words] = {**scores(words, drawn, part["target"], real, judge), **options}
-        if "source" in model.modalities:
+        elif model.card.get("variant") != "regression":
             values = {name: value.to(model.device) for name, value in part.items()}
             bound = elbo(model, values, max(1, DRAWS // n), generator=generator)
             bounds[words] = bound.total / part["target"][0].numel()
-    return {**out, "bound": bounds} if bounds else out
+            drawn = translate(model, part["source"], part["direction"], sampler="ddim", generator=generator)
+            ddim[words] = scores(words, drawn, part["target"], real, judge)
+        drawn = translate(model, part["source"], part["direction"], generator=generator, **options)
+        out[words] = {**scores(words, drawn, part["target"], real, judge), **options}
+    return {**out, "ddim": ddim, "bound": bounds} if bounds else out
 
 
 def _best_strength(model: MTDiffusion, words: str, rows: Tensor, train, judge, generator) -> dict[str, float]:
@@ -172,4 +193,4 @@ def _best_strength(model: MTDiffusion, words: str, rows: Tensor, train, judge, g
     return best_of("strength", STRENGTHS, score)
 
 
-EXPERIMENT = Experiment("image-transition", by_size(pairs), VARIANTS, build, config, evaluate)
+EXPERIMENT = Experiment("image-transition", by_size(pairs), VARIANTS, build, config, evaluate, loss)

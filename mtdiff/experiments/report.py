@@ -137,7 +137,7 @@ def colours(results: Iterable[Mapping]) -> str:
 def transitions(results: Iterable[Mapping]) -> str:
     """The table of image-transition: SSIM and PSNR where the source determines the target, scenes and distance elsewhere."""
     rows, cell = _rows(results), "<{0}/ssim> / <{0}/psnr:1> | <{0}/scene> / <{0}/features:1>"
-    return _table(["variant"], {name: cell.format(name) for name in rows[0][-1] if name != "bound"}, rows)
+    return _table(["variant"], {name: cell.format(name) for name in rows[0][-1] if name not in ("ddim", "bound")}, rows)
 
 
 def inpaintings(results: Iterable[Mapping], share: str = "0.5") -> str:
