@@ -9,6 +9,7 @@ from helpers import Real, generator
 
 import mtdiff as mt
 from mtdiff.baselines import repaint, sdedit
+from mtdiff.baselines.images import heat
 from mtdiff.exact import LabelledMixture
 from mtdiff.laws import Gaussian
 
@@ -173,3 +174,13 @@ def test_a_strength_out_of_range_is_refused(strength):
 def test_repaint_names_what_is_wrong(mask, options, message):
     with pytest.raises(ValueError, match=message):
         repaint(GaussianImage(), GaussianImage().draw(1), mask, **options)
+
+
+def test_heat_fills_a_hole_by_the_solution_of_laplaces_equation():
+    """A plane is harmonic: it is had back from its border; and what is hidden is not looked at."""
+    row, column = torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="ij")
+    plane = ((row + 2 * column) / 12 - 0.8).expand(2, 3, 8, 8)
+    mask = torch.ones(2, 1, 8, 8)
+    mask[:, :, 2:6, 2:6] = 0
+    assert torch.allclose(heat(plane * mask, mask), plane, atol=1e-4)
+    assert torch.equal(heat(plane, mask), heat(torch.where(mask.bool(), plane, 1.0), mask))

@@ -70,12 +70,14 @@ def test_every_variant_trains_and_is_judged(variant, tmp_path, monkeypatch, caps
         monkeypatch.setattr(module, "STEPS", 8)
     run(monkeypatch, "evaluate", *words, "--models", out, "--n", 4, "--out", tmp_path / "r.json")
     m = json.loads((tmp_path / "r.json").read_text())["variants"][variant]
-    drawn = {"plain": {"alone"}, "classifier": set()}.get(variant, {"alone", "joint"})
+    drawn = {"plain": {"alone"}, "conditional": {"alone"}, "classifier": set(), "noisy-classifier": set()}
+    drawn = drawn.get(variant, {"alone", "joint"})
     bound = {"bound"} if drawn else set()
-    extra = {"masked": {"told", "repeated"}, "label": {"head", "levels"}, "classifier": {"head", "levels"}}
-    extra |= {"plain": set(), "box": {"head", "levels", "box"}}
-    scales = {f"guidance {s}" for s in imagenet_scores.GUIDANCE} if variant in ("label", "box") else set()
-    assert m.keys() == drawn | bound | extra[variant] | scales
+    extra = {"masked": {"told", "repeated", "mean", "heat"}, "plain": set(), "conditional": set(), "box": {"box"}}
+    head = {"head", "levels"} if "classifier" in variant or variant in ("label", "box") else set()
+    given = variant in ("label", "box", "conditional")
+    scales = {f"guidance {s}" for s in imagenet_scores.GUIDANCE} if given else set()
+    assert m.keys() == drawn | bound | extra.get(variant, set()) | head | scales
     assert f"| tiny-imagenet32 | {variant} |" in capsys.readouterr().out
     for kind in drawn:
         assert m[kind]["pixels at 8x8"]["precision"]["mean"] in [k / 4 for k in range(5)], "a share of four images"
@@ -251,7 +253,15 @@ def test_boxes_are_scored_by_their_overlap():
     truth[..., :4, 2:6] = 1  # 16 pixels, 8 of them in the left half
     real = Dataset("boxes", {"image": torch.zeros(6, 3, 8, 8), "box": truth})
     found = imagenet_scores.box_overlap(Half(), real, generator(0))
-    assert found == pytest.approx({"overlap": 8 / 40, "drawn": 16 / 64, "everything": 16 / 64})
+    assert found == pytest.approx({"overlap": 8 / 40, "drawn": 16 / 64, "everything": 16 / 64, "constant": 1})
+
+
+def test_the_best_constant_box_is_the_one_that_most_boxes_have():
+    boxes = torch.zeros(4, 1, 8, 8, dtype=torch.bool)
+    boxes[:3, :, :4, :4], boxes[3, :, 4:, 4:] = True, True
+    usual = boxes[:1].expand_as(boxes)
+    assert imagenet_scores._overlap(boxes, usual).tolist() == [1, 1, 1, 0]
+    assert imagenet_scores.best_constant(boxes) == 0.75
 
 
 def test_classes_of_drawn_images_are_confirmed_or_not():

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mtdiff.losses import Loss
@@ -14,6 +15,7 @@ WAYS = {
     "told": "masked image and mask are told at every step; it makes no difference whether they are in the chain",
     "repeated": "told, with fewer steps that are repeated, as RePaint does",
     "mean": "no draw but E[image | told], read at t = T by one evaluation",
+    "heat": "no model: each hidden pixel the mean of its neighbours",
     "substitute": "in the chain, by rule 1",
     "clean": "told to a model without a shared space: clean, in channels of their own",
     "sdedit": "the mean known colour in the hole, noised up to a strength and taken back",
@@ -117,6 +119,18 @@ def repaint(
     return torch.where(mask.bool(), image, drawn)
 
 
+def heat(image: Tensor, mask: Tensor, rounds: int = 500) -> Tensor:
+    """Hidden pixels as a plate of heat would have them (Laplace's equation), by so many rounds of averaging."""
+    known = mask.bool()
+    out = torch.where(known, image, (image * mask).sum((2, 3), keepdim=True) / mask.sum((2, 3), keepdim=True).clamp(min=1))
+    cross = torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 1.0], [0.0, 1.0, 0.0]], device=image.device, dtype=image.dtype)
+    weight = cross.expand(image.shape[1], 1, 3, 3)
+    neighbours = F.conv2d(torch.ones_like(image), weight, padding=1, groups=image.shape[1])
+    for _ in range(rounds):
+        out = torch.where(known, image, F.conv2d(out, weight, padding=1, groups=image.shape[1]) / neighbours)
+    return out
+
+
 def inpaint(
     model: Denoiser,
     image: Tensor,
@@ -152,6 +166,8 @@ def inpaint(
     given = {"masked": masked, "mask": mask}
     if way == "mean":
         drawn = mean_image(model, "image", given, generator)
+    elif way == "heat":
+        drawn = heat(image, mask)
     elif way == "sdedit":
         filling = masked.sum((2, 3), keepdim=True) / mask.sum((2, 3), keepdim=True).clamp(min=1)
         drawn = sdedit(model, torch.where(mask.bool(), image, filling), strength, **options)

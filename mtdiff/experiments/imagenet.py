@@ -21,14 +21,16 @@ VARIANTS = {
     "plain": "the image alone: the same images, as many steps",
     "label": "image and label superposed, the code injected: the paper's image-label setting",
     "box": "image, label and the mask of a box around the object, all three in one space",
+    "conditional": "told the label in nine of ten examples, never in the sum, never read: classifier-free guidance's model",
     "classifier": "the same backbone and as many steps for the label alone, of clean images",
+    "noisy-classifier": "the same for the label alone, of images at every noise level",
 }
 MODALITIES = {
     "masked": ("image", "masked", "mask"),
     "plain": ("image",),
     "label": ("image", "label"),
     "box": ("image", "label", "box"),
-    "classifier": ("image", "label"),
+    **dict.fromkeys(("conditional", "classifier", "noisy-classifier"), ("image", "label")),
 }
 """What each variant is shown."""
 SETS = {f"{name}{size}": (name, size) for name in ("imagenette", "tiny-imagenet") for size in (32, 64)}
@@ -46,7 +48,9 @@ LOSSES: Mapping[str, dict] = {
         "drop": {"label": 0.5, "box": 0.5},
         "give": {"label": 0.3, "box": 0.3},
     },
+    "conditional": {"weights": {"image": 0.0, "label": 0.0}, "give": {"label": 0.9}},
     "classifier": {"weights": {"denoise": 0.0, "image": 0.0}, "drop": {"label": 1.0}},
+    "noisy-classifier": {"weights": {"denoise": 0.0, "image": 0.0}, "drop": {"label": 1.0}},
 }
 """How each variant is trained: options of `multitask_loss`."""
 FOLDER = "MTDIFF_DATA"
@@ -77,20 +81,22 @@ def build(data: str, variant: str, seed: int = 0) -> MTDiffusion:
 
 def assemble(size: int, variant: str, names: tuple[str, ...], seed: int = 0) -> MTDiffusion:
     """The model of a variant for images of a size (one of `UNETS`) and classes of these names."""
-    shape, used, names_only = (3, size, size), MODALITIES[variant], variant == "classifier"
+    shape, used = (3, size, size), MODALITIES[variant]
+    outside = variant == "conditional" or "classifier" in variant  # the label is never in the sum
     known, curve = ("masked", "mask") if "mask" in used else (), fade_in(0.3, start=0.1)
-    label = constant(0.0) if names_only else fade_in(1.0, start=0.1)
+    label = constant(0.0) if outside else fade_in(1.0, start=0.1)
     made = {  # {name: (its curve, what makes it)}
         "image": (1.0, lambda: Image(shape, levels=256, start="rest", revealed_by=known)),
         "masked": (curve, lambda: Image(shape, start="nothing", tell=True)),
         "mask": (curve, lambda: Mask((size, size), tell=True)),
-        "label": (label, lambda: Label(len(names), names=names, sense=not names_only)),
+        "label": (label, lambda: Label(len(names), names=names, sense=not outside)),
         "box": (curve, lambda: Mask((size, size), tell=True)),
     }
     parts = {name: (made[name][0], made[name][1]()) for name in used}
-    learned = [name for name in used if name != "label" or not names_only]  # the classifier never learned to draw
-    options: dict = {"rule": {name: "readout" if name == "image" else "conditioned" for name in learned}}
-    options |= {"prediction": "heads", "remove_known": variant not in ("plain", "classifier")}
+    rule = {name: "readout" if name == "image" else "conditioned" for name in used}
+    if outside:  # a classifier never learned to draw, the other never to read
+        del rule["image" if variant == "conditional" else "label"]
+    options: dict = {"rule": rule, "prediction": "heads", "remove_known": variant != "plain" and not outside}
     return seeded(seed, noise_schedule(size, power=2.0), shape, parts, **options)
 
 

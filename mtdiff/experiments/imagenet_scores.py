@@ -43,7 +43,7 @@ def evaluate(
     Returns:
         "alone", "joint" and "guidance S": {name of the network: `compared`, "classes": share whose label it confirms};
         "real": the same share of real images, where there are labels; of what draws "bound" (`image_bound`); of a label
-        "head" and "levels" (`head_scores`); with masks "told" and "repeated": `fillings`; with boxes "box": `box_overlap`.
+        "head" and "levels" (`head_scores`); with masks `fillings`; with boxes "box": `box_overlap`.
     """
     network = PIXELS if features is None else feature_network(features) if isinstance(features, str) else features
     real = matched(model, Dataset(test.name, test[_mixed(len(test), n)], test.names), elsewhere=True)
@@ -66,9 +66,9 @@ def evaluate(
     if draws:
         out["alone"] = judged(present={"image"})
         out["bound"] = image_bound(model, real.values["image"], generator)
-    if draws and len(model.modalities) > 1:
+    if draws and len(model.process.entering) > 1:
         out["joint"] = judged()
-    if "label" in model.modalities:
+    if "label" in model.modalities and "image" in learned(model):
         out |= head_scores(model, _images(real), seed)
     if "label" in learned(model):
         label = each_class(model, n)
@@ -116,13 +116,13 @@ def image_bound(model: MTDiffusion, image: Tensor, generator: torch.Generator) -
 
 
 def fillings(model: MTDiffusion, image: Tensor, network: FeatureNetwork, generator: torch.Generator) -> dict:
-    """Holes in held-out images filled by told masks, with and without repeated steps, at every share of `HIDDEN`.
+    """Holes in held-out images filled by told masks, with and without repeated steps, by the mean, and by heat, at `HIDDEN`.
 
     Returns:
-        {"told", "repeated": {share: "psnr" (`hidden_psnr`) and "psnr_stderr" over images, "ssim", and where the network
-        names classes "class": share of images that it calls as it calls the truth}}.
+        {"told", "repeated", "mean", "heat": {share: "psnr" (`hidden_psnr`) and "psnr_stderr" over images, "ssim", and where
+        the network names classes "class": share of images that it calls as it calls the truth}}.
     """
-    out: dict = {"told": {}, "repeated": {}}
+    out: dict = {"told": {}, "repeated": {}, "mean": {}, "heat": {}}
     for way, share in itertools.product(out, HIDDEN):
         drawn, mask = filled(model, image, share, way, generator)
         hidden = hidden_psnr(drawn, image, mask)
@@ -138,7 +138,8 @@ def fillings(model: MTDiffusion, image: Tensor, network: FeatureNetwork, generat
 def box_overlap(model: MTDiffusion, real: Dataset, generator: torch.Generator) -> dict[str, float]:
     """How well a box is read off an image, one evaluation at the first step: mean intersection over union with the true one.
 
-    "overlap" is of the more probable value of each pixel, "drawn" of a draw of each, "everything" of the whole image.
+    "overlap" is of the more probable value of each pixel, "drawn" of a draw of each, "everything" of the whole image, and
+    "constant" of `best_constant`, which has seen these very boxes.
     """
     found: dict[str, list] = {"overlap": [], "drawn": [], "everything": []}
     t = model.process.first
@@ -150,8 +151,21 @@ def box_overlap(model: MTDiffusion, real: Dataset, generator: torch.Generator) -
         likely = prediction.law["box"].logits.argmax(1, keepdim=True).bool().cpu()
         drawn = model.read(z, t, generator=generator, prediction=prediction)["box"].bool().cpu()
         for boxes, said in zip(found.values(), (likely, drawn, torch.ones_like(truth)), strict=True):
-            boxes.append((truth & said).flatten(1).sum(1) / (truth | said).flatten(1).sum(1).clamp(min=1))
-    return {name: float(torch.cat(boxes).double().mean()) for name, boxes in found.items()}
+            boxes.append(_overlap(truth, said))
+    return {name: float(torch.cat(boxes).mean()) for name, boxes in found.items()} | {
+        "constant": best_constant(real.values["box"].bool())
+    }
+
+
+def best_constant(boxes: Tensor) -> float:
+    """Mean intersection over union of boxes (N, 1, s, s) with one set of pixels for all: those that most of them have."""
+    usual = (boxes.double().mean(0) >= share for share in torch.linspace(0.05, 0.95, 19))
+    return max(float(_overlap(boxes, pixels.expand_as(boxes)).mean()) for pixels in usual)
+
+
+def _overlap(a: Tensor, b: Tensor) -> Tensor:
+    """Intersection over union of sets of pixels (N, 1, s, s) bool, (N,) float64."""
+    return (a & b).flatten(1).sum(1).double() / (a | b).flatten(1).sum(1).clamp(min=1)
 
 
 @torch.no_grad()
