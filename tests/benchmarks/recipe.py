@@ -1,6 +1,6 @@
 """What makes a small multi-modal model good per CPU second? One row for each choice, at equal seconds on one thread.
 
-    MTDIFF_DATA=FOLDER python tests/benchmarks/recipe.py [--rows today bell ...] [--seeds 0 1] [--minutes 8] --out FILE.json
+    MTDIFF_DATA=FOLDER python tests/benchmarks/recipe.py [--rows before bell ...] [--seeds 0 1] [--minutes 8] --out FILE.json
 
 Models of photographs and their labels (`mtdiff train imagenet --variant label`) at 32x32. Each row changes its parent in one
 thing; rows and seeds share images, batches and evaluation noise. The steps of a row are those that fit its seconds, counted
@@ -16,15 +16,14 @@ import math
 import time
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import torch
 from torch import nn
 
-from mtdiff import losses
 from mtdiff.datasets.base import Dataset
 from mtdiff.experiments import EXPERIMENTS
-from mtdiff.experiments import imagenet as photographs
-from mtdiff.experiments.base import alone
+from mtdiff.experiments.base import LEVELS, UNETS, alone
 from mtdiff.features import feature_network
 from mtdiff.files import to_json, write_atomic
 from mtdiff.metrics import kernel_distance
@@ -33,7 +32,7 @@ from mtdiff.provenance import provenance
 from mtdiff.reading import read_json
 from mtdiff.training import Trainer
 
-LEVELS = (-2, 0, 2, 4, 6)
+LOOKS = (-2, 0, 2, 4, 6)
 """Log-SNR at which the error is measured."""
 HELD_OUT, DRAWN = 1000, 400
 
@@ -73,22 +72,26 @@ class WithMuon(Trainer):
 
 
 MUON = 0.01
-WIDE, DEEP = (1, 2, 4, 4), (1, 2, 3, 6)
-BELL = (1.5, 2.4)
 ROWS = {  # name: (parent, what it changes)
-    "today": (None, {"trainer": Cosine}),
-    "bell": ("today", {"levels": BELL}),
-    "bell everywhere": ("bell", {"unweighted": True}),
+    "before": (None, {"trainer": Cosine, "levels": None, "lr": 1e-3, "multipliers": (1, 2, 2, 2)}),
+    "bell": ("before", {"levels": LEVELS}),
     "held": ("bell", {"trainer": Trainer}),
-    "wide": ("held", {"multipliers": WIDE}),
-    "fast": ("wide", {"lr": 2e-3}),
-    "faster": ("fast", {"lr": 4e-3}),
-    "widest": ("fast", {"multipliers": DEEP}),
-    "small batch": ("fast", {"batch_size": 16}),
-    "large batch": ("fast", {"batch_size": 64}),
-    "muon": ("fast", {"trainer": WithMuon}),
-    "short average": ("fast", {"ema": 0.995}),
-    "long average": ("fast", {"ema": 0.9995}),
+    "fast": ("held", {"lr": 2e-3}),
+    "wide": ("fast", {"multipliers": (1, 2, 4, 4)}),
+    "wider": ("fast", {"multipliers": (1, 2, 3, 6)}),
+    "faster": ("wide", {"lr": 4e-3}),
+    "lower bell": ("wide", {"levels": (0.5, 2.4)}),
+    "narrow bell": ("wide", {"levels": (1.5, 1.8)}),
+    "small batch": ("wide", {"batch_size": 16}),
+    "large batch": ("wide", {"batch_size": 64}),
+    "muon": ("wide", {"trainer": WithMuon}),
+    "short average": ("wide", {"ema": 0.995}),
+    "long average": ("wide", {"ema": 0.9995}),
+    "rarely in the sum": ("wide", {"drop": {"label": 0.8}}),
+    "often given": ("wide", {"give": {"label": 0.5}}),
+    "heavy label": ("wide", {"weights": {"label": 1.5}}),
+    "light label": ("wide", {"weights": {"label": 0.15}}),
+    "no image head": ("wide", {"weights": {"image": 0.0}}),
 }
 
 
@@ -101,31 +104,13 @@ def recipe(row):
 def trainer_of(row, data, seed, steps):
     """A training of a row, at step 0."""
     choices, experiment = recipe(row), EXPERIMENTS["imagenet"]
-    kind = choices.pop("trainer")
-    unet = photographs.BACKBONES[32] | {"multipliers": choices.pop("multipliers", photographs.BACKBONES[32]["multipliers"])}
-    unweighted, weights = choices.pop("unweighted", False), choices.pop("weights", {})
+    kind, multipliers, weights = choices.pop("trainer"), choices.pop("multipliers"), choices.pop("weights", {})
     config = experiment.config(data, "label", "full")
     choices["weights"] = config.weights | weights
     config = replace(config, **choices, steps=steps, seed=seed, probe_every=0, log_every=500)
-    train = experiment.data[data]("train", "label")
-    kept, photographs.BACKBONES = photographs.BACKBONES, {32: unet}
-    try:
+    with mock.patch.dict(UNETS, {32: {**UNETS[32], "multipliers": multipliers}}):
         model = experiment.build(data, "label", seed)
-    finally:
-        photographs.BACKBONES = kept
-    loss = everywhere if unweighted else None
-    return kind(model, train, config, None, loss and (lambda m, b, g: loss(config, m, b, g)))
-
-
-def everywhere(config, model, batch, generator):
-    """The loss whose heads are not weighted back to all steps alike."""
-    draw_steps = model.process.draw_steps
-    model.process.draw_steps = lambda *args: (draw_steps(*args)[0], torch.ones(len(batch["image"])))
-    try:
-        options = {"weights": config.weights, "drop": config.drop, "give": config.give, "levels": config.levels}
-        return losses.multitask_loss(model, batch, **options, generator=generator)
-    finally:
-        del model.process.draw_steps
+    return kind(model, experiment.data[data]("train", "label"), config)
 
 
 def seconds_of_a_step(row, data):
@@ -145,7 +130,7 @@ def judged(model, test, features, network):
     image, out, process = test.values["image"], {}, model.process
     log_snr = process.schedule.abar.logit()
     with torch.no_grad():
-        for level in LEVELS:
+        for level in LOOKS:
             t, errors = int((log_snr - level).abs().argmin()), []
             for k, part in enumerate(image.split(250)):
                 z, present = noised(model, {"image": part}, t, torch.Generator().manual_seed(k))
