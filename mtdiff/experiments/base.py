@@ -32,7 +32,7 @@ UNETS: Mapping[int, dict] = {
 }
 """U-Nets by the size of the images: 0.3M parameters at 16x16, 1.1M at 32x32, for a CPU; 3.4M at 64x64, for a GPU."""
 LEVELS = (1.5, 2.4)
-"""Log-SNR at which models of images are trained: its mean and standard deviation (data/results/benchmark-recipe.json)."""
+"""Log-SNR at which models of images are trained: its mean and standard deviation (`tests/benchmarks/recipe.py`)."""
 
 
 def by_size(scenes: Callable[[str, str], Dataset]) -> dict[str, Callable[[str], Dataset]]:
