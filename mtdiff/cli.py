@@ -70,8 +70,8 @@ class Train:
         Literal["quick", "full"] | None,
         tyro.conf.arg(help=f"How long: {_steps('quick')} or {_steps('full')}; default: variable MTDIFF_BUDGET, or quick."),
     ] = None
-    # Optimiser steps, instead of the budget's. More than a run in the same folder has had lengthen it: without a trace
-    # before the last fifth of its steps, over which the learning rate falls; later the card says so.
+    # Optimiser steps, instead of the budget's. Others than a run in the same folder had make it longer or shorter: without a
+    # trace before the last fifth, over which the learning rate falls; after that only longer, and the card says so.
     steps: int | None = None
     batch_size: int | None = None  # Examples per step, instead of the budget's.
     # Learning rate, instead of the budget's; it is held, and falls to 0 over the last fifth of the steps.

@@ -64,9 +64,9 @@ def compare(trainer, state: Mapping) -> None:
         divide = f"use a number of processes that divides {theirs['accumulate']}" if rest else f"use --accumulate {parts}"
         way = divide if list(different) == ["accumulate"] else "use another folder"
         raise ValueError(f"{path} was trained with another config ({'; '.join(different.values())}): {way}")
-    if theirs["steps"] > mine["steps"]:
-        text = f"{path} is at step {state['step']} of {theirs['steps']}, and can be made longer, not shorter"
-        raise ValueError(f"{text} (steps: {theirs['steps']} there, {mine['steps']} here): use another folder")
+    if theirs["steps"] > mine["steps"] and _fallen(state["step"], mine["steps"], mine["decay"]):
+        text = f"{path} is at step {state['step']} of {theirs['steps']}: too late to end at {mine['steps']}"
+        raise ValueError(f"{text}, for which its learning rate should have begun to fall before: use another folder")
     if state["device"] != trainer.device.type:
         raise ValueError(f"{path} was trained on {state['device']}, and can only go on there, not on {trainer.device.type}")
     if not trainer.data.has_hash(state["data"]):
@@ -85,6 +85,11 @@ def restore(trainer, state: Mapping) -> None:
         generator.set_state(state["generators"][k].cpu())
     mine = trainer.rank % len(state["torch"])
     trainer.states = [states[mine].cpu() for states in (state["torch"], state["cuda"]) if states[mine] is not None]
-    steps, decay = state["config"]["steps"], state["config"]["decay"]
-    if steps < trainer.config.steps and state["step"] - 1 > steps - decay * steps:  # it had begun to fall
+    steps = state["config"]["steps"]
+    if steps < trainer.config.steps and _fallen(trainer.step, steps, trainer.config.decay):
         trainer.lengthened.append([state["step"], steps])
+
+
+def _fallen(step: int, steps: int, decay: float) -> bool:
+    """Whether the learning rate has begun to fall in the first so many of a training's steps (`Trainer._schedule`)."""
+    return step - 1 > steps - decay * steps

@@ -166,9 +166,9 @@ class Trainer:
     def resume(self) -> bool:
         """Go on from the folder's checkpoint; False where there is none.
 
-        With more `steps` than there, the training is lengthened: exactly, where its learning rate had not begun to fall.
-        After that the rate jumps up again, so the result is not that of a training that was to have so many steps from the
-        start: `lengthened` says so. Moments and average go on.
+        With other `steps` than there, it is made longer or shorter: exactly, where the learning rate has not begun to fall.
+        After that it can only be made longer; the rate jumps up again, so the result is not that of a training that was to
+        have so many steps from the start: `lengthened` says so. Moments and average go on.
 
         Raises:
             BlockingIOError: another process is at work in the folder.

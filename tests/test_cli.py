@@ -88,7 +88,7 @@ def test_train_refuses_a_folder_of_another_config(trained, monkeypatch):
 def test_a_longer_training_goes_on_from_a_finished_one_and_its_card_says_so(trained, tmp_path, monkeypatch, capsys):
     folder = shutil.copytree(trained, tmp_path / "run")
     words = ["train", "image-label", "--batch-size", 8, "--out", folder]
-    with pytest.raises(SystemExit, match="is at step 2 of 2, and can be made longer, not shorter"):
+    with pytest.raises(SystemExit, match="is at step 2 of 2: too late to end at 1"):
         run(monkeypatch, *words, "--steps", 1)
     run(monkeypatch, *words, "--steps", 6)
     assert "going on at step 2 of 6" in (said := capsys.readouterr().out)

@@ -392,9 +392,21 @@ def test_a_training_that_was_made_longer_is_exact_after_a_stop(tmp_path):
 @pytest.mark.parametrize("steps", [4, 11])
 def test_a_training_is_not_made_shorter(tmp_path, steps):
     checkpoint(tmp_path)
-    text = rf"is at step 12 of 12, and can be made longer, not shorter \(steps: 12 there, {steps} here\): use another folder"
-    with pytest.raises(ValueError, match=text):
+    with pytest.raises(ValueError, match=f"is at step 12 of 12: too late to end at {steps}, .* use another folder"):
         trainer(tmp_path, replace(CONFIG, steps=steps)).resume()
+
+
+def test_before_its_rate_falls_a_training_is_made_shorter(tmp_path):
+    """Stopped at step 6 of 12 and ended at 10: as if it had been meant to have 10; not at 8, which falls from step 5 on."""
+    with pytest.raises(Interrupted):
+        trainer(tmp_path, hook=signal_at(6, signal.SIGTERM)).run(progress=False)
+    with pytest.raises(ValueError, match="is at step 6 of 12: too late to end at 8, for which its learning rate should"):
+        trainer(tmp_path, replace(CONFIG, steps=8)).resume()
+    shorter, whole = trainer(tmp_path, replace(CONFIG, steps=10)), trainer(config=replace(CONFIG, steps=10))
+    assert shorter.resume()
+    assert shorter.lengthened == []
+    shorter.run(progress=False), whole.run(progress=False)
+    assert_same(shorter, whole)
 
 
 def test_how_often_is_looked_and_saved_may_change(tmp_path):
