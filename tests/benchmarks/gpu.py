@@ -2,7 +2,7 @@
 
     python tests/benchmarks/gpu.py [--part 1] [--minutes 9] [--device cuda] [--out build/gpu] [--only NAME ...] [--tiny]
 
-Part 1. Speed (at most 3 minutes of 9): `throughput.py`, compiled bf16 steps of three networks at 64x64 beside diffusers', about a
+Part 1. Speed (at most 3 minutes of 9): `throughput.py`, compiled bf16 steps of three networks at 64x64 beside diffusers', a
 minute each. Then the `QUESTIONS` at 16x16 (the rest, about 6 minutes): every variant with three seeds, at most 12 processes
 side by side, in two waves of about 2 minutes whose learning rates fall by the clock (`mtdiff train --minutes`); a variant is
 judged as soon as its seeds are trained and a place is free, the last ones in a minute that is kept for them.
