@@ -1,7 +1,7 @@
 # mtdiff: `make course` sets up and runs the quickstart, `make test` sets up and passes the tests. `make help` lists the rest.
 
 .DEFAULT_GOAL := help
-.PHONY: help course test lab notebooks lint table benchmark benchmark-gpu clean
+.PHONY: help course test lab notebooks lint table benchmark gpu clean
 VENV := .venv
 PY := $(VENV)/bin/python
 PAGE := build/00_quickstart.html
@@ -80,8 +80,11 @@ benchmark: $(VENV)/.test  ## time our U-Net against diffusers', and count evalua
 	$(PY) tests/benchmarks/unet.py --out data/results/benchmark-unet-cpu.json
 	$(PY) tests/benchmarks/samplers.py --out data/results/benchmark-samplers.json
 
-benchmark-gpu: $(VENV)/.test  ## images per second of a training step on a GPU, against diffusers'
-	$(PY) tests/benchmarks/throughput.py --device cuda --profile --out data/results/benchmark-train-gpu.json
+# GPU_PART=2 is the second part; with PYTHON=python3 that one is used, and no virtual environment.
+GPU_PART := 1
+GPU_OUT := build/gpu
+gpu: $(if $(PYTHON),,$(VENV)/.test)  ## all that needs a GPU, in nine minutes of one (then GPU_PART=2: photographs)
+	$(or $(PYTHON),$(PY)) tests/benchmarks/gpu.py --part $(GPU_PART) --out $(GPU_OUT)
 
 clean:  ## remove the virtual environment and all that was built
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis

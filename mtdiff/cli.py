@@ -73,6 +73,9 @@ class Train:
     # Optimiser steps, instead of the budget's. Others than a run in the same folder had make it longer or shorter: without a
     # trace before the last fifth, over which the learning rate falls; after that only longer, and the card says so.
     steps: int | None = None
+    # The training is over after so long, if its steps are not taken before: the learning rate falls to 0 by then, and the
+    # model is saved. It goes by the clock, so it is not exactly reproducible. (--max-minutes interrupts.)
+    minutes: float | None = None
     batch_size: int | None = None  # Examples per step, instead of the budget's.
     # Learning rate, instead of the budget's; it is held, and falls to 0 over the last fifth of the steps.
     lr: float | None = None
@@ -84,7 +87,8 @@ class Train:
     # Where to train: cpu, cuda or cuda:1 ... (under torchrun cuda is each process's own GPU).
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     compile: bool = False  # Let torch.compile make one program of the network: faster on a GPU, after a minute.
-    max_minutes: float = math.inf  # Stop after so long, saved; the same command goes on.
+    # Interrupt the training after so long, whatever is left of it; the same command goes on. (With --minutes it is over.)
+    max_minutes: float = math.inf
     # Steps between two grids of samples, in the run's samples/, and two rows of the experiment's probe.
     look_every: int | None = None
     save_every: int | None = None  # Steps between two checkpoints.
@@ -95,7 +99,7 @@ class Train:
         experiment = EXPERIMENTS[self.experiment]
         variant, data = self.variant or next(iter(experiment.variants)), _data(experiment, self.data)
         out = self.out or Path("runs") / self.experiment / data / f"{variant}-{self.seed}"
-        names = ("steps", "batch_size", "lr", "accumulate", "precision", "save_every", "seed")
+        names = ("steps", "minutes", "batch_size", "lr", "accumulate", "precision", "save_every", "seed")
         chosen = {name: getattr(self, name) for name in names} | {"probe_every": self.look_every}
         config = experiment.config(data, variant, self.budget or budget())
         config = replace(config, **{name: value for name, value in chosen.items() if value is not None})
@@ -111,7 +115,7 @@ class Train:
         config, resumed = trainer.config, trainer.resume()
         if (out / CARD).is_file() and not resumed:
             raise ValueError(f"{out} holds a model that was not trained there: use another folder")
-        if trainer.step == config.steps and _is_saved(out, config.steps):
+        if trainer.over and _is_saved(out, trainer.step):
             say(f"{out} is already trained: step {trainer.step} of {config.steps}")
             return
         if resumed:
@@ -127,16 +131,17 @@ class Train:
         if distributed.rank():
             return
         training = {**vars(config), "processes": distributed.world(), "wall_seconds": round(trainer.seconds, 1)}
+        taken = {} if config.minutes is None else {"taken": trainer.step}  # of the steps that there were time for
         card = {
             "experiment": self.experiment,
             "data": {"name": trainer.data.name, "sha256": trainer.data.hash(), "examples": len(trainer.data)},
             "variant": variant,
-            "training": training | ({"lengthened": trainer.lengthened} if trainer.lengthened else {}),
+            "training": training | taken | ({"lengthened": trainer.lengthened} if trainer.lengthened else {}),
             **({"probes": trainer.probes} if trainer.probes else {}),
             "provenance": provenance(str(trainer.device)),
         }
         model.save(out, card)
-        say(f"trained {config.steps} steps in {trainer.seconds:.0f} s; the model is in {out}")
+        say(f"trained {trainer.step} steps in {trainer.seconds:.0f} s; the model is in {out}")
         say(f"look at it:  mtdiff sample {out}      judge it:  mtdiff evaluate {self.experiment} --models {out}")
 
 
@@ -414,14 +419,15 @@ def _is_saved(folder: Path, steps: int) -> bool:
     try:
         card = read_json(folder / CARD, "is not a model card")
         check_weights(folder, card)
-        return card["training"]["steps"] == steps and (folder / WEIGHTS).is_file()
-    except (FileNotFoundError, KeyError, TypeError, ValueError):
+        training = card["training"]
+        return training.get("taken", training["steps"]) == steps and (folder / WEIGHTS).is_file()
+    except (AttributeError, FileNotFoundError, KeyError, TypeError, ValueError):
         return False
 
 
 def _refuse_repeats(cards: Sequence[tuple[str, Mapping]]) -> None:
     """Raise ValueError where models of one variant, whose figures are averaged, are not one training with several seeds."""
-    free = ("seed", "accumulate", "processes", "wall_seconds", "log_every", "save_every", "probe_every")
+    free = ("seed", "taken", "accumulate", "processes", "wall_seconds", "log_every", "save_every", "probe_every")
     runs = []
     for name, card in cards:
         training, data = (part if isinstance(part := card.get(key), Mapping) else {} for key in ("training", "data"))

@@ -23,12 +23,13 @@ class TrainConfig:
     """
 
     steps: int = 2000  # optimiser steps; a training can be made longer, see `Trainer.resume`
+    minutes: float | None = None  # it ends after so many, if that is before its last step, and its learning rate with it
     batch_size: int = 64  # examples per step, of all processes together
     accumulate: int = 1  # parts in which each process computes its share of the batch, one after the other
     precision: str = "fp32"  # of the network's products: "fp32", or "bf16" by autocast
     lr: float = 1e-3  # learning rate of AdamW
     warmup: int = 100  # steps over which it rises from 0
-    decay: float = 0.2  # share of the steps, the last ones, over which it falls to 0
+    decay: float = 0.2  # share of the steps (or minutes), the last ones, over which it falls to 0
     weight_decay: float = 0.01  # of AdamW
     clip: float = 1.0  # largest norm of the gradient
     ema: float = 0.999  # decay of the averaged weights at the end of its own warm-up
@@ -49,12 +50,12 @@ class TrainConfig:
             if not isinstance(value, Integral) or isinstance(value, bool):
                 raise ValueError(f"{name} must be a whole number, got {value!r}")
             setattr(self, name, int(value))  # of numpy's, too
-        for name in ("lr", "clip", "weight_decay", "decay", "ema"):
+        for name in ("lr", "clip", "weight_decay", "decay", "ema", *(["minutes"] if self.minutes is not None else [])):
             value = getattr(self, name)
             if not isinstance(value, Real) or not math.isfinite(value):
                 raise ValueError(f"{name} must be a finite number, got {value!r}")
             setattr(self, name, float(value))
-            if name in ("lr", "clip") and value <= 0:
+            if name in ("lr", "clip", "minutes") and value <= 0:
                 raise ValueError(f"{name} must be positive, got {value}")
         for name, least in {**LEAST, "weight_decay": 0}.items():
             if getattr(self, name) < least:

@@ -35,6 +35,9 @@ class Trainer:
     source of randomness of its own: two processes take the same steps as one that accumulates over two shards, and a
     training may go on with another division of as many shards. The first process alone writes, and looks at the model.
 
+    With `config.minutes` progress is the share of the steps or of the minutes that is behind, whichever is more. How many
+    steps it takes depends on the machine, so such a training is not exactly reproducible.
+
     Args:
         model: trained in place. A card that it has from before is kept as what it is "based on".
         data: the training set; its `sample` is checked here, once. A label of -1 is missing (see `multitask_loss`).
@@ -54,7 +57,8 @@ class Trainer:
 
     Raises:
         ValueError: an example of the data does not fit the model, all values of a modality are missing, the batch size
-            does not fit the data or the number of shards, or a number of the config is wrong.
+            does not fit the data or the number of shards, a number of the config is wrong, or several processes are to end
+            after some minutes.
         KeyError: the data lack a modality of the model, or have one that it does not know, or the config names one.
 
     Source: EMA with a warm-up (1 + k) / (10 + k): Polyak averaging as in Ho et al. 2020, warm-up as in TensorFlow's.
@@ -99,11 +103,13 @@ class Trainer:
             {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
         ]
         self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.99), fused=True)
-        self.ema = AveragedModel(self.model, multi_avg_fn=self._average)
+        self.ema = AveragedModel(self.model)
 
     def _checked(self, model: MTDiffusion) -> tuple[str, ...]:
         """Whether data, model and config go together; which modalities some examples lack."""
         data, config = self.data, self.config
+        if config.minutes is not None and distributed.world() > 1:
+            raise ValueError(f"minutes = {config.minutes:g} is for one process, not for {distributed.world()}: set steps")
         if config.batch_size % self.shards:
             text = f"{distributed.world()} processes with accumulate = {config.accumulate}"
             raise ValueError(f"a batch of {config.batch_size} cannot be divided equally among {text}")
@@ -128,7 +134,7 @@ class Trainer:
         return missing
 
     def run(self, progress: bool = True, max_minutes: float = math.inf) -> MTDiffusion:
-        """Train to the last step, or for so many minutes: the averaged model, in evaluation mode.
+        """Train to the last step, or stop after so many minutes from now: the averaged model, in evaluation mode.
 
         The history is in `.history`, and in the folder. Whatever stops a training, the last checkpoint stays.
 
@@ -152,6 +158,11 @@ class Trainer:
     def alone(self) -> contextlib.AbstractContextManager:
         """Keep the folder for this training, or raise BlockingIOError; `run` and `resume` do so for their own time."""
         return self.folder.alone() if self.folder else contextlib.nullcontext()
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is left to do: the last step is taken, or the config's minutes have passed."""
+        return self._progress(self.step) >= 1
 
     def averaged(self) -> MTDiffusion:
         """The model with averaged weights, in evaluation mode."""
@@ -188,7 +199,7 @@ class Trainer:
 
     def _train(self, requests: list, progress: bool, seconds: float) -> None:
         """All steps that are left, until a signal or so many seconds."""
-        config, entered = self.config, time.perf_counter()
+        config, entered, last = self.config, time.perf_counter(), self.over
         began = entered - self.seconds
         share = config.batch_size // distributed.world()
         part = slice(self.rank * share, (self.rank + 1) * share)  # of each batch, which is this process's
@@ -196,15 +207,15 @@ class Trainer:
         objective, agreed = self._objective(), Agreement(self.step)
         hidden = not progress or self.rank > 0
         with tqdm(total=config.steps, initial=self.step, disable=hidden, unit="step", mininterval=0.5) as bar:
-            while self.step < config.steps:
+            while not last:
                 self._one(objective, next(batches))
-                last = self.step == config.steps
+                self.seconds = time.perf_counter() - began
+                last = self.over
                 line = self._log(began) if self.step % config.log_every == 0 or last else ""
                 if not requests:  # a terminal that closes takes no more
                     bar.update()
                     if line:
                         bar.set_postfix_str(line)
-                self.seconds = time.perf_counter() - began
                 if config.probe_every and (self.step % config.probe_every == 0 or last):
                     self._look()
                     began = time.perf_counter() - self.seconds
@@ -220,7 +231,7 @@ class Trainer:
         dtype = PRECISIONS[self.config.precision]
         if self.device.type == "cuda" and self.rank == 0:
             self._flops = training_flops(self.model, self.loss, self.data[:2])
-            self._peak = matmul_peak(self.device, dtype) * distributed.world()
+            self._peak = matmul_peak(self.device, dtype, repeats=5) * distributed.world()
         if self.compile:
             self.model.backbone.compile()
         objective = Objective(self.model, self.loss, self.device.type, dtype)
@@ -247,7 +258,7 @@ class Trainer:
         gradient = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         self.optimizer.step()
         self.step += 1
-        self.ema.update_parameters(self.model)
+        self._follow()
         for name, value in {**terms, "gradient": gradient}.items():
             share = counts[name] / size if name in counts else 1.0
             self.sums[name] = self.sums.get(name, 0.0) + share * value
@@ -277,16 +288,28 @@ class Trainer:
         options |= {"weights": c.weights, "levels": c.levels, "counts": self._counts}
         return multitask_loss(model, batch, **options, generator=generator)
 
+    def _progress(self, step: int) -> float:
+        """Share of the steps that is behind, or of the minutes where that is more."""
+        limit = math.inf if self.config.minutes is None else 60 * self.config.minutes
+        return max(step / self.config.steps, self.seconds / limit)
+
     def _schedule(self, step: int) -> float:
         """Learning rate over its peak: a linear rise, held, and at the end a fall to 0 by 1 - sqrt (Haegele et al. 2024)."""
         rise = min(1.0, (step + 1) / max(1, self.config.warmup))
-        left = (self.config.steps - step) / max(1e-9, self.config.decay * self.config.steps)
+        left = (1 - self._progress(step)) / max(1e-9, self.config.decay)
         return rise * (1 - math.sqrt(max(0.0, 1 - left)))
 
-    def _average(self, averaged: list[Tensor], current: list[Tensor], _: Tensor) -> None:
-        """EMA with decay min(ema, (1 + k) / (10 + k)) at step k, all tensors in one call."""
-        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
-        torch._foreach_lerp_(averaged, current, 1 - decay)
+    @torch.no_grad()
+    def _follow(self) -> None:
+        """The averaged weights after step k: EMA with decay min(ema, (1 + k) / (10 + k)), from the weights after the first.
+
+        By hand, because `AveragedModel.update_parameters` copies its counter to the device, and waits for that.
+        """
+        decay = min(self.config.ema, (1 + self.step) / (10 + self.step)) if self.ema.n_averaged else 0.0
+        torch._foreach_lerp_(list(self.ema.module.parameters()), list(self.model.parameters()), 1 - decay)
+        for averaged, current in zip(self.ema.module.buffers(), self.model.buffers(), strict=True):
+            averaged.copy_(current)
+        self.ema.n_averaged += 1
 
     def _log(self, began: float) -> str:
         """Average the terms since the last row, over processes too, into a new one; returns it for the progress bar."""

@@ -645,9 +645,9 @@ plots.show(figure, "Ratios of times with quartiles: two against diffusers, below
 print(speed["provenance"]["hardware"], "·", f"{speed['parameters']['ours']:,} parameters ·", speed["provenance"]["torch"])
 
 # %% [markdown]
-# **Speed, on a GPU: not measured.** The command is there (`make benchmark-gpu`: fp32, bf16, bf16 with `torch.compile`,
-# ours and diffusers', images per second, memory, share of the measured peak, and a profile), it runs at a small size on
-# a CPU in the tests, and nobody has run it on a GPU yet. Whatever this course says about GPUs is arithmetic, or other
+# **Speed, on a GPU: not measured.** The command is there (`make gpu`: bf16 with `torch.compile`,
+# ours and diffusers', images per second, memory and share of the measured peak), it runs at a small size on
+# a CPU, and nobody has run it on a GPU yet. Whatever this course says about GPUs is arithmetic, or other
 # people's figures with their source.
 #
 # **Evaluations.** The cheapest way to sample faster is a better solver. Digits by every solver at several numbers of

@@ -107,6 +107,35 @@ def test_a_longer_training_goes_on_from_a_finished_one_and_its_card_says_so(trai
     assert "already trained: step 7 of 7" in capsys.readouterr().out
 
 
+def test_a_training_by_the_clock_says_how_many_steps_it_took(tmp_path, monkeypatch, capsys):
+    """At a clock that goes on by a second whenever it is read; seeds that took other numbers of steps are averaged."""
+    cards = []
+    for seed, pace in enumerate((1, 2)):
+        with monkeypatch.context() as patch:
+            patch.setattr("mtdiff.training.time.perf_counter", iter(range(0, 10**6, pace)).__next__)
+            out, limit = tmp_path / str(seed), ["--minutes", 0.5, "--steps", 500]
+            words = ["train", "image-label", *limit, "--batch-size", 8, "--seed", seed, "--out", out]
+            run(patch, *words)
+            said = capsys.readouterr().out
+            run(patch, *words)
+        cards.append(mt.load(out).card)
+        taken = cards[-1]["training"]["taken"]
+        assert 0 < taken < 50
+        assert f"trained {taken} steps" in said
+        assert f"already trained: step {taken} of 500" in capsys.readouterr().out
+        assert cards[-1]["training"]["minutes"] == 0.5
+    assert cards[0]["training"]["taken"] > cards[1]["training"]["taken"]
+    cli._refuse_repeats([("a", cards[0]), ("b", cards[1])])
+
+
+def test_two_limits_of_time_are_told_apart(monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "train", "--help")
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "The training is over after so long" in said
+    assert "Interrupt the training after so long" in said
+
+
 def test_a_folder_in_which_somebody_trains_is_left_alone(trained, monkeypatch):
     with RunFolder(trained).alone(), pytest.raises(SystemExit, match="is in use by process"):
         run(monkeypatch, "train", "image-label", "--steps", 2, "--batch-size", 8, "--out", trained)
@@ -142,6 +171,7 @@ def training(seed=0, data="digits/train", **changes):
         ([training(1), training(0)], "a and c are not two seeds of one training: their cards say seed 0"),
         ([{"variant": "v"}], r"a and b are not seeds of one training \(data: digits/train, None; steps: 10, None"),
         ([{**training(1), "training": {}}, {**training(1), "training": {}}], "a and b are not seeds"),
+        ([training(1, minutes=2.0)], r"\(minutes: None, 2.0\): evaluate each alone"),
         ([training(1, steps=20)], r"a and b are not seeds of one training \(steps: 10, 20\): evaluate each alone"),
         ([training(1, lengthened=[[5, 5]])], r"lengthened: None, \[\[5, 5\]\]"),
         ([training(1), training(2, lr=0.2)], r"a and c are not seeds of one training \(lr: 0.1, 0.2\)"),
@@ -228,6 +258,7 @@ def test_publish_writes_a_half_precision_model_with_its_figures(trained, tmp_pat
         (["train", "image-label", "--lr", "-1"], "lr must be positive"),
         (["train", "image-label", "--variant", "odd"], "no variant 'odd'"),
         (["train", "image-label", "--steps", "0"], "steps must be at least 1"),
+        (["train", "image-label", "--minutes", "0"], "minutes must be positive, got 0.0"),
         (["train", "image-label", "--batch-size", "5000"], r"batch size must be in 1\.\.1437"),
     ],
 )

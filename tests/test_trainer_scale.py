@@ -233,7 +233,7 @@ def test_nothing_in_a_step_waits_for_the_device(name, data, variant):
     model, source = experiment.build(data, variant, 0), experiment.data[data]("test")
     batch = {key: value.to("meta") for key, value in source[:4].items() if key in model.modalities}
     loss = experiment.loss(variant, config)
-    options = {"weights": config.weights, "drop": config.drop, "give": config.give}
+    options = {"weights": config.weights, "drop": config.drop, "give": config.give, "levels": config.levels}
     loss = loss or (lambda model, batch, generator: mt.multitask_loss(model, batch, **options, generator=generator))
     objective = Objective(model.to("meta").train(), loss, "cpu", torch.float32)
     objective(batch, None)  # the first step moves tables
@@ -244,6 +244,16 @@ def test_nothing_in_a_step_waits_for_the_device(name, data, variant):
     assert total.device.type == "meta"
     assert terms
     assert copies.found == []
+
+
+def test_averaging_does_not_wait_for_the_device():
+    run = trainer()
+    run.model.to("meta"), run.ema.module.to("meta")
+    with Copies() as copies:
+        run._follow()
+        run._follow()
+    assert copies.found == []
+    assert int(run.ema.n_averaged) == 2
 
 
 def test_a_value_that_is_read_back_or_copied_would_be_noticed():

@@ -96,6 +96,82 @@ def test_a_learning_rate_without_decay_is_held():
     assert [run._schedule(step) for step in (5, 11)] == [1.0, 1.0]
 
 
+def ticking(monkeypatch, seconds=6.0):
+    """A clock that the hook it returns moves by so much at each step."""
+    now = [0.0]
+    monkeypatch.setattr("mtdiff.training.time.perf_counter", lambda: now[0])
+
+    def tick(step):
+        now[0] += seconds
+
+    return tick
+
+
+def timed(monkeypatch, folder=None, minutes=1.0, hook=None, **config):
+    """A trainer with minutes whose steps take six seconds each, and its learning rates over their peak."""
+    rates, tick = [], ticking(monkeypatch)
+
+    def each(step):
+        rates.append(run.optimizer.param_groups[0]["lr"] / CONFIG.lr)
+        tick(step)
+        if hook:
+            hook(step)
+
+    run = trainer(folder, replace(CONFIG, minutes=minutes, **config), hook=each)
+    return run, rates
+
+
+def test_a_training_by_the_clock_ends_with_its_learning_rate(monkeypatch, tmp_path):
+    """Ten steps of six seconds are a minute, of a thousand steps: held for half of it, then falling; all is written."""
+    run, rates = timed(monkeypatch, tmp_path, steps=1000)
+    run.run(progress=False)
+    assert run.over
+    assert (run.step, run.seconds) == (10, 60.0)
+    assert rates == pytest.approx([1 / 3, 2 / 3, 1, 1, 1, 1, *(1 - math.sqrt(1 - k / 5) for k in (4, 3, 2, 1))])
+    assert run.history[-1]["step"] == rows(tmp_path / "history.jsonl")[-1]["step"] == 10
+    again, _ = timed(monkeypatch, tmp_path, steps=1000)
+    assert again.resume()
+    assert again.over
+    again.run(progress=False)
+    assert_same(run, again)
+
+
+def test_steps_that_are_taken_before_the_time_is_over_are_the_end(monkeypatch):
+    """Twelve steps take 72 seconds; with 300 to go the rates are those without a clock."""
+    run, rates = timed(monkeypatch, minutes=5.0)
+    run.run(progress=False)
+    assert (run.step, run.seconds) == (12, 72.0)
+    assert rates == pytest.approx([1 / 3, 2 / 3, *[1] * 4, *(1 - math.sqrt(1 - k / 6) for k in range(6, 0, -1))])
+
+
+def test_a_training_by_the_clock_goes_on_from_the_seconds_it_had(monkeypatch, tmp_path):
+    torn, first = timed(monkeypatch, tmp_path, steps=1000, hook=signal_at(7, signal.SIGTERM))
+    with pytest.raises(Interrupted, match="stopped at step 7 of 1000"):
+        torn.run(progress=False)
+    again, rest = timed(monkeypatch, tmp_path, steps=1000)
+    assert again.resume()
+    assert again.seconds == 42.0
+    again.run(progress=False)
+    whole, rates = timed(monkeypatch, steps=1000)
+    whole.run(progress=False)
+    assert first + rest == pytest.approx(rates)
+    assert_same(whole, again)
+    with pytest.raises(ValueError, match=r"another config \(minutes: 1.0 there, 2.0 here\): use another folder"):
+        timed(monkeypatch, tmp_path, minutes=2.0, steps=1000)[0].resume()
+
+
+def test_a_clock_is_for_one_process(monkeypatch):
+    monkeypatch.setattr("mtdiff.distributed.world", lambda: 2)
+    with pytest.raises(ValueError, match=r"minutes = 1\.5 is for one process, not for 2: set steps"):
+        trainer(config=replace(CONFIG, minutes=1.5))
+
+
+@pytest.mark.parametrize(("minutes", "message"), [(0, "positive, got 0"), (math.inf, "a finite number"), ("2", "a finite")])
+def test_minutes_are_a_positive_number(minutes, message):
+    with pytest.raises(ValueError, match=f"minutes must be {message}"):
+        replace(CONFIG, minutes=minutes)
+
+
 def test_training_approaches_the_exact_model():
     """Mean squared distance to E[m_t | z_t] in units of the noise, and excess nats of the label, before and after.
 
