@@ -65,9 +65,9 @@ class Caption(Modality):
         check_ids(repr(self.name), value, len(self.vocabulary), f"token ids (B, {self.length})", self.length)
 
     def tokens(self, texts: str | Sequence[str]) -> Tensor:
-        """One or more texts as token ids (N, L): their words, split at white space, then padding.
+        """One or more texts as token ids (N, L) int64: their words, split at white space, then padding.
 
-        If all words of the vocabulary are in lower case, those of texts may be in any. (N, L) int64.
+        Case counts unless the whole vocabulary is in lower case.
 
         Raises:
             ValueError: no texts, a word that is not known, more words than L, or fewer where there is no padding.
