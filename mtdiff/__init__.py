@@ -6,7 +6,19 @@ from mtdiff.checkpoint import load
 from mtdiff.elbo import Bound, elbo
 from mtdiff.fit import fit
 from mtdiff.losses import multitask_loss
-from mtdiff.modalities import MISSING, Caption, Continuous, Encoded, Image, Label, LabelMap, Mask, Modality, Vector
+from mtdiff.modalities import (
+    MISSING,
+    Caption,
+    Continuous,
+    Encoded,
+    Image,
+    Label,
+    LabelMap,
+    Mask,
+    Modality,
+    Vector,
+    vocabulary,
+)
 from mtdiff.model import MTDiffusion
 from mtdiff.prediction import Denoiser, Prediction
 from mtdiff.process import ForwardProcess
@@ -19,4 +31,5 @@ __all__ = [
     "MISSING", "MLP", "Backbone", "Bound", "Caption", "Continuous", "Denoiser", "Encoded", "ForwardProcess", "Image",
     "Label", "LabelMap", "MTDiffusion", "Mask", "Modality", "NoiseSchedule", "Prediction", "UNet", "Vector", "constant",
     "elbo", "exact", "fade_in", "fade_out", "fit", "load", "multitask_loss", "sample", "sample_path",
+    "vocabulary",
 ]  # fmt: skip

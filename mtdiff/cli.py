@@ -20,10 +20,11 @@ from mtdiff.checkpoint import load
 from mtdiff.comparison import mean_and_error
 from mtdiff.datasets.decoding import decoded
 from mtdiff.datasets.imagenet import ARCHIVES, get, prepare
+from mtdiff.datasets.shapes import VOCABULARY, read_caption
 from mtdiff.experiments import EXPERIMENTS, Experiment, budget, matched, trained_on
 from mtdiff.experiments.report import markdown
 from mtdiff.files import CARD, WEIGHTS, check_weights, to_json, write_atomic
-from mtdiff.modalities import Image, Label, Mask
+from mtdiff.modalities import Caption, Image, Label, Mask
 from mtdiff.model import MTDiffusion
 from mtdiff.provenance import provenance
 from mtdiff.reading import check_types, read_json
@@ -152,8 +153,8 @@ class Sample:
     # A folder that train wrote, or the name of a shipped model.
     model: Annotated[str, tyro.conf.Positional] = "image-label/digits"
     n: int = 20  # How many examples.
-    # Known modalities as NAME=VALUE: a class (label=3), a picture file (source=night.png), an example of the held-out data
-    # (source=test:7).
+    # Known modalities as NAME=VALUE: a class (label=3), words (caption="grey small red circle"), a picture file
+    # (source=night.png), an example of the held-out data (source=test:7).
     given: tuple[str, ...] = ()
     rule: Literal[RULES] | None = None  # How given values act; default: what the model's card says.
     sampler: Literal[tuple(SAMPLERS)] | None = None  # The solver of the reverse chain; default: what the model's card says.
@@ -181,12 +182,16 @@ class Sample:
             model, self.n, given=given, rule=self.rule, sampler=self.sampler, steps=self.steps, repeats=self.repeats,
             guidance=self.guidance, generator=generator,
         )  # fmt: skip
-        for name in _save_grid(model, drawn, self.out):
-            print(f"{name}s: {drawn[name].tolist()}")
+        _save_grid(model, drawn, self.out)
+        for name, modality in model.modalities.items():
+            if isinstance(modality, Label):
+                print(f"{name}s: {', '.join(modality.names[k] for k in drawn[name].tolist())}")
+            if isinstance(modality, Caption):
+                print(f"{name}s:", *modality.text(drawn[name]), sep="\n  ")
         print(f"picture: {self.out}")
 
     def _given(self, model: MTDiffusion, name: str, value: str) -> torch.Tensor:
-        """A class by its name or number, a picture file, or a held-out example."""
+        """A class by its name or number, a caption in words, a picture file, or a held-out example."""
         if not value:
             raise ValueError("expected NAME=VALUE")
         if name not in model.modalities:
@@ -199,9 +204,12 @@ class Sample:
                 problem = "is more than one of" if value in modality.names else "is not one of"
                 raise ValueError(f"{value!r} {problem} {modality.names}")
             return torch.tensor([modality.names.index(value)])
+        if isinstance(modality, Caption):
+            of_shapes = tuple(modality.vocabulary) == VOCABULARY
+            return modality.tokens(read_caption(value) if of_shapes else value)
         if isinstance(modality, Image | Mask):
             return _picture(modality, value)
-        raise ValueError(f"only classes, pictures and masks can be given, or an example as {name}=test:K")
+        raise ValueError(f"only classes, captions, pictures and masks can be given, or an example as {name}=test:K")
 
 
 def _held_out(model: MTDiffusion, name: str, index: str) -> torch.Tensor:
@@ -351,15 +359,14 @@ class Data:
         self.action.run()
 
 
-def _save_grid(model: MTDiffusion, drawn: Mapping[str, torch.Tensor], path: Path) -> list[str]:
-    """Write a picture of what was drawn; returns the names of the labels in it."""
+def _save_grid(model: MTDiffusion, drawn: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Write a picture of what was drawn."""
     try:
         from mtdiff.plots import save_grid
     except ImportError as error:
         raise ImportError(f"drawing needs {error.name}: pip install 'mtdiff[notebooks]'") from None
     labels = {name: m.names for name, m in model.modalities.items() if isinstance(m, Label)}
     save_grid(drawn, labels, path)
-    return list(labels)
 
 
 def _grid(model: MTDiffusion, path: Path) -> None:

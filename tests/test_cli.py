@@ -18,6 +18,8 @@ import torch
 import mtdiff as mt
 from mtdiff import cli
 from mtdiff.datasets import digits
+from mtdiff.datasets.shapes import VOCABULARY, shapes
+from mtdiff.datasets.shapes import words as spoken
 from mtdiff.experiments import label_scores
 from mtdiff.probes import head_accuracy
 from mtdiff.run_folder import RunFolder
@@ -230,7 +232,7 @@ def test_the_image_alone_trains_is_judged_and_drawn(tmp_path, monkeypatch, capsy
 def test_sample_draws_what_is_given(trained, tmp_path, monkeypatch, capsys):
     picture = tmp_path / "new" / "samples.png"
     run(monkeypatch, "sample", trained, "--n", 3, "--given", "label=7", "--steps", 2, "--out", picture)
-    assert "labels: [7, 7, 7]" in capsys.readouterr().out
+    assert "labels: 7, 7, 7\n" in capsys.readouterr().out
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
@@ -328,7 +330,52 @@ def test_a_picture_file_and_a_held_out_example_can_be_given(transition, tmp_path
 
             assert drawn["source"][1].equal(pairs("shapes16", "test").values["source"][7])
     assert drawn["direction"].tolist() == [1, 1]
-    assert "directions: [1, 1]" in capsys.readouterr().out
+    assert "directions: night to day, night to day\n" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module", params=["scenes", "classes"])
+def captioned(request, tmp_path_factory):
+    """An untrained model of images and captions, of scenes or names of classes."""
+    words = VOCABULARY if request.param == "scenes" else mt.vocabulary(["red circle", "white wolf"])
+    caption = mt.Caption(words, 10 if request.param == "scenes" else 2, tell="vector")
+    process = mt.ForwardProcess(mt.NoiseSchedule.log_snr(10), {"image": 1.0, "caption": 0.0})
+    space = (3, 16, 16)
+    model = mt.MTDiffusion(process, {"image": mt.Image(space), "caption": caption}, mt.MLP(space, 8, 1), space)
+    card = {"experiment": "image-label", "data": {"name": "shapes16/train"}}
+    return request.param, model.save(tmp_path_factory.mktemp("captioned") / "model", card)
+
+
+def test_a_caption_is_given_in_words_and_printed_in_words(captioned, tmp_path, monkeypatch, capsys):
+    kind, folder = captioned
+    sentence = "a small red circle left of a large blue square, on grey" if kind == "scenes" else "White wolf"
+    words = "grey small red circle large blue square" if kind == "scenes" else "white wolf"
+    run(monkeypatch, "sample", folder, "--n", 2, "--given", f"caption={sentence}", "--steps", 2, "--out", tmp_path / "s.png")
+    assert f"captions:\n  {words}\n  {words}\n" in capsys.readouterr().out
+
+
+def test_the_caption_of_a_held_out_example_can_be_given(captioned, tmp_path, monkeypatch, capsys):
+    from mtdiff.experiments import EXPERIMENTS
+
+    held_out = {"shapes16": lambda split: shapes(split, 16, 8, modalities=("image", "caption"))}
+    monkeypatch.setitem(EXPERIMENTS, "image-label", replace(EXPERIMENTS["image-label"], data=held_out))
+    kind, folder = captioned
+    command = ["sample", folder, "--n", 1, "--given", "caption=test:7", "--steps", 2, "--out", tmp_path / "s.png"]
+    if kind == "classes":
+        with pytest.raises(SystemExit, match=r"'caption' must be an integer tensor of token ids \(B, 2\)"):
+            run(monkeypatch, *command)
+        return
+    run(monkeypatch, *command)
+    (said,) = spoken(held_out["shapes16"]("test").values["caption"][7])
+    assert f"captions:\n  {said}\n" in capsys.readouterr().out
+
+
+def test_words_that_are_no_caption_are_one_clear_line_with_an_example(captioned, tmp_path, monkeypatch):
+    kind, folder = captioned
+    text, message = "a red circle left of a blue square", "'a small red circle left of a large blue square on a grey"
+    if kind == "classes":
+        text, message = "wite wolf", r"'wite' is not in the vocabulary: .*'white'.* looks like 'red circle'"
+    with pytest.raises(SystemExit, match=f"--given caption={text}: .*{message}"):
+        run(monkeypatch, "sample", folder, "--given", f"caption={text}", "--out", tmp_path / "s.png")
 
 
 def test_a_picture_is_written_whole_or_not_at_all(tmp_path, monkeypatch):

@@ -151,5 +151,5 @@ def test_it_is_trained_sampled_and_judged_from_the_command_line(few, tmp_path, m
     assert picture.read_bytes().startswith(b"\x89PNG")
     run("evaluate", "image-representation", "--models", folder, "--n", 12, "--out", tmp_path / "r.json")
     assert "| lifted | " in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="only classes, pictures and masks can be given, or an example as"):
+    with pytest.raises(SystemExit, match="only classes, captions, pictures and masks can be given, or an example as"):
         run("sample", folder, "--given", "representation=0.3")

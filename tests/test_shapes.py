@@ -21,6 +21,7 @@ from mtdiff.datasets.shapes import (
     numbers,
     palette,
     parse,
+    read_caption,
     render,
     shapes,
     unpalette,
@@ -225,6 +226,35 @@ def test_captions_say_what_is_there(data):
 )
 def test_what_is_no_caption_is_parsed_as_nothing(text):
     assert parse([text, "black large blue square"]) == [None, Scene("black", (("large", "blue", "square"),))]
+
+
+@pytest.mark.parametrize(
+    ("text", "caption"),
+    [
+        ("grey small red circle large blue square", "grey small red circle large blue square"),
+        (
+            "A small red circle left of a large blue square, on a Grey background.",
+            "grey small red circle large blue square",
+        ),
+        ("on black, large cyan triangle", "black large cyan triangle"),
+    ],
+)
+def test_sentences_are_read_as_captions(text, caption):
+    assert read_caption(text) == caption
+    assert parse(read_caption(text)) != [None]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("a red circle left of a blue square", "a small red circle", "grey", "", "small red circle left of grey"),
+        *("grey left of small red circle", "grey small red circle left of", "grey small red circle small red square right"),
+        *("grey small red circle on white", "grey" + " small red circle" * 4, "grey small mauve circle"),
+    ],
+)
+def test_what_is_no_scene_is_refused_with_an_example(text):
+    with pytest.raises(ValueError, match=r"is no caption of this world, .* size \(small, large\), .* 'a small red"):
+        read_caption(text)
 
 
 def test_padding_belongs_at_the_end():

@@ -29,6 +29,8 @@ RENDERING = 1
 
 _OBJECT = " ".join(f"(?:{'|'.join(names)})" for names in (SIZES, COLOURS, SHAPES))
 _CAPTION = re.compile(f"(?:{'|'.join(BACKGROUNDS)})(?: {_OBJECT}){{1,3}}")
+_SENTENCE = re.compile(f"(?:{'|'.join(BACKGROUNDS)}) {_OBJECT}(?:(?: left of)? {_OBJECT}){{0,2}}")
+_FILLERS = ("a", "an", "the", "and", "on", "background")
 _INK = ((0.88, 0.12, 0.14), (0.13, 0.62, 0.20), (0.12, 0.26, 0.90))  # of `COLOURS`
 _INK += ((0.98, 0.84, 0.10), (0.85, 0.15, 0.75), (0.10, 0.78, 0.86))
 _PAPER = ((0.95, 0.95, 0.95), (0.55, 0.55, 0.56), (0.40, 0.27, 0.17), (0.06, 0.06, 0.07))
@@ -275,6 +277,22 @@ def parse(captions: Tensor | str | Sequence[str]) -> list[Scene | None]:
         texts = [" ".join(text.split()) for text in ([captions] if isinstance(captions, str) else captions)]
     said = [text.split() if _CAPTION.fullmatch(text) else None for text in texts]
     return [row and Scene(row[0], tuple(zip(row[1::3], row[2::3], row[3::3], strict=True))) for row in said]
+
+
+def read_caption(text: str) -> str:
+    """The caption that a sentence says: 1 to 3 objects from left to right, before or after them the background.
+
+    ValueError, with an example, for what is no scene of this world, or leaves out part of it.
+    """
+    said = [word for word in re.findall(r"[^\s,.]+", text.lower()) if word not in _FILLERS]
+    if said and said[-1] in BACKGROUNDS:
+        said = [said[-1], *said[:-1]]
+    if not _SENTENCE.fullmatch(" ".join(said)):
+        example = "a small red circle left of a large blue square on a grey background"
+        parts = f"size ({', '.join(SIZES)}), colour ({', '.join(COLOURS)}) and shape ({', '.join(SHAPES)})"
+        scene = f"1 to 3 objects from left to right by {parts}, and a background ({', '.join(BACKGROUNDS)})"
+        raise ValueError(f"{text!r} is no caption of this world, which is {scene}: {example!r}")
+    return " ".join(said).replace(" left of", "")
 
 
 def palette(segmentation: Tensor) -> Tensor:

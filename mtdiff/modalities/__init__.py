@@ -1,7 +1,7 @@
 """One file per kind of modality; all share `Modality`."""
 
 from mtdiff.modalities.base import Modality, View
-from mtdiff.modalities.caption import Caption
+from mtdiff.modalities.caption import Caption, vocabulary
 from mtdiff.modalities.continuous import Continuous, Image, Vector
 from mtdiff.modalities.encoded import Encoded
 from mtdiff.modalities.label import MISSING, Label, simplex_codes
@@ -9,5 +9,5 @@ from mtdiff.modalities.maps import LabelMap, Mask
 
 __all__ = [
     "MISSING", "Caption", "Continuous", "Encoded", "Image", "Label", "LabelMap", "Mask", "Modality", "Vector", "View",
-    "simplex_codes",
+    "simplex_codes", "vocabulary",
 ]  # fmt: skip
