@@ -81,19 +81,24 @@ class Caption(Modality):
 
     def _row(self, text: str) -> list[int]:
         """The token ids of a text."""
-        token = {word: k for k, word in enumerate(self.vocabulary)}
-        words = (text.lower() if all(word == word.lower() for word in token) else text).split()
+        token, known = {word: k for k, word in enumerate(self.vocabulary)}, " ".join(self.vocabulary)
+        words = (text.lower() if known == known.lower() else text).split()
         rest = self.length - len(words)
         if rest < 0 or (rest and "" not in token):
             fit = f"at most {self.length}" if "" in token else f"exactly {self.length}"
             raise ValueError(f"{short(text)} is of {len(words)} words, a caption is of {fit}")
-        for word in words:
-            if word not in token and "?" not in token:
-                near = difflib.get_close_matches(word, token)
-                example = [known for known in self.vocabulary if known][: self.length]
-                near = f"the nearest are {near}" if near else "no other is like it"
-                raise ValueError(f"{word!r} is not in the vocabulary: {near}. A caption looks like {' '.join(example)!r}")
+        if "?" not in token:
+            self._check_words(words)
         return [token.get(word, token.get("?")) for word in words] + rest * [token.get("")]
+
+    def _check_words(self, words: Sequence[str]) -> None:
+        """Refuse the first word that is not known, and say what a caption looks like."""
+        word = next((word for word in words if word not in self.vocabulary), None)
+        if word is not None:
+            near = difflib.get_close_matches(word, self.vocabulary)
+            near = f"the nearest are {near}" if near else "no other is like it"
+            example = " ".join([known for known in self.vocabulary if known][: self.length])
+            raise ValueError(f"{word!r} is not in the vocabulary: {near}. A caption looks like {example!r}")
 
     def code(self, value: Tensor) -> Tensor:
         """The sum of the codes of its words, (B, *slice); zeros where there are none."""
