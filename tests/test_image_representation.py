@@ -44,7 +44,7 @@ def test_what_is_in_the_sum_and_what_is_trained():
         assert ("representation" in model.process.entering) == (variant in experiment.JOINT)
         assert ("representation" in model.modalities) == (variant != "image-only")
         assert (config.weights.get("representation", 0) > 0) == (variant in (*experiment.JOINT, "predicted")), variant
-        assert config.steps * config.batch_size == 80000
+        assert (config.steps, config.batch_size) == (20_000, 32)
     parameters = {v: sum(p.numel() for p in experiment.build(DATA, v).parameters()) for v in experiment.VARIANTS}
     assert max(parameters.values()) < 1.02 * min(parameters.values())
 
