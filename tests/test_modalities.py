@@ -384,3 +384,10 @@ def test_a_label_has_two_to_a_million_classes():
     for classes in (1, 1_000_001):
         with pytest.raises(ValueError, match=f"got {classes}$"):
             class_names(classes, None)
+
+
+def test_outside_of_a_model_values_are_checked_too():
+    mt.Vector(2).check(torch.zeros(3, 2))
+    for modality in (mt.Vector(2), mt.Image((1, 4, 4)), mt.Label(3), mt.Mask((4, 4)), mt.LabelMap(3, (4, 4))):
+        with pytest.raises(ValueError, match=f"'{type(modality).__name__.lower()}' must be"):
+            modality.check(torch.zeros(3, 7))

@@ -75,7 +75,7 @@ class Modality(Recorded, nn.Module):
         super().__init__()
         if channels is not None and channels.step not in (None, 1):
             raise ValueError(f"channels must be a slice without a step, got {channels}")
-        self.channels = channels
+        self.channels, self.name = channels, type(self).__name__.lower()  # until it has one in a model
         self.space: tuple[int, ...] = ()
 
     def attach(self, name: str, space: Sequence[int], backbone: nn.Module) -> None:
