@@ -625,8 +625,8 @@ plots.show(
 )
 
 # %% [markdown]
-# What the source says is drawn as it is, edges and all. What it leaves open, the colours of a day drawn from a sketch or from
-# segments, is invented, mostly one to an object. The blotches above were a matter of training, not of the method.
+# What the source says is drawn as it is, edges and all. What it leaves open, the colours of a day drawn from a sketch or
+# from segments, is invented, mostly one to an object. The blotches above were a matter of training, not of the method.
 #
 # **How many evaluations?** On the direction night to day, by both samplers, with the small model again.
 
