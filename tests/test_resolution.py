@@ -49,7 +49,7 @@ def test_every_setting_ends_in_noise(name, data, variant):
         model = EXPERIMENTS[name].build(data, variant)
     left = float(model.process.prior_kl(model.encode(values(model))).mean())
     assert left <= PRIOR_NATS
-    if model.process.prior is None:
+    if name != "image-transition":  # which ends at a source, or where nothing is left of the target
         assert left > PRIOR_NATS / 20  # not lower than it takes
 
 

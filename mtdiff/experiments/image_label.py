@@ -7,7 +7,8 @@ import torch
 from mtdiff.baselines import Unshared, classifier_loss
 from mtdiff.datasets import Dataset, digits, planted
 from mtdiff.datasets.planted import SHARES
-from mtdiff.experiments.base import Experiment, Look, by_size, noise_schedule, seeded
+from mtdiff.datasets.shapes import SETS
+from mtdiff.experiments.base import Experiment, Look, by_size, noise_schedule, on_scenes, seeded
 from mtdiff.experiments.label_scores import amplification, evaluate, named_shapes
 from mtdiff.modalities import MISSING, Image, Label
 from mtdiff.modalities.generators import KINDS
@@ -76,8 +77,8 @@ def build(data: str, variant: str, seed: int = 0, base: int | None = None) -> MT
 
 
 def config(data: str, variant: str, budget: str) -> TrainConfig:
-    """Quick is for a live demonstration (under a minute), full is what ships (minutes on one CPU thread)."""
-    options = {"weights": {"label": LABEL_WEIGHT.get(variant, 0.5)}, "drop": {"label": 0.2}, "give": {"label": 0.2}}
+    """Of scenes as `on_scenes`; else quick is for a live demonstration (under a minute), full for minutes of one thread."""
+    options: dict = {"weights": {"label": LABEL_WEIGHT.get(variant, 0.5)}, "drop": {"label": 0.2}, "give": {"label": 0.2}}
     if variant == "image-only":
         options = {}
     elif variant == "conditional":
@@ -88,9 +89,11 @@ def config(data: str, variant: str, budget: str) -> TrainConfig:
         options = {"weights": {"label": 0.5, "image": 0.0}, "give": {"label": 0.5}}
     elif data != "digits":
         options = {"weights": {**options["weights"], "image": 0.1}, "drop": {"label": 0.5}, "give": {"label": 0.3}}
-    steps = {"digits": 5000, "shapes16": 2500, "shapes32": 4000}.get(data, 1500) if budget == "full" else 600
-    options |= {"batch_size": 32 if data == "shapes32" else 64, "probe_every": steps // 5 if data in SHARES else 0}
-    return TrainConfig(steps=steps, lr=2e-3, ema=0.998, save_every=600, **options)
+    if data in SETS:
+        return on_scenes(budget, **options)
+    steps = (5000 if data == "digits" else 1500) if budget == "full" else 600
+    options["probe_every"] = steps // 5 if data in SHARES else 0
+    return TrainConfig(steps=steps, batch_size=64, lr=2e-3, ema=0.998, save_every=600, **options)
 
 
 def loss(variant: str, c: TrainConfig):
