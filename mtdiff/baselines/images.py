@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mtdiff.laws import Law
 from mtdiff.losses import Loss
 from mtdiff.model import MTDiffusion
 from mtdiff.prediction import Denoiser
@@ -26,9 +27,7 @@ WAYS = {
 @torch.no_grad()
 def mean_image(model: Denoiser, name: str, given: Mapping[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
     """E[image | given] by one evaluation at t = T, (B, C, H, W): no draw, but the image of least mean square error."""
-    size = len(next(iter(given.values())))
-    noise = torch.randn(size, *model.space, generator=generator, device=model.device)
-    return model.predict(noise, model.process.steps, given=given, present={name}).law[name].draw()
+    return _from_noise(model, name, given, generator).draw()
 
 
 def regression_loss(
@@ -36,11 +35,16 @@ def regression_loss(
 ) -> Loss:
     """Mean square error of what `mean_image` gives: an ordinary regression of one modality on the others, with no chain."""
     model.check(batch)
-    value = batch[name]
-    noise = torch.randn(len(value), *model.space, generator=generator, device=value.device)
     given = {other: batch[other] for other in model.modalities if other != name}
-    square = model(noise, model.process.steps, given, {name}).law[name].mean.sub(value).square().mean()
+    square = _from_noise(model, name, given, generator).mean.sub(batch[name]).square().mean()
     return Loss(square, {name: square})
+
+
+def _from_noise(model: Denoiser, name: str, given: Mapping[str, Tensor], generator: torch.Generator | None) -> Law:
+    """p(x_name | given) at t = T, from a state that is noise alone."""
+    size = len(next(iter(given.values())))
+    noise = torch.randn(size, *model.space, generator=generator, device=model.device)
+    return model.predict(noise, model.process.steps, given=given, present={name}).law[name]
 
 
 def sdedit(
@@ -122,13 +126,19 @@ def repaint(
 def heat(image: Tensor, mask: Tensor, rounds: int = 500) -> Tensor:
     """Hidden pixels as a plate of heat would have them (Laplace's equation), by so many rounds of averaging."""
     known = mask.bool()
-    out = torch.where(known, image, (image * mask).sum((2, 3), keepdim=True) / mask.sum((2, 3), keepdim=True).clamp(min=1))
+    out = _in_mean_colour(image, known)
     cross = torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 1.0], [0.0, 1.0, 0.0]], device=image.device, dtype=image.dtype)
     weight = cross.expand(image.shape[1], 1, 3, 3)
     neighbours = F.conv2d(torch.ones_like(image), weight, padding=1, groups=image.shape[1])
     for _ in range(rounds):
         out = torch.where(known, image, F.conv2d(out, weight, padding=1, groups=image.shape[1]) / neighbours)
     return out
+
+
+def _in_mean_colour(image: Tensor, known: Tensor) -> Tensor:
+    """An image whose hidden pixels have the mean colour of those that are known (B, 1, H, W) bool."""
+    mean = torch.where(known, image, 0.0).sum((2, 3), keepdim=True) / known.sum((2, 3), keepdim=True).clamp(min=1)
+    return torch.where(known, image, mean)
 
 
 def inpaint(
@@ -169,8 +179,7 @@ def inpaint(
     elif way == "heat":
         drawn = heat(image, mask)
     elif way == "sdedit":
-        filling = masked.sum((2, 3), keepdim=True) / mask.sum((2, 3), keepdim=True).clamp(min=1)
-        drawn = sdedit(model, torch.where(mask.bool(), image, filling), strength, **options)
+        drawn = sdedit(model, _in_mean_colour(image, mask.bool()), strength, **options)
     elif way == "repaint":
         drawn = repaint(model, image, mask, repeats=repeats, **options)
     else:
