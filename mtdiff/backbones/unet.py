@@ -83,7 +83,7 @@ class UNet(Backbone):
     def forward(
         self, z: Tensor, u: Tensor, condition: Maybe = None, context: Maybe = None, tokens: Maybe = None, keep: Maybe = None
     ) -> tuple[Tensor, Tensor]:
-        """See `Backbone.forward`; features (B, base * multipliers[0], H, W), pooled (B, base * multipliers[-1] * cells^2)."""
+        """See `Backbone.forward`; map (B, base * multipliers[0], H, W), pooled (B, base * multipliers[-1] * cells**2)."""
         if tokens is not None and not self.attends:
             raise ValueError("this UNet cannot attend to tokens: build it with cross=(height, ...)")
         level = self.level(u)
