@@ -1,6 +1,7 @@
 """What notebooks show. Colours are colour-blind safe, and a modality keeps its colour through the course."""
 
 import io
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -67,10 +68,11 @@ def pair_grid(
     """
     columns = min(columns, len(image))
     rows = -(-len(image) // columns)
-    figure, axes = panels(rows, columns, (0.72 * columns, 0.9 * rows + 0.35 * bool(title)), title)
+    titles = [""] * len(image) if label is None else [textwrap.fill(names[y], 10) for y in label.tolist()]
+    height = 0.9 + 0.14 * max(text.count("\n") for text in titles)
+    figure, axes = panels(rows, columns, (0.72 * columns, height * rows + 0.35 * bool(title)), title)
     for axis in axes.flat[len(image) :]:
         axis.set_axis_off()
-    titles = [""] * len(image) if label is None else [names[y] for y in label.tolist()]
     for k, (axis, x, text) in enumerate(zip(axes.flat, image, titles, strict=False)):
         show_image(axis, x, text, _CYCLE[3] if wrong is not None and wrong[k] else COLOURS["label"])
     return figure

@@ -42,7 +42,7 @@ LOSSES: Mapping[str, dict] = {
         "give": {"masked": 0.5, "mask": "masked"},
     },
     "plain": {"weights": {"image": 0.0}},
-    "label": {"weights": {"image": 0.1, "label": 0.5}, "drop": {"label": 0.5}, "give": {"label": 0.3}},
+    "label": {"weights": {"image": 0.1, "label": 0.5}, "drop": {"label": 0.7}, "give": {"label": 0.3}},
     "box": {
         "weights": {"image": 0.1, "label": 0.5, "box": 0.02},
         "drop": {"label": 0.5, "box": 0.5},
