@@ -73,7 +73,10 @@ class WithMuon(Trainer):
 
 MUON = 0.01
 ROWS = {  # name: (parent, what it changes)
-    "before": (None, {"trainer": Cosine, "levels": None, "lr": 1e-3, "multipliers": (1, 2, 2, 2)}),
+    "before": (
+        None,
+        {"trainer": Cosine, "levels": None, "lr": 1e-3, "multipliers": (1, 2, 2, 2), "drop": {"label": 0.5}},
+    ),
     "bell": ("before", {"levels": LEVELS}),
     "held": ("bell", {"trainer": Trainer}),
     "fast": ("held", {"lr": 2e-3}),
@@ -87,7 +90,7 @@ ROWS = {  # name: (parent, what it changes)
     "muon": ("wide", {"trainer": WithMuon}),
     "short average": ("wide", {"ema": 0.995}),
     "long average": ("wide", {"ema": 0.9995}),
-    "rarely in the sum": ("wide", {"drop": {"label": 0.8}}),
+    "rarely in the sum": ("wide", {"drop": {"label": 0.7}}),
     "often given": ("wide", {"give": {"label": 0.5}}),
     "heavy label": ("wide", {"weights": {"label": 1.5}}),
     "light label": ("wide", {"weights": {"label": 0.15}}),
