@@ -22,8 +22,8 @@ from mtdiff.comparison import mean_and_error
 from mtdiff.datasets import Dataset
 from mtdiff.datasets.decoding import decoded
 from mtdiff.datasets.imagenet import ARCHIVES, get, pack, prepare
+from mtdiff.datasets.imagenet.layouts import SPLITS
 from mtdiff.datasets.imagenet.packing import LABELS, packs, read_meta
-from mtdiff.datasets.imagenet.tree import SPLITS
 from mtdiff.datasets.prepared import prepared
 from mtdiff.datasets.shapes import VOCABULARY, read_caption
 from mtdiff.experiments import EXPERIMENTS, Experiment, budget, matched, recipe, trained_on

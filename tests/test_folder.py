@@ -347,7 +347,7 @@ BAD = {
     "no train": (lambda root: (root / "dog").rename(root / "test"), "pets has no folder train/ beside test/: it holds cat/"),
     "all broken": (
         lambda root: [path.write_bytes(b"x") for path in (root / "cat").iterdir()],
-        "no image of class cat can be read; the first problem: ['cat/cat0.png', \"UnidentifiedImageError",
+        "no image of class cat can be read in train; the first problem: ['cat/cat",
     ),
     "a link": (lambda root: (root / "dog").rename("d") and (root / "dog").symlink_to("../d"), "pets/dog is a link that"),
 }  # fmt: skip

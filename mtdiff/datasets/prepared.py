@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from mtdiff.datasets.base import ALL, Dataset, ahead, one_of, some_of
+from mtdiff.datasets.imagenet.folders import HASHED, OWN
+from mtdiff.datasets.imagenet.layouts import SPLITS
 from mtdiff.datasets.imagenet.packing import BOXES, CAPTIONS, DAMAGED, IMAGES, LABELS, pack, read_meta
 from mtdiff.datasets.imagenet.tables import text_of
-from mtdiff.datasets.imagenet.tree import HASHED, OWN, SPLITS
 from mtdiff.datasets.masks import masks
 from mtdiff.modalities import Caption, vocabulary
 from mtdiff.reading import naming
@@ -97,7 +98,7 @@ def prepared(
         vocabulary=tuple(words),
         size=size,
         sha256=meta["sha256"],
-        flip=split == "train" and meta["layout"] not in (OWN, HASHED) if flip is None else flip,
+        flip=split == "train" and meta.get("layout") not in (OWN, HASHED) if flip is None else flip,
         pool=masks(min(n, POOL), size, seed=0 if split == "train" else 1).bool() if masked else None,
     )
 

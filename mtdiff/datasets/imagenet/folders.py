@@ -5,14 +5,17 @@ import hashlib
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from reprlib import repr as short
 
+from mtdiff.datasets.base import one_of
+from mtdiff.datasets.imagenet.layouts import SPLITS, Listing, Tree, archived, listing_of, seen, wanted
 from mtdiff.datasets.imagenet.tables import lines, text_of
-from mtdiff.datasets.imagenet.tree import HASHED, OWN, Tree, seen
 from mtdiff.reading import naming
 
+OWN, HASHED = "own pictures", "own pictures, held out by a hash of their names"
+"""Layouts, with a folder of held-out pictures and without."""
 HELD_OUT = 0.1
 """Share of the pictures that are held out where no folder says which."""
 TEST = ("val", "test", "validation", "valid")
@@ -22,19 +25,8 @@ TAKEN = ("image", "label", "box", "masked", "caption")
 """Modalities that no folder beside images/ can be."""
 
 
-@dataclass
-class Own:
-    """What `own` finds: names of classes, (class, None, path) of pictures, and captions and other pictures of each."""
-
-    layout: str = ""
-    names: Sequence[str] = ()
-    rows: Sequence[tuple[str, None, Path]] = ()
-    captions: Mapping[Path, str] = field(default_factory=dict)
-    beside: Mapping[str, Mapping[Path, Path]] = field(default_factory=dict)
-
-
-def own(tree: Tree, split: str) -> Own:
-    """The pictures of a split.
+def find(root: str | Path, split: str = "train", classes: Sequence[str] | None = None, limit: int | None = None) -> Listing:
+    """The pictures of a folder: as `archived` where the classes in train/ are called by WordNet ids, else your own.
 
     Classes are sub-folders; pictures in the folder itself are of one class, of its name. Held out is what is in one of
     `TEST` beside train/; without such a folder a hash of its name says whether a picture is, whatever else is there: about
@@ -44,36 +36,37 @@ def own(tree: Tree, split: str) -> Own:
     called as their folder.
 
     Raises:
-        ValueError: no pictures, two of one name, captions or other pictures of some of them only, a table that cannot be
-            read.
+        FileNotFoundError: no such folder.
+        ValueError: as of `archived`; no pictures, two of one name, captions or other pictures of some of them only, a table
+            that cannot be read.
     """
-    train = tree.root / "train"
-    given = next((tree.root / name for name in TEST if (tree.root / name).is_dir()), None)
-    if given and not train.is_dir():
-        raise ValueError(f"{tree.given} has no folder train/ beside {given.name}/: it holds {seen(tree.root)}")
+    one_of("split", split, SPLITS)
+    tree = Tree(Path(root))
+    if tree.of_wordnet:
+        return archived(tree, split, classes, limit)
+    train, held = tree.root / "train", next((tree.root / name for name in TEST if (tree.root / name).is_dir()), None)
+    if held and not train.is_dir():
+        raise ValueError(f"{root} has no folder train/ beside {held.name}/: it holds {seen(tree.root)}")
     place = train if train.is_dir() else tree.root
     if place == train:
-        tree.leave((path for paths in tree.look(tree.root) for path in paths if path not in (train, given)), "beside train/")
-    classes, home, siblings = _classes(tree, place)
-    names = list(classes)
-    if given and split == "val":
+        tree.leave((path for paths in tree.look(tree.root) for path in paths if path not in (train, held)), "beside train/")
+    found, home, siblings = _classes(tree, place)
+    words = {name: name for name in found}
+    if held and split == "val":
         tree.left_out.clear()  # of train/
-        place = given
-        classes, home, siblings = _classes(tree, place)
-    pictures = _by_name((path for paths in classes.values() for path in paths), home)
-    captions = _captions(tree, [tree.root, place, home, *(home / name for name in classes)], list(pictures.values()))
+        place = held
+        found, home, siblings = _classes(tree, place)
+    pictures = _by_name((path for paths in found.values() for path in paths), home)
+    captions = _captions(tree, [tree.root, place, home, *(home / name for name in found)], list(pictures.values()))
     beside = _beside(tree, home, siblings, pictures)
-    if not given:
-        classes = {name: _part(name, paths, split == "val") for name, paths in classes.items()}
+    if not held:
+        found = {name: _part(name, paths, split == "val") for name, paths in found.items()}
         if split == "val":
             tree.left_out.clear()  # of the whole folder, said of train
-    return Own(
-        OWN if given else HASHED,
-        names,
-        [(name, None, path) for name, paths in classes.items() for path in paths],
-        captions,
-        beside,
-    )
+    rows = [(name, None, path) for name, paths in found.items() for path in paths]
+    listing = listing_of(tree, split, OWN if held else HASHED, rows, words, wanted(words, classes), limit)
+    beside = {name: [there[path] for path in listing.files] for name, there in beside.items()}
+    return replace(listing, captions=[captions[path] for path in listing.files if captions], beside=beside)
 
 
 def _classes(tree: Tree, place: Path) -> tuple[dict[str, list[Path]], Path, list[Path]]:
@@ -93,9 +86,8 @@ def _classes(tree: Tree, place: Path) -> tuple[dict[str, list[Path]], Path, list
     elif loose:
         found = {tree.root.resolve().name: loose}
     else:
-        raise ValueError(
-            f"{home} has no pictures, it holds {seen(home)}: expected are pictures, or a sub-folder for each class"
-        )
+        expected = "expected are pictures, or a sub-folder for each class"
+        raise ValueError(f"{home} has no pictures, it holds {seen(home)}: {expected}")
     return found, home, siblings
 
 

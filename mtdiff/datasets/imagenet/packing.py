@@ -14,22 +14,16 @@ from tqdm import tqdm
 
 from mtdiff.datasets.base import ahead
 from mtdiff.datasets.decoding import decoded, upright
-from mtdiff.datasets.imagenet.layouts import find
-from mtdiff.datasets.imagenet.tree import SPLITS, Listing
+from mtdiff.datasets.imagenet.folders import find
+from mtdiff.datasets.imagenet.layouts import SPLITS, Listing
 from mtdiff.files import to_json, write_atomic
 from mtdiff.reading import check_types, naming, read_json
 
 IMAGES, LABELS, BOXES, CAPTIONS, META = "images.bin", "labels.npy", "boxes.npy", "captions.txt", "meta.json"
 FORMAT = 1
 TYPES = {"format": int, "count": int, "size": int, "sha256": str, "skipped": list[list[str]], "names": list[str]}
-TYPES |= {
-    "layout": str,
-    "enlarged": int,
-    "boxes": int,
-    "left_out": list[list[str]],
-    "beside": list[str] | None,
-    "captions": bool | None,
-}
+TYPES |= {"layout": str | None, "boxes": int | None, "enlarged": int | None, "captions": bool | None}
+TYPES |= {"beside": list[str] | None, "left_out": list[list[str]] | None}
 """What is read of a split's meta."""
 DAMAGED = "is damaged: delete its folder and prepare it again"
 WAITING, WORKERS = 256, 8
@@ -70,11 +64,11 @@ def prepare(
 
     Each split becomes a folder with images.bin (N, 3, size, size) uint8, labels.npy (N,) int64, boxes.npy (N, 4) float32
     (left, top, right, bottom in [0, 1] of the packed image; NaN where unknown or outside) and meta.json; with captions.txt,
-    a line for each, and NAME.bin, pictures beside the images as these, where there are such. An image that
-    cannot be read is skipped and listed there, as is what `find` leaves out. A split appears only when it is complete, and
-    what was packed before is returned only if nothing has changed: names, sizes, times, labels and boxes of the files, the
-    folder, and which of them can be read. Smaller images are enlarged by a bicubic filter and counted. `root`, `classes` and
-    `limit` are those of `find`, as are further errors.
+    a line for each, and NAME.bin, pictures beside the images as these, where there are such. An image that cannot be read
+    is skipped and listed there, as is what `find` leaves out. A split appears only when it is complete, and what was packed
+    before is returned only if nothing has changed: names, sizes, times, labels and boxes of the files, the folder, and which
+    of them can be read. Smaller images are enlarged by a bicubic filter and counted. `root`, `classes` and `limit` are those
+    of `find`, as are further errors.
 
     Returns:
         {split: its meta}: "count", "classes", "names", "size", "sha256" of all arrays, "skipped" and "left_out", both
@@ -177,7 +171,8 @@ def _write(listing: Listing, folder: Path, root: Path, size: int, progress: bool
     every, workers = range(len(listing.files)), min(WORKERS, os.cpu_count() or 1)
     pictures, files = _together(listing), [IMAGES, *(f"{name}.bin" for name in listing.beside)]
     results = ahead(lambda i: _read(pictures[i], size, listing.boxes[i]), every, WAITING, workers)
-    bar = tqdm(every, disable=not progress, unit="image", desc=folder.name.strip(".").split(".")[0])
+    split = folder.name.strip(".").split(".")[0]
+    bar = tqdm(every, disable=not progress, unit="image", desc=split)
     with contextlib.closing(results), contextlib.ExitStack() as stack:
         files = [stack.enter_context((folder / name).open("wb")) for name in files]
         for i, read in zip(bar, results, strict=True):
@@ -195,7 +190,7 @@ def _write(listing: Listing, folder: Path, root: Path, size: int, progress: bool
     counts = np.bincount(label, minlength=len(listing.wnids))
     if not counts.all():
         wnid = listing.wnids[int(counts.argmin())]
-        raise ValueError(f"no image of class {wnid} can be read; the first problem: {skipped[0]}")
+        raise ValueError(f"no image of class {wnid} can be read in {split}; the first problem: {skipped[0]}")
     np.save(folder / LABELS, label)
     np.save(folder / BOXES, boxes)
     digest.update(label.tobytes() + boxes.tobytes())
