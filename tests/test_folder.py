@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -457,6 +458,22 @@ def test_a_model_of_a_folder_is_trained_drawn_from_and_judged(experiment, varian
     save(root / "cat" / "new.png", picture(3))
     with pytest.raises(SystemExit, match=f"the model was trained on {name}, the data are pets-8-.*--elsewhere"):
         run(monkeypatch, "evaluate", experiment, "--models", out, "--n", 4, "--data", "pets")
+
+
+def test_the_commands_of_the_readme_work_as_they_are_printed(place, monkeypatch, capsys, quickly):
+    """By a small network, and few steps."""
+    monkeypatch.setitem(UNETS, 32, {"base": 4, "multipliers": (1, 1)})
+    animals(place / "pictures", each=20)
+    section = (ROOT / "README.md").read_text().split("## Your own pictures\n")[1].split("\n## ")[0]
+    commands = re.findall("^mtdiff (.*)$", section, re.M)
+    assert [command.split()[0] for command in commands] == ["train", "sample", "evaluate", "train"]
+    assert section.count("\n") <= 20
+    for command in commands:
+        run(monkeypatch, *shlex.split(command))
+    said = capsys.readouterr().out
+    assert f"labels: {', '.join(20 * ['cat'])}" in said
+    assert "| fade-in |" in said
+    assert {path.name for path in (place / "runs").iterdir()} == {"mine", "filled"}
 
 
 def test_a_pack_is_data_wherever_a_name_is(place, monkeypatch, quickly):
