@@ -19,7 +19,6 @@ import tyro
 from mtdiff import distributed
 from mtdiff.checkpoint import load
 from mtdiff.comparison import mean_and_error
-from mtdiff.datasets import Dataset
 from mtdiff.datasets.decoding import decoded
 from mtdiff.datasets.imagenet import ARCHIVES, get, pack, prepare
 from mtdiff.datasets.imagenet.layouts import SPLITS
@@ -291,13 +290,16 @@ class Evaluate:
             able = " and ".join(name for name, each in EXPERIMENTS.items() if each.options)
             raise ValueError(f"--features is for {able}, {self.experiment} has judges of its own")
         names = self.models or (f"{self.experiment}/{_data(experiment, self.data)}",)
-        models = [(name, _model(name, device)) for name in names]
+        models = [(name, self._trained(name)) for name in names]
         data = _data_of(models[0][1], experiment, self.data) or next(iter(experiment.data))
         test = experiment.on(data)("test")
         if len(test) < LIMITS["Evaluate.n"][0]:
             raise ValueError(f"{data} holds out {len(test)} pictures: to judge takes {LIMITS['Evaluate.n'][0]} at least")
         for name, model in models:
-            self._check_fit(name, model, test)
+            try:
+                matched(model, test, self.elsewhere)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
         _refuse_repeats([(name, model.card) for name, model in models])
         rows = [self._row(name, model, data, k) for k, (name, model) in enumerate(models)]
         variants: dict[str, list] = {}
@@ -310,14 +312,12 @@ class Evaluate:
             write_atomic(self.out, (to_json(result, indent=1) + "\n").encode())
         print(markdown([result]), end=f"written: {self.out}\n" if self.out else "")
 
-    def _check_fit(self, name: str, model: MTDiffusion, test: Dataset) -> None:
-        """Refuse a model that was trained for another experiment, or does not know these data."""
+    def _trained(self, name: str) -> MTDiffusion:
+        """A model that was trained for this experiment."""
+        model = _model(name, self.device)
         if model.card.get("experiment", self.experiment) != self.experiment:
             raise ValueError(f"{name} was trained for {model.card['experiment']}, not for {self.experiment}")
-        try:
-            matched(model, test, self.elsewhere)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
+        return model
 
     def _row(self, name: str, model: MTDiffusion, data: str, k: int) -> dict:
         """The figures of the k-th model; the first is published, if any, and judged as it is there: rounded."""
