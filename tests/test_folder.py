@@ -291,13 +291,14 @@ def one_class(root):
     shutil.rmtree(root / "dog")
 
 
-def into_images(root, **sizes):
-    """All into images/, with masks of as many, or of other sizes."""
+def into_images(root, step=1, size=(10, 8), brightness=1.0):
+    """All into images/, with masks of as many, or of fewer, of other sizes, or darker ones."""
     for name in ("cat", "dog"):
         (root / "images").mkdir(exist_ok=True)
         (root / name).rename(root / "images" / name)
-    for path in sorted((root / "images").rglob("*.png"))[:: sizes.get("step", 1)]:
-        save(root / "masks" / path.relative_to(root / "images"), picture(0, sizes.get("size", (10, 8))).convert("L"))
+    for path in sorted((root / "images").rglob("*.png"))[::step]:
+        mask = PIL.Image.new("L", size, int(255 * brightness))
+        save(root / "masks" / path.relative_to(root / "images"), mask)
 
 
 BAD = {
@@ -339,6 +340,10 @@ BAD = {
     "few masks": (
         lambda root: into_images(root, step=2),
         "pets/masks has 12 of the 24 pictures in pets/images, and none for cat/cat1: expected is one for each",
+    ),
+    "masks of numbers": (
+        lambda root: into_images(root, brightness=1 / 255),
+        "the brightest pixel of all masks is 1 of 255: expected is white where something is",
     ),
     "other sizes": (lambda root: into_images(root, size=(20, 16)), "10x8, pets/masks/"),
     "names of splits": (
@@ -401,6 +406,14 @@ def test_a_network_fits_every_even_size(size):
     assert {*model.backbone.config.get("attention", ()), *model.backbone.config["cross"]} <= set(heights)
     with pytest.raises(ValueError, match=f"size must be even and at least 8, .* got {size + 1}"):
         recipe(size + 1)
+
+
+def test_the_help_says_that_a_folder_will_do(monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "train", "--help")
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "For image-label and imagenet also the path of a folder of pictures" in said
+    assert "--size" in said
 
 
 @pytest.fixture

@@ -75,8 +75,8 @@ def prepare(
         [[file, why], ...], "enlarged", and what it was made from.
 
     Raises:
-        ValueError: a class of which no image can be read, pictures of one name and different sizes, or an `out` that holds
-            something else or was made of other files.
+        ValueError: a class of which no image can be read, pictures of one name and different sizes, masks that are black, or
+            an `out` that holds something else or was made of other files.
         OSError: the disk is full; nothing is left behind.
     """
     if limit is not None and limit < 1:
@@ -167,7 +167,7 @@ def _together(listing: Listing) -> list[tuple[Path, ...]]:
 
 def _write(listing: Listing, folder: Path, root: Path, size: int, progress: bool) -> dict:
     """All arrays of a split; returns what its meta says of them."""
-    digest, kept, boxes, skipped, enlarged = hashlib.sha256(), [], [], [], 0
+    digest, kept, boxes, skipped, enlarged, brightest = hashlib.sha256(), [], [], [], 0, 0
     every, workers = range(len(listing.files)), min(WORKERS, os.cpu_count() or 1)
     pictures, files = _together(listing), [IMAGES, *(f"{name}.bin" for name in listing.beside)]
     results = ahead(lambda i: _read(pictures[i], size, listing.boxes[i]), every, WAITING, workers)
@@ -180,9 +180,10 @@ def _write(listing: Listing, folder: Path, root: Path, size: int, progress: bool
                 skipped.append([_named(listing.files[i], root), read])
                 continue
             pixels, box, side = read
-            for file, each in zip(files, pixels, strict=True):
+            for file, name, each in zip(files, ("image", *listing.beside), pixels, strict=True):
                 file.write(each)
                 digest.update(each)
+                brightest = max(brightest, *each) if name == "mask" else brightest
             kept.append(i)
             boxes.append(box)
             enlarged += side < size
@@ -191,6 +192,8 @@ def _write(listing: Listing, folder: Path, root: Path, size: int, progress: bool
     if not counts.all():
         wnid = listing.wnids[int(counts.argmin())]
         raise ValueError(f"no image of class {wnid} can be read in {split}; the first problem: {skipped[0]}")
+    if "mask" in listing.beside and brightest < 128:
+        raise ValueError(f"the brightest pixel of all masks is {brightest} of 255: expected is white where something is")
     np.save(folder / LABELS, label)
     np.save(folder / BOXES, boxes)
     digest.update(label.tobytes() + boxes.tobytes())
