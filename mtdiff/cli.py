@@ -118,9 +118,9 @@ class Train:
             out = self.out or Path("runs") / self.experiment / Path(data).name / f"{variant}-{self.seed}"
             trainer = experiment.trainer(data, variant, config, out, device, **options)
             with trainer.alone():
-                self._go_on(trainer, out, variant)
+                self._go_on(trainer, out, variant, data)
 
-    def _go_on(self, trainer: Trainer, out: Path, variant: str) -> None:
+    def _go_on(self, trainer: Trainer, out: Path, variant: str, data: str) -> None:
         """Train from where the folder stands, and save the model with its card."""
         say = print if distributed.rank() == 0 else lambda *_: None
         config, resumed = trainer.config, trainer.resume()
@@ -153,7 +153,9 @@ class Train:
         }
         model.save(out, card)
         say(f"trained {trainer.step} steps in {trainer.seconds:.0f} s; the model is in {out}")
-        say(f"look at it:  mtdiff sample {out}      judge it:  mtdiff evaluate {self.experiment} --models {out}")
+        there = data in EXPERIMENTS[self.experiment].data or Path(data).parent == packs()
+        judge = f"mtdiff evaluate {self.experiment} --models {out}" + ("" if there else f" --data {data}")
+        say(f"look at it:  mtdiff sample {out}      judge it:  {judge}")
 
 
 @dataclass
@@ -228,10 +230,7 @@ def _held_out(model: MTDiffusion, name: str, index: str, data: str | None) -> to
     experiment = EXPERIMENTS.get(model.card.get("experiment"))
     if experiment is None:
         raise ValueError("the model's card names no experiment whose held-out data could be used")
-    data = _data_of(model, experiment, data)
-    if data is None:
-        raise ValueError(f"the model's card names no data of {experiment.name} ({trained_on(model)}): add --data")
-    held_out = matched(model, experiment.on(data)("test"), elsewhere=True)
+    held_out = matched(model, experiment.on(_data_of(model, experiment, data))("test"), elsewhere=True)
     if name not in held_out.values:
         raise ValueError(f"the held-out data have {list(held_out.values)}")
     if not index.isdecimal() or int(index) >= len(held_out):
@@ -239,13 +238,15 @@ def _held_out(model: MTDiffusion, name: str, index: str, data: str | None) -> to
     return held_out[torch.tensor([int(index)])][name]
 
 
-def _data_of(model: MTDiffusion, experiment: Experiment, name: str | None) -> str | None:
-    """The data of this name or path, or what a model was trained on, as far as its card says it and it is there."""
+def _data_of(model: MTDiffusion, experiment: Experiment, name: str | None) -> str:
+    """The data of this name or path, else what the model's card says that it was trained on, if that is there."""
     trained = (trained_on(model) or "").split("/")[0]
     if name is None and trained and experiment.packed and (packs() / trained).is_dir():
         name = trained if trained in experiment.data else str(packs() / trained)
     name = name or next((key for key in experiment.data if re.fullmatch(rf"{key}(-[a-z]+)?", trained)), None)
-    return name if name is None or name in experiment.data else _data(experiment, name, model.space[-1])
+    if name is None:
+        raise ValueError(f"the model's card names no data of {experiment.name} ({trained_on(model)}): add --data")
+    return name if name in experiment.data else _data(experiment, name, model.space[-1])
 
 
 def _picture(modality: Image | Mask, path: str) -> torch.Tensor:
@@ -291,7 +292,8 @@ class Evaluate:
             raise ValueError(f"--features is for {able}, {self.experiment} has judges of its own")
         names = self.models or (f"{self.experiment}/{_data(experiment, self.data)}",)
         models = [(name, self._trained(name)) for name in names]
-        data = _data_of(models[0][1], experiment, self.data) or next(iter(experiment.data))
+        known = self.data or (None if trained_on(models[0][1]) else next(iter(experiment.data)))
+        data = _data_of(models[0][1], experiment, known)
         test = experiment.on(data)("test")
         if len(test) < LIMITS["Evaluate.n"][0]:
             raise ValueError(f"{data} holds out {len(test)} pictures: to judge takes {LIMITS['Evaluate.n'][0]} at least")

@@ -489,13 +489,18 @@ def test_the_commands_of_the_readme_work_as_they_are_printed(place, monkeypatch,
     assert {path.name for path in (place / "runs").iterdir()} == {"mine", "filled"}
 
 
-def test_a_pack_is_data_wherever_a_name_is(place, monkeypatch, quickly):
+def test_a_pack_is_data_wherever_a_name_is(place, monkeypatch, capsys, quickly):
     prepare(animals(place / "pets"), place / "packs" / "mine", 8, progress=False)
     run(monkeypatch, "train", "image-label", "--data", "packs/mine")
     out = "runs/image-label/mine/fade-in-0"
+    assert f"mtdiff evaluate image-label --models {out} --data packs/mine\n" in capsys.readouterr().out
     run(monkeypatch, "sample", out, "--n", 1, "--steps", 2, "--data", "packs/mine", "--given", "image=test:0")
-    with pytest.raises(SystemExit, match=r"names no data of image-label \(mine/train\): add --data"):
-        run(monkeypatch, "sample", out, "--n", 1, "--steps", 2, "--given", "image=test:0")
+    for words in (
+        ("sample", out, "--n", 1, "--steps", 2, "--given", "image=test:0"),
+        ("evaluate", "image-label", "--models", out),
+    ):
+        with pytest.raises(SystemExit, match=r"names no data of image-label \(mine/train\): add --data"):
+            run(monkeypatch, *words)
     with pytest.raises(SystemExit, match="packs/mine holds out 3 pictures: to judge takes 4 at least"):
         run(monkeypatch, "evaluate", "image-label", "--models", out, "--data", "packs/mine")
 
@@ -532,8 +537,9 @@ def test_a_name_wins_over_a_folder_of_that_name(place, monkeypatch):
     assert cli._data(EXPERIMENTS["image-label"], "digits") == "digits"
     assert cli._data(EXPERIMENTS["image-label"], "./digits", 8).startswith("data/prepared/digits-8-")
     model = EXPERIMENTS["image-label"].build("digits", "fade-in", 0)
-    found = {}
-    for name in ("digits/train", "digits-8-0a1b2c3d/train", "shapes16-masked/train"):
+    for name, data in (("digits/train", "digits"), ("shapes16-masked/train", "shapes16")):
         model.card = {"data": {"name": name}}
-        found[name] = cli._data_of(model, EXPERIMENTS["image-label"], None)
-    assert list(found.values()) == ["digits", None, "shapes16"], "a pack that is gone is not the set of nearly its name"
+        assert cli._data_of(model, EXPERIMENTS["image-label"], None) == data
+    model.card = {"data": {"name": "digits-8-0a1b2c3d/train"}}
+    with pytest.raises(ValueError, match=r"names no data of image-label .digits-8-0a1b2c3d/train.: add --data"):
+        cli._data_of(model, EXPERIMENTS["image-label"], None)  # a pack that is gone is not the set of nearly its name
