@@ -113,7 +113,7 @@ class Train:
             data = distributed.first(lambda: _data(experiment, self.data, self.size, tell=True))
             config = experiment.config(data, variant, self.budget or budget())
             if data not in experiment.data:  # of few pictures a batch is all
-                config.batch_size = min(config.batch_size, len(prepared(data)))
+                config.batch_size = min(config.batch_size, len(prepared(data, "train", ("image",))))
             config = replace(config, **chosen)
             out = self.out or Path("runs") / self.experiment / Path(data).name / f"{variant}-{self.seed}"
             trainer = experiment.trainer(data, variant, config, out, device, **options)

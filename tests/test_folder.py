@@ -443,14 +443,16 @@ def quickly(monkeypatch):
 def test_a_model_of_a_folder_is_trained_drawn_from_and_judged(experiment, variant, place, monkeypatch, capsys, quickly):
     root = animals(place / "pets", each=20)
     write(root / "cat" / "notes.doc", "x")
+    write(root / "dog" / "broken.png", "x")
     words = ("train", experiment, "--variant", variant, "--data", "pets", "--size", 8)
     run(monkeypatch, *words)
     said = capsys.readouterr().out
-    counts = [len(of(root, split)) for split in ("train", "val")]
+    counts = [len(of(root, split).keys() - {"dog/broken.png"}) for split in ("train", "val")]
     assert f"train: {counts[0]} images of 2 classes (cat " in said
     assert f"val: {counts[1]} images of 2 classes (cat " in said
     assert "held out by a hash of their names" in said
     assert "left out cat/notes.doc: not one of" in said
+    assert "skipped dog/broken.png: UnidentifiedImageError" in said
     name = pack(root, 8).name
     out = f"runs/{experiment}/{name}/{variant}-0"
     assert f"mtdiff sample {out} " in said

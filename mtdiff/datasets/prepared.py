@@ -15,7 +15,7 @@ from mtdiff.datasets.imagenet.layouts import SPLITS
 from mtdiff.datasets.imagenet.packing import BOXES, CAPTIONS, DAMAGED, IMAGES, LABELS, pack, read_meta
 from mtdiff.datasets.imagenet.tables import text_of
 from mtdiff.datasets.masks import masks
-from mtdiff.modalities import Caption, vocabulary
+from mtdiff.modalities import vocabulary
 from mtdiff.reading import naming
 
 MODALITIES = ("image", "label", "box", "masked", "mask")
@@ -27,18 +27,12 @@ AHEAD = 3
 """Batches that are gathered while the GPU computes."""
 
 
-def folder(
-    path: str | Path,
-    size: int | None = None,
-    split: str = "train",
-    modalities: Sequence[str] | None = None,
-    flip: bool | None = None,
-) -> "Prepared":
+def folder(path: str | Path, size: int | None = None, split: str = "train", **options) -> "Prepared":
     """A split of a folder of pictures, packed at a size (32) where it is not yet; see `mtdiff.datasets.imagenet.pack`.
 
-    Other arguments and errors are those of `prepared`.
+    Options and other errors are those of `prepared`.
     """
-    return prepared(pack(path, size), split, modalities, flip)
+    return prepared(pack(path, size), split, **options)
 
 
 def prepared(
@@ -71,10 +65,8 @@ def prepared(
     if "label" in modalities and not several:
         raise ValueError(f"{path} has one class, {meta['names'][0]!r}: labels need two at least, a sub-folder for each")
     masked = "masked" in modalities or ("mask" in modalities and "mask" not in pictures)
-    stored = {
-        "image": IMAGES,
-        **{name: f"{name}.bin" for name in pictures if name in modalities and (name != "mask" or not masked)},
-    }
+    stored = {name: f"{name}.bin" for name in pictures if name in modalities and (name != "mask" or not masked)}
+    stored["image"] = IMAGES
     lacking = [name for name in (LABELS, BOXES, *stored.values()) if not (path / name).is_file()]
     if lacking:
         raise FileNotFoundError(f"{path} lacks {', '.join(lacking)}: delete the folder and prepare it again")
@@ -119,7 +111,9 @@ def _captions(path: Path, beside: Path, n: int) -> tuple[list[str], Tensor]:
             raise ValueError(f"it has {len(said[path.name])} lines, expected {n}")
         words = vocabulary(said.get("train", said[path.name]), unknown=True)
         length = max(len(text.split()) for texts in said.values() for text in texts)
-        return words, Caption(words, length).tokens(said[path.name])
+        token = {word: k for k, word in enumerate(words)}
+        rows = [[token.get(word, token["?"]) for word in text.lower().split()] for text in said[path.name]]
+        return words, torch.tensor([row + [token[""]] * (length - len(row)) for row in rows])
 
 
 @dataclass(frozen=True)

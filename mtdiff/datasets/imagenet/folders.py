@@ -140,7 +140,8 @@ def _captions(tree: Tree, folders: Iterable[Path], pictures: Sequence[Path]) -> 
         if path in found:
             raise ValueError(f"{path} has two captions, in {found[path][1]} and {source}: expected is one")
         found[path] = (" ".join(text.split()), source)
-    tree.left_out = [(path, why) for path, why in tree.left_out if path not in {source for *_, source in said}]
+    sources = {*tables, *(source for *_, source in said)}
+    tree.left_out = [(path, why) for path, why in tree.left_out if path not in sources]
     captions = {path: found[path][0] for path in pictures if path in found and found[path][0]}
     if captions and len(captions) < len(pictures):
         lacking = next(path for path in pictures if path not in captions)
