@@ -418,13 +418,10 @@ def _tell(folder: Path) -> None:
         counts = np.bincount(np.load(folder / split / LABELS), minlength=len(meta["names"]))
         each = ", ".join(f"{name} {count:,}" for name, count in zip(meta["names"][:6], counts, strict=False))
         each += f" and {len(counts) - 6} more" if len(counts) > 6 else ""
-        also = {
-            "boxes": f", {meta['boxes']:,} with a box",
-            "captions": ", captions",
-            "enlarged": f", {meta['enlarged']:,} enlarged",
-        }
-        also = [text for key, text in also.items() if meta.get(key)] + [f", {name}" for name in meta.get("beside") or ()]
-        text = f"{split}: {meta['count']:,} images of {len(counts)} class{'es' * (len(counts) > 1)} ({each}){''.join(also)}"
+        text = f"{split}: {meta['count']:,} images of {len(counts)} class{'es' * (len(counts) > 1)} ({each})"
+        numbers = {"with a box": meta["boxes"], "enlarged": meta["enlarged"]}
+        text += "".join(f", {number:,} {what}" for what, number in numbers.items() if number)
+        text += "".join(f", {name}" for name in ["captions"] * bool(meta.get("captions")) + (meta.get("beside") or []))
         print(f"{text}; {meta['layout']}; sha256 {meta['sha256'][:12]}")
         for what in ("skipped", "left_out"):
             for path, why in meta[what][:10]:

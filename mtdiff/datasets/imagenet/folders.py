@@ -30,10 +30,10 @@ def find(root: str | Path, split: str = "train", classes: Sequence[str] | None =
 
     Classes are sub-folders; pictures in the folder itself are of one class, of its name. Held out is what is in one of
     `TEST` beside train/; without such a folder a hash of its name says whether a picture is, whatever else is there: about
-    `HELD_OUT` of them, and one of each class. A caption is in NAME.txt beside its picture, or in one of `TABLES` in its
-    folder or above, with the columns file_name (from there) and caption or text, as in Hugging Face's ImageFolder. Where the
-    pictures are in images/, folders beside it hold others of the same names: masks/ is the modality "mask", others are
-    called as their folder.
+    `HELD_OUT` of them, and of a class with none the one with the least hash. A caption is in NAME.txt beside its picture, or
+    in one of `TABLES` in its folder or above, with the columns file_name (from there) and caption or text, as in Hugging
+    Face's ImageFolder. Where the pictures are in images/, folders beside it hold others of the same names: masks/ is the
+    modality "mask", others are called as their folder.
 
     Raises:
         FileNotFoundError: no such folder.
