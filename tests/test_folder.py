@@ -426,8 +426,9 @@ def quickly(monkeypatch):
             return replace(config(data, variant, budget), steps=2)
 
         monkeypatch.setitem(EXPERIMENTS, name, replace(experiment, config=config))
-    real = label_scores.referee
-    monkeypatch.setattr(label_scores, "referee", lambda data: replace(real(data), steps=2))
+    referee, bounds = label_scores.referee, label_scores.image_label_bounds
+    monkeypatch.setattr(label_scores, "referee", lambda data: replace(referee(data), steps=2))
+    monkeypatch.setattr(label_scores, "image_label_bounds", lambda model, test, samples, g: bounds(model, test, 1, g))
     monkeypatch.setattr(label_scores, "GUIDANCE", (1.0,))
     monkeypatch.setattr(imagenet_scores, "GUIDANCE", (1.0,))
     monkeypatch.setattr(imagenet_scores, "DRAWS", 2)
@@ -477,7 +478,7 @@ def test_a_model_of_a_folder_is_trained_drawn_from_and_judged(experiment, varian
 
 def test_the_commands_of_the_readme_work_as_they_are_printed(place, monkeypatch, capsys, quickly):
     """By a small network, and few steps."""
-    monkeypatch.setitem(UNETS, 32, {"base": 4, "multipliers": (1, 1)})
+    monkeypatch.setitem(UNETS, 32, {"base": 4, "multipliers": (1, 1, 1, 1)})
     animals(place / "pictures", each=20)
     section = (ROOT / "README.md").read_text().split("## Your own pictures\n")[1].split("\n## ")[0]
     commands = re.findall("^mtdiff (.*)$", section, re.M)
