@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from mtdiff.datasets.planted import SHARES
 from mtdiff.experiments.label_scores import LABEL_RULES
 from mtdiff.metrics import TEMPERATURES
 from mtdiff.reading import naming, read_json
@@ -79,7 +80,7 @@ def markdown(results: Iterable[Mapping | str | Path]) -> str:
     kinds = {result["experiment"] for result in results}
     if len(kinds) != 1:
         raise ValueError(f"one table holds the results of one experiment, got {sorted(kinds)}")
-    planted = all(result.get("data", "").startswith("planted") for result in results)
+    planted = all(result.get("data") in SHARES for result in results)
     tables = {"image-label": colours if planted else labels, "image-representation": representations}
     tables |= {"image-transition": transitions, "masked-image": inpaintings, "imagenet": photographs}
     return tables[kinds.pop()](results)
