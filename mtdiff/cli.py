@@ -219,7 +219,7 @@ class Sample:
             return torch.tensor([modality.names.index(value)])
         if isinstance(modality, Caption):
             of_shapes = tuple(modality.vocabulary) == VOCABULARY
-            return modality.tokens(read_caption(value) if of_shapes else value)
+            return modality.tokens([read_caption(value, self.seed + k) for k in range(self.n)] if of_shapes else value)
         if isinstance(modality, Image | Mask):
             return _picture(modality, value)
         raise ValueError(f"only classes, captions, pictures and masks can be given, or an example as {name}=test:K")

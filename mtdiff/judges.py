@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mtdiff.checkpoint import load
 from mtdiff.datasets.base import Dataset
-from mtdiff.datasets.shapes import BACKGROUNDS, COLOURS, SHAPES, SIZES, VOCABULARY, render, shapes
+from mtdiff.datasets.shapes import BACKGROUNDS, COLOURS, SHAPES, SIZES, VOCABULARY, as_picture, render, shapes
 from mtdiff.files import CARD, save
 from mtdiff.fit import fit
 from mtdiff.provenance import provenance
@@ -61,7 +61,7 @@ class Judge(Recorded, nn.Module):
 
 
 class SceneJudge(Judge):
-    """Reads the caption of a scene."""
+    """Reads the caption of a scene; of a segmentation or a depth it can know sizes, shapes and how many."""
 
     reads = "caption"
 
@@ -103,7 +103,10 @@ class LabelJudge(Judge):
 
 
 def scene_judge(name: str | Path = "shapes16") -> SceneJudge:
-    """A judge of captions: "shapes16" or "shapes32", which come with mtdiff, or one in a folder; see `mtdiff.load`."""
+    """A judge of captions, one in a folder or one that comes with mtdiff; see `mtdiff.load`.
+
+    Those are "shapes16" and "shapes32" for images; with "-segmentation" or "-depth" for these, as `as_picture` shows them.
+    """
     return load(name, kind=SceneJudge, room="judge").requires_grad_(False)
 
 
@@ -149,23 +152,92 @@ def label_accuracy(read: Tensor, label: Tensor) -> dict[str, float]:
     return {name: float(each.double().mean()) for name, each in right.items()}
 
 
+def told_apart(
+    real: Mapping[str, Tensor], drawn: Mapping[str, Tensor], steps: int = 600, seed: int = 0, batch_size: int = 64
+) -> dict[str, float]:
+    """How well a fresh network tells drawn examples from real ones, all their modalities together: 0.5 is not at all.
+
+    Values {name: (N, ...)} are images, class ids, tokens or label maps; as many of each are used. A small convolutional
+    network is trained on half of both and judged on the rest, then the other way around.
+
+    Returns:
+        "accuracy" on all, in [0, 1], and its binomial "stderr".
+
+    Source: classifier two-sample test: Lopez-Paz and Oquab 2017.
+    """
+    n = min(len(value) for values in (real, drawn) for value in values.values())
+    maps, vectors = zip(*(_as_inputs({k: v[:n] for k, v in values.items()}, real) for values in (real, drawn)), strict=True)
+    maps, vectors, truth = torch.cat(maps), torch.cat(vectors), torch.arange(2 * n) // n
+    generator, right = torch.Generator().manual_seed(seed), 0.0
+    order = torch.randperm(2 * n, generator=generator)
+
+    def loss(network: nn.Module, rows: Tensor, generator: torch.Generator) -> Tensor:
+        return nn.functional.cross_entropy(network(maps[rows], vectors[rows]), truth[rows])
+
+    for train, test in itertools.permutations(order.chunk(2)):
+        batches = (train[torch.randint(len(train), (batch_size,), generator=generator)] for _ in range(steps))
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(seed)
+            network = _Telling(maps.shape[1], vectors.shape[1])
+            fit(network, batches, loss, steps, lr=2e-3, generator=generator)
+        with torch.no_grad():
+            said = torch.cat([network(maps[rows], vectors[rows]).argmax(1) for rows in test.split(250)])
+        right += float((said == truth[test]).sum())
+    accuracy = right / (2 * n)
+    return {"accuracy": accuracy, "stderr": (accuracy * (1 - accuracy) / (2 * n)) ** 0.5}
+
+
+def _as_inputs(values: Mapping[str, Tensor], real: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Maps (N, C, H, W) and vectors (N, D) of all modalities, ids as one-hot; the real ones say how many ids there are."""
+    maps, vectors = [], []
+    for name in sorted(real):
+        value = values[name].cpu()
+        if not value.is_floating_point():
+            value = nn.functional.one_hot(value.long(), int(real[name].max()) + 1).float().movedim(-1, 1)
+        (maps if value.ndim == 4 else vectors).append(value if value.ndim == 4 else value.flatten(1))
+    n = len(values[min(real)])
+    return torch.cat(maps or [torch.zeros(n, 1, 4, 4)], 1), torch.cat([torch.zeros(n, 0), *vectors], 1)
+
+
+class _Telling(nn.Module):
+    """Real or drawn? Logits (N, 2) of maps and vectors."""
+
+    def __init__(self, channels: int, size: int):
+        super().__init__()
+
+        def block(c: int, d: int) -> tuple[nn.Module, ...]:
+            return nn.Conv2d(c, d, 3, padding=1, bias=False), nn.BatchNorm2d(d), nn.ReLU()
+
+        self.body = nn.Sequential(*block(channels, 24), nn.MaxPool2d(2), *block(24, 48), nn.MaxPool2d(2), *block(48, 64))
+        self.head = nn.Sequential(nn.Linear(64 + size, 64), nn.ReLU(), nn.Dropout(0.3), nn.Linear(64, 2))
+
+    def forward(self, maps: Tensor, vectors: Tensor) -> Tensor:
+        return self.head(torch.cat([self.body(maps).mean((2, 3)), vectors], 1))
+
+
 def train_judge(
-    size: int = 16, steps: int = 2000, seed: int = 0, batch_size: int = 256, lr: float = 4e-3, kind: type[Judge] = SceneJudge
+    size: int = 16,
+    steps: int = 2000,
+    seed: int = 0,
+    batch_size: int = 256,
+    lr: float = 4e-3,
+    kind: type[Judge] = SceneJudge,
+    sees: str = "image",
 ) -> Judge:
     """Train a judge on an endless stream of scenes, slightly spoilt so that it bears with a generator's artefacts.
 
-    `seed` is that of weights, scenes and what spoils them; for `lr` see `fit`.
+    `seed` is that of weights, scenes and what spoils them; for `lr` see `fit`, for `sees` `as_picture`.
     """
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
         judge = kind(size)
 
     def loss(judge: Judge, scenes: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
-        logits = judge(spoil(scenes["image"], generator))
+        logits = judge(spoil(as_picture(sees, scenes[sees]), generator))
         return nn.functional.cross_entropy(logits.flatten(0, -2), scenes[judge.reads].flatten())
 
     starts = itertools.count(STREAM, batch_size)
-    scenes = (render(range(k, k + batch_size), size, seed, ("image", kind.reads)) for k in starts)
+    scenes = (render(range(k, k + batch_size), size, seed, (sees, kind.reads)) for k in starts)
     fit(judge, scenes, loss, steps, lr, generator=torch.Generator().manual_seed(seed))
     return judge
 
@@ -185,7 +257,12 @@ def _possible() -> Tensor:
 
 
 def make_judge(
-    size: Literal[16, 32], out: Path, steps: int = 2000, seed: int = 0, reads: Literal["caption", "label"] = "caption"
+    size: Literal[16, 32],
+    out: Path,
+    steps: int = 2000,
+    seed: int = 0,
+    reads: Literal["caption", "label"] = "caption",
+    sees: Literal["image", "segmentation", "depth"] = "image",
 ) -> None:
     """Train a judge of scenes, measure it on 2,000 held-out ones and save it.
 
@@ -195,16 +272,17 @@ def make_judge(
         steps: optimiser steps.
         seed: seed of weights and scenes.
         reads: what it reads, a caption or the label of the nearest object.
+        sees: what it reads it off.
     """
     begin, kind = time.perf_counter(), SceneJudge if reads == "caption" else LabelJudge
-    judge = train_judge(size, steps, seed, kind=kind)
+    judge = train_judge(size, steps, seed, kind=kind, sees=sees)
     training = {"seed": seed, "steps": steps, "batch_size": 256, "wall_seconds": round(time.perf_counter() - begin, 1)}
-    test = shapes("test", size, modalities=("image", reads))
-    image, score = test.values["image"], caption_accuracy if reads == "caption" else label_accuracy
+    test = shapes("test", size, modalities=(sees, reads))
+    image, score = as_picture(sees, test.values[sees]), caption_accuracy if reads == "caption" else label_accuracy
     looks = {"clean": image, "spoilt": spoil(image, torch.Generator().manual_seed(1))}
     metrics = {name: score(judge.read(x), test.values[reads]) for name, x in looks.items()}
     card = {
-        "judge": f"reads {reads}s off shapes at {size}x{size}",
+        "judge": f"reads {reads}s off {'' if sees == 'image' else f'the {sees} of '}shapes at {size}x{size}",
         "parameters": sum(p.numel() for p in judge.parameters()),
         "training": training,
         "metrics": {**metrics, "n": len(test), "test_sha256": test.hash()},

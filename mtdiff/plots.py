@@ -194,6 +194,12 @@ def picture_rows(rows: Mapping[str, Tensor], titles: Sequence[str] = (), title: 
     return figure
 
 
+def coloured(classes: Tensor) -> Tensor:
+    """A class at each pixel, (N, H, W) ids, as a picture (N, 3, H, W) in [-1, 1]: 0 nearly black, others a colour each."""
+    colours = torch.tensor([(0.1, 0.1, 0.1), *sns.color_palette("colorblind", max(1, int(classes.max())))])
+    return (2 * colours[classes.cpu()] - 1).movedim(-1, 1)
+
+
 def save_grid(drawn: Mapping[str, Tensor], labels: Mapping[str, Sequence[str]], path: str | Path) -> None:
     """Write what `sample` drew as a picture file, whole or not at all: a grid for one kind of picture, else a row for each.
 
@@ -201,7 +207,7 @@ def save_grid(drawn: Mapping[str, Tensor], labels: Mapping[str, Sequence[str]], 
     that is not known).
     """
     style()
-    pictures = {name: value for name, value in drawn.items() if value.ndim == 4}
+    pictures = {name: value if value.ndim == 4 else coloured(value) for name, value in drawn.items() if value.ndim >= 3}
     label, names = next(iter(labels.items()), (None, ()))
     if len(pictures) == 1:
         figure = pair_grid(*pictures.values(), drawn.get(label), names)

@@ -4,7 +4,7 @@ import collections
 import itertools
 import math
 import numbers
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ def sample(
     steps: int = 50,
     guidance: float = 1.0,
     present: Present = None,
+    chain: str | Sequence[str | tuple[str, Mapping]] = (),
     generator: torch.Generator | None = None,
     **options,
 ) -> dict[str, Tensor]:
@@ -52,6 +53,9 @@ def sample(
         guidance: scale of "bayes", "conditioned" or `towards`; 1 is none beyond the rule itself.
         present: the set S of modalities that the chain carries; None is all. The heads read the others off it. What is
             given outside of S only conditions the backbone.
+        chain: what to draw first, one after the other, each for what is given and drawn before: names, or (name, options of
+            its own such as {"steps": 20, "guidance": 2.0}; guidance is 1 there). All modalities are carried each time, and
+            one is kept; the last time draws the rest.
         generator: source of all noise, on the model's device.
         **options: what else `sample_path` takes: `start`, `repeats`, `towards`, `guide`, `after_step`.
 
@@ -59,14 +63,18 @@ def sample(
         {name: (n, ...)} all modalities, the given ones as copies.
 
     Raises:
-        KeyError: given or rule names an unknown modality.
+        KeyError: given, rule or chain names an unknown modality.
         ValueError: an unknown sampler or rule, steps out of range, guidance that is not finite or that the rule does not
             take, a given value that does not fit, rule "conditioned" for what the model was never given in training, a
-            transition whose source is not given, a present set without something it needs, or a start that does not fit.
+            transition whose source is not given, a present set without something it needs, a start that does not fit, or a
+            chain that names something twice, or what is given.
         FloatingPointError: the chain did not stay finite.
 
     Source: rules 1 and 2 follow Chen et al. 2024 (classifier guidance as a special case); see theory 4.
     """
+    if chain:
+        usual = {"sampler": sampler, "steps": steps, "guidance": guidance, "present": present, **options}
+        return _one_by_one(model, n, dict(given or {}), rule, chain, generator, usual)
     chain = _Chain(model, n, given, rule, generator)
     path = chain.run(sampler=sampler, steps=steps, guidance=guidance, present=present, **options)
     if set(chain.rules.values()) == {"readout"}:
@@ -83,6 +91,23 @@ def sample(
     with torch.no_grad():
         drawn = model.read(z, t, given=known, present=present, prediction=prediction, generator=generator)
     return {**drawn, **{name: value.clone() for name, value in chain.given.items()}}
+
+
+def _one_by_one(model, n, given, rule, chain, generator, usual) -> dict[str, Tensor]:
+    """`sample` of what a chain names, one after the other, and then of the rest."""
+    chain = [chain] if isinstance(chain, str) else list(chain)
+    stages = [(stage, {}) if isinstance(stage, str) else stage for stage in chain]
+    names = check_names("chain", [name for name, _ in stages], list(model.modalities))
+    twice = sorted({name for name in names if name in given or names.count(name) > 1})
+    if twice:
+        raise ValueError(f"chain names {twice}, which is given or named before: {list(names)}, given {sorted(given)}")
+    for name, own in [*((name, {"guidance": 1.0, **own}) for name, own in stages), (None, {})]:
+        rules = {k: each for k, each in rule.items() if k in given} if isinstance(rule, Mapping) else rule
+        drawn = sample(model, n, given=given, rule=rules, generator=generator, **{**usual, **own})
+        given = {**given, name: drawn[name]} if name else given
+        if set(given) == set(model.modalities):
+            break
+    return drawn
 
 
 def sample_path(

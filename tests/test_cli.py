@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -369,9 +370,31 @@ def test_the_caption_of_a_held_out_example_can_be_given(captioned, tmp_path, mon
     assert f"captions:\n  {said}\n" in capsys.readouterr().out
 
 
+def test_words_that_a_caption_leaves_out_are_drawn_for_each_example(captioned, tmp_path, monkeypatch, capsys):
+    kind, folder = captioned
+    if kind == "classes":
+        return
+    command = ["sample", folder, "--n", 6, "--given", "caption=a red circle left of a blue square", "--steps", 2]
+    run(monkeypatch, *command, "--out", tmp_path / "s.png")
+    said = capsys.readouterr().out.split("captions:\n")[1].split("\n")[:6]
+    assert len(set(said)) > 1
+    assert all(re.fullmatch(r"  \w+ (small|large) red circle (small|large) blue square", line) for line in said)
+
+
+def test_maps_of_classes_are_drawn_in_colours(tmp_path):
+    from mtdiff.plots import coloured, save_grid
+
+    classes = torch.tensor([[[0, 1], [2, 2]]])
+    picture = coloured(classes)
+    assert picture.shape == (1, 3, 2, 2)
+    assert torch.equal(picture[..., 1, 0], picture[..., 1, 1])
+    assert len(picture.flatten(2)[0].T.unique(dim=0)) == 3
+    save_grid({"image": torch.zeros(1, 3, 2, 2), "segmentation": classes}, {}, tmp_path / "s.png")
+
+
 def test_words_that_are_no_caption_are_one_clear_line_with_an_example(captioned, tmp_path, monkeypatch):
     kind, folder = captioned
-    text, message = "a red circle left of a blue square", "'a small red circle left of a large blue square on a grey"
+    text, message = "a red ball left of a blue square", "'a small red circle left of a large blue square on a grey"
     if kind == "classes":
         text, message = "wite wolf", r"'wite' is not in the vocabulary: .*'white'.* looks like 'red circle'"
     with pytest.raises(SystemExit, match=f"--given caption={text}: .*{message}"):

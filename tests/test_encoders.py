@@ -291,6 +291,28 @@ def test_what_is_sensed_is_the_posterior_where_it_is_present_and_not_told(kind):
     torch.testing.assert_close(state[2], z[2], atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("codes", ["simplex", "learned"])
+def test_the_words_that_are_sensed_are_the_posterior_over_all_captions(codes):
+    """Bayes' rule over the nine captions of two words out of three, its margins; exact where codes are equally long."""
+    caption = mt.Caption(WORDS, 2, codes, tell="vector", sense=True)
+    process, shown = mt.ForwardProcess(mt.NoiseSchedule.log_snr(20), {"image": 1.0, "it": 0.7}), []
+    space = (1, 8, 8)
+    model = mt.MTDiffusion(process, {"image": mt.Image(space), "it": caption}, mt.UNet(space, 8, (1, 1)), space).eval()
+    model.backbone.register_forward_pre_hook(lambda net, args, options: shown.append((*args, options)), with_kwargs=True)
+    z, every = 2 * randn(3, *space).float(), torch.tensor(list(itertools.product(range(3), repeat=2)))
+    with torch.no_grad():
+        model.predict(z, 9)
+        a = 0.7 * float(process.schedule.abar[9]) ** 0.5
+        code = caption.encode(every).flatten(1)
+        apart = z.flatten(1)[:, None] - a * code
+        near = -0.5 * apart.square().sum(2)  # noise and image are of variance 1
+        chances = (near if codes == "simplex" else a * z.flatten(1) @ code.T).softmax(1)
+        words = torch.stack([chances @ F.one_hot(every, 3).float()[:, place] for place in range(2)], 1)  # (3, L, V)
+        expected = caption.notice(words.flatten(1))
+    torch.testing.assert_close(shown[0][2]["condition"], expected, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(shown[0][0], z - a * (chances @ code).unflatten(1, space), atol=1e-4, rtol=1e-3)
+
+
 def test_what_is_told_is_no_noise_around_what_is_sensed():
     """A told image is taken out before Bayes' rule for the label, whose sum then holds nothing but the state's noise."""
     process, shown = mt.ForwardProcess(mt.NoiseSchedule.log_snr(20), {"image": 1.0, "it": 0.7}), []
@@ -493,7 +515,8 @@ def test_the_expected_code_of_a_linear_generator_is_learned():
         (lambda: mt.Caption(["a"], 2), "at least two different words"),
         (lambda: mt.Caption(["a", "a"], 2), "at least two different words"),
         (lambda: mt.Caption(WORDS, 0), "length must be a whole number from 1 on, got 0"),
-        (lambda: mt.Caption(WORDS, 2, codes="simplex"), "codes must be one of"),
+        (lambda: mt.Caption(WORDS, 2, codes="onehot"), "codes must be one of"),
+        (lambda: mt.Caption(WORDS, 2, sense=True), 'sense needs codes="simplex", or learned ones'),
         (lambda: mt.Caption(WORDS, 2, tell="token"), r"tell must be one of \('tokens', 'vector'\), got 'token'"),
         (lambda: attached(mt.Caption(WORDS, 2), (8,)), r"'it' is given as tokens, which this MLP cannot attend to"),
         (lambda: captioned(weight=0.5), "'caption' has no code, so its weight must be 0 at every step"),
@@ -508,10 +531,10 @@ def test_bad_encoders_are_refused(make, message):
 
 
 def test_a_label_may_be_given_as_a_token_to_what_attends():
-    label = attached(mt.Label(3, tell="token"))
+    label = attached(mt.Label(3, tell="tokens"))
     assert torch.equal(label.condition(torch.tensor([2, 0])), label.embed.weight[[2, 0]][:, None])
     with pytest.raises(ValueError, match="'it' is given as tokens, which this MLP cannot attend to"):
-        attached(mt.Label(3, tell="token"), (8,))
+        attached(mt.Label(3, tell="tokens"), (8,))
 
 
 def test_a_caption_is_given_as_its_words_and_their_places():
@@ -527,6 +550,30 @@ def test_a_caption_may_be_given_as_a_vector_to_any_backbone():
     assert torch.allclose(caption.condition(value), torch.stack(expected))
     long = attached(mt.Caption(range(9), 400, tell="vector"), (6,))
     assert float(long.condition(torch.randint(9, (50, 400))).detach().square().mean()) == pytest.approx(1, abs=0.2)
+
+
+def test_simplex_codes_of_words_are_orthogonal_between_places_and_add_up_to_unit_rms():
+    caption = attached(mt.Caption(WORDS, 2, "simplex"))
+    flat = caption.codes.flatten(2).double()  # (L, V, D)
+    assert flat.sum(1).abs().max() < 1e-5
+    assert (flat[0] @ flat[1].T).abs().max() < 1e-4
+    every = torch.tensor(list(itertools.product(range(3), repeat=2)))
+    assert torch.allclose(caption.encode(every).square().mean((1, 2, 3)), torch.ones(9))
+    few = attached(mt.Caption(range(20), 4, "simplex"))  # 76 dimensions do not fit into 32
+    assert torch.allclose(few.codes.square().mean((2, 3, 4)), torch.full((4, 20), 0.25))
+
+
+def test_a_caption_may_be_missing_in_training():
+    """One of -1 alone: not in the sum, not given, not scored; the loss is that of the same batch with it dropped."""
+    model, tokens = captioned("simplex", 0.7, "vector"), torch.tensor([[0, 1], [-1, -1], [2, -1]])
+    caption = model.modalities["caption"]
+    assert caption.missing(tokens).tolist() == [False, True, False]
+    batch = {"image": torch.rand(2, 2, 4, 4, generator=generator(1)), "caption": tokens[:2]}
+    options = {"give": {"caption": 1.0}, "generator": generator(2)}
+    loss = mt.multitask_loss(model, batch, missing=["caption"], **options)
+    assert loss.terms["caption"] == 0  # the other is given
+    with pytest.raises(ValueError, match=r"'caption' has values outside 0\.\.2: \[-1\]"):
+        mt.multitask_loss(model, {**batch, "caption": tokens[1:]}, missing=["caption"])
 
 
 # ---- words in, words out ----
@@ -618,7 +665,7 @@ def test_the_expected_code_of_a_caption_is_its_mean_over_all_captions(kind):
     assert torch.allclose(chances.sum(1), torch.ones(4).double())
     assert torch.allclose(caption.place(law.expected_code()), torch.einsum("bk,kchw->bchw", chances, codes), atol=1e-6)
     codes.square().sum().backward()  # constant, by the fixed scale
-    assert all(p.grad.abs().max() < 1e-2 for p in caption.table.parameters())
+    assert all(p.grad.abs().max() < 1e-2 for p in caption.learned.parameters())
 
 
 def test_a_caption_by_hand():

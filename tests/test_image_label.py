@@ -22,7 +22,7 @@ from mtdiff.experiments.label_scores import (
     shape_and_colour,
 )
 from mtdiff.modalities import MISSING
-from mtdiff.modalities.label import simplex_codes
+from mtdiff.modalities.words import simplex_codes
 from mtdiff.probes import head_accuracy, head_logits
 from mtdiff.training import TrainConfig, Trainer
 
@@ -132,7 +132,7 @@ def test_a_label_can_be_given_as_a_token():
         told, other, untold = (model.predict(z, 200, given=g) for g in ({"label": label}, {"label": label + 1}, None))
     assert not torch.allclose(told.aggregate, other.aggregate, atol=1e-4)
     assert not torch.allclose(told.aggregate, untold.aggregate, atol=1e-4)
-    modalities = {"label": mt.Label(3, tell="token"), "x": mt.Vector(2)}
+    modalities = {"label": mt.Label(3, tell="tokens"), "x": mt.Vector(2)}
     process = mt.ForwardProcess(mt.NoiseSchedule.log_snr(10), {"x": 1.0, "label": 0.0})
     with pytest.raises(ValueError, match="'label' is given as tokens, which this MLP cannot attend to"):
         mt.MTDiffusion(process, modalities, mt.MLP((2,)), (2,))

@@ -126,7 +126,8 @@ PLAIN = [
     (mt.Mask((3, 4)), {"kind": "Mask", "size": [3, 4], "tell": False, "channels": None}),
     (
         mt.Caption(["a", "b"], 3),
-        {"kind": "Caption", "vocabulary": ["a", "b"], "length": 3, "codes": "none", "channels": None, "tell": "tokens"},
+        {"kind": "Caption", "vocabulary": ["a", "b"], "length": 3, "codes": "none", "channels": None, "tell": "tokens",
+         "sense": False, "seed": 0},
     ),
 ]  # fmt: skip
 

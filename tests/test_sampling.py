@@ -252,6 +252,31 @@ def test_bayes_samples_are_at_the_noise_floor(curve, sampler):
     assert energy_distance(out["x"], truth(model, 1)[0]) < 0.012
 
 
+@pytest.mark.parametrize("first", ["x", "label"])
+def test_one_after_the_other_is_at_the_noise_floor_too(first):
+    """p(first) p(other | first) is the joint law; the same bars as for joint samples, seed 0."""
+    model = mixture(mt.fade_in(0.5))
+    out = mt.sample(model, N, chain=[(first, {"steps": 60})], rule="bayes", steps=100, generator=generator(0))
+    assert energy_distance(out["x"], truth(model)[0]) < 0.012
+    for k, weight in enumerate(model.weights.tolist()):
+        assert abs(float((out["label"] == k).double().mean()) - weight) < 4 * standard_error(weight, N)
+        assert energy_distance(out["x"][out["label"] == k], truth(model, k)[0]) < 0.03
+
+
+def test_a_chain_is_the_calls_that_it_stands_for():
+    """Options of the last call hold for all but guidance; a rule by name holds for what is given by then."""
+    model, image = image_label_model(rule={"label": "conditioned"}), image_label_batch(3)["image"]
+    g, options = generator(0), {"steps": 7, "sampler": "ddpm"}
+    label = mt.sample(model, 3, generator=g, steps=4, sampler="ddpm")["label"]
+    expected = mt.sample(model, 3, given={"label": label}, guidance=2.0, generator=g, **options)
+    chain = [("label", {"steps": 4})]
+    out = mt.sample(model, 3, chain=chain, rule={"label": "conditioned"}, guidance=2.0, generator=generator(0), **options)
+    assert all(torch.equal(out[name], expected[name]) for name in expected)
+    drawn = mt.sample(model, 3, given={"image": image}, generator=generator(1), **options)
+    last = mt.sample(model, 3, given={"image": image}, chain="label", generator=generator(1), **options)
+    assert all(torch.equal(last[name], drawn[name]) for name in drawn)  # nothing is left to be drawn
+
+
 def test_labels_given_points_follow_the_exact_posterior():
     """Points between the classes: label frequencies of 4,000 draws within 4 standard errors; seed 0."""
     model = mixture(mt.constant(1.0))
@@ -667,6 +692,9 @@ LABEL = torch.tensor([0, 1, 2])
         ({"given": {"label": LABEL[:0]}}, ValueError, "given must have at least one example"),
         ({"given": image_label_batch(3), "rule": "bayes"}, ValueError, '"bayes" takes one given modality'),
         ({"given": image_label_batch(3), "rule": {"image": "readout", "label": "bayes"}}, ValueError, "readout"),
+        ({"chain": ["sound"]}, KeyError, "chain names an unknown modality 'sound'"),
+        ({"chain": ["label", "image", "label"]}, ValueError, r"chain names \['label'\], which is given or named before"),
+        ({"chain": ["label"], "given": {"label": LABEL}}, ValueError, r"chain names \['label'\], which is given"),
     ],
 )
 def test_sample_names_what_is_wrong(options, error, message):

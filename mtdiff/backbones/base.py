@@ -83,5 +83,6 @@ def zero(layer: nn.Module) -> nn.Module:
 
 
 def vector_head(pooled: int, size: int) -> nn.Sequential:
-    """An MLP from the pooled vector to `size` numbers that begin as zeros."""
-    return nn.Sequential(nn.Linear(pooled, pooled), nn.SiLU(), zero(nn.Linear(pooled, size)))
+    """An MLP of at most 256 hidden units from the pooled vector to `size` numbers that begin as zeros."""
+    hidden = min(pooled, 256)
+    return nn.Sequential(nn.Linear(pooled, hidden), nn.SiLU(), zero(nn.Linear(hidden, size)))

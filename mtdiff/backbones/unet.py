@@ -24,6 +24,7 @@ class UNet(Backbone):
         attention: heights H at which self-attention follows each residual block (the middle always has one).
         head_channels: channels per attention head, at least (one head where a level has fewer).
         cross: heights at which the network attends to tokens that it is given, after each residual block.
+        cells: the pooled vector holds the means of cells x cells parts of the smallest map: 1 forgets what was where.
 
     Source: Ho et al. 2020; Dhariwal and Nichol 2021, section 3 (scale and shift from the embedding).
     """
@@ -38,12 +39,14 @@ class UNet(Backbone):
         head_channels: int = 64,
         dropout: float = 0.0,
         cross: Sequence[int] = (),
+        cells: int = 1,
     ):
         super().__init__()
         space = tuple(space)
-        check_whole(space=space, base=base, multipliers=multipliers, blocks=blocks, head_channels=head_channels)
+        check_whole(space=space, base=base, multipliers=multipliers, blocks=blocks, head_channels=head_channels, cells=cells)
         _check_levels(space, multipliers, {"attention": attention, "cross": cross})
-        self.space, self.embedding, self.pooled = space, 4 * base, base * multipliers[-1]
+        self.space, self.embedding, self.cells = space, 4 * base, cells
+        self.pooled = base * multipliers[-1] * cells**2
         self.width, self.attends = base * multipliers[0], bool(cross)
         self.level = NoiseLevel(self.embedding)
         self.enter = nn.Conv2d(space[0], base, 3, padding=1)
@@ -80,7 +83,7 @@ class UNet(Backbone):
     def forward(
         self, z: Tensor, u: Tensor, condition: Maybe = None, context: Maybe = None, tokens: Maybe = None, keep: Maybe = None
     ) -> tuple[Tensor, Tensor]:
-        """See `Backbone.forward`; feature map (B, base * multipliers[0], H, W), pooled (B, base * multipliers[-1])."""
+        """See `Backbone.forward`; map (B, base * multipliers[0], H, W), pooled (B, base * multipliers[-1] * cells**2)."""
         if tokens is not None and not self.attends:
             raise ValueError("this UNet cannot attend to tokens: build it with cross=(height, ...)")
         level = self.level(u)
@@ -93,7 +96,7 @@ class UNet(Backbone):
             skips.append(h)
         for layer in self.middle:
             h = layer(h, level, tokens, keep)
-        pooled = F.silu(self.pool_norm(h)).mean((2, 3))
+        pooled = F.adaptive_avg_pool2d(F.silu(self.pool_norm(h)), self.cells).flatten(1)
         for layer in self.up:
             h = layer(torch.cat([h, skips.pop()], 1) if isinstance(layer, Stage) else h, level, tokens, keep)
         return F.silu(self.norm(h)), pooled

@@ -1,6 +1,7 @@
 """Scenes of one to three coloured shapes, with eight modalities of each that are known perfectly."""
 
 import math
+import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +30,8 @@ RENDERING = 1
 
 _OBJECT = " ".join(f"(?:{'|'.join(names)})" for names in (SIZES, COLOURS, SHAPES))
 _CAPTION = re.compile(f"(?:{'|'.join(BACKGROUNDS)})(?: {_OBJECT}){{1,3}}")
-_SENTENCE = re.compile(f"(?:{'|'.join(BACKGROUNDS)}) {_OBJECT}(?:(?: left of)? {_OBJECT}){{0,2}}")
+_SOME = f"(?:(?:{'|'.join(SIZES)}) )?(?:(?:{'|'.join(COLOURS)}) )?(?:{'|'.join(SHAPES)})"
+_SENTENCE = re.compile(f"(?:(?:{'|'.join(BACKGROUNDS)}) )?{_SOME}(?:(?: left of)? {_SOME}){{0,2}}")
 _FILLERS = ("a", "an", "the", "and", "on", "background")
 _INK = ((0.88, 0.12, 0.14), (0.13, 0.62, 0.20), (0.12, 0.26, 0.90))  # of `COLOURS`
 _INK += ((0.98, 0.84, 0.10), (0.85, 0.15, 0.75), (0.10, 0.78, 0.86))
@@ -279,20 +281,28 @@ def parse(captions: Tensor | str | Sequence[str]) -> list[Scene | None]:
     return [row and Scene(row[0], tuple(zip(row[1::3], row[2::3], row[3::3], strict=True))) for row in said]
 
 
-def read_caption(text: str) -> str:
+def read_caption(text: str, seed: int = 0) -> str:
     """The caption that a sentence says: 1 to 3 objects from left to right, before or after them the background.
 
-    ValueError, with an example, for what is no scene of this world, or leaves out part of it.
+    What it leaves out, the background, sizes and colours, is drawn evenly by the seed, as it is in this world. ValueError,
+    with an example, for what is no scene of it.
     """
     said = [word for word in re.findall(r"[^\s,.]+", text.lower()) if word not in _FILLERS]
     if said and said[-1] in BACKGROUNDS:
         said = [said[-1], *said[:-1]]
     if not _SENTENCE.fullmatch(" ".join(said)):
         example = "a small red circle left of a large blue square on a grey background"
-        parts = f"size ({', '.join(SIZES)}), colour ({', '.join(COLOURS)}) and shape ({', '.join(SHAPES)})"
+        parts = f"shape ({', '.join(SHAPES)}), and if you like size ({', '.join(SIZES)}) and colour ({', '.join(COLOURS)})"
         scene = f"1 to 3 objects from left to right by {parts}, and a background ({', '.join(BACKGROUNDS)})"
         raise ValueError(f"{text!r} is no caption of this world, which is {scene}: {example!r}")
-    return " ".join(said).replace(" left of", "")
+    draw, found = random.Random(seed).choice, []
+    caption = [said.pop(0) if said[0] in BACKGROUNDS else draw(BACKGROUNDS)]
+    for word in said:
+        found.append(word)
+        if word in SHAPES:
+            caption += [next((w for w in found if w in names), None) or draw(names) for names in (SIZES, COLOURS, SHAPES)]
+            found = []
+    return " ".join(caption)
 
 
 def palette(segmentation: Tensor) -> Tensor:
@@ -304,3 +314,9 @@ def unpalette(image: Tensor) -> Tensor:
     """The segmentation (N, H, W) whose palette is nearest to an image (N, 3, H, W), pixel by pixel."""
     colours = torch.tensor(_PALETTE, device=image.device, dtype=image.dtype)
     return torch.einsum("kc,nchw->nkhw", colours, image).argmax(1)  # all are equally long: the nearest is the best aligned
+
+
+def as_picture(name: str, value: Tensor) -> Tensor:
+    """A modality of scenes as an image of three channels: a segmentation by `palette`, what has one channel repeated."""
+    value = palette(value) if name == "segmentation" else value
+    return value.expand(-1, 3, -1, -1)

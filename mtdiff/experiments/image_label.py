@@ -60,7 +60,7 @@ def build(data: str, variant: str, seed: int = 0, base: int | None = None) -> MT
         curve = fade_in(1.0, start=0.1)
     mine, others = (slice(0, channels), slice(channels, channels + 1)) if apart else (None, None)
     levels, start = (256, "rest") if scenes else (17, "state")
-    codes, tell = variant if variant in KINDS else "simplex", "token" if variant == "token" else "vector"
+    codes, tell = variant if variant in KINDS else "simplex", "tokens" if variant == "token" else "vector"
     image = Image((channels, size, size), channels=mine, head=not alone, levels=levels, start=start)
     label = Label(len(test.names), names=test.names, channels=others, codes=codes, tell=tell, sense=sense)
     parts = {"image": (1.0, image), "label": (curve, label)}

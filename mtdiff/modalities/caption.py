@@ -5,29 +5,28 @@ from collections.abc import Sequence
 from reprlib import repr as short
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mtdiff.backbones.base import vector_head
 from mtdiff.checks import check_choice, check_ids, check_whole
-from mtdiff.laws import Categorical
-from mtdiff.modalities.base import Modality, View
-from mtdiff.modalities.generators import KINDS, CodeTable
+from mtdiff.modalities.generators import KINDS
+from mtdiff.modalities.words import Words
 
 
-class Caption(Modality):
+class Caption(Words):
     """A caption of L tokens out of V words, (B, L) integer: read by an MLP, position by position.
 
     Without codes it is no part of z_t: E = 0, its weight in the process has to be 0; given, it conditions the backbone.
-    With codes, E(x) = sum_l c_{l, x_l}: a learned code for each position and word (see `CodeTable`).
+    With codes, E(x) = sum_l c_{l, x_l}: a code for each position and word.
 
     Args:
         vocabulary: the V words; at least 2, all different. "" pads shorter captions, "?" takes words that are not known.
         length: L, at least 1.
-        codes: "none", "learned" (every number free), or "generator" (a small network makes codes of embeddings).
+        codes: "none", "simplex" (fixed, see `simplex_codes`), or learned, see `CodeTable`: "learned" or "generator".
         channels: slice of the space that the codes are written to; None is all of it.
         tell: how the backbone is given a caption: as "tokens" that it attends to, or as one "vector", which every backbone
             takes: sum_l e_{l, x_l} / sqrt(L), an embedding for each position and word.
+        sense: True tells the backbone the posterior of the words in the state, and takes the expected code out; see `Label`.
+        seed: seed of the simplices.
 
     Source: cross-attention into the backbone: Chen et al. 2024; head, codes and vector are ours (theory 1, 5).
     """
@@ -39,26 +38,29 @@ class Caption(Modality):
         codes: str = "none",
         channels: slice | None = None,
         tell: str = "tokens",
+        sense: bool = False,
+        seed: int = 0,
     ):
         vocabulary = [str(word) for word in vocabulary]
         if len(vocabulary) < 2 or len(set(vocabulary)) < len(vocabulary):
             raise ValueError(f"vocabulary must be at least two different words, got {vocabulary[:8]}")
         check_whole(length=length)
-        check_choice("codes", codes, ("none", *KINDS))
+        check_choice("codes", codes, ("none", "simplex", *KINDS))
+        if sense and codes == "none":
+            raise ValueError('a caption without codes is never in the state: sense needs codes="simplex", or learned ones')
         super().__init__(channels)
         self.given_as = check_choice("tell", tell, ("tokens", "vector"))
         self.vocabulary, self.length, self.has_code = vocabulary, length, codes != "none"
+        self.places, self.words, self.sense, self._codes, self._seed = (length,), len(vocabulary), sense, codes, seed
 
     def build(self, backbone: nn.Module) -> None:
-        """Create tokens, head and codes."""
-        words = len(self.vocabulary)
+        """Create embeddings, codes and head."""
         if self.given_as == "tokens":
-            self.embed = nn.Embedding(words, backbone.embedding)
+            self.embed = nn.Embedding(self.words, backbone.embedding)
             self.position = nn.Parameter(torch.randn(self.length, backbone.embedding))
         else:
-            self.embed = nn.Embedding(self.length * words, backbone.embedding)
-        self.out = vector_head(backbone.pooled, self.length * words)
-        self.table = CodeTable(self.config["codes"], (self.length, words), self.slice_shape) if self.has_code else None
+            self.embed = nn.Embedding(self.length * self.words, backbone.embedding)
+        self.build_words(backbone, self._codes if self.has_code else None)
 
     def check(self, value: Tensor) -> None:
         """Raise ValueError unless value is an integer (B, L) tensor of token ids."""
@@ -100,28 +102,12 @@ class Caption(Modality):
             example = " ".join([known for known in self.vocabulary if known][: self.length])
             raise ValueError(f"{word!r} is not in the vocabulary: {near}. A caption looks like {example!r}")
 
-    def code(self, value: Tensor) -> Tensor:
-        """The sum of the codes of its words, (B, *slice); zeros where there are none."""
-        one_hot = F.one_hot(value.long(), len(self.vocabulary)).movedim(-1, 1)  # (B, V, L)
-        return self._mix(one_hot.to(self.embed.weight.dtype))
-
     def condition(self, value: Tensor) -> Tensor:
         """Tokens (B, L, embedding), or a vector (B, embedding): what the words are, and where."""
         if self.given_as == "tokens":
             return self.embed(value.long()) + self.position
         rows = value.long() + len(self.vocabulary) * torch.arange(self.length, device=value.device)  # (B, L)
         return self.embed(rows).sum(1) / self.length**0.5
-
-    def head(self, view: View) -> Categorical:
-        """A word at each position, independently: logits (B, V, L)."""
-        logits = self.out(view.pooled).unflatten(1, (self.length, -1)).movedim(-1, 1)
-        return Categorical(logits.to(view.z.dtype), self._mix)
-
-    def _mix(self, chances: Tensor) -> Tensor:
-        """sum_l sum_v p(x_l = v) c_{l, v}, (B, V, L) -> (B, *slice)."""
-        if self.table is None:
-            return chances.new_zeros(len(chances), *self.slice_shape)
-        return torch.tensordot(chances.movedim(1, -1), self.table().to(chances.dtype), dims=2)
 
 
 def vocabulary(texts: str | Sequence[str], unknown: bool = False) -> list[str]:
