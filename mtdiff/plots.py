@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from mtdiff.comparison import Difference
 from mtdiff.elbo import Bound
 from mtdiff.exact import GaussianGap
 from mtdiff.files import write_atomic
@@ -175,6 +176,20 @@ def error_bars(axis: Axes, x: Iterable[float], cells: Iterable[Mapping], **look)
     cells = list(cells)
     mean, error = [cell["mean"] for cell in cells], [cell["stderr"] or 0.0 for cell in cells]
     axis.errorbar(list(x), mean, error, **{"marker": "o", "markersize": 3, "capsize": 2} | look)
+
+
+def differences(axis: Axes, rows: Mapping[str, Difference], xlabel: str, **look) -> None:
+    """Paired differences, a row each, with standard errors as bars, around 0: a full dot is clear, an open one is not.
+
+    How many pairs there are is added to the label of the axis, with the unit and what is better. A single pair has no bar.
+    """
+    for k, difference in enumerate(rows.values()):
+        dot = {"marker": "o", "fillstyle": "full" if difference.clear else "none", "color": _CYCLE[0], "capsize": 2}
+        axis.errorbar(difference.mean, k, xerr=difference.stderr, **dot | look)
+    axis.axvline(0, color="black", linewidth=0.8)
+    pairs = " or ".join(str(n) for n in sorted({difference.n for difference in rows.values()}))
+    axis.set(yticks=range(len(rows)), yticklabels=list(rows), ylim=(len(rows) - 0.5, -0.5))
+    axis.set_xlabel(f"{xlabel}\n(n = {pairs})")
 
 
 def picture_rows(rows: Mapping[str, Tensor], titles: Sequence[str] = (), title: str = "") -> Figure:

@@ -20,6 +20,7 @@ from nbconvert import HTMLExporter
 
 import mtdiff as mt
 from mtdiff import plots, widgets
+from mtdiff.comparison import Difference
 from mtdiff.datasets import MIXTURE, Dataset, masks, shapes
 from mtdiff.experiments import image_representation, image_transition, masked_image
 from mtdiff.metrics import psnr
@@ -250,6 +251,19 @@ def test_error_bars_are_those_of_the_result_file_and_a_single_seed_has_none():
     assert bars.lines[0].get_xydata().tolist() == [[1.0, 3.0], [2.0, 4.0]]
     assert (bars.lines[0].get_marker(), bars.get_label()) == ("s", "a")
     plots.plt.close()
+
+
+def test_differences_stand_around_0_and_say_how_many_pairs_they_are_and_which_are_clear():
+    axis = plots.plt.figure().add_subplot()
+    rows = {"a": Difference(2.0, 0.1, 3), "b": Difference(-1.0, 0.5, 3), "c": Difference(0.5, None, 1)}
+    plots.differences(axis, rows, "points")
+    found = [[bar.get_segments()[0].tolist() for bar in bars.lines[2]] for bars in axis.containers]
+    assert found == [[[[1.9, 0], [2.1, 0]]], [[[-1.5, 1], [-0.5, 1]]], []]
+    assert [bars.lines[0].get_fillstyle() for bars in axis.containers] == ["full", "none", "none"]
+    assert [text.get_text() for text in axis.get_yticklabels()] == ["a", "b", "c"]
+    assert axis.get_ylim() == (2.5, -0.5)
+    assert axis.get_xlabel() == "points\n(n = 1 or 3)"
+    assert axis.lines[-1].get_xdata() == [0, 0]
 
 
 def toy_cloud():
