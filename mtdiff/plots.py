@@ -1,7 +1,7 @@
 """What notebooks show. Colours are colour-blind safe, and a modality keeps its colour through the course."""
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from mtdiff.comparison import Difference
 from mtdiff.elbo import Bound
 from mtdiff.exact import GaussianGap
 from mtdiff.files import write_atomic
@@ -173,6 +174,31 @@ def error_bars(axis: Axes, x: Iterable[float], cells: Iterable[Mapping], **look)
     cells = list(cells)
     mean, error = [cell["mean"] for cell in cells], [cell["stderr"] or 0.0 for cell in cells]
     axis.errorbar(list(x), mean, error, **{"marker": "o", "markersize": 3, "capsize": 2} | look)
+
+
+def differences(found: Mapping[str, Mapping[str, Difference]], less: Collection[str] = (), title: str = "") -> Figure:
+    """Paired differences around 0, with their standard errors: a panel for each figure, a row for each thing compared.
+
+    Blue is better and red is worse, filled where the difference is clear.
+
+    Args:
+        found: {figure: {what is compared: Difference}}; a row that is not in a figure is left empty there.
+        less: the figures of which less is better.
+        title: text above the panels.
+    """
+    rows = list(dict.fromkeys(row for column in found.values() for row in column))
+    figure, (axes,) = panels(1, len(found), (1.2 + 1.9 * len(found), 1.0 + 0.27 * len(rows)), title)
+    for axis, (name, column) in zip(axes, found.items(), strict=True):
+        axis.axvline(0, color="black", linewidth=0.8)
+        for row, difference in column.items():
+            colour = _CYCLE[0] if (difference.mean < 0) == (name in less) else _CYCLE[3]
+            bars = {"xerr": difference.stderr, "capsize": 2, "color": colour}
+            axis.errorbar(difference.mean, rows.index(row), fmt="o", mfc=colour if difference.clear else "white", **bars)
+        n = "/".join(map(str, sorted({difference.n for difference in column.values()})))
+        axis.set_xlabel(f"{name}\n({'less' if name in less else 'more'} is better, n = {n})", fontsize=8)
+        axis.tick_params(labelsize=8)
+        axis.set(yticks=range(len(rows)), yticklabels=rows if axis is axes[0] else [], ylim=(len(rows) - 0.5, -0.5))
+    return figure
 
 
 def picture_rows(rows: Mapping[str, Tensor], titles: Sequence[str] = (), title: str = "") -> Figure:

@@ -20,6 +20,7 @@ from nbconvert import HTMLExporter
 
 import mtdiff as mt
 from mtdiff import plots, widgets
+from mtdiff.comparison import Difference
 from mtdiff.datasets import MIXTURE, Dataset, masks, shapes
 from mtdiff.experiments import image_representation, image_transition, masked_image
 from mtdiff.metrics import psnr
@@ -250,6 +251,20 @@ def test_error_bars_are_those_of_the_result_file_and_a_single_seed_has_none():
     assert bars.lines[0].get_xydata().tolist() == [[1.0, 3.0], [2.0, 4.0]]
     assert (bars.lines[0].get_marker(), bars.get_label()) == ("s", "a")
     plots.plt.close()
+
+
+def test_differences_stand_around_0_blue_where_better_and_filled_where_clear():
+    up, down, single = Difference(2.0, 0.1, 3), Difference(-3.0, 2.9, 3), Difference(1.0, None, 1)
+    figure = plots.differences({"distance": {"a": up, "b": down}, "accuracy": {"b": up, "c": single}}, less={"distance"})
+    blue, red = plots.COLOURS["image"], plots._CYCLE[3]
+    looks = [
+        [(*bars.lines[0].get_xydata()[0], bars.lines[0].get_mfc(), bars.lines[0].get_color()) for bars in axis.containers]
+        for axis in figure.axes
+    ]
+    assert looks == [[(2, 0, red, red), (-3, 1, "white", blue)], [(2, 1, blue, blue), (1, 2, "white", blue)]]
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["a", "b", "c"]
+    said = [axis.get_xlabel() for axis in figure.axes]
+    assert said == ["distance\n(less is better, n = 3)", "accuracy\n(more is better, n = 1/3)"]
 
 
 def toy_cloud():
