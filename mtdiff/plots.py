@@ -1,6 +1,7 @@
 """What notebooks show. Colours are colour-blind safe, and a modality keeps its colour through the course."""
 
 import io
+import textwrap
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -183,7 +184,7 @@ def differences(found: Mapping[str, Mapping[str, Difference]], less: Collection[
 
     Args:
         found: {figure: {what is compared: Difference}}; a row that is not in a figure is left empty there.
-        less: the figures of which less is better.
+        less: the figures of which lower is better.
         title: text above the panels.
     """
     rows = list(dict.fromkeys(row for column in found.values() for row in column))
@@ -195,8 +196,10 @@ def differences(found: Mapping[str, Mapping[str, Difference]], less: Collection[
             bars = {"xerr": difference.stderr, "capsize": 2, "color": colour}
             axis.errorbar(difference.mean, rows.index(row), fmt="o", mfc=colour if difference.clear else "white", **bars)
         n = "/".join(map(str, sorted({difference.n for difference in column.values()})))
-        axis.set_xlabel(f"{name}\n({'less' if name in less else 'more'} is better, n = {n})", fontsize=8)
+        wrapped = textwrap.fill(name, 22)
+        axis.set_xlabel(f"{wrapped}\n({'lower' if name in less else 'higher'} is better, n = {n})", fontsize=8)
         axis.tick_params(labelsize=8)
+        axis.locator_params(axis="x", nbins=4)
         axis.set(yticks=range(len(rows)), yticklabels=rows if axis is axes[0] else [], ylim=(len(rows) - 0.5, -0.5))
     return figure
 

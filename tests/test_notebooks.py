@@ -264,7 +264,7 @@ def test_differences_stand_around_0_blue_where_better_and_filled_where_clear():
     assert looks == [[(2, 0, red, red), (-3, 1, "white", blue)], [(2, 1, blue, blue), (1, 2, "white", blue)]]
     assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["a", "b", "c"]
     said = [axis.get_xlabel() for axis in figure.axes]
-    assert said == ["distance\n(less is better, n = 3)", "accuracy\n(more is better, n = 1/3)"]
+    assert said == ["distance\n(lower is better, n = 3)", "accuracy\n(higher is better, n = 1/3)"]
 
 
 def toy_cloud():
