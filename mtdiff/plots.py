@@ -186,9 +186,9 @@ def differences(axis: Axes, rows: Mapping[str, Difference | None], xlabel: str, 
     """
     for k, difference in enumerate(rows.values()):
         if difference is not None:
-            worse = less is not None and (difference.mean < 0) != less
-            dot = {"marker": "o", "fillstyle": "full" if difference.clear else "none", "capsize": 2}
-            axis.errorbar(difference.mean, k, xerr=difference.stderr, **dot | {"color": _CYCLE[3 if worse else 0]} | look)
+            colour = _CYCLE[3 if less is not None and (difference.mean < 0) != less else 0]
+            dot = {"marker": "o", "color": colour, "mfc": colour if difference.clear else "white", "capsize": 2}
+            axis.errorbar(difference.mean, k, xerr=difference.stderr, **dot | look)
     axis.axvline(0, color="black", linewidth=0.8)
     pairs = " or ".join(str(n) for n in sorted({difference.n for difference in rows.values() if difference}))
     axis.set(yticks=range(len(rows)), yticklabels=list(rows), ylim=(len(rows) - 0.5, -0.5))

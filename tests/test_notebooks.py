@@ -259,11 +259,25 @@ def test_differences_stand_around_0_and_say_how_many_pairs_they_are_and_which_ar
     plots.differences(axis, rows, "points")
     found = [[bar.get_segments()[0].tolist() for bar in bars.lines[2]] for bars in axis.containers]
     assert found == [[[[1.9, 0], [2.1, 0]]], [[[-1.5, 1], [-0.5, 1]]], []]
-    assert [bars.lines[0].get_fillstyle() for bars in axis.containers] == ["full", "none", "none"]
+    assert [bars.lines[0].get_mfc() == "white" for bars in axis.containers] == [False, True, True]
     assert [text.get_text() for text in axis.get_yticklabels()] == ["a", "b", "c"]
     assert axis.get_ylim() == (2.5, -0.5)
     assert axis.get_xlabel() == "points\n(n = 1 or 3)"
     assert axis.lines[-1].get_xdata() == [0, 0]
+
+
+def test_differences_stand_around_0_blue_where_better_and_filled_where_clear():
+    up, down, single = Difference(2.0, 0.1, 3), Difference(-3.0, 2.9, 3), Difference(1.0, None, 1)
+    figure = plots.difference_panels({"distance": {"a": up, "b": down}, "accuracy": {"b": up, "c": single}}, {"distance"})
+    blue, red = plots.COLOURS["image"], plots._CYCLE[3]
+    looks = [
+        [(*bars.lines[0].get_xydata()[0], bars.lines[0].get_mfc(), bars.lines[0].get_color()) for bars in axis.containers]
+        for axis in figure.axes
+    ]
+    assert looks == [[(2, 0, red, red), (-3, 1, "white", blue)], [(2, 1, blue, blue), (1, 2, "white", blue)]]
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["a", "b", "c"]
+    said = [axis.get_xlabel() for axis in figure.axes]
+    assert said == ["distance\nlower is better\n(n = 3)", "accuracy\nhigher is better\n(n = 1 or 3)"]
 
 
 def toy_cloud():
