@@ -252,9 +252,10 @@ for guidance in (0.0, 1.0, 4.0):
 # %% [markdown]
 # ## 5 · Exercises
 #
-# Each has a stub, a check that turns green, and a solution below it. Try before you look.
+# Each has a stub, and a check that turns green or says what is wrong.
 #
-# **Exercise 1 (warm-up). How much noise can it read through?** Write a function that gives the accuracy of the label
+# **Exercise 1 (warm-up, easy, 10 minutes). How much noise can it read through?**
+# Write a function that gives the accuracy of the label
 # head on all `len(test)` held-out images, diffused to step $t$ *without* their labels. *Hint*: encode
 # `test.values["image"]`; "without" is `present={"image"}`, for `process.diffuse(codes, t, present=...)` as well as for
 # `model.predict(z, t, present=...)`, whose `.law["label"]` is what the head says: `.logits`, `.probs`.
@@ -302,7 +303,8 @@ assert not any(check_1(wrong) for wrong in (lambda t: 0.9, lambda t: 0.986 if t 
 solved
 
 # %% [markdown]
-# **Exercise 2 (break it). Too much guidance.** Write a function that returns the *diversity* of 100 samples of the
+# **Exercise 2 (break it, easy, 10 minutes). Too much guidance.**
+# Write a function that returns the *diversity* of 100 samples of the
 # digit 3: the standard deviation over the samples, averaged over pixels. *Hint*: `mt.sample(..., given=...,
 # guidance=..., sampler="ddim")`, then `.std(0).mean()`. What happens from guidance 1 to 5?
 
@@ -344,7 +346,8 @@ assert not any(check_2(wrong) for wrong in (lambda g: 0.29, lambda g: noise.std(
 solved
 
 # %% [markdown]
-# **Exercise 3 (a small research question). Do we need to *give* the network the label?** The framework suggests another
+# **Exercise 3 (a small research question, medium, 15 minutes). Do we need to *give* the network the label?**
+# The framework suggests another
 # way to condition: replace the model's guess of the label by the given one, at every step (`rule="substitute"`). Is it
 # as good as giving it to the network (`rule="conditioned"`)? Write a function that returns the share of 100 samples, ten of
 # each digit, that the judge reads as what was asked for. Use `sampler="ddim"`, which adds no noise on the way back, and

@@ -711,7 +711,8 @@ for start, end, bend, ddim_steps in ((0.0, 1.0, 1.0, 20), (0.0, 3.0, 6.0, 20), (
 #
 # ## 11 · Exercises
 #
-# **Exercise 1 (warm-up). From injected to cumulative.** Write the function that turns a table of injected weights
+# **Exercise 1 (warm-up, easy, 5 minutes). From injected to cumulative.**
+# Write the function that turns a table of injected weights
 # $w_0 \dots w_T$ (with $w_0 = 0$) and a start $W_0$ into the cumulative table $W_0 \dots W_T$. *Hint*: section 4, line
 # 3; `cumsum`.
 
@@ -754,7 +755,8 @@ assert not any(check_1(wrong) for wrong in (plain, late)), "a wrong answer passe
 solved
 
 # %% [markdown]
-# **Exercise 2 (design). A label that is seen only in the middle.** You want a label that is invisible at both ends (so
+# **Exercise 2 (design, medium, 10 minutes). A label that is seen only in the middle.**
+# You want a label that is invisible at both ends (so
 # that $z_0$ is the clean point and $z_T$ is noise) and has its SNR peak at $u = 1/2$ with $\log \mathrm{SNR} = 0$:
 # $\log \mathrm{SNR}(u) = -40\,(u - 1/2)^2$. Return the table $W_0 \dots W_T$ for a given `abar`.
 
@@ -795,7 +797,8 @@ assert not squared, squared.message
 solved
 
 # %% [markdown]
-# **Exercise 3 (break it). Codes that cancel.** Superposed codes can hide each other. With a *constant* weight of 1,
+# **Exercise 3 (break it, easy, 10 minutes). Codes that cancel.**
+# Superposed codes can hide each other. With a *constant* weight of 1,
 # find three label codes (a (3, 2) tensor) such that the three clouds of $m$ lie on top of each other, so that even at
 # $t = 0$ the label can hardly be read off $z_0$. *Hint*: `mixture.means` are the centres of the clouds.
 

@@ -1036,7 +1036,8 @@ for (start, end, own), seen in shown_settings.items():
 #
 # ## 10 · Exercises
 #
-# **Exercise 1 (warm-up). Separate heads by hand.** Write a function that computes the factorisation term for two
+# **Exercise 1 (warm-up, easy, 10 minutes). Separate heads by hand.**
+# Write a function that computes the factorisation term for two
 # modalities $x$ (three numbers) and $y$ (one number) from the covariance `left` (4, 4) of $(x, y)$ given $z_0$. *Hint*:
 # for Gaussians, $\frac12 \log$ of a ratio of determinants.
 
@@ -1076,7 +1077,8 @@ assert not apart, apart.message
 solved
 
 # %% [markdown]
-# **Exercise 2 (break it). Two accidents.** A real image head is factorised over *pixels*: the best guess plus
+# **Exercise 2 (break it, medium, 15 minutes). Two accidents.**
+# A real image head is factorised over *pixels*: the best guess plus
 # independent noise. So let each pixel be a modality of its own, with channels of its own and constant curves: a tight
 # design. The number is unrelated here, `problem(correlation=0.0)`. Now break the design in two ways: (a) the pixels'
 # encoder **collapses**, its codes shrink to `shrink` times themselves; (b) the chain ends too early, at log-SNR `low`.
@@ -1137,7 +1139,8 @@ solved
 # denoise. With *one* full-covariance head for all pixels, this accident would cost the bound nothing at all, since such
 # a head can do the whole job. The bound assumes heads as good as they can be; a collapsed encoder hands them the work.
 #
-# **Exercise 3 (a small research question). A better fade-in.** The number has to be out of $z_0$ ($W = 0$ at $u = 0$),
+# **Exercise 3 (a small research question, hard, 20 minutes). A better fade-in.**
+# The number has to be out of $z_0$ ($W = 0$ at $u = 0$),
 # fully there at the end ($W = 1$ at $u = 1$), and half there in the middle ($W \ge 1/2$ at $u = 1/2$, so that
 # postponing it all is no way out). Find a curve whose gap is at least 20 % below the linear one's, superposed and in
 # channels of its own, for few steps and for many. *Further*: what is the best curve? What would it be for $W \ge 0.9$

@@ -1200,7 +1200,8 @@ for setting in (
 # %% [markdown]
 # ## 10 · Exercises
 #
-# **Exercise 1 (warm-up). DDIM from the flow.** Section 6 wrote the probability flow in $u = z/\sqrt{\bar\alpha}$
+# **Exercise 1 (warm-up, medium, 15 minutes). DDIM from the flow.**
+# Section 6 wrote the probability flow in $u = z/\sqrt{\bar\alpha}$
 # and $r = \sqrt{(1 - \bar\alpha)/\bar\alpha}$. Freeze $\hat\varepsilon$ and the $e_i$ over a step, integrate, and
 # go back to $z_s$. It should be the library's DDIM step (do not call it), although no $\hat m_s$ appears. *Hint*:
 # `guess.noise(process, z, t)` is $\hat\varepsilon$, `guess.codes` are the $e_i$ of the weights that move,
@@ -1249,7 +1250,8 @@ assert not still, still.message
 solved
 
 # %% [markdown]
-# **Exercise 2 (break it). Codes that mislead substitution.** How bad substitution is depends on how the codes lie
+# **Exercise 2 (break it, medium, 15 minutes). Codes that mislead substitution.**
+# How bad substitution is depends on how the codes lie
 # against the data. Find three codes of length 1 (a tensor of shape (3, 2)) with which substitution, constant
 # $W = 1$, asked for a class, draws *another* class more than six times in seven, for every class; Bayes should still
 # get it right. *Hint*: the means are `MIXTURE["means"]`. In which direction would a code have to point, so that the
@@ -1299,7 +1301,8 @@ assert not apart, apart.message
 solved
 
 # %% [markdown]
-# **Exercise 3 (a small research question). Two stages.** Bayes needs a gradient of the network at every step,
+# **Exercise 3 (a small research question, hard, 20 minutes). Two stages.**
+# Bayes needs a gradient of the network at every step,
 # substitution needs none. The price plot of section 4 says where substitution pays. So: Bayes while $t >$ `switch`,
 # substitution from there on. Write the ancestral chain for `mixture(mt.constant(1.0))`: 100 steps of two, from
 # $z_{200} \sim \mathcal N(0, I)$ to $z_0$, for the labels `y`; return $x$ as $\mathbb E[x \mid z_0]$. *Hint*:

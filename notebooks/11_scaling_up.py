@@ -700,7 +700,8 @@ plots.show(
 # %% [markdown]
 # ## 7 · Exercises
 #
-# **Exercise 1 (warm-up). What fits?** A device has `room` GiB. Return the largest batch of our U-Net that fits if it is
+# **Exercise 1 (warm-up, easy, 10 minutes). What fits?**
+# A device has `room` GiB. Return the largest batch of our U-Net that fits if it is
 # computed in `accumulate` equal parts, one after the other, with activations in two bytes instead of four. (`state` and
 # `each` are the bytes of step 2. A batch is divisible by `accumulate`.)
 
@@ -744,7 +745,8 @@ assert not four_bytes, four_bytes.message
 solved
 
 # %% [markdown]
-# **Exercise 2 (repair it). An average in 16 bits.** The average of step 5 never moves, because rounding to the nearest
+# **Exercise 2 (repair it, medium, 20 minutes). An average in 16 bits.**
+# The average of step 5 never moves, because rounding to the nearest
 # number loses the same little bit every time. Write a rounding that is right *on average*: a number between two bf16
 # neighbours becomes the upper one with the probability that makes the mean exact. (A bf16 number is an fp32 number
 # whose last 16 bits are 0; `x.view(torch.int32)` shows the bits.)
@@ -796,7 +798,8 @@ assert not any(check_2(wrong) for wrong in (lambda x, generator: x.bfloat16(), o
 solved
 
 # %% [markdown]
-# **Exercise 3 (a small research question). What makes the gradient noisy?** Devices and shards give the noise scale
+# **Exercise 3 (a small research question, hard, 30 minutes). What makes the gradient noisy?**
+# Devices and shards give the noise scale
 # away for free: each has a gradient of its own. Given the gradients of $n$ shards of $b$ examples, return unbiased
 # estimates of $\|G\|^2$ and $\operatorname{tr}\Sigma$. Then: the library *stratifies* noise levels, one in each $b$-th
 # part of the steps for the $b$ examples of a shard. How much of the noise does that take away? Compare shards of 16

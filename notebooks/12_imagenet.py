@@ -472,7 +472,8 @@ plots.show(widgets.draw_class(model, 9, guidance=4.0, steps=25, seed=0, n=6), "S
 # %% [markdown]
 # ## 7 · Exercises
 #
-# **Exercise 1 (warm-up). Its own judge.** Return the share of the images that `model` calls by the label it drew them
+# **Exercise 1 (warm-up, easy, 10 minutes). Its own judge.**
+# Return the share of the images that `model` calls by the label it drew them
 # for: with `head_logits(model, Dataset(name, {"image": ..., "label": ...}), generator=...)`, (N, 10). Does guidance 3
 # raise it, by more than 40 images can tell? And why would this share be no measure of quality, if it did?
 
@@ -514,7 +515,8 @@ assert not constant, constant.message
 solved
 
 # %% [markdown]
-# **Exercise 2 (break it). A perfect score for nothing.** PSNR is the figure of restoration. Write a filling of the hole
+# **Exercise 2 (break it, medium, 20 minutes). A perfect score for nothing.**
+# PSNR is the figure of restoration. Write a filling of the hole
 # that has a *higher* PSNR than a draw of the model, without any network, on six drawn images. One colour for each hole
 # is too easy: the filling has to be better than the best single colour, too. What does that say about the figure?
 
@@ -584,7 +586,8 @@ print(f"heat less mean, image by image: {paired(scores['heat'], scores['mean']):
 # perfect mean is ahead of any other filling, and a network that was shown 640,000 examples should know far more of them
 # than a plate of heat. Asked for the mean at once, from noise, this one hardly does. PSNR is not to blame; the model is.
 #
-# **Exercise 3 (a small research question). Guidance at equal price.** Guidance evaluates the network twice in each
+# **Exercise 3 (a small research question, medium, 20 minutes). Guidance at equal price.**
+# Guidance evaluates the network twice in each
 # step, and twice for the reading at the end. Draw the 60 classes in `asked` with guidance 3 in 12 steps, and without
 # guidance in as many steps as take the same number of evaluations; both with `rule="conditioned"` and
 # `generator=rng(0)`. The shipped classifier compares them (no independent judge: section 5). Does guidance pay at this
