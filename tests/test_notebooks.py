@@ -147,7 +147,7 @@ def test_slides_are_the_tagged_cells_and_the_figures_and_fetch_nothing(source):
     titles = [re.search(r"^#+ (.*)", cell.source, re.M) for cell in notebook.cells if "slide" in tags_of(cell)]
     shown = [c for c in notebook.cells if course.figures(c) and not {"exercise", "check", "solution"} & set(tags_of(c))]
     assert slides.count("<section>") == len(titles) + len(shown) >= 10
-    assert all("$" in title[1] or html.escape(title[1]).split("*")[0] in slides for title in titles if title)
+    assert all(re.split(r"[*$`]", title[1])[0].strip() in opened.text for title in titles if title)
     assert slides.count("<img alt=") == sum(len(course.figures(cell)) for cell in shown)
     assert 'alt=""' not in slides
     assert [address for address in opened.fetched if address.startswith("http")] == []
@@ -235,7 +235,7 @@ def test_a_wrong_answer_is_tried_beside_every_solution(source):
 def test_changed_code_is_noticed_and_changed_text_is_carried_over(tmp_path):
     source = course.sources()[0]
     copy = tmp_path / source.name
-    copy.write_text(source.read_text() + "\n# more text")
+    copy.write_text(source.read_text().rstrip() + "\n# more text")
     copy.with_suffix(".ipynb").write_text(source.with_suffix(".ipynb").read_text())
     assert not course.out_of_date(copy)
     page, old = course.refreshed(copy), nbformat.read(source.with_suffix(".ipynb"), 4)
@@ -253,7 +253,7 @@ GUIDE = course.GUIDE.read_text()
 @every_notebook
 def test_every_exercise_says_how_hard_and_how_long_it_is_as_the_guide_does(source):
     text = "\n".join(source for kind, source, _ in course.cells(jupytext.read(source)) if kind == "markdown")
-    said = re.findall(r"^\*\*Exercise (\d) \([\w ]+, (easy|medium|hard), (\d+) minutes\)\. .+\*\*", text, re.M)
+    said = re.findall(r"^\*\*Exercise (\d) \([\w -]+, (easy|medium|hard), (\d+) minutes\)\. .+\*\*", text, re.M)
     stubs = sum("exercise" in tags for _, _, tags in course.cells(jupytext.read(source)))
     checks = {int(number) for number in re.findall(r"^def check_(\d+)\(", source.read_text(), re.M)}
     assert [int(number) for number, _, _ in said] == sorted(checks)
