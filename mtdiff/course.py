@@ -181,6 +181,8 @@ def run(notebook: NotebookNode, minutes: float) -> str:
             return f"cut off after {minutes:g} minutes in code cell {client.code_cells_executed}"
         except DeadKernelError:
             return f"the process died in code cell {client.code_cells_executed}"
+        except Exception as error:  # a kernel that is lost shows in many ways
+            return f"lost in code cell {client.code_cells_executed} ({type(error).__name__} {error})"
     return ""
 
 

@@ -203,6 +203,17 @@ def test_an_endless_notebook_is_cut_off(toy, tmp_path):
     assert row.seconds < 60
 
 
+def test_a_kernel_that_cannot_be_reached_is_a_row(toy, tmp_path, monkeypatch):
+    returned(tmp_path, "anna.ipynb")
+
+    def execute(self, **options):
+        raise TimeoutError
+
+    monkeypatch.setattr(course.Runner, "execute", execute)
+    (row,) = course.grade(tmp_path / "returned", 1)
+    assert (row.exercise, row.passed, row.message) == (1, False, "lost in code cell 0 (TimeoutError )")
+
+
 def test_a_notebook_that_lost_its_mark_is_known_by_its_name(toy, tmp_path):
     returned(tmp_path, "00_quickstart_anna.ipynb", "def square(x):\n    return x * x")
     notebook = nbformat.read(tmp_path / "returned" / "00_quickstart_anna.ipynb", 4)

@@ -95,7 +95,8 @@ def test_a_wheel_says_where_the_course_is(wheel, tmp_path):
 
 
 def test_importing_the_core_pulls_in_neither_torchvision_nor_the_notebook_packages():
-    code = "import sys, mtdiff; print([m for m in ('torchvision', 'matplotlib', 'sklearn', 'IPython', 'nbformat') if m in sys.modules])"
+    names = ("torchvision", "matplotlib", "sklearn", "IPython", "nbformat")
+    code = f"import sys, mtdiff, mtdiff.cli; print([m for m in {names} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
