@@ -962,7 +962,7 @@ solved
 # bias of the start, *plus* the information that $z_T$ still holds about $x$, which is no bias (Hoffman and Johnson
 # 2016). At log-SNR -2 it is 0.16 nats, and yet 2000 samples cannot be told from data.
 #
-# **Exercise 3 (a small research question, hard, 20 minutes). Which output forgives errors?**
+# **Exercise 3 (a small research question, medium, 15 minutes). Which output forgives errors?**
 # A network is never exact. Suppose its output
 # is off by the same `offset` in every coordinate, at every $z$ and $t$. Write the function that returns the guess of
 # $x$ after the offset: given the exact guess `x_hat` (B, 2), the step, and the kind of output. *Hint*: what is the

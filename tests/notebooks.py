@@ -135,11 +135,11 @@ def timed(text: str, number: str) -> str:
 
     def heading(match) -> str:
         exercise, kind, title, rest = match.groups()
-        first = f"# **Exercise {exercise} ({kind}{effort.get(exercise, '')}). {title}**"
+        first = f"# **Exercise {exercise} ({kind}{effort.get(exercise, '')}){title}**"
         return first + (f"\n#{rest}" if rest and len(first + rest) > 120 else rest)
 
     effort_said = r"(?:, \w+, \d+ minutes)?"
-    return re.sub(rf"^# \*\*Exercise (\d) \((.*?){effort_said}\)\. (.*?)\*\*(.*)$", heading, text, flags=re.M)
+    return re.sub(rf"^# \*\*Exercise (\d) \((.*?){effort_said}\)([.:] .*?)\*\*(.*)$", heading, text, flags=re.M)
 
 
 def clean(output):

@@ -253,7 +253,7 @@ GUIDE = course.GUIDE.read_text()
 @every_notebook
 def test_every_exercise_says_how_hard_and_how_long_it_is_as_the_guide_does(source):
     text = "\n".join(source for kind, source, _ in course.cells(jupytext.read(source)) if kind == "markdown")
-    said = re.findall(r"^\*\*Exercise (\d) \([\w -]+, (easy|medium|hard), (\d+) minutes\)\. .+\*\*", text, re.M)
+    said = re.findall(r"^\*\*Exercise (\d) \([\w -]+, (easy|medium|hard), (\d+) minutes\)[.:] .+\*\*", text, re.M)
     stubs = sum("exercise" in tags for _, _, tags in course.cells(jupytext.read(source)))
     checks = {int(number) for number in re.findall(r"^def check_(\d+)\(", source.read_text(), re.M)}
     assert [int(number) for number, _, _ in said] == sorted(checks)
@@ -274,9 +274,9 @@ def test_the_guide_names_every_notebook_and_no_other():
 
 
 def test_minutes_are_written_into_a_source_once():
-    text = "# **Exercise 1 (warm-up). Squares.** Square\n# **Exercise 9 (odd). None.** No"
+    text = "# **Exercise 1 (warm-up). Squares.** Square\n# **Exercise 9 (odd): none.** No"
     once = course.timed(text, "00")
-    assert once == "# **Exercise 1 (warm-up, easy, 10 minutes). Squares.** Square\n# **Exercise 9 (odd). None.** No"
+    assert once == "# **Exercise 1 (warm-up, easy, 10 minutes). Squares.** Square\n# **Exercise 9 (odd): none.** No"
     assert course.timed(once, "00") == once
     assert course.timed(once.replace("easy, 10", "hard, 99"), "00") == once
     long = course.timed(f"# **Exercise 1 (warm-up). Squares.** {'word ' * 17}end", "00")
