@@ -1,5 +1,7 @@
-"""The command line: mtdiff train | sample | evaluate, over the same experiments as the notebooks; and mtdiff data."""
+"""The command line: mtdiff train | sample | evaluate, over the same experiments as the notebooks; mtdiff data and course."""
 
+import csv
+import io
 import itertools
 import json
 import math
@@ -39,11 +41,11 @@ from mtdiff.training import Trainer
 LIMITS = {
     "Sample.n": (1, 1024), "Evaluate.n": (4, 10**7), "Sample.repeats": (1, 1000), "Sample.guidance": (-1000, 1000),
     "Train.max_minutes": (0, math.inf), "Train.look_every": (0, 10**9), "Prepare.size": (8, 4096),
-    "Train.size": (8, 4096), "Train.seed": (0, 2**32), "Sample.seed": (0, 2**32), "Evaluate.seed": (0, 2**32),
+    "Train.size": (8, 4096), "Grade.minutes": (0.01, 10**4), "Train.seed": (0, 2**32), "Sample.seed": (0, 2**32), "Evaluate.seed": (0, 2**32),
 }  # fmt: skip
 """Ranges of numbers that nobody else checks at once, and in these words."""
 PATHS = "For image-label and imagenet also the path of a folder of pictures, or of what data prepare wrote."
-FILES = ("Sample.out", "Evaluate.out")
+FILES = ("Sample.out", "Evaluate.out", "Grade.out")
 """Places to write that are a file; those of other commands are a folder."""
 
 
@@ -378,6 +380,76 @@ class Data:
         self.action.run()
 
 
+@dataclass
+class Students:
+    """Write the notebooks for students: stubs and checks, without solutions and outputs."""
+
+    # A new folder: notebooks/, and the result files that they read in data/.
+    out: Annotated[Path, tyro.conf.Positional]
+    only: tuple[str, ...] = ()  # Numbers or names of notebooks, such as 00 05; default: all.
+
+    def run(self) -> None:
+        """Write them and say where."""
+        written = _course().hand_out(self.out, self.only, solutions=isinstance(self, Solutions))
+        print(f"{len(written)} notebooks are in {written[0].parent}")
+
+
+@dataclass
+class Solutions(Students):
+    """Write the notebooks for teachers: executed, with solutions in view."""
+
+
+@dataclass
+class Grade:
+    """Run returned notebooks, each in a process of its own, and say which exercises the course's checks pass.
+
+    A process is no sandbox: what students wrote runs with your rights, so use an account or a container that may be lost.
+    """
+
+    # Notebooks, in subfolders named after students or in files named after both: anna/05_x.ipynb, 05_x_anna.ipynb.
+    folder: Annotated[Path, tyro.conf.Positional]
+    minutes: float = 10.0  # Time for each notebook, as a whole.
+    out: Path | None = None  # Also write the table: a .csv or a .json file.
+
+    def run(self) -> None:
+        """Grade, print a line for each exercise, and write the table."""
+        course, kind = _course(), self.out.suffix if self.out else ".csv"
+        if kind not in (".csv", ".json"):
+            raise ValueError(f"--out {self.out} must end in .csv or .json")
+        rows = []
+        for row in course.grade(self.folder, self.minutes):
+            rows.append(vars(row))
+            word = "passed" if row.passed else "open"
+            print(f"{row.who:20} {row.notebook:32} {row.exercise} {word:6}  {row.message}", flush=True)
+        print(f"{sum(row['passed'] for row in rows)} of {len(rows)} exercises passed")
+        if self.out:
+            text = io.StringIO(newline="")
+            table = csv.DictWriter(text, rows[0])
+            table.writeheader()
+            table.writerows(rows)
+            write_atomic(self.out, (to_json(rows, indent=1) + "\n" if kind == ".json" else text.getvalue()).encode())
+
+
+@dataclass
+class Course:
+    """Hand the course out, for students or for teachers, and grade what returns."""
+
+    action: tyro.conf.OmitSubcommandPrefixes[Students | Solutions | Grade]
+
+    def run(self) -> None:
+        """Do what was asked for."""
+        self.action.run()
+
+
+def _course():
+    """The module, if there is all that it needs."""
+    try:
+        from mtdiff import course
+    except ImportError as error:
+        raise ImportError(f"the course needs {error.name}: pip install 'mtdiff[notebooks]'") from None
+    return course
+
+
 def _save_grid(model: MTDiffusion, drawn: Mapping[str, torch.Tensor], path: Path) -> None:
     """Write a picture of what was drawn."""
     try:
@@ -522,7 +594,7 @@ def _refuse(message: str) -> NoReturn:
 def main() -> None:
     """Entry point: errors that a user can mend are one line and status 2, without a traceback."""
     description = "Train, sample and judge multi-modal diffusion models."
-    command = tyro.cli(Train | Sample | Evaluate | Data, prog="mtdiff", description=description)
+    command = tyro.cli(Train | Sample | Evaluate | Data | Course, prog="mtdiff", description=description)
     threads = os.environ.get("MTDIFF_THREADS", "")
     try:
         if "" in sys.argv[1:]:
