@@ -41,7 +41,8 @@ from mtdiff.training import Trainer
 LIMITS = {
     "Sample.n": (1, 1024), "Evaluate.n": (4, 10**7), "Sample.repeats": (1, 1000), "Sample.guidance": (-1000, 1000),
     "Train.max_minutes": (0, math.inf), "Train.look_every": (0, 10**9), "Prepare.size": (8, 4096),
-    "Train.size": (8, 4096), "Grade.minutes": (0.01, 10**4), "Train.seed": (0, 2**32), "Sample.seed": (0, 2**32), "Evaluate.seed": (0, 2**32),
+    "Train.size": (8, 4096), "Train.seed": (0, 2**32), "Sample.seed": (0, 2**32), "Evaluate.seed": (0, 2**32),
+    "Grade.minutes": (0.01, 10**4),
 }  # fmt: skip
 """Ranges of numbers that nobody else checks at once, and in these words."""
 PATHS = "For image-label and imagenet also the path of a folder of pictures, or of what data prepare wrote."

@@ -306,7 +306,8 @@ for guidance in (0.0, 1.0, 4.0):
 #
 # Each has a stub, a check that turns green, and a solution below it. Try before you look.
 #
-# **Exercise 1 (warm-up): how much noise can it read through?** Write a function that gives the accuracy of the label
+# **Exercise 1 (warm-up, easy, 10 minutes): how much noise can it read through?**
+# Write a function that gives the accuracy of the label
 # head on all `len(test)` held-out images, diffused to step $t$ *without* their labels. *Hint*: section 2 does it by
 # hand, for one image and $t = 0$.
 
@@ -354,7 +355,8 @@ solved
 
 
 # %% [markdown]
-# **Exercise 2 (break it): too much guidance.** Write a function that returns the *diversity* of 100 samples of the
+# **Exercise 2 (break it, easy, 10 minutes): too much guidance.**
+# Write a function that returns the *diversity* of 100 samples of the
 # digit 3: the standard deviation over the samples, averaged over pixels. *Hint*:
 # `mt.sample(..., given=..., guidance=..., sampler="ddim")`, then `.std(0).mean()`. (A *sampler* is a way to take the
 # steps back; "ddim" adds no noise on the way.) What happens from guidance 1 to 5?
@@ -398,7 +400,8 @@ solved
 
 
 # %% [markdown]
-# **Exercise 3 (a small research question): must the network be *given* the label?** The framework suggests another way
+# **Exercise 3 (a small research question, medium, 15 minutes): must the network be *given* the label?**
+# The framework suggests another way
 # to condition: replace the model's guess of the label by the given one, at every step (`rule="substitute"`). Is it as
 # good as giving it to the network (`rule="conditioned"`)? Write a function that returns the share of 100 samples, ten
 # of each digit, that the judge reads as what was asked for. Use `sampler="ddim"` and 25 steps; `agreement` from above

@@ -955,7 +955,8 @@ for t in (15, 42, 80):
 # %% [markdown]
 # ## 11 · Exercises
 #
-# **Exercise 1 (warm-up): the denoiser of a single Gaussian.** The data are $x \sim \mathcal N(m, s^2)$. Write the
+# **Exercise 1 (warm-up, easy, 15 minutes): the denoiser of a single Gaussian.**
+# The data are $x \sim \mathcal N(m, s^2)$. Write the
 # function that returns mean *and* variance of $x$ given $z_t = z$, where $\bar\alpha_t$ is `ab`. Do it without calling
 # `posterior`. *Hint*: fact 2.
 
@@ -1002,7 +1003,8 @@ solved
 
 
 # %% [markdown]
-# **Exercise 2 (break it): not enough noise at the end.** Sampling starts from $\mathcal N(0, I)$. What if
+# **Exercise 2 (break it, medium, 15 minutes): not enough noise at the end.**
+# Sampling starts from $\mathcal N(0, I)$. What if
 # $\bar\alpha_T$ is not near 0? Write a function that takes the log-SNR at $t = T$ and returns two numbers for the
 # exact model of the mixture in the plane, with 100 steps from log-SNR 8: the prior term of the bound in nats, averaged
 # over `fresh`, and the energy distance of 2000 ancestral samples to `real`. *Hint*: `mt.NoiseSchedule.log_snr`,
@@ -1060,7 +1062,8 @@ solved
 # bias of the start, *plus* the information that $z_T$ still holds about $x$, which is no bias (Hoffman and Johnson
 # 2016). At log-SNR -2 it is 0.16 nats, and yet 2000 samples cannot be told from data.
 #
-# **Exercise 3 (a small research question): which output forgives errors?** A network is never exact. Suppose its
+# **Exercise 3 (a small research question, medium, 15 minutes): which output forgives errors?**
+# A network is never exact. Suppose its
 # output is off by the same `offset` in every coordinate, at every $z$ and $t$. Write the function that returns the
 # guess of $x$ after the offset, given the exact guess `x_hat` (B, 2), the step, and the kind of output. *Hint*: which
 # output stands for `x_hat`? (Section 6.) The check then samples with your function. Before you look: which of $v$,

@@ -705,7 +705,8 @@ for start, end, bend, ddim_steps in ((0.0, 1.0, 1.0, 20), (0.0, 3.0, 6.0, 20), (
 #
 # ## 11 · Exercises
 #
-# **Exercise 1 (warm-up): from injected to cumulative.** Write the function that turns a table of injected weights
+# **Exercise 1 (warm-up, easy, 5 minutes): from injected to cumulative.**
+# Write the function that turns a table of injected weights
 # $w_0 \dots w_T$ (with $w_0 = 0$) and a start $W_0$ into the cumulative table $W_0 \dots W_T$. *Hint*: section 4, line
 # 3; `cumsum`.
 
@@ -749,7 +750,8 @@ solved
 
 
 # %% [markdown]
-# **Exercise 2 (design): a label that is seen only in the middle.** You want a label that is invisible at both ends (so
+# **Exercise 2 (design, medium, 10 minutes): a label that is seen only in the middle.**
+# You want a label that is invisible at both ends (so
 # that $z_0$ is the clean point and $z_T$ is noise) and has its SNR peak at $u = 1/2$ with $\log \mathrm{SNR} = 0$:
 # $\log \mathrm{SNR}(u) = -40\,(u - 1/2)^2$. Return the table $W_0 \dots W_T$ for a given `abar`.
 
@@ -791,7 +793,8 @@ solved
 
 
 # %% [markdown]
-# **Exercise 3 (break it): codes that cancel.** Superposed codes can hide each other. With a *constant* weight of 1,
+# **Exercise 3 (break it, easy, 10 minutes): codes that cancel.**
+# Superposed codes can hide each other. With a *constant* weight of 1,
 # find three label codes (a (3, 2) tensor) such that the three clouds of $m$ lie on top of each other, so that even at
 # $t = 0$ the label can hardly be read off $z_0$. *Hint*: `mixture.means` are the centres of the clouds.
 
@@ -817,7 +820,8 @@ def check_3(function):
     share = float((broken.predict(z, 0).law["label"].probs.argmax(1) == drawn["label"]).double().mean())
     most, spread = float(mixture.weights.max()), float((mixture.means + codes).std(0).max())
     text = f"{share:.2f} of the labels are read right (guessing class 0: {most:.2f}); the clouds are {spread:.2f} apart"
-    return widgets.Verdict(share < most + 0.05 and spread < 0.05, text)
+    wanted = f" (wanted: at most {most + 0.05:.2f}, and less than 0.05 apart)"
+    return widgets.Verdict(share < most + 0.05 and spread < 0.05, text + wanted)
 
 
 check_3(cancelling_codes)

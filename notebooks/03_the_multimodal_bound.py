@@ -691,7 +691,8 @@ for start, end, T_, low in ((0.0, 1.0, 5, -6.0), (0.0, 1.0, 200, -6.0), (0.0, 1.
 # %% [markdown]
 # ## 10 · Exercises
 #
-# **Exercise 1 (warm-up): the prior term by hand.** Write a function that computes the prior term for a process and
+# **Exercise 1 (warm-up, easy, 10 minutes): the prior term by hand.**
+# Write a function that computes the prior term for a process and
 # codes, in nats, averaged over the examples. The check asks the library, for a good and for a bad end of the schedule.
 
 
@@ -734,7 +735,8 @@ solved
 
 
 # %% [markdown]
-# **Exercise 2 (break it): a jump.** What if the label is injected all at once: $W_t = 0$ up to $t = T/2$, then 1?
+# **Exercise 2 (break it, medium, 15 minutes): a jump.**
+# What if the label is injected all at once: $W_t = 0$ up to $t = T/2$, then 1?
 # Write a function that returns the cost in nats, averaged over `data`, of the one step that injects it, for a given
 # (even) $T$ and log-SNR from 6 to -6; draw $z_t$ by `diffuse` with `generator=rng(30)`. *Hint*: `step_kl` at
 # $t = T/2 + 1$. What happens when $T$ grows, and why? Look at $\tilde\beta_t$ in the formula.
@@ -793,7 +795,8 @@ solved
 # error of the step. (`mt.elbo` draws one step per example and may miss this one altogether: with such a curve, do not
 # trust its standard error.)
 #
-# **Exercise 3 (a small research question): where should the label be read?** Nothing says that all modalities are read
+# **Exercise 3 (a small research question, medium, 15 minutes): where should the label be read?**
+# Nothing says that all modalities are read
 # at $t = 0$. Take a mixture whose clouds overlap (`wide` below), and a label that fades in from 0. At $t = 0$ the
 # point is all there is, and it does not tell the label well; later the label's own code is there, in more noise.
 # Return the step at which the label is read best, that is with the largest mean `log_prob`. (The maximum is flat: a

@@ -987,7 +987,8 @@ for (start, end, own), seen in shown_settings.items():
 #
 # ## 10 · Exercises
 #
-# **Exercise 1 (warm-up): separate heads by hand.** Write a function that computes the factorisation term for two
+# **Exercise 1 (warm-up, easy, 10 minutes): separate heads by hand.**
+# Write a function that computes the factorisation term for two
 # modalities $x$ (three numbers) and $y$ (one number) from the covariance `left` (4, 4) of $(x, y)$ given $z_0$.
 # *Hint*: for Gaussians, $\frac12 \log$ of a ratio of determinants.
 
@@ -1028,7 +1029,8 @@ solved
 
 
 # %% [markdown]
-# **Exercise 2 (break it): two accidents.** A real image head is factorised over *pixels*: the best guess plus
+# **Exercise 2 (break it, medium, 15 minutes): two accidents.**
+# A real image head is factorised over *pixels*: the best guess plus
 # independent noise. So let each pixel be a modality of its own, with own channels and constant curves, and the number
 # unrelated, `problem(correlation=0.0)`. Break this tight design in two ways: (a) the pixels' encoder **collapses**,
 # its codes shrink to `shrink` times themselves; (b) the chain ends too early, at log-SNR `low`. Predict which bar
@@ -1063,7 +1065,9 @@ def check_2(function):
         text.append(f"shrink {shrink:.2g}, low {low:.2g}: factorisation {gap.factorisation:.3f}, prior {gap.prior:.3f}")
         if not (abs(gap.factorisation - heads) < 1e-6 and abs(gap.prior - prior) < 1e-6):
             return widgets.Verdict(False, f"{text[-1]}; expected {heads:.3f} and {prior:.3f}")
-    return widgets.Verdict(function().gap < 1e-3, f"sound {function().gap:.5f}; " + "; ".join(text[1:3]))
+    return widgets.Verdict(
+        function().gap < 1e-3, f"sound {function().gap:.5f} (wanted: below 0.001); " + "; ".join(text[1:3])
+    )
 
 
 check_2(broken)
@@ -1089,7 +1093,8 @@ solved
 # The collapsed code costs what the pixels share, and the chain's terms do not complain: there is nothing left to
 # denoise. With *one* full-covariance head for all pixels the accident would cost the bound nothing at all.
 #
-# **Exercise 3 (a small research question): a better fade-in.** The number has to be out of $z_0$ ($W = 0$ at $u = 0$),
+# **Exercise 3 (a small research question, hard, 20 minutes): a better fade-in.**
+# The number has to be out of $z_0$ ($W = 0$ at $u = 0$),
 # fully there at the end ($W = 1$ at $u = 1$), and half there in the middle ($W \ge 1/2$ at $u = 1/2$, so that
 # postponing it all is no way out). Find a curve whose gap is at least 20 % below the linear one's, superposed and in
 # own channels, for few steps and for many. *Further*: what is the best curve?
@@ -1117,7 +1122,7 @@ def check_3(function):
             )
             worst = max(worst, mine / linear)
             text.append(f"{mine:.3f} against {linear:.3f}")
-    return widgets.Verdict(worst < 0.8, "; ".join(text) + f" (worst ratio {worst:.2f})")
+    return widgets.Verdict(worst < 0.8, "; ".join(text) + f" (worst ratio {worst:.2f}, wanted: below 0.80)")
 
 
 check_3(better_curve)

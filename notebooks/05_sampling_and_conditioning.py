@@ -980,7 +980,8 @@ for setting in (
 # %% [markdown]
 # ## 10 · Exercises
 #
-# **Exercise 1 (warm-up): DDIM from the flow.** Section 6 has the probability flow in $u = z/\sqrt{\bar\alpha}$ and
+# **Exercise 1 (warm-up, medium, 15 minutes): DDIM from the flow.**
+# Section 6 has the probability flow in $u = z/\sqrt{\bar\alpha}$ and
 # $r = \sqrt{(1 - \bar\alpha)/\bar\alpha}$. Freeze $\hat\varepsilon$ and the $e_i$ over a step, integrate, and go back
 # to $z_s$. It should be the library's DDIM step (do not call it), although no $\hat m_s$ appears. *Hint*:
 # `guess.noise(process, z, t)` is $\hat\varepsilon$, `guess.codes` are the $e_i$ of the weights that move,
@@ -1030,7 +1031,8 @@ solved
 
 
 # %% [markdown]
-# **Exercise 2 (break it): codes that mislead substitution.** How bad substitution is depends on how the codes lie
+# **Exercise 2 (break it, medium, 15 minutes): codes that mislead substitution.**
+# How bad substitution is depends on how the codes lie
 # against the data. Find three codes of length 1 (a tensor of shape (3, 2)) with which substitution, constant $W = 1$,
 # asked for a class, draws *another* class more than six times in seven, for every class; Bayes should still get it
 # right. *Hint*: the means are `MIXTURE["means"]`. In which direction would a code have to point, so that the sums
@@ -1062,7 +1064,7 @@ def check_2(function):
     text = f"right in at most {max(share['substitute']):.0%} by substitution, in at least {min(share['bayes']):.0%} by Bayes"
     if min(share["bayes"]) < 0.95:
         return widgets.Verdict(False, text + ". Bayes should not suffer")
-    return widgets.Verdict(max(share["substitute"]) < 1 / 7, text)
+    return widgets.Verdict(max(share["substitute"]) < 1 / 7, text + " (wanted by substitution: each below 0.14)")
 
 
 check_2(misleading_codes)
@@ -1081,7 +1083,8 @@ solved
 
 
 # %% [markdown]
-# **Exercise 3 (a small research question): two stages.** Bayes needs a gradient of the network at every step,
+# **Exercise 3 (a small research question, hard, 20 minutes): two stages.**
+# Bayes needs a gradient of the network at every step,
 # substitution needs none. The price plot of section 4 says where substitution pays. So use Bayes while $t >$ `switch`,
 # and substitution from there on. Write the ancestral chain for `mixture(mt.constant(1.0))`: 100 steps of two, from
 # $z_{200} \sim \mathcal N(0, I)$ to $z_0$, for the labels `y`; return $x$ as $\mathbb E[x \mid z_0]$. *Hint*: `step`,

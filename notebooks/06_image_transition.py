@@ -928,7 +928,7 @@ def check_3(function):
     mine, library = price_of(function), price_of(falling)
     spreads = [law(line_process(-2.0, curve=c), 0.6, True, 25, "ddim")[1] for c in (function, falling)]
     text = f"{mine:.4f} nats against {library:.4f}; std with 25 evaluations {spreads[0]:.3f} against {spreads[1]:.3f}"
-    return widgets.Verdict(mine < library / 10, text)
+    return widgets.Verdict(mine < library / 10, text + f" (wanted: below {library / 10:.4f} nats)")
 
 
 check_3(cheap)

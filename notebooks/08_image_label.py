@@ -890,7 +890,7 @@ def check_2(function):
     if not bool(x.isfinite().all()):
         return widgets.Verdict(False, f"with g = {g:g} the chain leaves the real numbers")
     share = float((x[:, 0] < 0).double().mean())
-    return widgets.Verdict(0.19 <= share <= 0.21, f"with g = {g:g}, {share:.1%} are left")
+    return widgets.Verdict(0.19 <= share <= 0.21, f"with g = {g:g}, {share:.1%} are left (wanted: 19 to 21%)")
 
 
 check_2(wrong_scale)
@@ -963,6 +963,7 @@ def check_3(function, chosen):
     text = f"own colour {shares[0]:.3f} plain, {shares[1]:.3f} guided, {shares[2]:.3f} in your interval; "
     text += f"across {across[0]:.2f} plain, {across[1]:.2f} yours"
     good = shares[2] - shares[0] <= 0.5 * (shares[1] - shares[0]) and across[1] <= across[0] - 0.05
+    text += f" (wanted: own colour at most {(shares[0] + shares[1]) / 2:.3f}, across at most {across[0] - 0.05:.2f})"
     return widgets.Verdict(good, text)
 
 

@@ -636,7 +636,7 @@ def check_2(function):
     if any(tuple(x.shape) != (8, pair[0].shape[1]) for x in pair):
         return widgets.Verdict(False, f"expected two tensors (8, d), got {[tuple(x.shape) for x in pair]}")
     cost, collapse = float(contrastive_loss(*pair, temperature=0.2)), math.log(15)
-    return widgets.Verdict(cost >= collapse + 5, f"{cost:.2f} nats; collapse costs {collapse:.2f}")
+    return widgets.Verdict(cost >= collapse + 5, f"{cost:.2f} nats; collapse costs {collapse:.2f}, wanted: 5 more")
 
 
 check_2(features)
@@ -675,7 +675,10 @@ def check_3(function):
     if frame.shape != (768, 16) or (frame.T @ frame - torch.eye(16, dtype=torch.float64)).abs().max() > 1e-6:
         return widgets.Verdict(False, "the columns are not orthonormal")
     (_, tiles, _), (_, mine, rest) = information(1.0, -4.0), information(1.0, -4.0, frame)
-    return widgets.Verdict(mine >= tiles + 0.2, f"about r {mine:.2f} nats, tiles {tiles:.2f}; about the rest {rest:.2f}")
+    return widgets.Verdict(
+        mine >= tiles + 0.2,
+        f"about r {mine:.2f} nats, wanted: {tiles + 0.2:.2f} (tiles {tiles:.2f}); about the rest {rest:.2f}",
+    )
 
 
 check_3(directions)
