@@ -139,11 +139,11 @@ Markdown(
 #
 # ## 3 · How to read what follows
 #
-# One claim a section, one plot each: **paired differences**, a variant less a reference, between runs of the same seed and
-# as many steps, which saw the same batches and are judged with the same noise. 0 is *no difference*. Bars are standard
-# errors over seeds; a full dot is clear by the rule of notebook 04, and one seed has no bar and is never clear. No error
-# over seeds knows of the held-out photographs, which all seeds share; it is stated where it matters. Sentences about
-# figures are computed from `data/results`, as the plots are.
+# One claim a section, one plot each: **paired differences** $d_k = a_k - b_k$ of a variant $a$ and a reference $b$, between
+# runs of the same seed $k$ and as many steps, which saw the same batches and are judged with the same noise. 0 is *no
+# difference*. Bars are standard errors over $n$ seeds, $\operatorname{std}(d)/\sqrt n$; a full dot is clear by the rule of
+# notebook 04, and one seed has no bar and is never clear. No error over seeds knows of the held-out photographs, which all
+# seeds share; it is stated where it matters. Sentences about figures are computed from `data/results`, as the plots are.
 #
 # The **judge** of drawn images is a network that was trained on ImageNet. At 32×32 it errs on photographs, too, and it need
 # not err on drawings as it does on photographs: the share of images that it calls by their class compares models, and is
@@ -272,8 +272,8 @@ plots.show(
 # ## 6 · Is the label head as good as a classifier?
 #
 # The head of the label model against classifiers with the same backbone and photographs, at every noise level, seed by
-# seed. The band is what the choice of the held-out photographs alone does to a difference of two independent networks (one
-# standard error).
+# seed. The band is what the choice of $N$ held-out photographs alone does to a difference of two independent networks with
+# the mean accuracy $a$: one standard error, $\sqrt{2a(1 - a)/N}$.
 
 # %%
 log_snr = model.process.schedule.abar.logit()
@@ -320,8 +320,9 @@ Markdown("\n".join(table))
 # %% [markdown] tags=["slide"]
 # ## 7 · Is a class that is given obeyed?
 #
-# The share of drawn images that the judge calls by their class, less chance, without guidance. *In pairs*: image and label
-# were drawn together. The dashed line is where photographs are, at this size.
+# The share $s$ of drawn images that the judge calls by their class, less chance, $1/K$, without guidance. $N$ images leave
+# it an error of $\sqrt{s(1 - s)/N}$, whatever the seeds. *In pairs*: image and label were drawn together. The dashed line
+# is where photographs are, at this size.
 
 # %%
 rows, real = {}, results["label"]["variants"]["label"]["real"]["classes"]["mean"]
@@ -349,7 +350,11 @@ print(f"{n} images leave an error of {error:.1f} points in each, whatever the se
 # %% [markdown] tags=["slide"]
 # ## 8 · What does guidance change?
 #
-# First to look at: the same noise with scales 1 and 4, the first of which is no guidance.
+# Guidance with scale $g$ multiplies what the label adds to the estimate (notebook 08):
+#
+# $$ \mathbb E[m \mid z_t] + g\,\big(\mathbb E[m \mid z_t, y] - \mathbb E[m \mid z_t]\big) . $$
+#
+# First to look at: the same noise with $g = 1$, which is no guidance, and with $g = 4$.
 
 # %%
 quick = {"rule": "conditioned", "sampler": "dpm++", "steps": 10}  # adds no noise of its own
@@ -359,7 +364,7 @@ rows = {f"guidance {scale:g}": found["image"] for scale, found in guided.items()
 plots.show(plots.picture_rows(rows, titles, "More contrast, the same layout"), "Ten classes without guidance and with 4.")
 
 # %% [markdown]
-# Then measured, each scale less none, in the same run:
+# Then measured, each scale less $1$, in the same run:
 
 # %%
 moves = {"classes": {}, "kernel": {}}
