@@ -39,7 +39,7 @@ import torch
 import mtdiff as mt
 from mtdiff import datasets, plots, widgets
 from mtdiff.laws import gaussian_log_prob
-from mtdiff.modalities.label import simplex_codes
+from mtdiff.modalities import simplex_codes
 
 torch.set_num_threads(1)
 plots.style()

@@ -828,7 +828,8 @@ plots.show(figure, "Own colours above the planted share over training steps, dra
 #
 # ## 8 · Exercises
 #
-# **Exercise 1 (warm-up). A confidence that means something.** Given logits and labels, return the accuracy among the
+# **Exercise 1 (warm-up, easy, 5 minutes). A confidence that means something.**
+# Given logits and labels, return the accuracy among the
 # examples whose confidence is at least $c$, and the share of examples that are kept.
 
 
@@ -870,7 +871,8 @@ assert not sharp, sharp.message
 solved
 
 # %% [markdown]
-# **Exercise 2 (break it). Guide it the wrong way.** Ask for the left shape, and find the scale $g$ at which a fifth (19
+# **Exercise 2 (break it, medium, 15 minutes). Guide it the wrong way.**
+# Ask for the left shape, and find the scale $g$ at which a fifth (19
 # to 21%) of the 1,000 points of `mt.exact.sample_group(toy, [0, 1], 1000, g, generator=rng(12))` are left ($x_1 < 0$).
 # Is it the scale at which you expect "right" to be given? What does a negative scale mean?
 
@@ -912,7 +914,8 @@ assert not any(check_2(wrong) for wrong in (lambda: 1.0, lambda: -0.5, lambda: -
 solved
 
 # %% [markdown]
-# **Exercise 3 (a small research question). Guide only where it does not amplify.** Kynkäänniemi et al. (2024) guide in
+# **Exercise 3 (a small research question, hard, 30 minutes). Guide only where it does not amplify.**
+# Kynkäänniemi et al. (2024) guide in
 # an interval of noise levels only. Write the chain of section 7 with a scale that depends on the step: $g$ where `low
 # <= t < high`, and 1 elsewhere (steps run from 400 to 0; $t = 200$ is log-SNR 0). Then find an interval that amplifies
 # at most half as much as $g = 3$ everywhere, and still makes the shape clearer: a mean of $x_1$ that is at least 0.05

@@ -572,7 +572,8 @@ Markdown(report.findings(reads))
 #
 # ## 7 · Exercises
 #
-# **Exercise 1 (warm-up). Found again.** Images were drawn for given representations. Return the share of which the
+# **Exercise 1 (warm-up, easy, 10 minutes). Found again.**
+# Images were drawn for given representations. Return the share of which the
 # given one is among the $k$ nearest to the drawn image's own, of all those that were given.
 
 
@@ -617,7 +618,8 @@ assert not turned, turned.message
 solved
 
 # %% [markdown]
-# **Exercise 2 (break it). Worse than collapse.** If all features are equal, the loss of step 1 is $\log(2N - 1)$:
+# **Exercise 2 (break it, medium, 10 minutes). Worse than collapse.**
+# If all features are equal, the loss of step 1 is $\log(2N - 1)$:
 # every view is as good a partner as any other. Find features of 8 images, seen twice, that cost at least 5 nats more.
 # What has such an encoder learned?
 
@@ -655,7 +657,8 @@ assert not any(check_2(lambda x=wrong: (x, x)) for wrong in (collapsed, perfect)
 solved
 
 # %% [markdown]
-# **Exercise 3 (a small research question). Write it where it says most.** Step 4 printed what tiles let the state say
+# **Exercise 3 (a small research question, hard, 30 minutes). Write it where it says most.**
+# Step 4 printed what tiles let the state say
 # about the representation at log-SNR −4. Find 16 orthonormal directions of the 768 that say at least 0.2 nats more, at
 # the same weight. (`B` is the best linear read-out of $r$; `sigma` the covariance of images.) Why does it help to write
 # $r$ there, and what stands against it?
