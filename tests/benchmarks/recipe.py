@@ -90,7 +90,7 @@ ROWS = {  # name: (parent, what it changes)
     "muon": ("wide", {"trainer": WithMuon}),
     "short average": ("wide", {"ema": 0.995}),
     "long average": ("wide", {"ema": 0.9995}),
-    "rarely in the sum": ("wide", {"drop": {"label": 0.7}}),
+    "rarely in the sum": ("wide", {"drop": {"label": 0.8}}),
     "often given": ("wide", {"give": {"label": 0.5}}),
     "heavy label": ("wide", {"weights": {"label": 1.5}}),
     "light label": ("wide", {"weights": {"label": 0.15}}),
