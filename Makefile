@@ -1,7 +1,7 @@
 # mtdiff: `make course` sets up and runs the quickstart, `make test` sets up and passes the tests. `make help` lists the rest.
 
 .DEFAULT_GOAL := help
-.PHONY: help course test lab notebooks lint table benchmark gpu clean
+.PHONY: help course test lab notebooks slides lint table benchmark gpu clean
 VENV := .venv
 PY := $(VENV)/bin/python
 PAGE := build/00_quickstart.html
@@ -46,8 +46,11 @@ lint: $(VENV)/.test  ## style of code and docstrings
 lab: $(VENV)/.course  ## open the course in JupyterLab
 	$(VENV)/bin/jupyter lab notebooks
 
-notebooks: $(VENV)/.course  ## execute the notebooks whose source or checkpoint changed
+notebooks: $(VENV)/.course  ## execute the notebooks whose code or checkpoint changed; carry text and tags over
 	$(PY) tests/notebooks.py
+
+slides: $(VENV)/.course  ## write the notebooks as slides, one HTML file each, which need no network
+	$(PY) tests/notebooks.py --slides build/slides
 
 SEEDS := 0 1 2
 LABEL := $(addprefix image-label-digits-,fade-in from-zero constant own-channels image-only unshared \

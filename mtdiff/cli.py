@@ -1,9 +1,12 @@
-"""The command line: mtdiff train | sample | evaluate, over the same experiments as the notebooks; and mtdiff data."""
+"""The command line: mtdiff train | sample | evaluate, over the same experiments as the notebooks; mtdiff data and course."""
 
+import csv
+import io
 import itertools
 import json
 import math
 import os
+import re
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,9 +22,12 @@ from mtdiff import distributed
 from mtdiff.checkpoint import load
 from mtdiff.comparison import mean_and_error
 from mtdiff.datasets.decoding import decoded
-from mtdiff.datasets.imagenet import ARCHIVES, get, prepare
+from mtdiff.datasets.imagenet import ARCHIVES, get, pack, prepare
+from mtdiff.datasets.imagenet.layouts import SPLITS
+from mtdiff.datasets.imagenet.packing import LABELS, packs, read_meta
+from mtdiff.datasets.prepared import prepared
 from mtdiff.datasets.shapes import VOCABULARY, read_caption
-from mtdiff.experiments import EXPERIMENTS, Experiment, budget, matched, trained_on
+from mtdiff.experiments import EXPERIMENTS, Experiment, budget, matched, recipe, trained_on
 from mtdiff.experiments.report import markdown
 from mtdiff.files import CARD, WEIGHTS, check_weights, to_json, write_atomic
 from mtdiff.modalities import Caption, Image, Label, Mask
@@ -35,10 +41,12 @@ from mtdiff.training import Trainer
 LIMITS = {
     "Sample.n": (1, 1024), "Evaluate.n": (4, 10**7), "Sample.repeats": (1, 1000), "Sample.guidance": (-1000, 1000),
     "Train.max_minutes": (0, math.inf), "Train.look_every": (0, 10**9), "Prepare.size": (8, 4096),
-    "Train.seed": (0, 2**32), "Sample.seed": (0, 2**32), "Evaluate.seed": (0, 2**32),
+    "Train.size": (8, 4096), "Train.seed": (0, 2**32), "Sample.seed": (0, 2**32), "Evaluate.seed": (0, 2**32),
+    "Grade.minutes": (0.01, 10**4),
 }  # fmt: skip
 """Ranges of numbers that nobody else checks at once, and in these words."""
-FILES = ("Sample.out", "Evaluate.out")
+PATHS = "For image-label and imagenet also the path of a folder of pictures, or of what data prepare wrote."
+FILES = ("Sample.out", "Evaluate.out", "Grade.out")
 """Places to write that are a file; those of other commands are a folder."""
 
 
@@ -65,7 +73,8 @@ class Train:
     """Train one variant of an experiment; the same command again goes on where it stopped."""
 
     experiment: Name  # What to train.
-    data: Annotated[str | None, tyro.conf.arg(help=f"What to train on. {_choices('data')}")] = None
+    data: Annotated[str | None, tyro.conf.arg(help=f"What to train on. {_choices('data')} {PATHS}")] = None
+    size: int | None = None  # Height and width at which a folder of pictures is packed; default 32.
     variant: Annotated[str | None, tyro.conf.arg(help=_choices("variants"))] = None
     budget: Annotated[
         Literal["quick", "full"] | None,
@@ -98,19 +107,23 @@ class Train:
     def run(self) -> None:
         """Train as one of several processes, or alone; the first one saves the averaged model, and says where."""
         experiment = EXPERIMENTS[self.experiment]
-        variant, data = self.variant or next(iter(experiment.variants)), _data(experiment, self.data)
-        out = self.out or Path("runs") / self.experiment / data / f"{variant}-{self.seed}"
+        variant = experiment.variant(self.variant)
         names = ("steps", "minutes", "batch_size", "lr", "accumulate", "precision", "save_every", "seed")
         chosen = {name: getattr(self, name) for name in names} | {"probe_every": self.look_every}
-        config = experiment.config(data, variant, self.budget or budget())
-        config = replace(config, **{name: value for name, value in chosen.items() if value is not None})
+        chosen = {name: value for name, value in chosen.items() if value is not None}
         options = {"compile": self.compile, "keep": self.keep, "draw": _grid if self.look_every else None}
         with distributed.joined(_device(self.device)) as device:
+            data = distributed.first(lambda: _data(experiment, self.data, self.size, tell=True))
+            config = experiment.config(data, variant, self.budget or budget())
+            if data not in experiment.data:  # of few pictures a batch is all
+                config.batch_size = min(config.batch_size, len(prepared(data, "train", ("image",))))
+            config = replace(config, **chosen)
+            out = self.out or Path("runs") / self.experiment / Path(data).name / f"{variant}-{self.seed}"
             trainer = experiment.trainer(data, variant, config, out, device, **options)
             with trainer.alone():
-                self._go_on(trainer, out, variant)
+                self._go_on(trainer, out, variant, data)
 
-    def _go_on(self, trainer: Trainer, out: Path, variant: str) -> None:
+    def _go_on(self, trainer: Trainer, out: Path, variant: str, data: str) -> None:
         """Train from where the folder stands, and save the model with its card."""
         say = print if distributed.rank() == 0 else lambda *_: None
         config, resumed = trainer.config, trainer.resume()
@@ -143,7 +156,9 @@ class Train:
         }
         model.save(out, card)
         say(f"trained {trainer.step} steps in {trainer.seconds:.0f} s; the model is in {out}")
-        say(f"look at it:  mtdiff sample {out}      judge it:  mtdiff evaluate {self.experiment} --models {out}")
+        there = data in EXPERIMENTS[self.experiment].data or Path(data).parent == packs()
+        judge = f"mtdiff evaluate {self.experiment} --models {out}" + ("" if there else f" --data {data}")
+        say(f"look at it:  mtdiff sample {out}      judge it:  {judge}")
 
 
 @dataclass
@@ -161,6 +176,7 @@ class Sample:
     steps: int = 50  # Intervals of the reverse chain.
     repeats: int = 1  # How often each interval is taken, with noise put back in between.
     guidance: float = 1.0  # Guidance scale of the rules bayes and conditioned; 1 is the plain conditional.
+    data: str | None = None  # What test:7 is an example of; default: what the model was trained on.
     seed: int = 0  # Seed of the noise.
     out: Path = Path("samples.png")  # The picture to write.
     device: str = "cpu"  # Where to sample: cpu or cuda.
@@ -198,7 +214,7 @@ class Sample:
             raise ValueError(f"unknown modality {name!r}; this model has {list(model.modalities)}")
         modality = model.modalities[name]
         if value.startswith("test:"):
-            return _held_out(model, name, value[5:])
+            return _held_out(model, name, value[5:], self.data)
         if isinstance(modality, Label):
             if modality.names.count(value) != 1:
                 problem = "is more than one of" if value in modality.names else "is not one of"
@@ -212,21 +228,28 @@ class Sample:
         raise ValueError(f"only classes, captions, pictures and masks can be given, or an example as {name}=test:K")
 
 
-def _held_out(model: MTDiffusion, name: str, index: str) -> torch.Tensor:
+def _held_out(model: MTDiffusion, name: str, index: str, data: str | None) -> torch.Tensor:
     """One value of the held-out set that the model's experiment is judged on."""
     experiment = EXPERIMENTS.get(model.card.get("experiment"))
     if experiment is None:
         raise ValueError("the model's card names no experiment whose held-out data could be used")
-    trained = trained_on(model)
-    data = next((key for key in experiment.data if trained and trained.startswith(key)), None)
-    if data is None:
-        raise ValueError(f"the model's card names no data of {experiment.name} ({trained})")
-    held_out = matched(model, experiment.data[data]("test"), elsewhere=True)
+    held_out = matched(model, experiment.on(_data_of(model, experiment, data))("test"), elsewhere=True)
     if name not in held_out.values:
         raise ValueError(f"the held-out data have {list(held_out.values)}")
     if not index.isdecimal() or int(index) >= len(held_out):
         raise ValueError(f"expected an example in test:0..test:{len(held_out) - 1}")
     return held_out[torch.tensor([int(index)])][name]
+
+
+def _data_of(model: MTDiffusion, experiment: Experiment, name: str | None) -> str:
+    """The data of this name or path, else what the model's card says that it was trained on, if that is there."""
+    trained = (trained_on(model) or "").split("/")[0]
+    if name is None and trained and experiment.packed and (packs() / trained).is_dir():
+        name = trained if trained in experiment.data else str(packs() / trained)
+    name = name or next((key for key in experiment.data if re.fullmatch(rf"{key}(-[a-z]+)?", trained)), None)
+    if name is None:
+        raise ValueError(f"the model's card names no data of {experiment.name} ({trained_on(model)}): add --data")
+    return name if name in experiment.data else _data(experiment, name, model.space[-1])
 
 
 def _picture(modality: Image | Mask, path: str) -> torch.Tensor:
@@ -252,7 +275,7 @@ class Evaluate:
     experiment: Name  # What the models were trained for.
     # Folders that train wrote, or names of shipped models; default: the shipped model of the experiment and data.
     models: tuple[str, ...] = ()
-    data: str | None = None  # What to judge on; default: the experiment's first, as in train.
+    data: str | None = None  # What to judge on, as in train; default: what the first model was trained on.
     # Judge on other data than the models were trained on, or where classes are numbered otherwise; matched by name.
     elsewhere: bool = False
     n: int = 2000  # Samples for each figure.
@@ -266,33 +289,39 @@ class Evaluate:
 
     def run(self) -> None:
         """Evaluate every model, average by variant, print and write."""
-        experiment = EXPERIMENTS[self.experiment]
-        data, device = _data(experiment, self.data), _device(self.device)
+        experiment, device = EXPERIMENTS[self.experiment], _device(self.device)
         if self.features and "features" not in experiment.options:
             able = " and ".join(name for name, each in EXPERIMENTS.items() if each.options)
             raise ValueError(f"--features is for {able}, {self.experiment} has judges of its own")
-        models = [(name, self._fitting(name, data)) for name in self.models or (f"{self.experiment}/{data}",)]
+        names = self.models or (f"{self.experiment}/{_data(experiment, self.data)}",)
+        models = [(name, self._trained(name)) for name in names]
+        known = self.data or (None if trained_on(models[0][1]) else next(iter(experiment.data)))
+        data = _data_of(models[0][1], experiment, known)
+        test = experiment.on(data)("test")
+        if len(test) < LIMITS["Evaluate.n"][0]:
+            raise ValueError(f"{data} holds out {len(test)} pictures: to judge takes {LIMITS['Evaluate.n'][0]} at least")
+        for name, model in models:
+            try:
+                matched(model, test, self.elsewhere)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
         _refuse_repeats([(name, model.card) for name, model in models])
         rows = [self._row(name, model, data, k) for k, (name, model) in enumerate(models)]
         variants: dict[str, list] = {}
         for row in rows:
             variants.setdefault(row["variant"], []).append(row["metrics"])
-        result = {"experiment": self.experiment, "data": data, "n": self.n, "provenance": provenance(device)}
+        result = {"experiment": self.experiment, "data": Path(data).name, "n": self.n, "provenance": provenance(device)}
         averages = {name: _average(found) for name, found in variants.items()}
         result = _rounded({**result, "variants": averages, "runs": rows})
         if self.out:
             write_atomic(self.out, (to_json(result, indent=1) + "\n").encode())
         print(markdown([result]), end=f"written: {self.out}\n" if self.out else "")
 
-    def _fitting(self, name: str, data: str) -> MTDiffusion:
-        """A model that was trained for this experiment and knows these data."""
-        experiment, model = EXPERIMENTS[self.experiment], _model(name, self.device)
+    def _trained(self, name: str) -> MTDiffusion:
+        """A model that was trained for this experiment."""
+        model = _model(name, self.device)
         if model.card.get("experiment", self.experiment) != self.experiment:
             raise ValueError(f"{name} was trained for {model.card['experiment']}, not for {self.experiment}")
-        try:
-            matched(model, experiment.data[data]("test"), self.elsewhere)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
         return model
 
     def _row(self, name: str, model: MTDiffusion, data: str, k: int) -> dict:
@@ -326,9 +355,9 @@ class Get:
 
 @dataclass
 class Prepare:
-    """Pack images at one size for training, from a folder as the archive of Tiny-ImageNet, Imagenette or ILSVRC unpacks."""
+    """Pack images at one size for training: your own, or as the archive of Tiny-ImageNet, Imagenette or ILSVRC unpacks."""
 
-    root: Annotated[Path, tyro.conf.Positional]  # The folder with train/ and val/.
+    root: Annotated[Path, tyro.conf.Positional]  # The folder with the images, or with train/ and val/.
     out: Path  # Folder to write.
     size: int = 64  # Height and width: the centred square of each image, averaged over areas.
     classes: tuple[str, ...] = ()  # WordNet ids or names to keep, in the order of their labels; default: all.
@@ -336,16 +365,9 @@ class Prepare:
 
     def run(self) -> None:
         """Pack both splits and say what is in them."""
-        metas = prepare(self.root, self.out, self.size, self.classes or None, limit=self.limit)
-        for split, meta in metas.items():
-            text = f"{split}: {meta['count']:,} images of {len(meta['names'])} classes, {meta['boxes']:,} with a box"
-            print(f"{text}; sha256 {meta['sha256'][:12]}")
-            for what in ("skipped", "left_out"):
-                for path, why in meta[what][:10]:
-                    print(f"  {what.replace('_', ' ')} {path}: {why}")
-                if len(meta[what]) > 10:
-                    print(f"  and {len(meta[what]) - 10} more, see {self.out / split / 'meta.json'}")
-        print(f"the packed images are in {self.out}")
+        prepare(self.root, self.out, self.size, self.classes or None, limit=self.limit)
+        _tell(self.out)
+        print(f"train on them:  mtdiff train imagenet --data {self.out}")
 
 
 @dataclass
@@ -357,6 +379,76 @@ class Data:
     def run(self) -> None:
         """Do what was asked for."""
         self.action.run()
+
+
+@dataclass
+class Students:
+    """Write the notebooks for students: stubs and checks, without solutions and outputs."""
+
+    # A new folder: notebooks/, and the result files that they read in data/.
+    out: Annotated[Path, tyro.conf.Positional]
+    only: tuple[str, ...] = ()  # Numbers or names of notebooks, such as 00 05; default: all.
+
+    def run(self) -> None:
+        """Write them and say where."""
+        written = _course().hand_out(self.out, self.only, solutions=isinstance(self, Solutions))
+        print(f"{len(written)} notebooks are in {written[0].parent}")
+
+
+@dataclass
+class Solutions(Students):
+    """Write the notebooks for teachers: executed, with solutions in view."""
+
+
+@dataclass
+class Grade:
+    """Run returned notebooks, each in a process of its own, and say which exercises the course's checks pass.
+
+    A process is no sandbox: what students wrote runs with your rights, so use an account or a container that may be lost.
+    """
+
+    # Notebooks, in subfolders named after students or in files named after both: anna/05_x.ipynb, 05_x_anna.ipynb.
+    folder: Annotated[Path, tyro.conf.Positional]
+    minutes: float = 10.0  # Time for each notebook, as a whole.
+    out: Path | None = None  # Also write the table: a .csv or a .json file.
+
+    def run(self) -> None:
+        """Grade, print a line for each exercise, and write the table."""
+        course, kind = _course(), self.out.suffix if self.out else ".csv"
+        if kind not in (".csv", ".json"):
+            raise ValueError(f"--out {self.out} must end in .csv or .json")
+        rows = []
+        for row in course.grade(self.folder, self.minutes):
+            rows.append(vars(row))
+            word = "passed" if row.passed else "open"
+            print(f"{row.who:20} {row.notebook:32} {row.exercise} {word:6}  {row.message}", flush=True)
+        print(f"{sum(row['passed'] for row in rows)} of {len(rows)} exercises passed")
+        if self.out:
+            text = io.StringIO(newline="")
+            table = csv.DictWriter(text, rows[0])
+            table.writeheader()
+            table.writerows(rows)
+            write_atomic(self.out, (to_json(rows, indent=1) + "\n" if kind == ".json" else text.getvalue()).encode())
+
+
+@dataclass
+class Course:
+    """Hand the course out, for students or for teachers, and grade what returns."""
+
+    action: tyro.conf.OmitSubcommandPrefixes[Students | Solutions | Grade]
+
+    def run(self) -> None:
+        """Do what was asked for."""
+        self.action.run()
+
+
+def _course():
+    """The module, if there is all that it needs."""
+    try:
+        from mtdiff import course
+    except ImportError as error:
+        raise ImportError(f"the course needs {error.name}: pip install 'mtdiff[notebooks]'") from None
+    return course
 
 
 def _save_grid(model: MTDiffusion, drawn: Mapping[str, torch.Tensor], path: Path) -> None:
@@ -375,12 +467,41 @@ def _grid(model: MTDiffusion, path: Path) -> None:
     _save_grid(model, {name: value.cpu() for name, value in drawn.items()}, path)
 
 
-def _data(experiment: Experiment, name: str | None) -> str:
-    """The chosen data of an experiment, its first unless a name is given."""
+def _data(experiment: Experiment, name: str | None, size: int | None = None, tell: bool = False) -> str:
+    """The chosen data of an experiment, its first unless a name is given; or the pack of a folder, which it may make now."""
     name = name or next(iter(experiment.data))
-    if name not in experiment.data:
-        raise ValueError(f"{experiment.name} has no data {name!r}; it has {list(experiment.data)}")
-    return name
+    if name in experiment.data:
+        if size is not None:
+            raise ValueError(f"size is for a folder of pictures, {name} has its own")
+        return name
+    if not experiment.packed or not Path(name).is_dir():
+        path = ", and there is no such folder" if experiment.packed else ""
+        raise ValueError(f"{experiment.name} has no data {name!r}{path}; it has {list(experiment.data)}")
+    recipe(size or 32)
+    folder = pack(name, size)
+    if tell:
+        _tell(folder)
+    return str(folder)
+
+
+def _tell(folder: Path) -> None:
+    """Say what a pack holds, what is held out, and what was left out of it, and why."""
+    for split in SPLITS:
+        meta = read_meta(folder / split)
+        counts = np.bincount(np.load(folder / split / LABELS), minlength=len(meta["names"]))
+        each = ", ".join(f"{name} {count:,}" for name, count in zip(meta["names"][:6], counts, strict=False))
+        each += f" and {len(counts) - 6} more" if len(counts) > 6 else ""
+        text = f"{split}: {meta['count']:,} images of {len(counts)} class{'es' * (len(counts) > 1)} ({each})"
+        numbers = {"with a box": meta["boxes"], "enlarged": meta["enlarged"]}
+        text += "".join(f", {number:,} {what}" for what, number in numbers.items() if number)
+        text += "".join(f", {name}" for name in ["captions"] * bool(meta.get("captions")) + (meta.get("beside") or []))
+        print(f"{text}; {meta['layout']}; sha256 {meta['sha256'][:12]}")
+        for what in ("skipped", "left_out"):
+            for path, why in meta[what][:10]:
+                print(f"  {what.replace('_', ' ')} {path}: {why}")
+            if len(meta[what]) > 10:
+                print(f"  and {len(meta[what]) - 10} more, see {folder / split / 'meta.json'}")
+    print(f"the packed images are in {folder}")
 
 
 def _model(name: str, device: str) -> MTDiffusion:
@@ -474,7 +595,7 @@ def _refuse(message: str) -> NoReturn:
 def main() -> None:
     """Entry point: errors that a user can mend are one line and status 2, without a traceback."""
     description = "Train, sample and judge multi-modal diffusion models."
-    command = tyro.cli(Train | Sample | Evaluate | Data, prog="mtdiff", description=description)
+    command = tyro.cli(Train | Sample | Evaluate | Data | Course, prog="mtdiff", description=description)
     threads = os.environ.get("MTDIFF_THREADS", "")
     try:
         if "" in sys.argv[1:]:

@@ -4,11 +4,13 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+Result = TypeVar("Result")
 PATIENCE = timedelta(minutes=30)
 """How long processes wait for each other: the first looks at the model while the others do nothing."""
 
@@ -46,16 +48,18 @@ def world() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def first(action: Callable[[], None]) -> None:
-    """Let the first process do something while the others wait; where that fails, all of them fail with its error."""
-    error = None
+def first(action: Callable[[], Result]) -> Result:
+    """Let the first process do something while the others wait: its result, or its error, is that of all of them."""
+    error = result = None
     if rank() == 0:
         try:
-            action()
+            result = action()
         except Exception as failed:
             error = failed
-    if error := gathered(error)[0]:
+    error, result = gathered((error, result))[0]
+    if error:
         raise error
+    return result
 
 
 def mean(values: Mapping[str, Tensor]) -> dict[str, Tensor]:

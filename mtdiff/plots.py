@@ -2,7 +2,7 @@
 
 import io
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from mtdiff.comparison import Difference
 from mtdiff.elbo import Bound
 from mtdiff.exact import GaussianGap
 from mtdiff.files import write_atomic
@@ -175,6 +176,41 @@ def error_bars(axis: Axes, x: Iterable[float], cells: Iterable[Mapping], **look)
     cells = list(cells)
     mean, error = [cell["mean"] for cell in cells], [cell["stderr"] or 0.0 for cell in cells]
     axis.errorbar(list(x), mean, error, **{"marker": "o", "markersize": 3, "capsize": 2} | look)
+
+
+def differences(axis: Axes, rows: Mapping[str, Difference | None], xlabel: str, less: bool | None = None, **look) -> None:
+    """Paired differences, a row each, with standard errors as bars, around 0: a full dot is clear, an open one is not.
+
+    How many pairs there are is added to the label of the axis, with the unit and what is better. A single pair has no bar,
+    None is an empty row. Where `less` says whether lower is better, what is worse is red.
+    """
+    for k, difference in enumerate(rows.values()):
+        if difference is not None:
+            colour = _CYCLE[3 if less is not None and (difference.mean < 0) != less else 0]
+            dot = {"marker": "o", "color": colour, "mfc": colour if difference.clear else "white", "capsize": 2}
+            axis.errorbar(difference.mean, k, xerr=difference.stderr, **dot | look)
+    axis.axvline(0, color="black", linewidth=0.8)
+    pairs = " or ".join(str(n) for n in sorted({difference.n for difference in rows.values() if difference}))
+    axis.set(yticks=range(len(rows)), yticklabels=list(rows), ylim=(len(rows) - 0.5, -0.5))
+    axis.set_xlabel(f"{xlabel}\n(n = {pairs})")
+
+
+def difference_panels(found: Mapping[str, Mapping[str, Difference]], less: Collection[str] = (), title: str = "") -> Figure:
+    """`differences` of several figures, {figure: {what is compared: Difference}}, with the same rows in each panel.
+
+    `less` names the figures of which lower is better.
+    """
+    rows = list(dict.fromkeys(row for column in found.values() for row in column))
+    figure, (axes,) = panels(1, len(found), (1.2 + 1.9 * len(found), 1.0 + 0.27 * len(rows)), title)
+    for axis, (name, column) in zip(axes, found.items(), strict=True):
+        better = "lower" if name in less else "higher"
+        label = f"{textwrap.fill(name, 22)}\n{better} is better"
+        differences(axis, {row: column.get(row) for row in rows}, label, name in less)
+        axis.xaxis.label.set_size(8)
+        axis.tick_params(labelsize=8)
+        axis.locator_params(axis="x", nbins=4)
+        axis.label_outer()
+    return figure
 
 
 def picture_rows(rows: Mapping[str, Tensor], titles: Sequence[str] = (), title: str = "") -> Figure:

@@ -19,13 +19,19 @@
 # - use one trained model in three ways: draw (image, label) pairs, draw a digit you name, name a digit you show;
 # - train a small one yourself, and read its loss curves.
 #
-# **You need** Python, and to know what a Gaussian and a conditional probability are. No diffusion background.
-# **Time**: ten minutes to read, about one minute to run on a laptop CPU. No GPU, no download.
+# **You need** Python, and to know what a Gaussian and a conditional probability are. You need not know diffusion
+# models. **Time**: twenty minutes to read and 35 for the exercises; a minute or two to run on a laptop CPU. No GPU, no
+# download.
+#
+# **What is it for?** Data often come in several kinds at once: images with labels, with captions, with masks, and some
+# of them missing. One can train one model for each question, such as "draw an image for this label" or "name this
+# image". MT-Diffusion trains *one* for all of them.
 #
 # The paper is Chen et al., *Diffusion Models for Multi-Modal Generative Modeling*, ICLR 2024
-# ([arXiv:2407.17571](https://arxiv.org/abs/2407.17571)). This course derives it, checks every step by number, and
-# implements it in a small library, `mtdiff`. The equations stand on one page, [theory.md](theory.md); another,
-# [walkthrough.md](walkthrough.md), goes through the paper claim by claim.
+# ([arXiv:2407.17571](https://arxiv.org/abs/2407.17571)). We know its abstract and its central formula, and the rest
+# from accounts of others; [walkthrough.md](walkthrough.md) says of each claim which it is. This course derives the
+# method, checks every step by number, and implements it in a small library, `mtdiff`. The equations stand on one page,
+# [theory.md](theory.md).
 
 # %%
 import matplotlib.pyplot as plt
@@ -41,25 +47,50 @@ print(f"{len(train)} handwritten digits to train on, {len(test)} held out")
 print("each example:", {name: tuple(value.shape[1:]) for name, value in train.values.items()})
 
 # %% [markdown] tags=["slide"]
-# ## 1 · The idea in a picture
+# ## 1 · Codes of all modalities are added up, and one noise is added to the sum
 #
 # A diffusion model destroys data with noise, little by little, and trains a network to undo each step. Run backwards
-# from pure noise, the network draws new data. Usually that is done for *one* kind of data.
-#
-# MT-Diffusion does it for several at once. Every **modality** $x_i$ of an example (here an image and its label)
-# is turned by an **encoder** $E_i$ into a code in one common **diffusion space**. The codes are *added up*, and the
-# noise is
-# added to the sum:
+# from pure noise, the network draws new data. Usually that is done for *one* kind of data. MT-Diffusion does it for
+# several at once:
+
+# %%
+figure, axis = plt.subplots(figsize=(8.5, 2.3), layout="constrained")
+boxes = {
+    "image": (0, 2, "image"), "label": (0, 0, "label"), "E image": (1.6, 2, "encoder"), "E label": (1.6, 0, "encoder"),
+    "sum": (3.5, 1, "weighted sum\n+ noise = $z_t$"), "net": (5.7, 1, "one shared\nnetwork"),
+    "D image": (7.6, 2, "image head"), "D label": (7.6, 0, "label head"), "m": (7.6, 1, "aggregate $m_t$"),
+}  # fmt: skip
+for name, (x, y, text) in boxes.items():
+    colour = plots.COLOURS.get(name.split()[-1], "0.3")
+    frame = {"boxstyle": "round,pad=0.4", "facecolor": "white", "edgecolor": colour}
+    axis.text(x, y, text, ha="center", va="center", fontsize=10, bbox=frame, zorder=2)
+arrows = ["image>E image", "label>E label", "E image>sum", "E label>sum", "sum>net", "net>D image", "net>D label", "net>m"]
+for start, end in (arrow.split(">") for arrow in arrows):
+    look = {"arrowstyle": "-|>", "color": "0.5", "shrinkB": 42}
+    axis.annotate("", boxes[end][:2], boxes[start][:2], arrowprops=look, zorder=1)
+axis.set(xlim=(-0.6, 8.5), ylim=(-0.6, 2.6))
+axis.set_axis_off()
+axis.set_title("All kinds of data enter one noisy state; one network looks at it, and says what each of them is")
+plots.show(
+    figure,
+    "A diagram from left to right: image and label, each with an encoder, meet in a weighted sum with noise; one shared "
+    "network looks at it and leads to an image head, a label head and the aggregate.",
+)
+
+# %% [markdown]
+# Every **modality** $x_i$ of an example (here an image and its label) is turned by an **encoder** $E_i$ into a code in
+# one common **diffusion space**. The codes are *added up*, and the noise is added to the sum:
 #
 # $$ z_t \;=\; \sqrt{\bar\alpha_t}\; \underbrace{\sum_i W_t^i\, E_i(x_i)}_{m_t,\ \text{the aggregate}} \;+\;
 #    \sqrt{1-\bar\alpha_t}\;\varepsilon ,\qquad \varepsilon\sim\mathcal N(0, I). $$
 #
-# Here $t$ runs from 0 (clean) to $T = 500$ (noise); $\bar\alpha_t$ falls from almost 1 to almost 0 and is the share of
-# the signal that is left, $\varepsilon$ is Gaussian noise.
+# Here $t$ runs from 0 (clean) to $T = 500$ (noise), and $\varepsilon$ is Gaussian noise. The number $\bar\alpha_t$
+# falls from almost 1 to almost 0. It is the share of the signal's *power* that is left, so that its amplitude is
+# $\sqrt{\bar\alpha_t}$.
 #
 # The image is its own code. A label has no shape, so it gets one: each class owns a fixed pattern, the size of an
-# image. The weight $W_t$ says how much of a code is in the sum. The image's is 1 throughout; the label's grows from 0.1
-# to 1: near $t = 0$ there is the clean image and a trace of the label, later the label is mixed in.
+# image. The weight $W_t$ says how much of a code is in the sum. The image's is 1 throughout, and the label's grows
+# from 0.1 to 1. So near $t = 0$ there is the clean image and a trace of the label, and later the label is mixed in.
 
 # %%
 model = mt.load("image-label/digits")
@@ -76,9 +107,9 @@ plots.show(
 )
 
 # %% [markdown]
-# Rows 1 to 3 are before the scaling by $\sqrt{\bar\alpha_t}$; the last row is all of the formula. The formula and the
-# picture say the same thing. Check it: compute the right-hand side by hand, and compare it with what the library does
-# in one call.
+# Rows 1 to 3 are before the scaling by $\sqrt{\bar\alpha_t}$; the last row is all of the formula. To check that
+# formula and picture say the same thing, compute the right-hand side by hand, and compare it with what the library
+# does in one call.
 
 # %%
 t = 250
@@ -93,25 +124,26 @@ print(f"weights: image {W_image:.2f}, label {W_label:.2f}; by hand and by the li
 
 # %% [markdown]
 # The paper writes the same process step by step: at every step it *injects* a little of each code whose weight grows,
-# with a weight $w_t^i$. Our cumulative $W_t^i$ is what those injections add up to, $w_t^i =
-# \sqrt{\bar\alpha_{t-1}}\,(W_t^i - W_{t-1}^i)$. Notebook 02 derives this; here is how the curves look. The right panel
-# is the *signal-to-noise ratio* of each modality, $(W_t^i)^2\, \bar\alpha_t / (1 - \bar\alpha_t)$, on a log scale: how
-# well its code can be seen in $z_t$.
+# with a weight $w_t^i$. Our cumulative $W_t^i$ is what those injections add up to, as notebook 02 derives. Here is how
+# the curves look. The right panel is the *signal-to-noise ratio* (SNR) of each modality,
+# $(W_t^i)^2\, \bar\alpha_t / (1 - \bar\alpha_t)$, on a log scale: how well its code can be seen in $z_t$.
 
 # %%
 plots.show(
-    plots.curve_panels(process, "The label is injected step by step, and speaks ever louder against the image"),
+    plots.curve_panels(process, "The label is injected step by step, until it is seen as well as the image"),
     "Three panels over the step. Cumulative weight: 1 for the image, a straight line from 0.1 to 1 for the label. "
     "Injected weight: 0 for the image, positive and falling for the label. "
     "Log SNR: the image's falls in a line; the label's starts lower, falls more slowly and meets it at the end.",
 )
 
 # %% [markdown] tags=["slide"]
-# ## 2 · One set of weights, three uses
+# ## 2 · One set of weights has three uses
 #
 # Going back, **one shared network** looks at $z_t$. It estimates the aggregate $m_t$, and it has a small **head** for
-# each modality: what is the image, what is the label? Training adds up one loss per modality: a *multi-task* loss.
-# (Notebook 03 will show that it is more than a heuristic: it is a bound on the likelihood of all modalities together.)
+# each modality, which says what the image is, and what the label is. One step back takes these guesses for the truth,
+# builds a slightly less noisy state from them, and looks again. Training adds up one loss per modality, a *multi-task*
+# loss. (Notebook 03 shows that it is more than a heuristic: it is part of a bound on the likelihood of all modalities
+# together.)
 #
 # Do the results deserve trust? Let somebody judge who has never seen the model: a support-vector machine, a classical
 # classifier, trained on the real digits alone.
@@ -128,8 +160,8 @@ def agreement(examples):
 print(f"the judge is right on {agreement(test.values):.1%} of the held-out real digits")
 
 # %% [markdown]
-# **Draw pairs.** Start from noise, go back to $t = 0$, read both heads there. Nobody gives the model a label; it
-# makes up both.
+# **Draw pairs.** Start from noise, go back to $t = 0$, and read both heads there. Nobody gives the model a label; it
+# makes up both. (The digits have 8×8 pixels, so you may have to squint.)
 
 # %%
 pairs = mt.sample(model, 20, generator=torch.Generator().manual_seed(1))
@@ -138,8 +170,8 @@ figure = plots.pair_grid(pairs["image"], pairs["label"], test.names, title=title
 plots.show(figure, "Twenty small images of digits, each with the label that the model drew with it.")
 
 # %% [markdown]
-# **Draw a digit you name.** Give the label; the function stays the same. (This model has learned to take a given
-# label as an extra input of the network. There are other ways, which exercise 3 tries.)
+# **Draw a digit you name.** Give the label; the function stays the same. (This model has learned to take a given label
+# as an extra input of the network. Exercise 3 tries another way.)
 
 # %%
 wanted = torch.arange(10).repeat(2)
@@ -149,19 +181,35 @@ figure = plots.pair_grid(named["image"], named["label"], test.names, title=title
 plots.show(figure, "Two rows of ten images, the digits 0 to 9 in order.")
 
 # %% [markdown]
-# **Name a digit you show.** Give the image. These are real digits that the model has not seen. (No chain is needed
-# here: the label head reads the almost clean image once.)
+# **Name a digit you show.** Give the image. These are real digits that the model has not seen. No chain is needed
+# here, because the label head reads the almost clean image once.
 
 # %%
 shown = test[:20]
 read = mt.sample(model, 20, given={"image": shown["image"]}, generator=torch.Generator().manual_seed(3))
 wrong = read["label"] != shown["label"]
+answers = [f"{a}, not {b}" if a != b else f"{a}" for a, b in zip(*(d["label"].tolist() for d in (read, shown)), strict=True)]
 title = f"The same weights, reading: {20 - int(wrong.sum())} of 20 right"
-figure = plots.pair_grid(shown["image"], read["label"], test.names, title=title, wrong=wrong)
-plots.show(figure, "Twenty real images with the label the model read off each; wrong ones would be red.")
+figure = plots.pair_grid(shown["image"], torch.arange(20), answers, title=title, wrong=wrong)
+plots.show(
+    figure, "Twenty real images with the label the model read off each; wrong ones are red and name the right one, too."
+)
 
 # %% [markdown]
-# Twenty examples prove little; three hundred prove more. After ± stands one standard error.
+# What does `mt.sample` do there? It builds $z_0$ from the image alone and asks the model once. That can be done by
+# hand: `present` says what is in the sum, and `predict` returns for each modality a *law*, here the probabilities of
+# ten labels.
+
+# %%
+image_code = model.encode({"image": shown["image"][:1]})
+z_0, _ = process.diffuse(image_code, 0, present={"image"}, generator=torch.Generator().manual_seed(0))
+with torch.no_grad():
+    law = model.predict(z_0, 0, present={"image"}).law["label"]
+print(f"the first image: a {law.probs.argmax().item()} with probability {law.probs.max():.3f}")
+assert law.probs.argmax() == read["label"][0]
+
+# %% [markdown]
+# Twenty examples prove little, three hundred prove more. Behind ± stands one standard error.
 
 # %% tags=["nbval-ignore-output"]
 g = torch.Generator().manual_seed(4)
@@ -201,11 +249,11 @@ figure = plots.trajectory(states[::5], steps[::5], title="The same chain, seen: 
 plots.show(figure, "Eleven states of the chain, from noise to a clean digit.")
 
 # %% [markdown] tags=["slide"]
-# ## 3 · Train one yourself
+# ## 3 · Train one yourself: a few hundred steps already draw digits
 #
 # Data, modalities, a forward process, and a *backbone* (the shared network): that is a model. The library's experiment
-# `image-label` puts them together (`mtdiff/experiments/image_label.py`); its variant `fade-in` is the one with the
-# label's weight growing. We train for less than a minute.
+# `image-label` puts them together (`mtdiff/experiments/image_label.py`). Its variant `fade-in` is the one in which the
+# label's weight grows. Training takes a minute or less, if the computer has nothing else to do.
 
 # %% tags=["nbval-ignore-output"]
 experiment = experiments.EXPERIMENTS["image-label"]
@@ -222,10 +270,13 @@ plots.show(figure, "Three falling curves over the step: the losses of denoising,
 assert trainer.history[-1]["total"] < 0.7 * trainer.history[0]["total"]
 
 # %% [markdown]
-# *Denoise*: how far the network's main output is off, from which the aggregate is computed. *Image*: the error of the
-# image head in units of the noise that is left, so a small error counts much where there is little noise. *Label*: the
-# cross-entropy of the label head, averaged over all noise levels; it cannot reach 0, since at $t = T$ nobody can know
-# the label. The total is denoise + image + 0.5 label. What does it draw?
+# - *Denoise* says how far the network's main output is off, from which the aggregate is computed.
+# - *Image* is the error of the image head in units of the noise that is left, so that a small error counts much where
+#   there is little noise.
+# - *Label* is the cross-entropy of the label head, averaged over all noise levels. It cannot reach 0, since at $t = T$
+#   nobody can know the label.
+#
+# The total is denoise + image + 0.5 label. What does such a young model draw?
 
 # %%
 young = mt.sample(small, 20, generator=torch.Generator().manual_seed(1))
@@ -234,11 +285,11 @@ figure = plots.pair_grid(young["image"], young["label"], test.names, title=title
 plots.show(figure, "Twenty drawn pairs of the freshly trained model, rougher than those of the shipped one.")
 
 # %% [markdown] tags=["slide"]
-# ## 4 · Play
+# ## 4 · Play: how hard should a label pull?
 #
-# Move a slider; the samples follow. *Guidance* says how hard a given label pulls: 0 all but ignores it, 1 is what was
-# trained, above 1 exaggerates. **Look for** two things: what guidance does to obedience and to variety, and how few
-# steps are enough. (On a static page the sliders do not move; below them are three settings.)
+# Move a slider; the samples follow. *Guidance* says how hard a given label pulls: 0 ignores it, so that a "3" stands
+# above any digit, 1 is what was trained, above 1 exaggerates. **Look for** what guidance does to obedience and to
+# variety, and how few steps are enough. (On a static page the sliders do not move; below them are three settings.)
 
 # %% tags=["nbval-ignore-output"]
 sliders = widgets.class_sampler(model)
@@ -249,15 +300,16 @@ for guidance in (0.0, 1.0, 4.0):
     figure = widgets.draw_class(model, label=3, guidance=guidance)
     plots.show(figure, f"Ten samples with the label 3 given and guidance {guidance:g}.")
 
+
 # %% [markdown]
 # ## 5 · Exercises
 #
 # Each has a stub, a check that turns green, and a solution below it. Try before you look.
 #
-# **Exercise 1 (warm-up). How much noise can it read through?** Write a function that gives the accuracy of the label
-# head on all `len(test)` held-out images, diffused to step $t$ *without* their labels. *Hint*: encode
-# `test.values["image"]`; "without" is `present={"image"}`, for `process.diffuse(codes, t, present=...)` as well as for
-# `model.predict(z, t, present=...)`, whose `.law["label"]` is what the head says: `.logits`, `.probs`.
+# **Exercise 1 (warm-up, easy, 10 minutes): how much noise can it read through?**
+# Write a function that gives the accuracy of the label
+# head on all `len(test)` held-out images, diffused to step $t$ *without* their labels. *Hint*: section 2 does it by
+# hand, for one image and $t = 0$.
 
 
 # %% tags=["exercise"]
@@ -301,10 +353,13 @@ assert solved, solved.message
 assert not any(check_1(wrong) for wrong in (lambda t: 0.9, lambda t: 0.986 if t == 0 else 0.11)), "a wrong answer passes"
 solved
 
+
 # %% [markdown]
-# **Exercise 2 (break it). Too much guidance.** Write a function that returns the *diversity* of 100 samples of the
-# digit 3: the standard deviation over the samples, averaged over pixels. *Hint*: `mt.sample(..., given=...,
-# guidance=..., sampler="ddim")`, then `.std(0).mean()`. What happens from guidance 1 to 5?
+# **Exercise 2 (break it, easy, 10 minutes): too much guidance.**
+# Write a function that returns the *diversity* of 100 samples of the
+# digit 3: the standard deviation over the samples, averaged over pixels. *Hint*:
+# `mt.sample(..., given=..., guidance=..., sampler="ddim")`, then `.std(0).mean()`. (A *sampler* is a way to take the
+# steps back; "ddim" adds no noise on the way.) What happens from guidance 1 to 5?
 
 
 # %% tags=["exercise"]
@@ -343,13 +398,15 @@ noise = 2 * torch.rand(100, 64, generator=torch.Generator().manual_seed(0)) - 1
 assert not any(check_2(wrong) for wrong in (lambda g: 0.29, lambda g: noise.std(0).mean())), "a wrong answer passes"
 solved
 
+
 # %% [markdown]
-# **Exercise 3 (a small research question). Do we need to *give* the network the label?** The framework suggests another
-# way to condition: replace the model's guess of the label by the given one, at every step (`rule="substitute"`). Is it
-# as good as giving it to the network (`rule="conditioned"`)? Write a function that returns the share of 100 samples, ten of
-# each digit, that the judge reads as what was asked for. Use `sampler="ddim"`, which adds no noise on the way back, and
-# 25 steps; `agreement` from above is the judge's word. *Further*: does the default sampler `"ddpm"`, which does add
-# noise, change the answer? Notebook 05 will explain what you find.
+# **Exercise 3 (a small research question, medium, 15 minutes): must the network be *given* the label?**
+# The framework suggests another way
+# to condition: replace the model's guess of the label by the given one, at every step (`rule="substitute"`). Is it as
+# good as giving it to the network (`rule="conditioned"`)? Write a function that returns the share of 100 samples, ten
+# of each digit, that the judge reads as what was asked for. Use `sampler="ddim"` and 25 steps; `agreement` from above
+# is the judge's word. *Further*: does the default sampler `"ddpm"`, which does add noise, change the answer? Notebook
+# 05 will explain what you find.
 
 
 # %% tags=["exercise"]

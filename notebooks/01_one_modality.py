@@ -17,16 +17,16 @@
 # **After this notebook you can**
 # - derive an ordinary diffusion model from five facts about Gaussians: forward process, posterior, bound, loss,
 #   sampler;
-# - say what the best possible denoiser is, and compute it exactly for a mixture of Gaussians;
+# - say what the best possible denoiser is, compute it exactly for a mixture of Gaussians, and say what its bound still
+#   loses;
 # - turn predictions of $v$, $\varepsilon$ and $x$ into each other, and say which weight each loss puts on which step;
 # - judge a trained network against the exact answer, by picture and by number.
 #
-# **You need** Gaussians, conditional probability, and some PyTorch. No diffusion background.
-# **Time**: 45 minutes to read, under a minute to run on a laptop CPU. No GPU, no download.
+# **You need** Gaussians, conditional probability, and some PyTorch. You need not know diffusion models. **Time**:
+# about 90 minutes to read and 45 for the exercises; a minute to run on a laptop CPU. No GPU, no download.
 #
 # Everything here is classical: Sohl-Dickstein et al. (2015), Ho et al. (2020, "DDPM"), Song et al. (2021), Kingma et
-# al. (2021). It is the case of *one* modality (N = 1) of the course's subject; symbols are those of
-# [theory.md](theory.md).
+# al. (2021). Symbols are those of [theory.md](theory.md).
 
 # %%
 import functools
@@ -60,23 +60,19 @@ def normal(x, mean, variance):
     return torch.exp(-0.5 * (x - mean) ** 2 / variance) / (2 * math.pi * variance) ** 0.5
 
 
-def agree(what, estimate, exact, error):
-    """Whether an estimate is within four standard errors of the exact value; says so."""
-    off = abs(float(estimate) - float(exact)) / float(error)
-    print(f"{what}: {float(estimate):.4f}, exactly {float(exact):.4f} ({off:.1f} standard errors apart)")
-    return off < 4
-
-
 # %% [markdown] tags=["slide"]
-# ## 1 · The idea in a picture
+# ## 1 · Noise turns data into a Gaussian, and the model is the way back
 #
-# Take data $x$ whose law $q(x)$ we know: a mixture of two Gaussians on the line. Add a little noise and shrink, again
-# and again, $T = 100$ times. After $t$ steps the data have become $z_t$. Their law $q(z_t)$ can be computed on a grid,
-# by summing over all $x$ (*quadrature*).
+# Take data $x$ on the line whose law $q(x)$ we know: a mixture of two Gaussians. Shrink every point a little and add a
+# little noise, and do so $T = 100$ times. After $t$ steps the point has become $z_t$.
 #
-# The **schedule** $\bar\alpha_t$ says how much of the signal's power is left at step $t$. It falls from almost 1 to
-# almost 0; here $\log \frac{\bar\alpha_t}{1 - \bar\alpha_t}$, the *log signal-to-noise ratio*, falls in a straight line
-# from 8 to -8.
+# How much noise each step adds is fixed by a **schedule**. It is a list of numbers $\bar\alpha_t$ that say which share
+# of the signal's *power* is left at step $t$; the signal's amplitude is then $\sqrt{\bar\alpha_t}$. They fall from
+# almost 1 to almost 0. Ours are chosen such that $\log \frac{\bar\alpha_t}{1 - \bar\alpha_t}$, the *log
+# signal-to-noise ratio*, falls in a straight line from 8 to -8.
+#
+# Because $q(x)$ is known, the law $q(z_t)$ can be computed as well: on a fine grid, by summing over all $x$. That is
+# called *quadrature*, and it is how this notebook knows the right answers.
 
 # %%
 T = 100
@@ -119,19 +115,31 @@ plots.show(
     "middle on. Six black lines start in the bands and become random walks.",
 )
 
+
 # %% [markdown]
-# Forwards is easy: no training, just noise. A diffusion model is the way **back**: from a draw of $\mathcal N(0, 1)$ on
-# the right, step by step to a draw of the data on the left. We will find that one function is all it needs: the best
-# guess of $x$ given $z_t$.
+# The way forward needs no training, since it only adds noise. A diffusion model is the way **back**: it starts from a
+# draw of $\mathcal N(0, 1)$ on the right and goes step by step to a draw of the data on the left. We will find that
+# this takes one function only, the best guess of $x$ given $z_t$.
 #
-# ## 2 · Warm-up: five facts
+# ## 2 · Five facts about Gaussians are all we need
 #
-# **Fact 1, sums.** For independent $X \sim \mathcal N(\mu, \sigma^2)$, $Y \sim \mathcal N(\nu, \tau^2)$ the sum $aX +
-# bY$ is Gaussian, with mean $a\mu + b\nu$ and variance $a^2\sigma^2 + b^2\tau^2$. Check against 100,000 draws: the mean
-# (standard error $\sigma/\sqrt n$), the variance ($\sigma^2\sqrt{2/n}$), and the shape: a Gaussian has 68.27% of its
-# mass within one standard deviation. Four standard errors are the tolerance of every simulation in this course.
+# **Fact 1: a sum of Gaussians is Gaussian.** For independent $X \sim \mathcal N(\mu, \sigma^2)$ and
+# $Y \sim \mathcal N(\nu, \tau^2)$ the sum $aX + bY$ is Gaussian, with mean $a\mu + b\nu$ and variance
+# $a^2\sigma^2 + b^2\tau^2$.
+#
+# We check this against 100,000 draws. A mean of $n$ draws has the standard error $\sigma/\sqrt n$, a variance
+# $\sigma^2\sqrt{2/n}$. For the shape we count how many draws lie within one standard deviation: of a Gaussian these
+# are 68.27%. Every simulation of this course has to agree within four standard errors.
+
 
 # %%
+def agree(what, estimate, exact, error):
+    """Whether an estimate is within four standard errors of the exact value; says so."""
+    off = abs(float(estimate) - float(exact)) / float(error)
+    print(f"{what}: {float(estimate):.4f}, exactly {float(exact):.4f} ({off:.1f} standard errors apart)")
+    return off < 4
+
+
 n, g = 100_000, rng(2)
 total = 0.8 * (1.0 + 0.5 * gauss(g, n)) - 0.6 * (2.0 + 1.5 * gauss(g, n))
 mean, variance = 0.8 * 1.0 - 0.6 * 2.0, 0.8**2 * 0.5**2 + 0.6**2 * 1.5**2
@@ -140,16 +148,25 @@ assert agree("mean    ", total.mean(), mean, (variance / n) ** 0.5)
 assert agree("variance", total.var(), variance, variance * (2 / n) ** 0.5)
 assert agree("inside  ", inside, math.erf(0.5**0.5), (0.6827 * 0.3173 / n) ** 0.5)
 
+
 # %% [markdown]
-# **Fact 2, what a noisy measurement tells.** Before, we know $x \sim \mathcal N(m, s^2)$. We see $z = a x + b\,
-# \varepsilon$ with noise $\varepsilon \sim \mathcal N(0, 1)$. By Bayes' rule $p(x \mid z) \propto p(x)\, p(z \mid x)$,
-# and two exponents that are quadratic in $x$ add up to another one: $x \mid z$ is Gaussian, its *precision* (one over
-# the variance) is the sum of both precisions, and its mean is weighted by them:
+# **Fact 2: a noisy measurement of a Gaussian leaves a Gaussian.** Before we measure, we know that
+# $x \sim \mathcal N(m, s^2)$. Then we see $z = a x + b\, \varepsilon$ with noise $\varepsilon \sim \mathcal N(0, 1)$.
+# Bayes' rule multiplies the densities, $p(x \mid z) \propto p(x)\, p(z \mid x)$, so it adds their exponents. Both are
+# quadratic in $x$, and so is their sum:
+#
+# $$ -\frac{(x - m)^2}{2 s^2} - \frac{(z - a x)^2}{2 b^2}
+#    = -\frac12 \Big( \frac1{s^2} + \frac{a^2}{b^2} \Big) x^2 + \Big( \frac{m}{s^2} + \frac{a\, z}{b^2} \Big) x +
+#    \text{const} . $$
+#
+# Compare this with the exponent $-\frac{1}{2v} x^2 + \frac{\mu}{v} x$ of $\mathcal N(\mu, v)$. Then $x \mid z$ is
+# Gaussian with
 #
 # $$ \frac{1}{v} = \frac{1}{s^2} + \frac{a^2}{b^2}, \qquad
 #    \mathbb E[x \mid z] = v\,\Big( \frac{m}{s^2} + \frac{a\, z}{b^2} \Big). $$
 #
-# Check without algebra: multiply the two densities on the grid, normalise, and read mean and variance off.
+# One over a variance is called a *precision*: precisions add, and the mean is weighted by them. We check without
+# algebra: multiply the two densities on the grid, and read mean and variance of the product off.
 
 
 # %%
@@ -168,14 +185,18 @@ assert abs(float(grid_mean) - mean) < 1e-10
 assert abs(float(grid_variance) - variance) < 1e-10
 print(f"mean {mean:.6f}, on the grid {grid_mean:.6f}; variance {variance:.6f}, on the grid {grid_variance:.6f}")
 
+
 # %% [markdown]
-# **Fact 3, how far apart two Gaussians are.** The *Kullback-Leibler divergence* $\mathrm{KL}(q\,\|\,p) = \mathbb E_q
-# \log \frac{q(z)}{p(z)}$, in nats, is never negative, and 0 for equal laws only. Put both densities in:
+# **Fact 3: how far apart two Gaussians are.** The *Kullback-Leibler divergence*
+# $\mathrm{KL}(q\,\|\,p) = \mathbb E_q \log \frac{q(z)}{p(z)}$ measures how much $p$ differs from $q$. Its unit is the
+# nat (natural logarithm). It is never negative, and 0 only if both laws are equal. For two Gaussians, put their
+# densities in:
 #
 # $$ \mathrm{KL}\big(\mathcal N(\mu, \sigma^2)\,\|\,\mathcal N(\nu, \tau^2)\big) = \frac12\Big(
 #    \frac{\sigma^2}{\tau^2} + \frac{(\mu - \nu)^2}{\tau^2} - 1 - \log\frac{\sigma^2}{\tau^2} \Big) . $$
 #
-# With *equal* variances only the means count: $(\mu - \nu)^2 / 2\tau^2$. That case will become the training loss.
+# If the variances are *equal*, only the means count, and it is $(\mu - \nu)^2 / 2\tau^2$. This case will become the
+# training loss.
 
 
 # %%
@@ -190,18 +211,23 @@ log_ratio = normal(draws, 0.3, 0.7).log() - normal(draws, -0.4, 1.1).log()
 assert agree("KL", log_ratio.mean(), kl(0.3, 0.7, -0.4, 1.1), log_ratio.std() / n**0.5)
 
 # %% [markdown] tags=["slide"]
-# **Fact 4, Jensen's inequality gives a bound.** A *latent variable* $z$ is one that we do not see; to get the
-# likelihood of what we see, the **evidence** $p(x) = \int p(z)\, p(x \mid z)\, dz$, it is summed out. Usually nobody
-# can do that. Take any law $q(z)$ instead. The logarithm is concave, so the logarithm of a mean is at least the mean of
-# the logarithm:
+# **Fact 4: Jensen's inequality gives a bound on a likelihood.** A *latent variable* $z$ is one that we do not see. The
+# likelihood of what we do see is called the **evidence**, and it sums over all $z$:
+# $p(x) = \int p(z)\, p(x \mid z)\, dz$. Usually nobody can compute this sum. So take any law $q(z)$ instead. The
+# logarithm is concave, so the logarithm of a mean is at least the mean of the logarithm:
 #
 # $$ \log p(x) = \log \mathbb E_q \frac{p(z)\, p(x \mid z)}{q(z)}
 #    \;\ge\; \mathbb E_q \log \frac{p(z)\, p(x \mid z)}{q(z)}
 #    = \underbrace{\mathbb E_q \log p(x \mid z) - \mathrm{KL}\big(q(z)\,\|\,p(z)\big)}
 #      _{\text{evidence lower bound, ELBO}} . $$
 #
-# What is lost is $\mathrm{KL}(q(z)\,\|\,p(z \mid x))$: nothing, if $q$ is the posterior. Check it where the evidence is
-# known: $z \sim \mathcal N(0, 1)$, $x \mid z \sim \mathcal N(z, 0.5)$, so by fact 1 $p(x) = \mathcal N(0, 1.5)$.
+# What is lost? Write $p(z)\, p(x \mid z) = p(x)\, p(z \mid x)$ in the middle. The factor $p(x)$ does not depend on $z$
+# and comes out of the mean, so that
+#
+# $$ \mathbb E_q \log \frac{p(z)\, p(x \mid z)}{q(z)} = \log p(x) - \mathrm{KL}\big(q(z)\,\|\,p(z \mid x)\big) . $$
+#
+# Nothing is lost if $q$ is the posterior $p(z \mid x)$. We check this where the evidence is known: for
+# $z \sim \mathcal N(0, 1)$ and $x \mid z \sim \mathcal N(z, 0.5)$, fact 1 says $p(x) = \mathcal N(0, 1.5)$.
 
 # %%
 x = torch.tensor(1.4, dtype=torch.float64)
@@ -215,18 +241,19 @@ for name, (mean, var) in {"the prior": (0.0, 1.0), "a guess": (0.5, 0.5), "the p
     print(f"q is {name:13s}: ELBO {elbo:.4f} + lost {lost:.4f} = {elbo + lost:.4f} = log p(x) {evidence:.4f}")
 
 # %% [markdown]
-# **Fact 5, Tweedie's formula.** Now $x$ has *any* law, and $z = a x + b\, \varepsilon$ again. Then the mean of $x$
-# given $z$ needs nothing but the density of $z$ (Robbins 1956, Efron 2011):
+# **Fact 5: Tweedie's formula.** Now let $x$ have *any* law, and let $z = a x + b\, \varepsilon$ again. Then the mean
+# of $x$ given $z$ can be read off the density of $z$ alone (Robbins 1956, Efron 2011):
 #
 # $$ \mathbb E[x \mid z] = \frac{z + b^2\, \nabla \log p(z)}{a} . $$
 #
-# Proof: differentiate $p(z) = \int p(x)\, \mathcal N(z; a x, b^2)\, dx$ under the integral, and read it as a mean:
+# To prove it, differentiate $p(z) = \int p(x)\, \mathcal N(z; a x, b^2)\, dx$ under the integral. Since
+# $p(x)\, \mathcal N(z; a x, b^2) = p(z)\, p(x \mid z)$, the result is a mean over $x$ given $z$:
 #
 # $$ \nabla p(z) = \int p(x)\, \mathcal N(z; a x, b^2)\, \frac{a x - z}{b^2}\, dx
 #    = p(z)\, \frac{a\, \mathbb E[x \mid z] - z}{b^2} . $$
 #
-# The gradient $\nabla \log p(z)$ is called the **score**. Check on our mixture: $p(z)$ in closed form (fact 1 for each
-# component) and its score by automatic differentiation, against $\mathbb E[x \mid z]$ by quadrature.
+# The gradient $\nabla \log p(z)$ is called the **score**. We check on our mixture, with $p(z)$ from fact 1 and its
+# score by automatic differentiation, against $\mathbb E[x \mid z]$ by quadrature.
 
 # %%
 a, b2 = 0.8, 0.36
@@ -242,46 +269,32 @@ print("by Tweedie    ", [f"{value:.6f}" for value in tweedie.tolist()])
 print("by quadrature ", [f"{value:.6f}" for value in quadrature.tolist()])
 
 # %% [markdown] tags=["slide"]
-# ## 3 · Forwards
+# ## 3 · Forwards, everything is Gaussian once $x$ is known
 #
-# **The step.** Shrink a little, add a little noise: with $\alpha_t = \bar\alpha_t / \bar\alpha_{t-1}$, just below 1,
+# **The step.** Put $\alpha_t = \bar\alpha_t / \bar\alpha_{t-1}$, a number just below 1. A step shrinks by
+# $\sqrt{\alpha_t}$ and adds noise:
 #
 # $$ q(z_t \mid z_{t-1}) = \mathcal N\big(\sqrt{\alpha_t}\, z_{t-1},\ (1 - \alpha_t) I\big). $$
 #
-# Shrinking and noise are balanced: if $z_{t-1}$ has variance 1, so has $z_t$. ($I$ is the identity matrix: each
-# coordinate gets its own noise, and on the line it is 1.)
+# The two are balanced: if $z_{t-1}$ has variance 1, so has $z_t$. Here $I$ is the identity matrix, which says that
+# each coordinate gets noise of its own; on the line it is 1.
 #
-# **The marginal.** Where are we after $t$ steps? Claim: $q(z_t \mid x) = \mathcal N(\sqrt{\bar\alpha_t}\, x,\ (1 -
-# \bar\alpha_t) I)$, if it is so at $t = 0$. By induction, with fact 1: the mean is
-# $\sqrt{\alpha_t}\sqrt{\bar\alpha_{t-1}} \, x = \sqrt{\bar\alpha_t}\, x$, the variance
-# $\alpha_t (1 - \bar\alpha_{t-1}) + (1 - \alpha_t) = 1 - \alpha_t \bar\alpha_{t-1} = 1 - \bar\alpha_t$. Iterate the
-# chain of Gaussians, and compare at every step:
+# **The marginal.** Where are we after $t$ steps? If $q(z_t \mid x) = \mathcal N(\sqrt{\bar\alpha_t}\, x,\ (1 -
+# \bar\alpha_t) I)$ holds at $t = 0$, it holds at every step. The proof is by induction, with fact 1: one more step
+# makes the mean $\sqrt{\alpha_t}\sqrt{\bar\alpha_{t-1}} \, x = \sqrt{\bar\alpha_t}\, x$, and the variance $\alpha_t
+# (1 - \bar\alpha_{t-1}) + (1 - \alpha_t) = 1 - \alpha_t \bar\alpha_{t-1} = 1 - \bar\alpha_t$.
+#
+# We check by simulation: 20,000 chains of the library's `transition` from one $x$ must arrive at the marginal.
 
 # %%
 alpha = abar[1:] / abar[:-1]  # alpha[t - 1] is alpha_t
-x = -1.3
-mean, variance = abar[0].sqrt() * x, 1 - abar[0]
-for t in range(1, T + 1):
-    mean, variance = alpha[t - 1].sqrt() * mean, alpha[t - 1] * variance + 1 - alpha[t - 1]
-    assert abs(float(mean - abar[t].sqrt() * x)) < 1e-12
-    assert abs(float(variance - (1 - abar[t]))) < 1e-12
-print(f"iterated to T: mean {mean:.6f}, variance {variance:.6f}")
-print(f"closed form:   mean {abar[T].sqrt() * x:.6f}, variance {1 - abar[T]:.6f}")
-
-# %% [markdown]
-# And simulate: 20,000 chains from one $x$, step by step, against the marginal; and the library's `transition` and
-# `marginal` against ours. (`transition` is one step of `process.ahead`, which goes from any $s$ to any $t > s$.)
-
-# %%
-n, t, g = 20_000, 50, rng(4)
+n, t, x, g = 20_000, 50, -1.3, rng(4)
 one = {"x": torch.full((n, 1), x, dtype=torch.float64)}
 z = abar[0].sqrt() * x + (1 - abar[0]).sqrt() * gauss(g, n, 1)
-mean, std = process.ahead(z, one["x"], one["x"], 0, t)  # all t steps at once; W = 1, so m_0 = m_t = x
-assert torch.allclose(mean, (abar[t] / abar[0]).sqrt() * z)
-assert torch.allclose(std**2, (1 - abar[t] / abar[0]).expand_as(std))
 for s in range(1, t + 1):
     mean, std = process.transition(z, one, s)
     assert torch.allclose(mean, alpha[s - 1].sqrt() * z)
+    assert torch.allclose(std**2, (1 - alpha[s - 1]).expand_as(std))
     z = mean + std * gauss(g, n, 1)
 mean, std = process.marginal(one, t)
 assert torch.allclose(mean, abar[t].sqrt() * one["x"])
@@ -290,106 +303,146 @@ assert agree("mean    ", z.mean(), mean[0], std[0] / n**0.5)
 assert agree("variance", z.var(), std[0] ** 2, std[0] ** 2 * (2 / n) ** 0.5)
 
 # %% [markdown] tags=["slide"]
-# **One step back, knowing $x$.** Fact 2 with the marginal of $z_{t-1}$ as what we knew before, and the step as the
-# noisy measurement ($a = \sqrt{\alpha_t}$, $b^2 = 1 - \alpha_t$):
+# **One step back, if $x$ is known.** Take fact 2. What we know before is the marginal of $z_{t-1}$, so
+# $m = \sqrt{\bar\alpha_{t-1}}\, x$ and $s^2 = 1 - \bar\alpha_{t-1}$. The noisy measurement is the step to $z_t$, so
+# $a = \sqrt{\alpha_t}$ and $b^2 = 1 - \alpha_t$. The precisions add up to
+#
+# $$ \frac{1}{\tilde\beta_t} = \frac{1}{1 - \bar\alpha_{t-1}} + \frac{\alpha_t}{1 - \alpha_t}
+#    = \frac{1 - \alpha_t + \alpha_t - \alpha_t \bar\alpha_{t-1}}{(1 - \bar\alpha_{t-1})(1 - \alpha_t)}
+#    = \frac{1 - \bar\alpha_t}{(1 - \bar\alpha_{t-1})(1 - \alpha_t)} , $$
+#
+# and the mean is $\mu = \tilde\beta_t \big( \frac{\sqrt{\bar\alpha_{t-1}}\, x}{1 - \bar\alpha_{t-1}} +
+# \frac{\sqrt{\alpha_t}\, z_t}{1 - \alpha_t} \big)$. Together,
 #
 # $$ q(z_{t-1} \mid z_t, x) = \mathcal N(\mu, \tilde\beta_t I), \quad
 #    \mu = \frac{\sqrt{\alpha_t}\,(1 - \bar\alpha_{t-1})\, z_t + \sqrt{\bar\alpha_{t-1}}\,(1 - \alpha_t)\, x}{1 -
 #    \bar\alpha_t}, \quad
 #    \tilde\beta_t = \frac{(1 - \alpha_t)(1 - \bar\alpha_{t-1})}{1 - \bar\alpha_t} . $$
 #
-# It is a weighted mean: some $z_t$, some $x$. Four ways: fact 2, this formula, the library, and Bayes' rule on a grid.
-# In the library these two lines are `process.back`, from any $t$ to any $s < t$; `process.posterior` is one step of it.
-# With a guess in the place of $x$ the same lines are the sampler's step (section 8) and the bound's (section 5).
+# The step back goes to a weighted mean of $z_t$ and $x$. In the library this is `process.back`, from any $t$ to any
+# $s < t$. The sampler (section 8) and the bound (section 5) call the same function, with a guess in the place of $x$.
+# Below, the formula, the library and Bayes' rule on a grid agree.
 
 # %%
-t, x, z_t = 50, -1.3, 0.4
+t, z_t = 50, 0.4
 a, ab, ab_prev = alpha[t - 1], abar[t], abar[t - 1]
-by_fact = posterior(ab_prev.sqrt() * x, 1 - ab_prev, z_t, a.sqrt(), 1 - a)
 mu = (a.sqrt() * (1 - ab_prev) * z_t + ab_prev.sqrt() * (1 - a) * x) / (1 - ab)
 beta = (1 - a) * (1 - ab_prev) / (1 - ab)
 product = normal(grid, ab_prev.sqrt() * x, 1 - ab_prev) * normal(z_t, a.sqrt() * grid, 1 - a)
 grid_mean = (grid * product).sum() / product.sum()
 grid_var = ((grid - grid_mean) ** 2 * product).sum() / product.sum()
-here, m = torch.full((1, 1), z_t, dtype=torch.float64), one["x"][:1]  # W = 1, so m_t = m_{t-1} = x
-library_mean, library_std = process.posterior(here, {"x": m}, t)
-assert torch.equal(library_mean, process.back(here, m, m, t, t - 1)[0])
-for mean, variance in (by_fact, (grid_mean, grid_var), (library_mean, library_std**2)):
+here, m = torch.full((1, 1), z_t, dtype=torch.float64), one["x"][:1]  # m stands for x: it does not change with t here
+library_mean, library_std = process.back(here, m, m, t, t - 1)
+for mean, variance in ((grid_mean, grid_var), (library_mean, library_std**2)):
     assert abs(float(mean - mu)) < 1e-10
     assert abs(float(variance - beta)) < 1e-10
-print(f"mean {mu:.6f} and variance {beta:.6f}: fact 2, formula, library and grid agree")
+print(f"mean {mu:.6f} and variance {beta:.6f}: formula, library and grid agree")
+
 
 # %% [markdown] tags=["slide"]
-# ## 4 · The best denoiser
+# ## 4 · The best denoiser is the posterior mean
 #
-# To go back *without* knowing $x$, we need a guess of it: a **denoiser** $\hat x(z_t, t)$. The guess with the smallest
-# mean squared error is the posterior mean $\mathbb E[x \mid z_t]$. For a mixture of Gaussians it has a closed form.
-# Bayes' rule says which component $z_t$ comes from, with probabilities $r_k$; fact 2 says what $x$ is, given $z_t$ and
-# the component:
+# To go back *without* knowing $x$, we need a guess of it, a **denoiser** $\hat x(z_t, t)$. Which guess $c$ has the
+# smallest mean squared error? Given $z_t$, the error splits into two parts, $\mathbb E[(x - c)^2 \mid z_t] =
+# \operatorname{Var}(x \mid z_t) + (\mathbb E[x \mid z_t] - c)^2$. The first does not depend on $c$, and the second is
+# 0 for the posterior mean $c = \mathbb E[x \mid z_t]$.
+#
+# For a mixture of Gaussians the posterior mean has a closed form. Bayes' rule says with which probability $r_k$ the
+# point $z_t$ comes from component $k$, and fact 2 says what $x$ is if it does:
 #
 # $$ r_k \propto \pi_k\, \mathcal N\big(z_t;\ \sqrt{\bar\alpha_t}\, \mu_k,\ \bar\alpha_t s_k^2 + 1 - \bar\alpha_t\big),
 #    \qquad \mathbb E[x \mid z_t] = \sum_k r_k\, \mathbb E[x \mid z_t, k] . $$
+#
+# The variance $\operatorname{Var}(x \mid z_t)$ follows in the same way, as the mean of $x^2$ minus the square of the
+# mean.
 
 
 # %%
 def denoiser(z, ab):
-    """E[x | z] and the density q(z) at z (B,), where ab of the signal is left; by hand."""
+    """Mean and variance of x given z (B,), where ab of the signal's power is left, and the density q(z); by hand."""
     joint = weights * normal(z[:, None], ab.sqrt() * means, ab * stds**2 + 1 - ab)  # (B, K)
-    guess, _ = posterior(means, stds**2, z[:, None], ab.sqrt(), 1 - ab)
-    return (joint * guess).sum(1) / joint.sum(1), joint.sum(1)
+    guess, left = posterior(means, stds**2, z[:, None], ab.sqrt(), 1 - ab)
+    r = joint / joint.sum(1, keepdim=True)
+    mean = (r * guess).sum(1)
+    return mean, (r * (left + (guess - mean[:, None]) ** 2)).sum(1), joint.sum(1)
 
 
 for t in (10, 50, 90):
-    by_hand, q_z = denoiser(grid, abar[t])
+    by_hand, variance, q_z = denoiser(grid, abar[t])
     joint = q_x * normal(grid[:, None], abar[t].sqrt() * grid, 1 - abar[t]) * dx  # (z, x)
     seen = joint.sum(1) > 1e-12  # elsewhere q(z_t) is too small to divide by
+    mean, square = (joint @ grid**k / joint.sum(1) for k in (1, 2))
     assert torch.allclose(q_z, joint.sum(1), atol=1e-10)
-    assert torch.allclose(by_hand[seen], (joint @ grid)[seen] / joint.sum(1)[seen], atol=1e-6)
-print("by hand and by quadrature: the same density and the same posterior mean, at t = 10, 50, 90")
+    assert torch.allclose(by_hand[seen], mean[seen], atol=1e-6)
+    assert torch.allclose(variance[seen], (square - mean**2)[seen], atol=1e-6)
+print("by hand and by quadrature: the same mean, variance and density, at t = 10, 50, 90")
 
 # %% [markdown]
-# The library's exact model, `mt.exact.LabelledMixture`, has two modalities: the point "x" and the "label" that says
-# which component it comes from. We give the label the weight 0. Then it is *not in* $z$ at all: `process.entering`
-# names what is. What remains is an exact diffusion model of one modality, with the same methods as a trained one.
+# The library has this model as `mt.exact.LabelledMixture`. It has the methods of a trained network, and a second
+# modality, the "label", which says which component a point comes from. Here the label's weight is 0, so that it is not
+# in $z_t$ at all.
+#
+# Compare its guess at $t = 50$ with two others: $z_t / \sqrt{\bar\alpha_t}$, which takes the noise for signal, and the
+# best straight line.
 
 # %%
 one_modality = {"x": 1.0, "label": 0.0}
 process = mt.ForwardProcess(schedule, one_modality)
 line = mt.exact.LabelledMixture(weights, means[:, None], stds, torch.zeros(2, 1), process)
-assert process.entering == ("x",)
 for t in range(T + 1):
-    by_hand, q_z = denoiser(grid, abar[t])
-    assert torch.allclose(line.predict(grid[:, None], t).aggregate[:, 0], by_hand, atol=1e-9)
-print("the library's exact model is the hand-written posterior mean, at every step")
-
-# %% [markdown]
-# Is it the best guess? Three guesses of $x$ from $z_t$ at $t = 50$, 20,000 examples: dividing by $\sqrt{\bar\alpha_t}$,
-# the best straight line, and the posterior mean.
-
-# %%
+    assert torch.allclose(line.predict(grid[:, None], t).aggregate[:, 0], denoiser(grid, abar[t])[0], atol=1e-9)
 t, g = 50, rng(5)
-data = line.draw(n, g)["x"]
+data = line.draw(20_000, g)["x"]
 z, _ = process.diffuse({"x": data}, t, generator=g)
 both = torch.cat([data, z], 1).T.cov()
-straight = data.mean() + both[0, 1] / both[1, 1] * (z - z.mean())
-guesses = {"z / sqrt(abar)": z / abar[t].sqrt(), "straight line": straight, "E[x | z]": line.predict(z, t).aggregate}
-errors = {name: float((data - guess).square().mean()) for name, guess in guesses.items()}
-print("mean squared errors:", ", ".join(f"{name} {error:.3f}" for name, error in errors.items()))
-assert errors["E[x | z]"] < errors["straight line"] < errors["z / sqrt(abar)"]
+guesses = {
+    "$z_t / \\sqrt{\\bar\\alpha_t}$": lambda z: z / abar[t].sqrt(),
+    "straight line": lambda z: data.mean() + both[0, 1] / both[1, 1] * (z - data.mean() * abar[t].sqrt()),
+    "$E[x | z_t]$": lambda z: line.predict(z, t).aggregate,
+}
+errors = {name: float((data - guess(z)).square().mean()) for name, guess in guesses.items()}
+crude, straight, best = errors.values()
+assert best < straight < crude
+
+# %%
+figure, axis = plt.subplots(figsize=(6.5, 3.4), layout="constrained")
+axis.scatter(z[:1500], data[:1500], s=3, color="0.75", label="examples")
+near = grid[grid.abs() <= 2.5][:, None]
+for (name, guess), dash in zip(guesses.items(), (":", "--", "-"), strict=True):
+    axis.plot(near, guess(near), dash, color=plots.COLOURS["x"], label=f"{name}: error {errors[name]:.2f}")
+axis.set(xlabel="$z_t$ at t = 50", ylabel="x", ylim=(-2.2, 2.2))
+axis.set_title("The posterior mean turns from one hump to the other, and errs least")
+axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+plots.show(
+    figure,
+    "Points in two horizontal bands, x near -1 and near 1.2. A steep dotted line and a flatter dashed line cross them; "
+    "the solid curve of the posterior mean follows the lower band, turns, and follows the upper one.",
+)
 
 # %% [markdown] tags=["slide"]
-# ## 5 · Backwards: the model and its bound
+# ## 5 · The bound is a sum of squared errors, and loses mostly by its fixed variance
 #
-# **The model.** Start from $p(z_T) = \mathcal N(0, I)$. Take the step back as if the guess were the truth, $p(z_{t-1}
-# \mid z_t) = q(z_{t-1} \mid z_t, x = \hat x(z_t, t))$. At $z_0$, where hardly any noise is left, read out the data by
-# some $p(x \mid z_0)$. All $z_{0:T} = (z_0, \dots, z_T)$ together are *one* latent variable, so fact 4 applies, with
-# the forward process as $q$:
+# **The model.** Start from $p(z_T) = \mathcal N(0, I)$. Take each step back as if the guess were the truth,
+# $p(z_{t-1} \mid z_t) = q(z_{t-1} \mid z_t, x = \hat x(z_t, t))$. At $z_0$, where hardly any noise is left, read out
+# the data by some $p(x \mid z_0)$. Then all of $z_{0:T} = (z_0, \dots, z_T)$ together is *one* latent variable. So
+# fact 4 applies, and we take the forward process as its $q$:
 #
 # $$ \log p(x) \;\ge\; \mathbb E_q \Big[ \log p(z_T) + \sum_{t=1}^T \log p(z_{t-1} \mid z_t) + \log p(x \mid z_0) -
 #    \log q(z_{0:T} \mid x) \Big] . $$
 #
-# **Turn $q$ around.** Given $x$, the chain may as well be written backwards: $q(z_{0:T} \mid x) = q(z_T \mid x) \prod_t
-# q(z_{t-1} \mid z_t, x)$. Each trajectory must get the same density both ways. (A chain of 20 steps is enough here.)
+# **Turn $q$ around.** In this formula $p$ runs backwards and $q$ forwards. To compare them step by step, write $q$
+# backwards, too. A forward step does not look at $x$, so $q(z_t \mid z_{t-1}) = q(z_t \mid z_{t-1}, x)$, and Bayes'
+# rule given $x$ turns it around:
+#
+# $$ q(z_t \mid z_{t-1}) = q(z_{t-1} \mid z_t, x)\, \frac{q(z_t \mid x)}{q(z_{t-1} \mid x)} . $$
+#
+# In the product over all $t$ each marginal $q(z_t \mid x)$ stands once above and once below the line. What is left of
+# them is $q(z_T \mid x) / q(z_0 \mid x)$, and $q(z_0 \mid x)$ cancels against the chain's first factor:
+#
+# $$ q(z_{0:T} \mid x) = q(z_0 \mid x) \prod_{t=1}^T q(z_t \mid z_{t-1}) = q(z_T \mid x) \prod_{t=1}^T q(z_{t-1} \mid
+#    z_t, x) . $$
+#
+# So each trajectory must get the same density both ways. (A chain of 20 steps is enough to see it.)
 
 # %%
 coarse = mt.ForwardProcess(mt.NoiseSchedule.log_snr(20, 8.0, -8.0), one_modality)
@@ -411,19 +464,27 @@ assert torch.allclose(forwards, backwards, atol=1e-8)
 print(f"log q of the first trajectory: forwards {forwards[0]:.6f}, backwards {backwards[0]:.6f}")
 
 # %% [markdown] tags=["slide"]
-# **Pair up.** Now $p$ and $q$ have factors for the same steps, and the bound falls into three parts:
+# **Pair up.** Now $p$ and $q$ have factors for the same steps. Look at one of them,
+# $\mathbb E_q \log \frac{q(z_{t-1} \mid z_t, x)}{p(z_{t-1} \mid z_t)}$. Draw $z_t$ first and then $z_{t-1}$ given
+# $z_t$ and $x$. The mean over $z_{t-1}$ is, by definition, a KL divergence for that $z_t$, and the mean over $z_t$
+# stays outside. So the bound falls into three parts:
 #
 # $$ \mathrm{ELBO} = - \underbrace{\mathrm{KL}\big(q(z_T \mid x)\,\|\,p(z_T)\big)}_{\text{prior}}
 #    - \sum_{t=1}^T \underbrace{\mathbb E\,\mathrm{KL}\big(q(z_{t-1} \mid z_t, x)\,\|\,p(z_{t-1} \mid
 #    z_t)\big)}_{\text{diffusion, } \mathrm{KL}_t} + \underbrace{\mathbb E \log p(x \mid z_0)}_{\text{read-out}} . $$
 #
-# **The diffusion term.** Both laws are Gaussians of the same variance $\tilde\beta_t$, so only the distance of their
-# means counts (fact 3). They differ in one place, $x$ against $\hat x$. With the signal-to-noise ratio
-# $\mathrm{SNR}_t = \bar\alpha_t / (1 - \bar\alpha_t)$ it collapses (Kingma et al. 2021):
+# **The diffusion term.** Both laws in $\mathrm{KL}_t$ are Gaussians of the same variance $\tilde\beta_t$. So by fact 3
+# only the distance of their means counts, and these differ in one place: one has $x$, the other $\hat x$. Let
+# $\mathrm{SNR}_t = \bar\alpha_t / (1 - \bar\alpha_t)$ be the signal-to-noise ratio. With $\mu$ and $\tilde\beta_t$ put
+# in (Kingma et al. 2021),
 #
 # $$ \mathrm{KL}_t = \frac{\|\mu(x) - \mu(\hat x)\|^2}{2 \tilde\beta_t} = \frac{\bar\alpha_{t-1} (1 - \alpha_t)^2}{2
 #    \tilde\beta_t\, (1 - \bar\alpha_t)^2}\, \|x - \hat x\|^2 = \tfrac12\, (\mathrm{SNR}_{t-1} - \mathrm{SNR}_t)\, \|x -
-#    \hat x\|^2 . $$
+#    \hat x\|^2 , $$
+#
+# because $\frac{\bar\alpha_{t-1} (1 - \alpha_t)^2}{\tilde\beta_t (1 - \bar\alpha_t)^2} = \frac{\bar\alpha_{t-1} -
+# \bar\alpha_t}{(1 - \bar\alpha_{t-1})(1 - \bar\alpha_t)}$, and $\mathrm{SNR}_{t-1} - \mathrm{SNR}_t$ is the same
+# fraction.
 
 # %%
 snr = abar / (1 - abar)
@@ -441,13 +502,17 @@ for t in range(1, T + 1):
 assert worst < 1e-8
 print(f"over 100 steps and 4000 examples they differ by at most {worst:.0e} of the step's mean")
 
+
 # %% [markdown]
-# **All terms by quadrature.** With the exact denoiser, $\mathbb E (x - \hat x)^2 = \mathbb E x^2 - \mathbb E \hat x^2$
-# (the posterior mean is uncorrelated with its own error), an integral over $z_t$ alone. The read-out is exact, too:
+# **What is the best one can reach?** The mean of $\log p(x)$ over the data is at most $\mathbb E \log q(x)$, because
+# the difference, $\mathbb E_q \log \frac{q(x)}{p(x)}$, is a KL divergence. We call $\mathbb E \log q(x)$ the
+# **ceiling**. It is a number of the data alone, minus their entropy, and for the mixture quadrature gives it. The
+# distance from the mean bound up to the ceiling is the **gap**.
+#
+# **All terms by quadrature.** Now take the exact denoiser. The mean of $(x - \hat x)^2$ given $z_t$ is then
+# $\operatorname{Var}(x \mid z_t)$, so each diffusion term is an integral over $z_t$. Let the read-out be exact, too:
 # $p(x \mid z_0) = q(x \mid z_0)$, whose mean logarithm is, by Bayes' rule, $\mathbb E \log q(x) + \mathbb E \log q(z_0
-# \mid x) - \mathbb E \log q(z_0)$. And the best that *any* model can reach on average is the data's own $\mathbb E \log
-# q(x)$, since $\mathbb E_q \log \frac{q(x)}{p(x)}$ is a KL. On average, then, $\mathrm{ELBO} \le \log p(x) \le \log
-# q(x)$, and for the mixture the right end is known.
+# \mid x) - \mathbb E \log q(z_0)$.
 
 
 # %%
@@ -456,29 +521,30 @@ def mean_of(density, function):
     return float((density * function).sum() * dx)
 
 
-best = mean_of(q_x, q_x.log())  # E log q(x)
+ceiling = mean_of(q_x, q_x.log())  # E log q(x)
 
 
 def bound_terms(curve):
-    """Prior, diffusion and read-out of the exact denoiser on the mixture, for a schedule abar (T+1,)."""
+    """The bound of the exact denoiser on the mixture, for a schedule abar (T+1,): prior, diffusion, readout, bound."""
     snr, power = curve / (1 - curve), mean_of(q_x, grid**2)
     diffusion = 0.0
     for t in range(1, len(curve)):
-        guess, q_z = denoiser(grid, curve[t])
-        diffusion += 0.5 * float(snr[t - 1] - snr[t]) * (power - mean_of(q_z, guess**2))
+        _, variance, q_z = denoiser(grid, curve[t])
+        diffusion += 0.5 * float(snr[t - 1] - snr[t]) * mean_of(q_z, variance)
     prior = float(kl(0.0, 1 - curve[-1], 0.0, 1.0) + curve[-1] * power / 2)
-    _, q_z = denoiser(grid, curve[0])
-    readout = best - 0.5 * math.log(2 * math.pi * math.e * float(1 - curve[0])) - mean_of(q_z, q_z.log())
+    q_z = denoiser(grid, curve[0])[2]
+    readout = ceiling - 0.5 * math.log(2 * math.pi * math.e * float(1 - curve[0])) - mean_of(q_z, q_z.log())
     return {"prior": prior, "diffusion": diffusion, "readout": readout, "bound": readout - prior - diffusion}
 
 
 terms = bound_terms(coarse.schedule.abar)
 print("T = 20:", ", ".join(f"{name} {value:.4f}" for name, value in terms.items()), "nats")
-print(f"the best possible, E log q(x): {best:.4f} nats")
-assert terms["bound"] < best
+print(f"the ceiling, E log q(x): {ceiling:.4f} nats; the gap: {ceiling - terms['bound']:.4f}")
+assert terms["bound"] < ceiling
 
 # %% [markdown]
-# The same by simulation: over our 4000 trajectories, $\log p - \log q$ as in fact 4; and by the library, `mt.elbo`.
+# The same bound comes out by simulation, as the mean of $\log p - \log q$ of fact 4 over our 4000 trajectories, and
+# from the library's `mt.elbo`.
 
 # %%
 exact = mt.exact.LabelledMixture(weights, means[:, None], stds, torch.zeros(2, 1), coarse)
@@ -492,54 +558,109 @@ assert agree("trajectories", simulated.mean(), terms["bound"], simulated.std() /
 assert agree("mt.elbo     ", library.total, terms["bound"], library.stderr)
 assert agree("its diffusion term", library.diffusion, terms["diffusion"], library.stderr)
 
+
 # %% [markdown] tags=["slide"]
-# **What is lost, and why it shrinks with $T$.** The denoiser is exact, the prior costs almost nothing, and the read-out
-# is exact. What is left? The true step back, $q(z_{t-1} \mid z_t)$, is *not* a Gaussian: where $z_t$ may come from
-# either component, a big step back has two humps. A small step is nearly Gaussian, whatever the data (Sohl-Dickstein et
-# al. 2015). So more steps help. (The Gaussian also has a fixed variance $\tilde\beta_t$; that costs, too, and less for
-# small steps.) Left and middle: the step back from $z_t = 0.2$ at log-SNR -1.6.
+# **What is lost?** The denoiser is exact, the read-out is exact, and the prior costs almost nothing. And yet the bound
+# with 20 steps is 1.46 nats below the ceiling. By fact 4, averaged over the data, this gap is the KL divergence
+# between two whole chains, the true one and the model's. Both run backwards in single steps, so it splits into those
+# steps:
+#
+# $$ \text{gap} = \mathrm{KL}\big(q(z_T)\,\|\,p(z_T)\big) + \sum_{t=1}^T \mathbb E\, \mathrm{KL}\big(q(z_{t-1} \mid
+#    z_t)\,\|\,p(z_{t-1} \mid z_t)\big) . $$
+#
+# Here $q(z_{t-1} \mid z_t)$ is the true step back *without* knowing $x$: the step of section 3, averaged over all $x$
+# that fit $z_t$. The mean of that average is $\mu(\hat x)$, which is the model's mean. But it is wider than the
+# model's step. The variance of an average over $x$ is the mean variance, $\tilde\beta_t$, plus the variance of the
+# means:
+#
+# $$ \operatorname{Var}(z_{t-1} \mid z_t) = \tilde\beta_t\, (1 + \rho_t), \qquad
+#    \rho_t = (\mathrm{SNR}_{t-1} - \mathrm{SNR}_t)\, \operatorname{Var}(x \mid z_t) . $$
+#
+# And it need not be Gaussian at all: where $z_t$ may come from either component, it has two humps. Which of the two
+# costs more, the wrong variance or the wrong shape? Give the model's Gaussian the right variance and keep its mean. By
+# fact 3 this saves $\frac12\, (\rho_t - \log(1 + \rho_t))$ nats for each $z_t$.
+
 
 # %%
-figure, axes = plt.subplots(1, 3, figsize=(9.5, 2.9), layout="constrained")
-distance, z_t = {}, torch.tensor([0.2], dtype=torch.float64)
-for axis, steps in zip(axes, (5, 50), strict=False):
+def saved(curve):
+    """Nats that the right variance of each Gaussian step would save."""
+    snr, total = curve / (1 - curve), 0.0
+    for t in range(1, len(curve)):
+        _, variance, q_z = denoiser(grid, curve[t])
+        rho = (snr[t - 1] - snr[t]) * variance
+        total += mean_of(q_z, 0.5 * (rho - rho.log1p()))
+    return total
+
+
+curves = {steps: mt.NoiseSchedule.log_snr(steps, 8.0, -8.0).abar for steps in (5, 10, 20, 80, 320)}
+gaps = {steps: ceiling - bound_terms(curve)["bound"] for steps, curve in curves.items()}
+by_variance = {steps: saved(curve) for steps, curve in curves.items()}
+for steps, gap in gaps.items():
+    print(
+        f"T = {steps:3d}: gap {gap:7.4f} nats, {by_variance[steps] / gap:.0%} of it the variance; T * gap {steps * gap:.1f}"
+    )
+assert all(0.95 < by_variance[steps] / gap < 1 for steps, gap in gaps.items())
+assert 3.8 < gaps[80] / gaps[320] < 4.4  # four times the steps, about a quarter of the gap
+
+
+# %%
+def one_step(steps, z_t):
+    """The true step back from z_t at log-SNR -1.6, its mean, the model's variance, and the right one."""
     curve, t = mt.NoiseSchedule.log_snr(steps, 8.0, -8.0).abar, round(0.6 * steps)
-    a = curve[t] / curve[t - 1]
-    true = denoiser(grid, curve[t - 1])[1] * normal(z_t, a.sqrt() * grid, 1 - a)
-    true = true / (true.sum() * dx)
-    guess, _ = denoiser(z_t, curve[t])
-    model = normal(grid, *posterior(curve[t - 1].sqrt() * guess, 1 - curve[t - 1], z_t, a.sqrt(), 1 - a))
-    distance[steps] = float((true - model).abs().sum() * dx / 2)
-    axis.plot(grid, true, color=plots.COLOURS["x"], label="true")
-    axis.plot(grid, model, "--", color="black", label="model")
-    axis.set(xlim=(-2, 2), xlabel="$z_{t-1}$", title=f"T = {steps}: {distance[steps]:.0%} of the mass differs")
-axes[0].legend(frameon=False)
-assert distance[50] < 0.2 * distance[5]
-curves = {steps: mt.NoiseSchedule.log_snr(steps, 8.0, -8.0).abar for steps in (10, 30, 100, 300, 1000)}
-many = {steps: best - bound_terms(curve)["bound"] for steps, curve in curves.items()}
-axes[2].loglog(many.keys(), many.values(), "o-", color=plots.COLOURS["x"])
-axes[2].set(xlabel="steps T", ylabel="gap (nats)", title=f"T = 1000: the gap is {many[1000]:.3f} nats")
+    a, snr = curve[t] / curve[t - 1], curve / (1 - curve)
+    true = denoiser(grid, curve[t - 1])[2] * normal(z_t, a.sqrt() * grid, 1 - a)
+    guess, variance, _ = denoiser(z_t, curve[t])
+    mean, fixed = posterior(curve[t - 1].sqrt() * guess, 1 - curve[t - 1], z_t, a.sqrt(), 1 - a)
+    return true / (true.sum() * dx), mean, fixed, fixed * (1 + (snr[t - 1] - snr[t]) * variance)
+
+
+shown = {f"a step back, T = {steps}": one_step(steps, torch.tensor([0.2], dtype=torch.float64)) for steps in (5, 50)}
+for true, mean, _, right in shown.values():
+    assert abs(mean_of(true, grid) - float(mean)) < 1e-4
+    assert abs(mean_of(true, (grid - mean) ** 2) - float(right)) < 1e-4
+
+# %%
+figure, axes = plt.subplots(1, 3, figsize=(9.5, 3.1), layout="constrained")
+for axis, (title, (true, mean, fixed, right)) in zip(axes, shown.items(), strict=False):
+    axis.plot(grid, true, color=plots.COLOURS["x"], label="true step")
+    axis.plot(grid, normal(grid, mean, fixed), "--", color="black", label="model's")
+    axis.plot(grid, normal(grid, mean, right), ":", color="black", label="right variance")
+    axis.set(xlim=(-3, 3), xlabel="$z_{t-1}$", ylim=(0, 1.05), title=title)
+axes[0].legend(frameon=False, fontsize=8, loc="upper right")
+rest = [gap - by_variance[steps] for steps, gap in gaps.items()]
+axes[2].loglog(gaps.keys(), gaps.values(), "o--", color="black", label="model's")
+axes[2].loglog(gaps.keys(), rest, "o:", color="black", label="right variance")
+axes[2].set(xlabel="steps T", ylabel="nats", title="gap to the ceiling")
+axes[2].legend(frameon=False, fontsize=8)
+figure.suptitle("The model's step is too narrow, and that is nearly all of its gap; two humps cost little", fontsize=11)
 plots.show(
     figure,
-    "Left: a true step back with two humps against one Gaussian. Middle: with 50 steps they nearly agree. "
-    "Right: the gap falls in a straight line with T, on logarithmic axes.",
+    "Left, T = 5: a true step back with two humps, a narrow dashed Gaussian between them, and a wide dotted one that covers "
+    "both. Middle, T = 50: all three nearly agree. Right: the gap falls in a straight line with T on logarithmic axes; "
+    "with the right variance it is 30 to 200 times smaller.",
 )
 
-# %%
-print("gap by T:", {steps: round(gap, 4) for steps, gap in many.items()})
-print("T times gap:", {steps: round(steps * gap, 1) for steps, gap in many.items()})
-assert all(b < a for a, b in itertools.pairwise(many.values()))
-assert 9 < many[100] / many[1000] < 12  # ten times the steps, about a tenth of the gap
+
+# %% [markdown]
+# So 96% to 99% of the gap is the *fixed variance*. The model puts $\tilde\beta_t$, which would be right if $x$ were
+# known, and leaves out what is unknown of $x$. The two humps cost 0.05 of 1.46 nats at $T = 20$, and vanish faster.
+#
+# Why does the gap shrink like $1/T$? With $T$ times as many steps each $\rho_t$ is $T$ times smaller. For small $\rho$
+# the cost $\frac12 (\rho - \log(1 + \rho))$ is about $\rho^2 / 4$, so each step costs $T^2$ times less, and there are
+# $T$ of them. This is also why models that learn the variance need fewer steps (Nichol and Dhariwal 2021; Bao et al.
+# 2022). The course keeps $\tilde\beta_t$ and takes more steps.
 
 # %% [markdown] tags=["slide"]
-# ## 6 · From the bound to the loss
+# ## 6 · Each loss is a weight on the same squared error
 #
-# **Three things to predict.** $z_t = a\, x + b\, \varepsilon$ with $a = \sqrt{\bar\alpha_t}$, $b = \sqrt{1 -
-# \bar\alpha_t}$. A network that sees $z_t$ may put out $\hat x$; or the noise $\hat\varepsilon$; or $\hat v$, a guess
-# of the *velocity* $v = a\, \varepsilon - b\, x$ (Salimans and Ho 2022). Since $a^2 + b^2 = 1$, $(z_t, v)$ is $(x,
-# \varepsilon)$ turned by an angle, and turning back gives $x = a z_t - b v$, $\varepsilon = b z_t + a v$. (By Tweedie's
-# formula the best $\hat\varepsilon$ is $-b$ times the score: to denoise is to learn the score, Vincent 2011, Song et
-# al. 2021.) Round trip:
+# **Three things to predict.** Write $z_t = a\, x + b\, \varepsilon$ with $a = \sqrt{\bar\alpha_t}$ and
+# $b = \sqrt{1 - \bar\alpha_t}$. A network that sees $z_t$ may put out $\hat x$, or the noise $\hat\varepsilon$, or a
+# guess $\hat v$ of the *velocity* $v = a\, \varepsilon - b\, x$ (Salimans and Ho 2022). Each of them gives the other
+# two. Since $a^2 + b^2 = 1$, the pair $(z_t, v)$ is the pair $(x, \varepsilon)$ turned by an angle, and turning back
+# gives $x = a z_t - b v$ and $\varepsilon = b z_t + a v$.
+#
+# By Tweedie's formula the best $\hat\varepsilon$ is $-b$ times the score. To denoise is to learn the score (Vincent
+# 2011, Song et al. 2021).
 
 
 # %%
@@ -550,25 +671,18 @@ def to_x(kind, output, z, t):
 
 
 plane = mt.ForwardProcess(schedule, {"x": 1.0})
-points, outputs = datasets.toy("mixture", n=500).values["x"].double(), []
-torch.manual_seed(0)
-for kind in ("x", "eps", "v"):
-    network = mt.MTDiffusion(plane, {"x": mt.Vector(2, head=False)}, mt.MLP((2,), 32, 1), (2,), prediction=kind)
-    torch.nn.init.normal_(network.denoise[0].weight)  # networks begin with the output 0: too easy a check
-    network.denoise.register_forward_hook(lambda module, seen, output: outputs.append(output))
-    for t in (1, 50, 99):
-        z, eps = plane.diffuse({"x": points}, t, generator=rng(t))
-        a, b = plane.at(t, z).level
-        target = {"x": points, "eps": eps, "v": a * eps - b * points}[kind]
+points = datasets.toy("mixture", n=500).values["x"].double()
+for t in (1, 50, 99):
+    z, eps = plane.diffuse({"x": points}, t, generator=rng(t))
+    a, b = abar[t].sqrt(), (1 - abar[t]).sqrt()
+    for kind, target in {"x": points, "eps": eps, "v": a * eps - b * points}.items():
         assert torch.allclose(to_x(kind, target, z, t), points, atol=1e-10)
-        prediction = network.predict(z, t)
-        assert torch.allclose(to_x(kind, outputs[-1].double(), z, t), prediction.aggregate, atol=1e-9)
-print("x -> target -> x: the same; and a library network's output means what we say it means")
+print("x -> target -> x: the same, for all three kinds of output")
 
 # %% [markdown] tags=["slide"]
-# **The same error in three units.** Given $z_t$, a wrong output is a wrong $\hat x$: $\|\varepsilon -
-# \hat\varepsilon\|^2 = \mathrm{SNR}_t\, \|x - \hat x\|^2$ and $\|v - \hat v\|^2 = (\mathrm{SNR}_t + 1)\, \|x - \hat
-# x\|^2$. So each loss is a weight on $\|x - \hat x\|^2$; and so is the bound:
+# **The same error in three units.** Given $z_t$, a wrong output is a wrong $\hat x$. From the formulas above,
+# $\varepsilon - \hat\varepsilon = -\frac ab (x - \hat x)$ and $v - \hat v = -\frac1b (x - \hat x)$. So each loss is a
+# weight on $\|x - \hat x\|^2$, and so is the bound:
 #
 # | what is squared | weight on $\lVert x - \hat x \rVert^2$ |
 # |---|---|
@@ -577,9 +691,9 @@ print("x -> target -> x: the same; and a library network's output means what we 
 # | $\lVert v - \hat v \rVert^2$, our training loss | $\mathrm{SNR}_t + 1 = 1 / (1 - \bar\alpha_t)$ |
 # | $\lVert x - \hat x \rVert^2$ | 1 |
 #
-# On *our* schedule $\mathrm{SNR}_{t-1} = e^{\delta}\, \mathrm{SNR}_t$ with a constant $\delta = 16/T$: the simple loss
-# *is* the diffusion term of the bound, up to one constant factor. On other schedules it is a reweighting. The library has
-# the last three rows in `mtdiff.model.AGGREGATES`: of each output, what it makes of it, and its weight.
+# On *our* schedule $\mathrm{SNR}_{t-1} = e^{\delta}\, \mathrm{SNR}_t$ with a constant $\delta = 16/T$. So the simple
+# loss *is* the diffusion term of the bound, up to a constant factor. On other schedules it weighs the same errors in
+# another way. The library keeps the last three rows in `mtdiff.model.AGGREGATES`.
 
 # %%
 for t in (1, 30, 60, 100):
@@ -598,55 +712,40 @@ assert torch.allclose(0.5 * (snr[:-1] - snr[1:]), 0.5 * math.expm1(delta) * snr[
 print("eps: SNR, v: SNR + 1; and here the bound's weight is", f"{0.5 * math.expm1(delta):.4f} SNR, at every step")
 
 # %% [markdown]
-# Which steps does each loss listen to? Below is what even the best denoiser of our mixture pays at each step: the floor
-# under each loss.
+# Which steps does each loss listen to? The plot shows what even the best denoiser of our mixture pays at each step,
+# which is the floor under each loss.
 
 # %%
-power = mean_of(q_x, grid**2)
-left = torch.tensor([power - mean_of(q_z, guess**2) for guess, q_z in (denoiser(grid, ab) for ab in abar[1:])])
+left = torch.tensor([mean_of(q_z, variance) for _, variance, q_z in (denoiser(grid, ab) for ab in abar[1:])])
 shares = {"bound, and $\\varepsilon$": snr[1:] * left, "$v$": (snr[1:] + 1) * left, "$x$": left}
 shares = {name: share / share.sum() for name, share in shares.items()}
-figure, axis = plt.subplots(figsize=(7, 2.7), layout="constrained")
-for (name, share), dash in zip(shares.items(), ("-", "--", ":"), strict=True):
-    axis.plot(range(1, T + 1), T * share, dash, color=plots.COLOURS["denoise"], label=name)
 clean = {name: float(share[:50].sum()) for name, share in shares.items()}
-percents = ", ".join(f"{name} {value:.0%}" for name, value in clean.items())
-axis.set(xlabel="step t", ylabel="loss, mean 1", title=f"Share of the cleaner half of the steps: {percents}")
-axis.legend(frameon=False)
+bound_share, v_share, x_share = clean.values()
+assert bound_share > 0.8 > 0.6 > v_share > 0.3 > 0.1 > x_share
+figure, axis = plt.subplots(figsize=(7.5, 3), layout="constrained")
+for (name, share), dash in zip(shares.items(), ("-", "--", ":"), strict=True):
+    label = f"{name}: {clean[name]:.0%} in the cleaner half"
+    axis.plot(range(1, T + 1), T * share, dash, color=plots.COLOURS["denoise"], label=label)
+axis.set(xlabel="step t", ylabel="loss of the best denoiser, mean 1", ylim=(0, 3.6))
+axis.set_title("The bound listens to clean steps, $x$ to noisy ones, $v$ to all alike")
+axis.legend(frameon=False, loc="upper right")
 plots.show(
     figure,
     "Loss of the best denoiser over the step. Bound and eps: flat in the cleaner half, then falling to 0. v: about flat "
     "throughout. x: near 0 in the cleaner half, then rising to a plateau.",
 )
-bound_share, v_share, x_share = clean.values()
-assert bound_share > 0.8 > 0.6 > v_share > 0.3 > 0.1 > x_share
 
 # %% [markdown] tags=["slide"]
-# ## 7 · A network learns it
+# ## 7 · A network learns it, and its excess error is below 1%
 #
-# Two coordinates now: three Gaussians in the plane, `datasets.toy("mixture")`. Its exact model is known
-# (`datasets.MIXTURE`), again with the label's weight at 0. First check that model by a posterior written by hand, in
-# two dimensions.
+# We take two coordinates now: three Gaussians in the plane, `datasets.toy("mixture")`, whose exact model is known as
+# well. The network is an `mt.MLP` that puts out $\hat v$. In the library a network has one loss for the denoiser and
+# one for each modality. With a single modality both are the same number, as the cell shows, so we count it once and
+# give the second the weight 0. (`head=False` says that the modality needs no output of its own.)
 
 # %%
 exact = mt.exact.LabelledMixture(**datasets.MIXTURE, process=process)
 fresh = exact.draw(4000, rng(9))["x"]
-for t in (0, 40, 100):
-    z, _ = process.diffuse({"x": fresh}, t, generator=rng(10 + t))
-    signal, spread = abar[t].sqrt(), abar[t] * exact.stds**2 + 1 - abar[t]
-    off = z[:, None] - signal * exact.means  # (B, K, 2)
-    r = (exact.weights.log() - off.square().sum(-1) / (2 * spread) - spread.log()).softmax(1)
-    guess = exact.means + (signal * exact.stds**2 / spread)[:, None] * off
-    by_hand = (r[..., None] * guess).sum(1)
-    assert torch.allclose(by_hand, exact.predict(z, t).aggregate, atol=1e-9)
-print("in the plane, too: library = posterior mean by hand")
-
-# %% [markdown]
-# The network is an `mt.MLP`. `mt.Vector(2)` is the modality; `head=False` says that it has no head of its own, since
-# with one modality the denoiser's output says it all. The library's loss adds up one term for the denoiser and one per
-# modality. Here both are the *same* number, the $v$-loss of the table above, so we give the second one the weight 0.
-
-# %%
 torch.manual_seed(0)
 network = mt.MTDiffusion(plane, {"x": mt.Vector(2, head=False)}, mt.MLP((2,), width=64, blocks=2), (2,))
 train = datasets.Dataset("points alone", {"x": datasets.toy("mixture", n=20_000).values["x"]})
@@ -656,18 +755,18 @@ print(f"{sum(p.numel() for p in network.parameters()):,} parameters; loss before
 print(f"{before.terms['denoise']:.4f} (denoise) and {before.terms['x']:.4f} (x): the same")
 
 # %% [markdown]
-# `mt.fit` is the training loop at its shortest, and worth reading (`mtdiff/fit.py`): batch, loss, gradient, step, and an
-# average of the weights over the last 100 steps or so, which is what the network holds in the end.
+# `mt.fit` is the training loop at its shortest, and worth reading (`mtdiff/fit.py`). It also averages the weights over
+# the last 100 steps or so, and that average is what the network holds in the end. (Ten seconds.)
 
-# %% tags=["nbval-ignore-output"]
+# %%
 loss, batches = functools.partial(mt.multitask_loss, weights={"x": 0.0}), train.batches(256, seed=0)
-history = mt.fit(network, batches, loss, steps=2000, lr=3e-3, ema=0.99, generator=rng(12), progress=True)
+history = mt.fit(network, batches, loss, steps=2000, lr=3e-3, ema=0.99, generator=rng(12))
 last = sum(row["denoise"] for row in history[-50:]) / 50
 
 # %% [markdown] tags=["slide"]
-# **How good is it?** The loss alone does not say: most of it is noise that nobody can predict. Split it. The error of
-# any guess is the error of the best guess plus the distance from it, because the best guess's own error is uncorrelated
-# with any function of $z_t$:
+# **How good is it?** The loss alone does not say, because most of it is noise that nobody can predict. So split it.
+# The error of the best guess is uncorrelated with every function of $z_t$, and therefore the two parts add up without
+# a cross term:
 #
 # $$ \mathbb E\,\|x - \hat x_\theta\|^2 \;=\;
 #    \underbrace{\mathbb E\,\|x - \mathbb E[x \mid z_t]\|^2}_{\text{nobody can do better}} \;+\;
@@ -691,11 +790,13 @@ for t in (0, 25, 50, 75, 100):
 assert float((excess / floor).max()) < 0.03
 
 # %% [markdown]
-# So the loss moved only a little, and two estimates of it (the last steps, fresh data) differ by more than the excess:
-# it is a noisy average. Yet the network is close to the exact denoiser, and the excess says so. Where does it err?
-# Arrows show which way the exact denoiser pulls a point ($\sqrt{\bar\alpha_t}\, \mathbb E[x \mid z_t] - z_t$, by
-# Tweedie's formula the score times $1 - \bar\alpha_t$); the shade is the network's distance from it; the lines enclose
-# about 50% and 99% of the examples.
+# The loss moved only a little during training, and its estimates from the last steps and from fresh data differ by
+# more than the whole excess. The excess says what we want to know: the network is close to the exact denoiser.
+#
+# Where does it err? In the figure, arrows show which way the exact denoiser pulls a point,
+# $\sqrt{\bar\alpha_t}\, \mathbb E[x \mid z_t] - z_t$. (By Tweedie's formula that is the score times
+# $1 - \bar\alpha_t$.) The shade is the network's distance from it. The lines enclose about 50% and 99% of the
+# examples.
 
 # %%
 side = torch.linspace(-3, 3, 61, dtype=torch.float64)
@@ -736,11 +837,13 @@ plots.show(
     "The grey of the network's error is pale inside the contour lines and darker outside.",
 )
 
+
 # %% [markdown] tags=["slide"]
-# ## 8 · Sampling
+# ## 8 · Sampling takes the same step back, with the guess in the place of $x$
 #
-# Run the model as it was defined: $z_T$ from noise, then $T$ Gaussian steps with the guess in the place of $x$, then
-# read out. This is *ancestral* sampling, DDPM's. By hand:
+# Run the model as it was defined: draw $z_T$ from noise, take $T$ Gaussian steps with the guess in the place of $x$,
+# and read out. This is *ancestral* sampling, the sampler of DDPM. We write it by hand and compare with the library's
+# `mt.sample`.
 
 
 # %%
@@ -768,10 +871,9 @@ first = [[round(value, 4) for value in points_[0].tolist()] for points_ in (by_h
 print(f"the network's first sample: by hand {first[0]}, mt.sample {first[1]}; the others agree as well")
 
 # %% [markdown]
-# How good are the samples? The *energy distance* $2\,\mathbb E|a - b| - \mathbb E|a - a'| - \mathbb E|b - b'|$ compares
-# two sets of points. It is 0 for equal laws, up to the noise of finite sets. What that noise is, fresh data tell:
-# twelve pairs of data sets. That the distance can tell laws apart, a single Gaussian shows, with the data's mean and
-# covariance.
+# How good are the samples? The *energy distance* $2\,\mathbb E|a - b| - \mathbb E|a - a'| - \mathbb E|b - b'|$
+# compares two sets of points. It is 0 for equal laws, up to the noise of finite sets, which twelve pairs of fresh data
+# sets show. That it can tell two laws apart, a single Gaussian with the data's mean and covariance shows.
 
 # %% tags=["nbval-ignore-output"]
 real = exact.draw(2000, rng(13))["x"]
@@ -799,14 +901,15 @@ ceiling = float(noise.mean() + 4 * noise.std())
 assert max(samples["exact model"], samples["network"]) < ceiling < samples["one Gaussian"] / 5
 
 # %% [markdown] tags=["slide"]
-# (Colours say which centre is nearest; the models know nothing of labels.)
+# Colours say which centre is nearest; the models know nothing of labels.
 #
-# ## 9 · DDPM is N = 1
+# ## 9 · DDPM is this model with another schedule
 #
-# The library is built for several modalities. With one of them, the identity as its encoder ($E(x) = x$) and the weight
-# $W = 1$, it must be the published model: Ho et al. (2020) with $\beta_t = 1 - \alpha_t$ rising linearly from $10^{-4}$
-# to 0.02 in $T = 1000$ steps. The schedule, the posterior's two coefficients and its variance, the mean written with
-# the noise, and the weight of their bound:
+# The library is built for several modalities. With one of them, the identity as its encoder ($E(x) = x$) and the
+# weight $W = 1$, it must be the published model: Ho et al. (2020) with $\beta_t = 1 - \alpha_t$ rising linearly from
+# $10^{-4}$ to 0.02 in $T = 1000$ steps. We compare the schedule, the posterior's mean and variance, the same mean
+# written with the noise, and the weight of their bound. (The library's tests also run the samplers of the diffusers
+# package: from the same noise they lead to the same points.)
 
 # %%
 ddpm = mt.ForwardProcess(mt.NoiseSchedule.linear(1000), {"x": 1.0})
@@ -829,22 +932,16 @@ for t in (2, 10, 500, 1000):
 print("schedule, posterior mean (two forms), variance and bound: those of DDPM, at t = 2, 10, 500, 1000")
 
 # %% [markdown]
-# One difference is a matter of counting. DDPM has $\bar\alpha_0 = 1$: $z_0$ *is* the data, and the last step from $t =
-# 1$ is the read-out. Our schedules keep a little noise at $t = 0$ and read there; `first` says at which step a process
-# reads. (The library's tests also run diffusers' `DDPMScheduler` and `DDIMScheduler` against `mt.sample`: the same
-# noise leads to the same points.)
-
-# %%
-assert (ddpm.first, process.first) == (1, 0)
-print(f"DDPM's schedule is read at t = {ddpm.first} (abar_0 = {ddpm.schedule.abar[0]:.0f}), ours at t = {process.first}")
-
-# %% [markdown]
-# ## 10 · Play
+# One difference is a matter of counting. DDPM has $\bar\alpha_0 = 1$, so that $z_0$ *is* the data, and its last step,
+# from $t = 1$, is the read-out. Our schedules keep a little noise at $t = 0$ and read there. `process.first` says at
+# which step a process reads, 1 or 0.
 #
-# Move through time. Above: the density $q(z_t)$. Below: the best guess $\mathbb E[x \mid z_t]$. **Look for**: when do
-# the two humps melt? What does the guess do for a $z_t$ between them, at small, middle and large $t$? (It turns from a
-# line into a step into a flat line; the step is where a *decision* is made.) On a static page the slider does not move;
-# below it are three settings.
+# ## 10 · Play: where the guess turns into a decision
+#
+# Move through time. The upper panel shows the density $q(z_t)$, the lower one the best guess $\mathbb E[x \mid z_t]$.
+# **Look for** the step at which the two humps melt, and for what the guess does with a $z_t$ between them. It turns
+# from a line into a step and then into a flat line; where it is steep, a small change of $z_t$ *decides* for one hump.
+# On a static page the slider does not move; below it are three settings.
 
 # %% tags=["nbval-ignore-output"]
 widgets.noised_density_slider(line)
@@ -854,10 +951,12 @@ for t in (15, 42, 80):
     figure = widgets.draw_noised_density(line, t)
     plots.show(figure, f"Density of z at step {t}, and the best guess of x given z below it.")
 
+
 # %% [markdown]
 # ## 11 · Exercises
 #
-# **Exercise 1 (warm-up). The denoiser of a single Gaussian.** The data are $x \sim \mathcal N(m, s^2)$. Write the
+# **Exercise 1 (warm-up, easy, 15 minutes): the denoiser of a single Gaussian.**
+# The data are $x \sim \mathcal N(m, s^2)$. Write the
 # function that returns mean *and* variance of $x$ given $z_t = z$, where $\bar\alpha_t$ is `ab`. Do it without calling
 # `posterior`. *Hint*: fact 2.
 
@@ -902,13 +1001,15 @@ assert not check_1(lambda z, ab, m, s: (z / ab.sqrt(), 1 - ab)), "the data are f
 assert not check_1(lambda *a: (single_gaussian_solution(*a)[0], single_gaussian_solution(*a)[1].sqrt())), "not a variance"
 solved
 
+
 # %% [markdown]
-# **Exercise 2 (break it). Not enough noise at the end.** Sampling starts from $\mathcal N(0, I)$. What if
-# $\bar\alpha_T$ is not near 0? Write a function that takes the log-SNR at $t = T$ and returns two numbers for the exact
-# model of the mixture in the plane, with 100 steps from log-SNR 8: the prior term of the bound in nats, averaged over
-# `fresh`, and the energy distance of 2000 ancestral samples to `real`. *Hint*: `mt.NoiseSchedule.log_snr`,
-# `process.marginal` at $T$, `kl` summed over coordinates, `mt.sample(..., sampler="ddpm")`. Does the prior term say how
-# biased the samples are?
+# **Exercise 2 (break it, medium, 15 minutes): not enough noise at the end.**
+# Sampling starts from $\mathcal N(0, I)$. What if
+# $\bar\alpha_T$ is not near 0? Write a function that takes the log-SNR at $t = T$ and returns two numbers for the
+# exact model of the mixture in the plane, with 100 steps from log-SNR 8: the prior term of the bound in nats, averaged
+# over `fresh`, and the energy distance of 2000 ancestral samples to `real`. *Hint*: `mt.NoiseSchedule.log_snr`,
+# `process.marginal` at $T$, `kl` summed over coordinates, `mt.sample(..., sampler="ddpm")`. Does the prior term say
+# how biased the samples are?
 
 
 # %% tags=["exercise"]
@@ -955,15 +1056,17 @@ assert not check_2(lambda low: (shortfall_solution(low)[0], 0.0)), "a wrong answ
 assert not check_2(lambda low: (0.0, shortfall_solution(low)[1])), "a wrong answer passes"
 solved
 
+
 # %% [markdown]
 # The prior term warns, and errs on the safe side. Averaged over the data it is $\mathrm{KL}(q(z_T)\,\|\,p(z_T))$, the
 # bias of the start, *plus* the information that $z_T$ still holds about $x$, which is no bias (Hoffman and Johnson
 # 2016). At log-SNR -2 it is 0.16 nats, and yet 2000 samples cannot be told from data.
 #
-# **Exercise 3 (a small research question). Which output forgives errors?** A network is never exact. Suppose its output
-# is off by the same `offset` in every coordinate, at every $z$ and $t$. Write the function that returns the guess of
-# $x$ after the offset: given the exact guess `x_hat` (B, 2), the step, and the kind of output. *Hint*: what is the
-# output that stands for `x_hat`? Section 6. The check then samples with your function. Before you look: which of $v$,
+# **Exercise 3 (a small research question, medium, 15 minutes): which output forgives errors?**
+# A network is never exact. Suppose its
+# output is off by the same `offset` in every coordinate, at every $z$ and $t$. Write the function that returns the
+# guess of $x$ after the offset, given the exact guess `x_hat` (B, 2), the step, and the kind of output. *Hint*: which
+# output stands for `x_hat`? (Section 6.) The check then samples with your function. Before you look: which of $v$,
 # $\varepsilon$, $x$ has a bounded effect on the guess at *low* SNR? And which on the sample at the end?
 
 
@@ -1019,25 +1122,25 @@ assert not any(check_3(wrong) for wrong in (none, turned)), "a wrong answer pass
 solved
 
 # %% [markdown]
-# An error of $v$ moves the guess by $\sqrt{1 - \bar\alpha_t}$ times itself, never by more than itself; an error of
-# $\varepsilon$ by $1/\sqrt{\mathrm{SNR}_t}$ times, without limit as the signal fades; an error of $x$ always by itself.
-# At the *clean* end the last is the worst: the denoiser believes $z_t$ there, a shift stays, and the next step adds
-# another. So $v$ is what the course predicts. *Further*: train networks with `prediction="eps"` and `"x"`, and plot
+# An error of $v$ moves the guess by $\sqrt{1 - \bar\alpha_t}$ times itself, an error of $\varepsilon$ by
+# $1/\sqrt{\mathrm{SNR}_t}$ times, without limit as the signal fades, and an error of $x$ always by itself. At the
+# *clean* end the last is the worst: the denoiser believes $z_t$ there, so a shift stays, and the next step adds
+# another. This is why the course predicts $v$. *Further*: train networks with `prediction="eps"` and `"x"`, and plot
 # excess over floor as in section 7. Where is each of them weak?
 
 # %% [markdown] tags=["slide"]
 # ## What we learned, what comes next
 #
 # - Five facts about Gaussians are enough: sums, posteriors, KL, Jensen, Tweedie.
-# - Forwards: $q(z_t \mid x) = \mathcal N(\sqrt{\bar\alpha_t}\, x, (1 - \bar\alpha_t) I)$. Backwards: a Gaussian step
+# - Forwards, $q(z_t \mid x) = \mathcal N(\sqrt{\bar\alpha_t}\, x, (1 - \bar\alpha_t) I)$. Backwards, a Gaussian step
 #   around a weighted mean of $z_t$ and the guess of $x$.
 # - The bound is a weighted sum of squared errors of that guess; $v$-, $\varepsilon$- and $x$-losses differ in the
 #   weight.
-# - Even the best denoiser has a gap to the log-evidence, since its steps are Gaussian; at fixed ends of the schedule it
-#   shrinks like $1/T$.
+# - Even with the best denoiser the bound stays below the ceiling $\mathbb E \log q(x)$. Nearly all of that gap is the
+#   fixed variance of the steps, which leaves out what is unknown of $x$; between fixed ends of the schedule it shrinks
+#   like $1/T$.
 # - Judge a network by its *excess* over the best denoiser, and by samples against a noise floor; the loss itself hides
 #   it.
 #
 # Next: **02 · One space, many modalities**. What happens when not one $x$, but several codes enter $z_t$, each with a
-# weight of its own? Everything above stays, with the aggregate $m_t = \sum_i W_t^i E_i(x_i)$ in the place of $x$. And
-# with one modality, it has to fall back to what we have just built: **DDPM is N = 1.**
+# weight of its own? Everything above stays, with a weighted sum of the codes in the place of $x$.

@@ -20,12 +20,14 @@
 # - choose an aggregation curve by the signal-to-noise ratio it gives;
 # - say what is lost when codes share a space, and what channels of their own buy.
 #
-# **You need** notebook 01: the forward step, the marginal and the posterior of an ordinary diffusion.
-# **Time**: 45 minutes to read, half a minute to run on a laptop CPU. No GPU, no download.
+# **You need** notebook 01: the forward step, the marginal and the posterior of an ordinary diffusion. **Time**: about
+# 75 minutes to read and 25 for the exercises; half a minute to run on a laptop CPU.
 #
-# The transition kernel below is the paper's (Chen et al. 2024,
+# **Why one space?** A diffusion model has one state $z_t$ and one network that looks at it. If image, label and
+# caption are all *in* that state, one network and one chain serve them all: it can draw any of them given any others.
+# This notebook is about how they get in. The transition kernel is that of Chen et al. (2024,
 # [arXiv:2407.17571](https://arxiv.org/abs/2407.17571)). The cumulative weights and what follows from them are our
-# derivation inside its framework. The result stands in section 2 of [theory.md](theory.md).
+# derivation inside their framework; section 2 of [theory.md](theory.md) has the result.
 
 # %%
 import math
@@ -37,7 +39,7 @@ import torch
 import mtdiff as mt
 from mtdiff import datasets, plots, widgets
 from mtdiff.laws import gaussian_log_prob
-from mtdiff.modalities.label import simplex_codes
+from mtdiff.modalities import simplex_codes
 
 torch.set_num_threads(1)
 plots.style()
@@ -54,7 +56,7 @@ def short(vector):
 
 
 # %% [markdown] tags=["slide"]
-# ## 1 · The idea in a picture
+# ## 1 · Codes are added up, and noise is added to the sum
 #
 # One example has two modalities: a point $x$ in the plane, and a label $y \in \{0, 1, 2\}$ that says which of three
 # Gaussians the point comes from. Both have to enter *one* space, here the plane itself.
@@ -62,8 +64,8 @@ def short(vector):
 # - The point is its own code: $E_x(x) = x$ (the *identity* encoder).
 # - The label gets a code: each class owns a fixed vector, $E_y(y) = c_y$.
 #
-# The codes are added with weights, $m_t = W^x\, x + W_t^y\, c_y$, and noise is added to the sum. Let the label *fade
-# in*: $W_t^y$ grows from 0 to 1.
+# The codes are added with weights, $m_t = W^x\, x + W_t^y\, c_y$, and noise is added to the sum. The weight of the
+# point stays 1. The label *fades in*: $W_t^y$ grows from 0 to 1.
 
 # %%
 T = 100
@@ -88,14 +90,15 @@ plots.show(
 )
 
 # %% [markdown] tags=["slide"]
-# ## 2 · Encoders
+# ## 2 · An encoder turns each modality into a code of the same size
 #
-# An **encoder** $E_i$ turns a datum $x_i$ of modality $i$ into a **code**: a point of the common diffusion space $Z$.
-# As far as we know from second-hand accounts, the paper names three kinds: the identity, a (pretrained or learned)
-# generator that maps into $Z$, and cross-attention into the backbone (then there is no code in $Z$ at all).
+# An **encoder** $E_i$ turns a datum $x_i$ of modality $i$ into a **code**, a point of the common diffusion space $Z$.
+# The paper, as others report, names three kinds: the identity; a *generator*, pretrained or learned, that maps into
+# $Z$; and cross-attention into the *backbone*, the network that looks at $z_t$. With the third there is no code in $Z$
+# at all.
 #
-# Codes should be comparable, so that a weight means the same for each modality. The library's label codes have unit
-# *root mean square* (RMS), are centred over the classes, and lie equally far from each other (a regular simplex).
+# A weight should mean the same for each modality, so codes should be comparable. The library's label codes have a
+# *root mean square* (RMS) of 1, are centred over the classes, and lie equally far from each other.
 
 # %%
 label_codes = simplex_codes(10, (1, 8, 8))  # the ten patterns of notebook 00
@@ -110,20 +113,21 @@ print(f"mean over the classes: at most {centre.abs().max():.0e}")
 print(f"distances between codes: {between.min():.4f} to {between.max():.4f}")
 
 # %% [markdown]
-# In the plane three codes fit as well; ours (`datasets.MIXTURE`) are three vectors of length 1, 120 degrees apart (so
-# their RMS is $1/\sqrt 2$: read their SNR curves below 0.7 nats lower).
+# In the plane three codes fit as well. Ours (`datasets.MIXTURE`) are three vectors of length 1, 120 degrees apart.
+# (Their RMS is $1/\sqrt 2$, so that their signal-to-noise ratio below is half of what the formula for RMS 1 says.)
 #
-# ## 3 · One step of the paper
+# ## 3 · One step injects a little of each code, shrinks, and adds noise
 #
-# Write $\alpha_t = \bar\alpha_t / \bar\alpha_{t-1}$ as in notebook 01. The paper's transition kernel is
+# With $\alpha_t = \bar\alpha_t / \bar\alpha_{t-1}$ as in notebook 01, the paper's transition kernel is
 #
 # $$ q(z_t \mid z_{t-1}, X) \;=\; \mathcal N\Big(\sqrt{\alpha_t}\,\big(z_{t-1} + \textstyle\sum_i w_t^i\, E_i(x_i)\big),
 #    \ (1 - \alpha_t)\, I\Big). $$
 #
-# In words: take $z_{t-1}$, *inject* a little of each code, shrink, add noise. $w_t^i$ is the **injected weight**; $X$
-# stands for all modalities of one example. Without injection ($w = 0$) this is DDPM's step.
+# In words: take $z_{t-1}$, *inject* a little of each code, shrink, add noise. The number $w_t^i$ is the **injected
+# weight**, and $X$ stands for all modalities of one example. Without injection ($w = 0$) this is the step of notebook
+# 01.
 #
-# Let us run it by hand, with made-up weights: at every step we inject 0.01 of the label's code.
+# Let us run it by hand with made-up weights: every step injects 0.01 of the label's code.
 
 # %%
 abar = schedule.abar
@@ -146,7 +150,7 @@ def step(z, t, noise):
 # $$ q(z_t \mid X) = \mathcal N\big(\sqrt{\bar\alpha_t}\; m_t,\ (1 - \bar\alpha_t)\, I\big), \qquad
 #    m_t = m_{t-1} + \sum_i \frac{w_t^i}{\sqrt{\bar\alpha_{t-1}}}\, E_i(x_i). $$
 #
-# **Line 1, the mean.** Suppose it holds at $t-1$. The step is linear, so the mean goes through it:
+# **Line 1, the mean.** Suppose that it holds at $t-1$. The step is linear, so the mean goes through it:
 #
 # $$ \mathbb E\, z_t = \sqrt{\alpha_t}\Big(\sqrt{\bar\alpha_{t-1}}\, m_{t-1} + \sum_i w_t^i E_i\Big)
 #    = \sqrt{\alpha_t \bar\alpha_{t-1}}\,\Big(m_{t-1} + \sum_i \frac{w_t^i}{\sqrt{\bar\alpha_{t-1}}} E_i\Big)
@@ -166,29 +170,17 @@ assert worst < 1e-12
 print(f"largest difference over all steps, points and coordinates: {worst:.0e}")
 
 # %% [markdown]
-# **Line 2, the variance.** The codes are constants given $X$, so they do not touch it: old variance, shrunk, plus new.
+# **Line 2, the variance.** Given $X$ the codes are constants, and constants do not touch a variance. So it is that of
+# notebook 01, $\alpha_t (1 - \bar\alpha_{t-1}) + (1 - \alpha_t) = 1 - \bar\alpha_t$.
 #
-# $$ \operatorname{Var} z_t = \alpha_t (1 - \bar\alpha_{t-1}) + (1 - \alpha_t) = 1 - \alpha_t \bar\alpha_{t-1}
-#    = 1 - \bar\alpha_t. $$
-
-# %%
-variance = 1 - abar[0]
-worst = 0.0
-for t in range(1, T + 1):
-    variance = alpha[t - 1] * variance + (1 - alpha[t - 1])
-    worst = max(worst, abs(float(variance - (1 - abar[t]))))
-assert worst < 1e-12
-print(f"variance by recursion and by formula differ by at most {worst:.0e}")
-
-# %% [markdown]
 # **Line 3, the name of the sum.** What has been injected up to $t$, in units of the aggregate, is the **cumulative
-# weight** $W_t^i$; the aggregate is the weighted sum of the codes:
+# weight** $W_t^i$, and the aggregate is the weighted sum of the codes:
 #
 # $$ W_t^i = W_{t-1}^i + \frac{w_t^i}{\sqrt{\bar\alpha_{t-1}}} \quad\Longleftrightarrow\quad
 #    w_t^i = \sqrt{\bar\alpha_{t-1}}\,\big(W_t^i - W_{t-1}^i\big), \qquad m_t = \sum_i W_t^i\, E_i(x_i). $$
 #
-# Hand the accumulated table to the library, and ask it for the injected weights: we get back what we put in. Its
-# transition is then our hand-written step.
+# Hand the accumulated table to the library, and ask it for the injected weights. We must get back what we put in, and
+# its transition must be our hand-written step.
 
 # %%
 W = torch.cat([torch.zeros(1, dtype=torch.float64), (w[1:] / abar[:-1].sqrt()).cumsum(0)])
@@ -203,10 +195,9 @@ for t in (1, 30, 100):
 print("injected -> cumulative -> injected: the same table; library transition = our step")
 
 # %% [markdown]
-# **Line 4, the whole law.** A sum of Gaussians is Gaussian, so mean and variance say everything. Do not believe it:
-# simulate. We run one example 20,000 times through the chain, step by step, and compare with the marginal. A mean over
-# $n$ draws has standard error $\sigma/\sqrt n$; the variance's is about $\sigma^2 \sqrt{2/n}$. Four of those are the
-# tolerance here and throughout the course.
+# **Line 4, the whole law.** A sum of Gaussians is Gaussian, so mean and variance say everything. Do not believe it,
+# simulate it: we run one example 20,000 times through the chain, step by step, and compare with the marginal. Four
+# standard errors are the tolerance, as in notebook 01.
 
 # %%
 n, t = 20_000, 60
@@ -228,9 +219,9 @@ print(f"off by {short(off_mean)} standard errors; variances by {short(off_varian
 # %% [markdown] tags=["slide"]
 # ### Why the library thinks in cumulative weights
 #
-# The paper's $w_t$ and our $W_t$ say the same. But $W_t$ is what you *see*: it is how much of the code is in $m_t$. The
-# paper, as far as we know, does not say how its weights are set. What would a natural guess do? Say, constant injected
-# weights, as in our example:
+# The paper's $w_t$ and our $W_t$ say the same. But $W_t$ is what one *sees*: how much of the code is in $m_t$. As far
+# as we know the paper does not say how its weights are set. What would a natural guess do, constant injected weights,
+# as in our example?
 
 # %%
 figure = plots.curve_panels(by_hand, "A constant injected weight makes the cumulative one explode at the noisy end")
@@ -243,10 +234,11 @@ print(f"W_T = {W[-1]:.1f}, from 100 injections of 0.01")
 assert W[-1] > 5 * W[60]
 
 # %% [markdown]
-# Late injections are not shrunk by many steps any more, and in units of the aggregate they count $1/\sqrt{\bar
-# \alpha_{t-1}}$ times. The label outlives the point: its SNR levels off, however long the chain, and $z_T$ is not quite
-# the standard normal noise that sampling starts from. So choose the curve $W_t$ you want; $w_t$ follows. A linear
-# `fade_in(1.0)` injects less and less:
+# The panel on the right shows the *signal-to-noise ratio* (SNR) of each modality, which section 7 defines. Late
+# injections are not shrunk by many steps any more, and in units of the aggregate they count
+# $1/\sqrt{\bar\alpha_{t-1}}$ times. So the label outlives the point. Its SNR levels off, however long the chain, and
+# $z_T$ is not quite the standard normal noise that sampling starts from. It is better to choose the curve $W_t$ one
+# wants, and let $w_t$ follow. A linear `fade_in(1.0)` injects less and less:
 
 # %%
 plots.show(
@@ -259,57 +251,45 @@ for name, which in {"constant w": by_hand, "linear W": process}.items():
 assert by_hand.snr("label")[T] > 20 * process.snr("label")[T]
 
 # %% [markdown] tags=["slide"]
-# ## 5 · One step back, knowing everything: the posterior
+# ## 5 · One step back, knowing everything: undo DDPM, then take out what was put in
 #
-# Training compares the model's step back with the true one, $q(z_{t-1} \mid z_t, X)$. Two Gaussians meet:
+# Training compares the model's step back with the true one, $q(z_{t-1} \mid z_t, X)$. Two Gaussians meet in it:
 #
-# - what we knew before: $z_{t-1} \sim \mathcal N(\sqrt{\bar\alpha_{t-1}}\, m_{t-1},\ 1 - \bar\alpha_{t-1})$, the marginal;
-# - what $z_t$ tells: $z_t = \sqrt{\alpha_t}\, z_{t-1} + \sqrt{\bar\alpha_t}\,(m_t - m_{t-1}) + \text{noise}$ of variance
-#   $1 - \alpha_t$, the transition.
+# - what we knew before: $z_{t-1} \sim \mathcal N(\sqrt{\bar\alpha_{t-1}}\, m_{t-1},\ 1 - \bar\alpha_{t-1})$, the
+#   marginal;
+# - what $z_t$ tells: $z_t = \sqrt{\alpha_t}\, z_{t-1} + \sqrt{\bar\alpha_t}\,(m_t - m_{t-1}) + \text{noise}$ of
+#   variance $1 - \alpha_t$, the transition.
 #
-# **Line 1.** The transition above is the paper's, written with cumulative weights: $\sqrt{\alpha_t} \sum_i w_t^i E_i =
+# **Line 1.** This transition is the paper's, written with cumulative weights: $\sqrt{\alpha_t} \sum_i w_t^i E_i =
 # \sqrt{\alpha_t \bar\alpha_{t-1}} \sum_i (W_t^i - W_{t-1}^i) E_i = \sqrt{\bar\alpha_t}\,(m_t - m_{t-1})$.
+#
+# **Line 2.** Take the injection out: $\tilde z = z_t - \sqrt{\bar\alpha_t}\,(m_t - m_{t-1})$ is an ordinary DDPM step
+# of $z_{t-1}$.
+#
+# **Line 3.** Then everything is as in notebook 01, with $\tilde z$ in the place of $z_t$ and $m_{t-1}$ in the place of
+# $x$. Precisions add up, and the mean is weighted by them:
+#
+# $$ \tilde\beta_t = \frac{(1 - \alpha_t)(1 - \bar\alpha_{t-1})}{1 - \bar\alpha_t}, \qquad
+#    \mu = \frac{\sqrt{\alpha_t}(1 - \bar\alpha_{t-1})\,\tilde z + \sqrt{\bar\alpha_{t-1}}(1 - \alpha_t)\, m_{t-1}}
+#    {1 - \bar\alpha_t} . $$
 
 # %%
 t = 40
-w_t = process.injected("label")[t]
-left = alpha[t - 1].sqrt() * w_t * codes["label"]
-right = abar[t].sqrt() * (process.aggregate(codes, t) - process.aggregate(codes, t - 1))
-assert torch.allclose(left, right, atol=1e-12)
-print(f"both sides at the first point: {short(left[0])}, {short(right[0])}")
-
-# %% [markdown]
-# **Line 2.** Take the injection out: $\tilde z = z_t - \sqrt{\bar\alpha_t}\,(m_t - m_{t-1})$ is an ordinary DDPM step of
-# $z_{t-1}$. **Line 3.** Prior times likelihood of two Gaussians: precisions add up, and the mean is the
-# precision-weighted mean,
-#
-# $$ \tilde\beta_t = \Big(\frac{1}{1 - \bar\alpha_{t-1}} + \frac{\alpha_t}{1 - \alpha_t}\Big)^{-1}
-#    = \frac{(1 - \alpha_t)(1 - \bar\alpha_{t-1})}{1 - \bar\alpha_t}, \qquad
-#    \mu = \tilde\beta_t \Big( \frac{\sqrt{\bar\alpha_{t-1}}\, m_{t-1}}{1 - \bar\alpha_{t-1}}
-#    + \frac{\sqrt{\alpha_t}\, \tilde z}{1 - \alpha_t} \Big). $$
-#
-# Multiplied out, this is the form on the theory page: $\mu = \big[\sqrt{\alpha_t}(1 - \bar\alpha_{t-1})\,\tilde z +
-# \sqrt{\bar\alpha_{t-1}}(1 - \alpha_t)\, m_{t-1}\big] / (1 - \bar\alpha_t)$.
-
-# %%
 z_t, eps = process.diffuse(codes, t, generator=rng(4))
 m_t, m_prev = process.aggregate(codes, t), process.aggregate(codes, t - 1)
 a, ab, ab_prev = alpha[t - 1], abar[t], abar[t - 1]
+assert torch.allclose(a.sqrt() * process.injected("label")[t] * codes["label"], ab.sqrt() * (m_t - m_prev), atol=1e-12)
 z_tilde = z_t - ab.sqrt() * (m_t - m_prev)
-beta = 1 / (1 / (1 - ab_prev) + a / (1 - a))
-mu = beta * (ab_prev.sqrt() * m_prev / (1 - ab_prev) + a.sqrt() * z_tilde / (1 - a))
-mu_theory = (a.sqrt() * (1 - ab_prev) * z_tilde + ab_prev.sqrt() * (1 - a) * m_prev) / (1 - ab)
-assert torch.allclose(beta, (1 - a) * (1 - ab_prev) / (1 - ab), rtol=1e-12)
-assert torch.allclose(mu, mu_theory, atol=1e-12)
-
+beta = (1 - a) * (1 - ab_prev) / (1 - ab)
+mu = (a.sqrt() * (1 - ab_prev) * z_tilde + ab_prev.sqrt() * (1 - a) * m_prev) / (1 - ab)
 library_mean, library_std = process.posterior(z_t, codes, t)
 assert torch.allclose(library_mean, mu, atol=1e-12)
 assert torch.allclose(library_std**2, beta.expand_as(library_std), rtol=1e-9)
-print(f"beta~ = {beta:.6f}; precisions, theory page and library give the same mean and variance")
+print(f"beta~ = {beta:.6f}; formula and library give the same mean and variance")
 
 # %% [markdown]
-# Algebra can be wrong twice in the same way, so here is a check that uses no algebra: multiply the two densities on a
-# fine grid, normalise by summing up, and read mean and variance off the grid (first coordinate of the first point).
+# Algebra can be wrong twice in the same way, so here is a check that uses none: multiply the two densities on a fine
+# grid, normalise by summing up, and read mean and variance off the grid (first coordinate of the first point).
 
 # %%
 grid = torch.linspace(-4, 4, 40_001, dtype=torch.float64)
@@ -331,16 +311,14 @@ print(f"mean: grid {grid_mean:.6f}, library {library_mean[0, 0]:.6f}")
 print(f"standard deviation: grid {grid_variance.sqrt():.6f}, library {library_std[0, 0]:.6f}")
 
 # %% [markdown] tags=["slide"]
-# **Line 4, the paper's view.** Put $m_t = (z_t - \sqrt{1 - \bar\alpha_t}\,\varepsilon)/\sqrt{\bar\alpha_t}$ into $\mu$.
-# What multiplies $-\sqrt{\bar\alpha_{t-1}}\,(m_t - m_{t-1})$ is then
-# $\big[\alpha_t (1 - \bar\alpha_{t-1}) + (1 - \alpha_t)\big] / (1 - \bar\alpha_t) = 1$. By line 3 of section 4 that is the
-# injection:
+# **Line 4, the paper's view.** Put $m_t = (z_t - \sqrt{1 - \bar\alpha_t}\,\varepsilon)/\sqrt{\bar\alpha_t}$ into
+# $\mu$. What multiplies $-\sqrt{\bar\alpha_{t-1}}\,(m_t - m_{t-1})$ is then $\big[\alpha_t (1 - \bar\alpha_{t-1}) +
+# (1 - \alpha_t)\big] / (1 - \bar\alpha_t) = 1$. By line 3 of section 4 that is the injection:
 #
 # $$ \mu = \underbrace{\frac{1}{\sqrt{\alpha_t}}\Big(z_t - \frac{1 - \alpha_t}{\sqrt{1 - \bar\alpha_t}}\,
 #    \varepsilon\Big)}_{\text{DDPM's mean}} \;-\; \underbrace{\sum_i w_t^i\, E_i(x_i)}_{\text{what was injected}}. $$
 #
-# It could not be simpler: to go back, do what DDPM does, then take out what was put in. (We know second-hand that the
-# paper's theorem on the posterior has such an aggregation term.)
+# It could not be simpler: to go back, do what DDPM does, then take out what was put in.
 
 # %%
 ddpm_mean = (z_t - (1 - a) / (1 - ab).sqrt() * eps) / a.sqrt()
@@ -358,9 +336,9 @@ print(f"DDPM's mean {short(ddpm_mean[0])}, minus the injection {short(injected[0
 #    {1 - \bar\alpha_t}, \quad \tilde\beta = \frac{(1 - a)(1 - \bar\alpha_s)}{1 - \bar\alpha_t}, \quad
 #    \tilde z = z_t - \sqrt{\bar\alpha_t}\,(m_t - m_s) . $$
 #
-# The library has each of them once, `process.ahead` and `process.back`; `transition` and `posterior` are one step of
-# them. Both take the *aggregates*: with a model's in the place of the true ones, `back` is the step of the sampler
-# (notebook 05) and of the bound (notebook 03). Bayes' rule says that up and back give any two states the same density:
+# The library has each of them once, as `process.ahead` and `process.back`. Both take the *aggregates*. With a model's
+# in the place of the true ones, `back` is the step of the sampler (notebook 05) and of the bound (notebook 03). By
+# Bayes' rule, up and back must give any two states the same density:
 
 # %%
 s = 15
@@ -375,8 +353,8 @@ assert torch.equal(process.ahead(z_s, m_prev, m_t, t - 1, t)[0], process.transit
 print(f"log density of both states, by the step up {forward[0]:.6f}, by the step back {backward[0]:.6f}")
 
 # %% [markdown]
-# **One modality.** With the point alone, $W = 1$, nothing is injected. Then the posterior has to be the textbook one
-# (Ho et al. 2020) with its two coefficients of $x$ and $z_t$:
+# **One modality.** With the point alone and $W = 1$ nothing is injected. Then the posterior has to be that of notebook
+# 01, which is DDPM's (Ho et al. 2020):
 
 # %%
 alone = mt.ForwardProcess(schedule, {"x": 1.0})
@@ -387,8 +365,8 @@ assert not alone.moving
 print("N = 1, W = 1: DDPM's posterior, to 1e-12")
 
 # %% [markdown]
-# **There and back.** If all of this is right, a step forward and a posterior step back must change nothing: draw $z_t$
-# from its marginal, $z_{t-1}$ from the posterior, and $z_{t-1}$ has the marginal of $t-1$.
+# **There and back.** If all of this is right, a step forward and a posterior step back change nothing: draw $z_t$ from
+# its marginal and $z_{t-1}$ from the posterior, and $z_{t-1}$ has the marginal of $t-1$.
 
 # %%
 g = rng(6)
@@ -404,17 +382,15 @@ assert float(off_variance.abs().max()) < 4
 print(f"after a step back: off by {short(off_mean)} (means) and {short(off_variance)} (variances) standard errors")
 
 # %% [markdown] tags=["slide"]
-# ## 6 · Three regimes, one formula
+# ## 6 · The curves decide the regime: fade-in, constant, transition
 #
-# The curves decide what kind of process it is.
-#
-# - **Fade-in** ($W$ grows: the form that the paper's kernel suggests, with injected weights that are not zero). $z_0$ is
-#   the clean point, the label is mixed in as the noise grows.
-# - **Constant** ($W$ stays; $w = 0$). An ordinary diffusion that starts from the sum $m$. The natural control, though not
-#   a pure one: nothing is injected, but the label is also more visible at small $t$.
-# - **Transition** (one modality falls, another rises). The chain starts at the *target* and ends at a noisy *source*:
-#   image to image. The target's weight is 0 at $T$, so the law of $z_T$ given the source is known exactly
-#   (`prior="source"` tells the process), and the noise need not take over: here log-SNR ends at 2.
+# - **Fade-in**: $W$ grows. This is the form that the paper's kernel suggests, with injected weights that are not zero.
+#   $z_0$ is the clean point, and the label is mixed in as the noise grows.
+# - **Constant**: $W$ stays, so $w = 0$. It is an ordinary diffusion that starts from the sum $m$, and the natural
+#   control. (It is not a pure one: nothing is injected, but the label is also more visible at small $t$.)
+# - **Transition**: one modality falls, another rises. The chain starts at the *target* and ends at a noisy *source*,
+#   image to image. The target's weight is 0 at $T$, so that the law of $z_T$ given the source is known exactly
+#   (`prior="source"` tells the process), and the noise need not take over. Here the log-SNR ends at 2.
 #
 # Below, the source of a transition is the point rotated by a quarter turn.
 
@@ -441,8 +417,8 @@ plots.show(
 )
 
 # %% [markdown]
-# The end of the transition, checked: $z_T$ given the source is $\mathcal N(\sqrt{\bar\alpha_T}\, E(\text{source}),\
-# 1 - \bar\alpha_T)$, whatever the target is.
+# We check the end of the transition: $z_T$ given the source is $\mathcal N(\sqrt{\bar\alpha_T}\,
+# E(\text{source}),\ 1 - \bar\alpha_T)$, whatever the target is.
 
 # %%
 transition = regimes["transition"][0]
@@ -455,13 +431,13 @@ print(f"z_T = {noisy_end.abar[T].sqrt():.3f} source + {std[0, 0]:.3f} noise, for
 # %% [markdown] tags=["slide"]
 # ## 7 · Choose curves by the signal-to-noise ratio they give
 #
-# For a code of unit RMS, how well can it be seen in $z_t$? Signal power over noise power is the modality's
-# **signal-to-noise ratio**
+# How well can a code of unit RMS be seen in $z_t$? Signal power over noise power is the modality's **signal-to-noise
+# ratio**
 #
 # $$ \mathrm{SNR}_t^i = \frac{(W_t^i)^2\, \bar\alpha_t}{1 - \bar\alpha_t}. $$
 #
-# (Each code by itself; how codes disturb each other is the next section's subject.) A linear fade-in sounds gentle. Is
-# it? Against a schedule that is straight in log-SNR from 9 to -9, where is the label's SNR largest?
+# (It looks at each code by itself. How codes disturb each other is the subject of section 8.) A linear fade-in sounds
+# gentle. Is it? We take a schedule that is straight in log-SNR from 9 to -9. Where is the label's SNR largest?
 
 # %%
 u = torch.linspace(0, 1, 1001, dtype=torch.float64)
@@ -473,12 +449,13 @@ assert abs(peak - calculus) < 0.002
 print(f"the label's SNR peaks at u = t/T = {peak:.3f} (calculus: 1/9 = {calculus:.3f}); at u = 1/2 the point's log SNR is 0")
 
 # %% [markdown]
-# So a label that fades in linearly is *most visible* when hardly any noise is there, and gone, like the point, at the
-# end. If you want something else, invert the formula: $W_t = \sqrt{\mathrm{SNR}_t\,(1 - \bar\alpha_t)/\bar\alpha_t}$.
+# So a label that fades in linearly is *most visible* when there is hardly any noise, and gone, like the point, at the
+# end. If one wants something else, one can invert the formula:
+# $W_t = \sqrt{\mathrm{SNR}_t\,(1 - \bar\alpha_t)/\bar\alpha_t}$.
 #
-# This has a consequence. A "noise schedule of its own" for each modality is nothing but an aggregation curve: give the
-# label a $\bar\alpha^y$ of its own, with channels of its own. Its marginal is then that of a separate diffusion, up to a
-# change of units.
+# This has a consequence. A "noise schedule of its own" for each modality is nothing but an aggregation curve. Look at
+# the label's part of $z_t$ alone, and let its curve have the SNR of another schedule $\bar\alpha^y$. Its marginal is
+# then that of a separate diffusion, up to a change of units.
 
 # %%
 own = mt.NoiseSchedule.log_snr(T, high=3.0, low=-5.0)  # the label's own schedule
@@ -492,46 +469,60 @@ for t in range(T + 1):
 print("mean and std of the label's part = those of a diffusion with its own schedule, at every t")
 
 # %% [markdown]
-# The marginals agree; the *paths* do not. In the separate diffusion nothing is injected, here something is. Notebook 04
-# shows that this makes a difference for the bound.
+# The marginals agree, the *paths* do not: in the separate diffusion nothing is injected, here something is. Notebook
+# 04 shows that this makes a difference for the bound.
 #
 # ### What counts at the end is SNR times dimension
 #
-# Sampling starts from $\mathcal N(0, I)$, so $z_T$ should be just that, for any $X$. How far is it from it? Given $X$ it
-# is a Gaussian of mean $\sqrt{\bar\alpha_T}\, m_T$, and two Gaussians of (almost) unit variance are half of the squared
-# distance of their means apart. For a single code $E$ of unit RMS, $\|E\|^2 = \dim Z$:
+# Sampling starts from $\mathcal N(0, I)$, so $z_T$ should have this law, for any $X$. How far is it from it? Given $X$
+# it is a Gaussian of mean $\sqrt{\bar\alpha_T}\, m_T$ and of almost unit variance, so the KL divergence is half of the
+# squared mean. A single code $E$ of unit RMS has $\|E\|^2 = \dim Z$, and therefore
 #
 # $$ \mathrm{KL}\big(q(z_T \mid X)\,\|\,\mathcal N(0, I)\big) \;\approx\; \tfrac12\, \bar\alpha_T\, \|m_T\|^2
 #    \;\approx\; \tfrac12\, \mathrm{SNR}_T \, \dim Z . $$
 #
-# So the same weight, at the same log-SNR, speaks louder the larger the space is. On average over $X$ this is the prior
-# term of the bound (notebook 03), and no less than what $z_T$ still tells of the label, the *mutual information*
-# $I(y; z_T) = H(y) - H(y \mid z_T)$. For ten classes, a weight of 1 and the schedule above, whose log-SNR ends at -8:
+# So the same weight, at the same log-SNR, leaves more behind the larger the space is. On average over $X$ this is the
+# prior term of the bound (notebook 03). It is at least what $z_T$ still tells of the label, the *mutual information*
+# $I(y; z_T) = H(y) - H(y \mid z_T)$, where $H$ is the entropy. We compute both for ten classes, a weight of 1, and the
+# schedule above, whose log-SNR ends at -8.
 
 # %%
 loud, found = mt.ForwardProcess(schedule, {"label": 1.0}), {}
 y = torch.randint(10, (2000,), generator=rng(14))
-print("space        SNR dim / 2   library   z_T tells    (nats; a label has 2.303)")
 for space in ((1, 8, 8), (3, 16, 16), (3, 32, 32), (3, 64, 64)):
     table = simplex_codes(10, space).flatten(1)
     z, _ = loud.diffuse({"label": table[y]}, T, generator=rng(15))
     at = loud.at(T, z)
     log_p = (z @ table.T * at.signal / at.noise**2).log_softmax(1)[torch.arange(2000), y]  # Bayes' rule, codes of one length
-    tells, error = float(log_p.mean()) + math.log(10), float(log_p.std()) / 2000**0.5
+    tells, noise = float(log_p.mean()) + math.log(10), float(log_p.std()) / 2000**0.5
     half = float(loud.snr("label")[T]) * table.shape[1] / 2
-    library = float(loud.prior_kl({"label": table[:1]}))
-    found[space] = (half, tells)
-    print(f"{space!s:12s} {half:8.3f} {library:11.3f} {tells:8.2f} ± {error:.2f}")
-    assert abs(library / half - 1) < 1e-3
-    assert tells < half + 4 * error
+    found["x".join(map(str, space[::-1]))] = (half, tells)
+    assert abs(float(loud.prior_kl({"label": table[:1]})) / half - 1) < 1e-3
+    assert tells < half + 4 * noise
+(_, _, (half_32, tells_32), (half_64, tells_64)) = found.values()
 assert [round(half, 2) for half, _ in found.values()] == [0.01, 0.13, 0.52, 2.06]
-assert abs(found[3, 32, 32][1] - 0.48) < 0.1 < 1.3 < found[3, 64, 64][1] < 1.7
+assert abs(tells_32 - 0.48) < 0.1 < 1.3 < tells_64 < 1.7
+
+# %%
+figure, axis = plt.subplots(figsize=(6.5, 3), layout="constrained")
+halves, told = zip(*found.values(), strict=True)
+axis.plot(list(found), halves, "o--", color=plots.COLOURS["label"], label="SNR x dimension / 2 (KL to noise)")
+axis.plot(list(found), told, "o-", color=plots.COLOURS["label"], label="what $z_T$ tells of the label")
+axis.axhline(math.log(10), color="0.6", linewidth=1, label="all there is: log 10")
+axis.set(xlabel="diffusion space", ylabel="nats", title="In a large space the last state still knows the label")
+axis.legend(frameon=False, fontsize=9)
+plots.show(
+    figure,
+    "Nats over four spaces from 8x8 to 64x64x3: the KL to noise rises from 0.01 to 2.06, what the state tells of the label "
+    "from 0.01 to 1.5, below a line at 2.3.",
+)
 
 # %% [markdown]
-# At 8×8 nothing is left. At 64×64 $z_T$ knows more than half of the label: a chain that starts from $\mathcal N(0, I)$
-# starts somewhere else. There are two ways out: divide the weight by $\sqrt{\dim Z}$, relative to a size where it was
-# right, or let the log-SNR end lower by $\log \dim Z$. Our settings take the second, because an *image* gets louder in
-# the same way. A model looks at its first batch and says so when more than 0.1 nats are left.
+# At 8×8 nothing is left. At 64×64 $z_T$ knows more than half of the label, and a chain that starts from
+# $\mathcal N(0, I)$ starts somewhere else. There are two ways out. One divides the weight by $\sqrt{\dim Z}$, relative
+# to a size where it was right; the other lets the log-SNR end lower by $\log \dim Z$. Our settings take the second,
+# because an *image* leaves more behind in the same way. A model looks at its first batch, and says so when more than
+# 0.1 nats are left.
 
 # %%
 for weight, low in ((1.0, -8.0), (64**0.5 / 12288**0.5, -8.0), (1.0, -8.0 - math.log(12288 / 64))):
@@ -551,12 +542,12 @@ assert len(said) == 1
 print("the library:", said[0].message)
 
 # %% [markdown]
-# ## 8 · Superposed or side by side?
+# ## 8 · Sharing coordinates helps where codes point with the data, and hurts against
 #
-# The paper adds all codes up in the same coordinates: **superposition**. The alternative that most joint models take is
-# to give each modality **channels of its own** (concatenation). In our formula that is not another model but another
-# encoder: one that writes 0 into the others' channels. Check: with the point in coordinates 0 and 1, the label in 2 and
-# 3, the process in four dimensions is two processes side by side.
+# The paper adds all codes up in the same coordinates: **superposition**. The alternative that most joint models take
+# gives each modality **channels of its own** (concatenation). In our formula that is not another model but another
+# encoder, one that writes 0 into the others' channels. Check: with the point in coordinates 0 and 1 and the label in 2
+# and 3, the process in four dimensions is two processes side by side.
 
 # %%
 nothing = torch.zeros(600, 2, dtype=torch.float64)
@@ -568,17 +559,19 @@ for name, part in {"x": slice(0, 2), "label": slice(2, 4)}.items():
     assert torch.allclose(z_wide[:, part], z_one, atol=1e-12)
 print("orthogonal encoders = separate diffusions in separate channels")
 
+
 # %% [markdown] tags=["slide"]
-# What does sharing cost? First by thought. How well can two classes $k, l$ be told apart in $z_t$? Let $\Delta\mu = \mu_k -
-# \mu_l$ be the distance of their clouds, $\Delta c = c_k - c_l$ that of their codes, $\sigma$ the width of the clouds, and
-# compare squared distances in units of the variance around them, $\tau^2 = \bar\alpha \sigma^2 + 1 - \bar\alpha$:
+# What does sharing cost? First by thought. How well can two classes $k, l$ be told apart in $z_t$? Let
+# $\Delta\mu = \mu_k - \mu_l$ be the distance of their clouds, $\Delta c = c_k - c_l$ that of their codes, and $\sigma$
+# the width of the clouds. Compare squared distances in units of the variance around them,
+# $\tau^2 = \bar\alpha \sigma^2 + 1 - \bar\alpha$:
 #
 # $$ \text{side by side: } \bar\alpha \Big( \frac{|\Delta\mu|^2}{\tau^2} + \frac{W^2 |\Delta c|^2}{1 - \bar\alpha} \Big),
 #    \qquad \text{superposed: } \bar\alpha\, \frac{|\Delta\mu + W \Delta c|^2}{\tau^2} . $$
 #
-# Two things happen when codes share coordinates. The data's own width $\sigma$ now blurs the label's code too: a loss,
-# largest at clean steps and for wide clouds. And the vectors add up before they are squared: a gain of $2 W \Delta\mu \cdot
-# \Delta c$ where codes point the way the data do, a loss where they point against it.
+# Two things happen when codes share coordinates. The data's own width $\sigma$ now blurs the label's code, too. That
+# is a loss, largest at clean steps and for wide clouds. And the vectors add up before they are squared. That is a gain
+# of $2 W \Delta\mu \cdot \Delta c$ where codes point the way the data do, and a loss where they point against it.
 #
 # Now by number. On the mixture $p(y \mid z_t)$ is Bayes' rule over three Gaussians. Superposed, the library has it
 # (`LabelledMixture`). Side by side we write it down: given $y = k$, the two halves of $z$ are independent Gaussians.
@@ -604,8 +597,9 @@ against = mt.exact.LabelledMixture(**{**datasets.MIXTURE, "label_codes": -mixtur
 ways = {"codes with the data": mixture, "side by side": None, "codes against the data": against}
 
 # %% [markdown]
-# Two figures of merit at each step: the uncertainty about the label, $H(y \mid z_t) = -\mathbb E \log p(y \mid z_t)$, and
-# the mean squared error of the best guess of the point, $\mathbb E\, |x - \mathbb E[x \mid z_t]|^2$.
+# There are two figures of merit at each step: the uncertainty about the label,
+# $H(y \mid z_t) = -\mathbb E \log p(y \mid z_t)$, and the mean squared error of the best guess of the point,
+# $\mathbb E\, |x - \mathbb E[x \mid z_t]|^2$.
 
 # %%
 steps = list(range(0, T + 1, 4))
@@ -626,28 +620,26 @@ for way, model in ways.items():
         error[way].append(float((many["x"] - guess).square().sum(1).mean()))
 
 # %%
-figure, axes = plt.subplots(1, 2, figsize=(9, 2.9), layout="constrained")
+figure, axes = plt.subplots(1, 2, figsize=(9, 3.1), layout="constrained")
 for way, dash in zip(ways, ("-", "--", ":"), strict=True):
     axes[0].plot(steps, unsure[way], dash, color=plots.COLOURS["label"], label=way)
-    axes[1].plot(steps, error[way], dash, color=plots.COLOURS["x"], label=way)
-axes[0].set(xlabel="step t", ylabel="$H(y\\,|\\,z_t)$ (nats)", title="The label: sharing helps or hurts")
-axes[1].set(xlabel="step t", ylabel="error of the point", title="The point: so too")
-for axis in axes:
-    axis.legend(frameon=False)
+    axes[1].plot(steps, error[way], dash, color=plots.COLOURS["x"])
+axes[0].set(xlabel="step t", ylabel="uncertainty $H(y\\,|\\,z_t)$ (nats)", title="label")
+axes[1].set(xlabel="step t", ylabel="error of the best guess", title="point")
+axes[0].legend(frameon=False, fontsize=9)
+figure.suptitle("Sharing helps both modalities if codes point with the data, and hurts both if against", fontsize=11)
 plots.show(
     figure,
     "Two panels over the step, uncertainty about the label and error of the point, three rising curves in each. Codes "
     "with the data are lowest beyond t = 40, codes against the data highest; all three meet at both ends.",
 )
 middle = steps.index(56)
-for what, table in {"H(y | z)": unsure, "error of x": error}.items():
-    print(f"t = 56, {what}:", ", ".join(f"{way} {values[middle]:.3f}" for way, values in table.items()))
 for table in (unsure, error):
     assert table["codes with the data"][middle] < table["side by side"][middle] < table["codes against the data"][middle]
 
 # %% [markdown]
-# Here the clouds are narrow, and the class decides most of where the point is; so the point's error follows the label's
-# uncertainty. Widen the clouds, and the blur takes over at clean steps:
+# Here the clouds are narrow, and the class decides most of where the point is, so that the point's error follows the
+# label's uncertainty. With wider clouds the blur takes over at clean steps:
 
 # %%
 for width in (0.3, 1.2):
@@ -663,14 +655,14 @@ for width in (0.3, 1.2):
         print(f"width {width}, t = {t}, H(y | z_t): superposed {superposed:.3f}, side by side {apart:.3f}")
 
 # %% [markdown]
-# So there is no general answer, and the course measures both wherever it matters (the digits of notebook 00: the
-# [table](measured.md)).
+# So there is no general answer. What sharing has for it is space: a second modality costs no channels. The course
+# measures both ways wherever it matters (for the digits of notebook 00 in [this table](measured.md)).
 #
-# ## 9 · Some modalities missing
+# ## 9 · A missing modality is left out of the sum
 #
-# Real data have holes: an image without a label. Let $S$ be the set of modalities that are **present** in an example.
-# The aggregate then runs over $S$ only, $m_t = \sum_{i \in S} W_t^i E_i(x_i)$. `present={"x"}` says it for all examples,
-# `present={name: mask}` per example. An absent code and a zero code are the same thing for $z_t$:
+# Real data have holes, such as an image without a label. Let $S$ be the set of modalities that are **present** in an
+# example. The aggregate then runs over $S$ only, $m_t = \sum_{i \in S} W_t^i E_i(x_i)$. Write `present={"x"}` for all
+# examples, or `present={name: mask}` per example. For $z_t$, an absent code and a zero code are the same thing:
 
 # %%
 half = {"label": torch.arange(600) % 2 == 0}
@@ -682,16 +674,17 @@ assert not torch.allclose(with_holes, process.aggregate(codes, 50))
 print("aggregate over the present set = aggregate with the absent codes set to zero")
 
 # %% [markdown]
-# For the *model* they are not the same: it has to know that the label is absent, or it would take the zero for evidence.
-# Training with random present sets is what lets one network classify, too (notebook 05).
+# For the *model* they are not the same. It has to know that the label is absent, or it would take the zero for
+# evidence. Training with random present sets is what lets one network classify, too (notebook 05).
 #
-# ## 10 · Play
+# ## 10 · Play: bend a curve, and watch its SNR
 #
 # Move through time, and bend the label's curve: $W(u) = \text{start} + (\text{end} - \text{start})\, u^{\text{bend}}$
-# with $u = t/T$. **Look for**: a bend below 1 injects early, above 1 late; how does the label's SNR answer? The right
-# panel draws pairs with the exact model by DDIM. Its title has the *energy distance* to the truth (0 is perfect; 500
-# points cannot tell less than about 0.005 from 0). Can you find a curve that makes it clearly worse? Then lower the
-# number of steps. (On a static page the sliders do not move; below them are three settings.)
+# with $u = t/T$. **Look for** the answer of the label's SNR: a bend below 1 injects early, above 1 late. The right
+# panel draws pairs with the exact model by DDIM, a sampler with few and long steps (notebook 05). Its title has the
+# energy distance to the truth (0 is perfect; 500 points cannot tell less than about 0.005 from 0). Can you find a
+# curve that makes it clearly worse? Then lower the number of steps. (On a static page the sliders do not move; below
+# them are three settings.)
 
 # %% tags=["nbval-ignore-output"]
 widgets.cloud_slider(process, codes, points["label"])
@@ -705,13 +698,15 @@ for start, end, bend, ddim_steps in ((0.0, 1.0, 1.0, 20), (0.0, 3.0, 6.0, 20), (
     text = f"Curves and samples for a label weight from {start:g} to {end:g}, bend {bend:g}, {ddim_steps} sampler steps."
     plots.show(figure, text)
 
+
 # %% [markdown]
-# With *exact* estimates and 20 steps the curve hardly matters for the samples; with 5 it changes the error that large steps
-# make. What the curve does change is what a network has to learn, and how tight the bound is (notebook 04).
+# With *exact* estimates and 20 steps the curve hardly matters for the samples. With 5 it changes the error that large
+# steps make. What the curve does change is what a network has to learn, and how tight the bound is (notebook 04).
 #
 # ## 11 · Exercises
 #
-# **Exercise 1 (warm-up). From injected to cumulative.** Write the function that turns a table of injected weights
+# **Exercise 1 (warm-up, easy, 5 minutes): from injected to cumulative.**
+# Write the function that turns a table of injected weights
 # $w_0 \dots w_T$ (with $w_0 = 0$) and a start $W_0$ into the cumulative table $W_0 \dots W_T$. *Hint*: section 4, line
 # 3; `cumsum`.
 
@@ -753,8 +748,10 @@ plain, late = (lambda w, abar, start: start + w.cumsum(0)), (lambda w, abar, sta
 assert not any(check_1(wrong) for wrong in (plain, late)), "a wrong answer passes"
 solved
 
+
 # %% [markdown]
-# **Exercise 2 (design). A label that is seen only in the middle.** You want a label that is invisible at both ends (so
+# **Exercise 2 (design, medium, 10 minutes): a label that is seen only in the middle.**
+# You want a label that is invisible at both ends (so
 # that $z_0$ is the clean point and $z_T$ is noise) and has its SNR peak at $u = 1/2$ with $\log \mathrm{SNR} = 0$:
 # $\log \mathrm{SNR}(u) = -40\,(u - 1/2)^2$. Return the table $W_0 \dots W_T$ for a given `abar`.
 
@@ -794,8 +791,10 @@ assert solved, solved.message
 assert not squared, squared.message
 solved
 
+
 # %% [markdown]
-# **Exercise 3 (break it). Codes that cancel.** Superposed codes can hide each other. With a *constant* weight of 1,
+# **Exercise 3 (break it, easy, 10 minutes): codes that cancel.**
+# Superposed codes can hide each other. With a *constant* weight of 1,
 # find three label codes (a (3, 2) tensor) such that the three clouds of $m$ lie on top of each other, so that even at
 # $t = 0$ the label can hardly be read off $z_0$. *Hint*: `mixture.means` are the centres of the clouds.
 
@@ -821,7 +820,8 @@ def check_3(function):
     share = float((broken.predict(z, 0).law["label"].probs.argmax(1) == drawn["label"]).double().mean())
     most, spread = float(mixture.weights.max()), float((mixture.means + codes).std(0).max())
     text = f"{share:.2f} of the labels are read right (guessing class 0: {most:.2f}); the clouds are {spread:.2f} apart"
-    return widgets.Verdict(share < most + 0.05 and spread < 0.05, text)
+    wanted = f" (wanted: at most {most + 0.05:.2f}, and less than 0.05 apart)"
+    return widgets.Verdict(share < most + 0.05 and spread < 0.05, text + wanted)
 
 
 check_3(cancelling_codes)
@@ -838,19 +838,20 @@ assert not any(check_3(wrong) for wrong in (torch.zeros_like, lambda means: mean
 solved
 
 # %% [markdown]
-# With these codes the point is hidden as well: $m = x - \mu_y$ is almost the same Gaussian blob for each class. Fading in
-# avoids it (at $t = 0$ only the point is there), and so do channels of their own.
+# With these codes the point is hidden as well: $m = x - \mu_y$ is almost the same Gaussian blob for each class. Fading
+# in avoids it (at $t = 0$ only the point is there), and so do channels of their own.
 
 # %% [markdown] tags=["slide"]
 # ## What we learned, what comes next
 #
-# - Encoders put all modalities into one space; the paper *injects* them step by step with $w_t^i$.
-# - What is there at step $t$ is the **aggregate** $m_t = \sum_i W_t^i E_i(x_i)$ with cumulative weights; the marginal is
-#   $\mathcal N(\sqrt{\bar\alpha_t}\, m_t, (1 - \bar\alpha_t) I)$.
-# - To go back: DDPM's posterior mean, minus what was injected. One modality: DDPM.
-# - Curves decide the regime (fade-in, constant, transition), and are best chosen by the SNR they give. At $t = T$ it is
-#   SNR times dimension that must be small.
-# - Superposition and channels of their own differ only in the encoder. Sharing can cost; notebook 04 says how many nats.
+# - Encoders put all modalities into one space, and the paper *injects* them step by step with $w_t^i$.
+# - What is there at step $t$ is the **aggregate** $m_t = \sum_i W_t^i E_i(x_i)$ with cumulative weights; the marginal
+#   is $\mathcal N(\sqrt{\bar\alpha_t}\, m_t, (1 - \bar\alpha_t) I)$.
+# - To go back, take DDPM's posterior mean minus what was injected. With one modality it is DDPM.
+# - Curves decide the regime (fade-in, constant, transition), and are best chosen by the SNR they give. At $t = T$ it
+#   is SNR times dimension that must be small.
+# - Superposition and channels of their own differ only in the encoder. Sharing can cost; notebook 04 says how many
+#   nats.
 #
 # Next: **03 · The multi-modal bound**. Why a loss for each modality, at every $t$, is part of a bound on the
 # likelihood.

@@ -806,7 +806,8 @@ Markdown("\n".join(lines))
 # %% [markdown]
 # ## 9 · Exercises
 #
-# **Exercise 1 (warm-up). Choose the start.** You want a chain whose start $z_T$ has unit power, of which a given share
+# **Exercise 1 (warm-up, easy, 10 minutes). Choose the start.**
+# You want a chain whose start $z_T$ has unit power, of which a given share
 # $\bar\alpha_T$ is the source's (of unit power itself) and the rest is noise. Which log-SNR at the end (`low` of
 # `NoiseSchedule.log_snr`) gives it, and what is the source's SNR at $T$ then? *Hint*: $\bar\alpha$ is a sigmoid.
 
@@ -848,7 +849,8 @@ assert not power, power.message
 solved
 
 # %% [markdown]
-# **Exercise 2 (break it). A test that a wrong chain passes.** Somebody forgets to give the source, and has one test: on
+# **Exercise 2 (break it, medium, 15 minutes). A test that a wrong chain passes.**
+# Somebody forgets to give the source, and has one test: on
 # a Gaussian pair with $\rho = 0.6$ the slope must be within 0.01 of 0.6. Find the end of the chain (`low`) at which the
 # wrong chain *passes*, for any $\rho$ that is asked. *Hint*: `law(line_process(low, T=100), rho, known=False)[0]` rises
 # with `low`. $\bar\alpha_T = \rho$ is a first guess, but not exact at $T = 100$: bisect. Then look at the message: what
@@ -894,7 +896,8 @@ assert not table, table.message
 solved
 
 # %% [markdown]
-# **Exercise 3 (a small research question). A cheaper curve.** Section 3 found a price that does not go away with $T$:
+# **Exercise 3 (a small research question, hard, 25 minutes). A cheaper curve.**
+# Section 3 found a price that does not go away with $T$:
 # with `falling` it is 0.38 nats on the mixture. Find a curve $W^y(u)$, $u = t/T$, from 1 to 0, with less
 # than a tenth of it, for $T = 400$ and log-SNR from 8 to -2. *Hint*: the price is a sum of $v_t\, (\Delta W)^2
 # / \Delta\tau$. If the variances $v_t$ did not vary, which curve from 1 to 0 would make it smallest? $\tau$ at $u$ is
@@ -925,7 +928,7 @@ def check_3(function):
     mine, library = price_of(function), price_of(falling)
     spreads = [law(line_process(-2.0, curve=c), 0.6, True, 25, "ddim")[1] for c in (function, falling)]
     text = f"{mine:.4f} nats against {library:.4f}; std with 25 evaluations {spreads[0]:.3f} against {spreads[1]:.3f}"
-    return widgets.Verdict(mine < library / 10, text)
+    return widgets.Verdict(mine < library / 10, text + f" (wanted: below {library / 10:.4f} nats)")
 
 
 check_3(cheap)

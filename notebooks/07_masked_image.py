@@ -901,7 +901,8 @@ Markdown("\n".join([*rows, "", tally(gain for found in answers.values() for gain
 # %% [markdown]
 # ## 7 · Exercises
 #
-# **Exercise 1 (warm-up). How much plain training is left?** Given `drop` and `give` as the loss takes them, return
+# **Exercise 1 (warm-up, easy, 10 minutes). How much plain training is left?**
+# Given `drop` and `give` as the loss takes them, return
 # the share of examples in which the image is *alone in the sum and nothing is given*. Coins of different names are
 # independent; a name in place of a number shares that modality's coin. Both dictionaries name both modalities, and
 # chances are floats. *Hint*: only the numbers throw coins.
@@ -956,7 +957,8 @@ assert not deaf, deaf.message
 solved
 
 # %% [markdown]
-# **Exercise 2 (break it). A lie about the mask.** The model believes what it is given. Return a mask with which it
+# **Exercise 2 (break it, easy, 10 minutes). A lie about the mask.**
+# The model believes what it is given. Return a mask with which it
 # leaves the hole *exactly* grey, although the masked image is the honest one. *Hint*: what does `revealed_by` do with
 # a pixel that the mask calls known?
 
@@ -979,7 +981,7 @@ def check_2(function):
     except ValueError as error:
         return widgets.Verdict(False, str(error))
     inside = float(drawn[~hole.bool().expand_as(drawn)].abs().mean())
-    return widgets.Verdict(inside < 1e-6, f"the filling is {inside:.3f} away from grey, on average")
+    return widgets.Verdict(inside < 1e-6, f"the filling is {inside:.3f} away from grey, on average (wanted: 0)")
 
 
 check_2(lie)
@@ -999,7 +1001,8 @@ solved
 # A mask that is wrong the other way costs less: call known pixels hidden, and the model draws them anew. So when in
 # doubt, hide.
 #
-# **Exercise 3 (a small research question). Fewer evaluations, better PSNR?** Section 5 says that PSNR likes a blur.
+# **Exercise 3 (a small research question, medium, 20 minutes). Fewer evaluations, better PSNR?**
+# Section 5 says that PSNR likes a blur.
 # With `steps=1` (and the final reading) the chain is the network's estimate of the conditional mean. So how do PSNR and
 # the judge's reading depend on the number of evaluations? Return both for each count, for *told*: mean PSNR of hidden
 # pixels, and the share of scenes that `judge.read` reads as in the truth (all ten words); PSNR of one image at most 60

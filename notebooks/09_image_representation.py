@@ -15,24 +15,22 @@
 # # 09 · Image and representation: a picture, drawn with a summary of itself
 #
 # **After this notebook you can**
-# - say what a self-supervised encoder is trained on, compute its loss by hand, and say what its output keeps of an
-#   image;
+# - say what a self-supervised encoder is trained on, and what its output keeps of an image;
 # - put a vector into a space of images by an isometry, and derive what any noisy state says about it;
-# - compute, in an exact model, what a representation in the sum changes about the forward process, and what it
-#   cannot;
+# - compute, in an exact model, what a representation in the sum changes about the forward process, and what it cannot;
 # - say why a code can be in a state and still be out of a convolution's reach, and what helps;
 # - judge the claim "a representation makes images better" by the controls that it needs.
 #
-# **You need** notebooks 02 (codes, present sets), 05 (rules for given values) and 08 (guidance). **Time**: about 60
-# minutes to read, about one minute to run on a laptop CPU. No GPU, no download.
+# **You need** notebooks 02 (codes, present sets), 05 (rules for given values, guidance) and 08 (labels). **Time**: about
+# 50 minutes to read, about one minute to run on a laptop CPU. No GPU, no download.
 #
 # Joint image-representation training is one of the settings of the paper (Chen et al. 2024,
-# [arXiv:2407.17571](https://arxiv.org/abs/2407.17571)); whether it makes the image better it leaves open, as far as
-# we know (second-hand). ReDi (Kouzelis et al. 2025) answers yes for large latent models, with channels of their own.
-# The model, the derivations and all measurements here are ours; what is proved stands in [theory.md](theory.md).
+# [arXiv:2407.17571](https://arxiv.org/abs/2407.17571)); whether it makes the image better it leaves open, as far as we
+# know (second-hand). ReDi (Kouzelis et al. 2025) answers yes for large latent models, with channels of their own. The
+# model, the derivations and all measurements here are ours; what is proved stands in [theory.md](theory.md), and every
+# number in [measured.md](measured.md).
 
 # %%
-import itertools
 import json
 import math
 from pathlib import Path
@@ -45,7 +43,7 @@ from IPython.display import Markdown
 import mtdiff as mt
 from mtdiff import plots, widgets
 from mtdiff.baselines import representation_guidance
-from mtdiff.comparison import by_seed, paired, tally
+from mtdiff.comparison import by_seed, paired
 from mtdiff.experiments import image_representation, report
 from mtdiff.representations import Pretrained, contrastive_loss, probes, representation, represented, views
 
@@ -59,11 +57,34 @@ def rng(seed):
 
 
 # %% [markdown] tags=["slide"]
-# ## 1 · The idea in a picture
+# ## 1 · What a small model draws
 #
-# A small network $f$ looks at an image $x$ of 16×16 pixels and says 16 numbers, its **representation** $r = f(x)$:
-# a summary that no person has defined. The model here has both in one space. Each number is written over a block of
-# the image, as the strength of a chess board (a *tile*), and fades in with the noise:
+# A small network $f$ looks at an image $x$ and says 16 numbers, its **representation** $r = f(x)$: a summary that no
+# person has defined. A diffusion model has both in one space. It draws scenes of 32×32 pixels together with their
+# representations, or for a representation that is given, here that of a held-out scene:
+
+# %%
+large, describe = mt.load("image-representation/shapes32"), representation("shapes32")
+scenes = represented("shapes32", "test")
+wanted = scenes.values["representation"][:8]
+asked = {"given": {"representation": wanted}, "present": {"image"}, "steps": 25}
+twice = [mt.sample(large, 8, **asked, generator=rng(seed))["image"] for seed in (7, 8)]
+rows = {
+    "drawn jointly": mt.sample(large, 8, steps=25, generator=rng(6))["image"],
+    "held-out scene": scenes.values["image"][:8],
+    "for its repr.": twice[0],
+    "once more": twice[1],
+}
+close, far = (F.cosine_similarity(describe(twice[0]), r).mean() for r in (wanted, wanted.roll(1, 0)))
+title = f"Drawn for a representation: cosine {close:.2f} with the given one, {far:.2f} with another"
+plots.show(
+    plots.picture_rows(rows, title=title),
+    "Eight drawn scenes; eight held-out scenes and two draws for each one's representation.",
+)
+
+# %% [markdown]
+# From here on at 16×16, where all variants were trained with three seeds. Each number is written over a block of the
+# image, as the strength of a chess board (a *tile*), and fades in with the noise:
 #
 # $$ m_t = x + W_t\, E(r), \qquad z_t = \sqrt{\bar\alpha_t}\; m_t + \sqrt{1 - \bar\alpha_t}\;\varepsilon, \qquad
 #    W_t \text{ from } 0.1 \text{ to } 1 . $$
@@ -102,22 +123,20 @@ plots.show(
 )
 
 # %% [markdown]
-# The background is all there, the number of objects mostly, shape and colour of the nearest object in one of four
-# cases (chance: 1/18). Neighbours share background, palette and rough arrangement, and rarely the shapes: a summary of
-# the *layout*. That is our encoder, not a law: what is kept depends on how it was trained.
+# The title says what survives: a summary of the *layout*, of which the background is nearly all there and the shape of a
+# single object hardly. That is our encoder, not a law: what is kept depends on how it was trained.
 #
 # ## 2 · Derivation, step by step
 #
 # ### Step 1: what the encoder was trained on
 #
-# No label was used. Each image is looked at twice, shifted, zoomed, mirrored and paler each time, and a view must
-# find its partner among all others of the batch (**SimCLR**, Chen, Kornblith et al. 2020). With unit vectors $u_i$ of
-# $2N$ views, $i'$ the partner of $i$, and a temperature $T$:
+# No label was used. Each image is looked at twice, shifted, zoomed, mirrored and paler each time, and a view must find
+# its partner among all others of the batch (**SimCLR**, Chen, Kornblith et al. 2020). With unit vectors $u_i$ of $2N$
+# views, $i'$ the partner of $i$, and a temperature $T$:
 #
 # $$ \ell = -\frac{1}{2N}\sum_i \log \frac{e^{u_i^\top u_{i'}/T}}{\sum_{k \ne i} e^{u_i^\top u_k/T}} . $$
 #
-# By hand, and by the library. (`python -m mtdiff.representations --size 16 --out FOLDER` trains one, in some
-# minutes.)
+# By hand, and by the library. (`python -m mtdiff.representations --size 16 --out FOLDER` trains one, in some minutes.)
 
 # %%
 pair = [encoder.encoder(views(image[:64], rng(seed))) for seed in (1, 2)]
@@ -212,14 +231,13 @@ axis.legend(frameon=False, fontsize=8)
 plots.show(figure, "Error of the linear guess over log-SNR for tiles and random directions; they part at clean steps.")
 
 # %% [markdown]
-# At the clean end nearly half of a code in random directions is drowned by the image. In the noise, where the chain
-# decides what to draw, both would do; yet random directions failed there, too (section 5). A *network* has to form
-# those 16 sums over 768 numbers itself. A linear layer could. A **convolution** sees 3×3 pixels, the same
-# weights everywhere, and in the end a mean over all places: it cannot tell one random pattern from another. Two
-# changes help. A tile sits in a place of its own, in a pattern that a small filter finds. And the library does step 2
-# for the network (`sense=True`): it shows the backbone the posterior mean of $r$, as if all else were noise, and
-# takes its code out of the state. That adds no knowledge, since both are functions of $z_t$; it moves what is known
-# to where it can be used.
+# At clean steps the image drowns a large part of a code in random directions. In the noise, where the chain decides
+# what to draw, both would do; yet random directions failed there, too (section 4). A *network* has to form those 16
+# sums over 768 numbers itself. A **convolution** sees 3×3 pixels, the same weights everywhere, and in the end a mean
+# over all places: it cannot tell one random pattern from another. Two changes help. A tile sits in a place of its own,
+# in a pattern that a small filter finds. And the library does step 2 for the network (`sense=True`): it shows the
+# backbone the posterior mean of $r$, as if all else were noise, and takes its code out of the state. That adds no
+# knowledge, since both are functions of $z_t$; it moves what is known to where it can be used.
 #
 # ### Step 4: what can a representation change, at best?
 #
@@ -288,16 +306,15 @@ print(f"               about the rest:           {alone[2]:.2f} -> {joint[2]:.2f
 assert joint[1] > 2 * alone[1]
 
 # %% [markdown]
-# With the representation in the sum, the chain decides *it* first, at noise levels where the image alone is still
-# open, and of the rest nothing is lost. That is what the word "plan" could mean here: an order of decisions. Whether
-# a network draws better images in this order is a question about networks, not about bounds. The next section asks
-# it.
+# With the representation in the sum the chain decides *it* first, at noise levels where the image alone is still open,
+# and of the rest nothing is lost. That is what the word "plan" could mean here: an order of decisions. Whether a
+# network draws better images in this order is a question about networks, not about bounds.
 #
-# ### Step 5: representation guidance
+# ### Step 5: guidance by the representation
 #
-# ReDi guides by the representation: push the image's estimate $e$ from what it is *without* the representation, $e'$,
-# through what it is with it. In a shared space "without" means: take the estimated code out of the state, and let
-# the network know that it is absent (notebook 02's present set):
+# ReDi pushes the image's estimate $e$ away from what it is *without* the representation, $e'$, as guidance by a label
+# does ([05 §5](05_sampling_and_conditioning.ipynb)). In a shared space "without" means: take the estimated code out of
+# the state, and let the network know that it is absent.
 #
 # $$ e + (g - 1)(e - e'), \qquad
 #    e' = \mathbb E\big[x \mid z_t - \sqrt{\bar\alpha_t}\, W_t\, \mathbb E[E(r) \mid z_t],\; S = \{\text{image}\}\big] . $$
@@ -317,24 +334,23 @@ print(f"largest difference {(guided.estimate['image'] - by_hand).abs().max():.0e
 assert torch.allclose(guided.estimate["image"], by_hand, atol=1e-5)
 
 # %% [markdown] tags=["slide"]
-# ## 3 · In the library
+# ## 3 · Variants, and other encoders
 #
-# The experiment is one file, `mtdiff/experiments/image_representation.py`. Its six variants share backbone, images,
-# steps and batches; they differ in what is done with the representation:
+# The experiment is one file, `mtdiff/experiments/image_representation.py`. Its variants share backbone, images, steps and
+# batches (`random`, our first attempt, was trained longer, so its distances cannot be compared):
 
 # %%
 rows = [f"| `{name}` | {text} |" for name, text in image_representation.VARIANTS.items()]
 Markdown("\n".join(["| variant | |", "|---|---|", *rows]))
 
 # %% [markdown]
-# `image-only`, `predicted` and `told` are the controls that the question needs: a gain over `image-only` could come
+# `image-only`, `predicted` and `told` are the controls that the question needs. A gain over `image-only` could come
 # from the head's loss alone (then `predicted` has it, too), or from being given representations now and then (then
 # `told` has it), and neither needs a shared space.
 #
-# **Other encoders.** A representation is any function of an image. DINOv2 and CLIP come through the same interface
-# (`pip install 'mtdiff[representations]'`, then `pretrained("dinov2-small")`; their weights are downloaded the first
-# time). What the interface does is resize and normalise; here is it with a stand-in for the large network, a mean
-# over 4×4 blocks:
+# A representation is any function of an image. DINOv2 and CLIP come through the same interface (`pip install
+# 'mtdiff[representations]'`, then `pretrained("dinov2-small")`; their weights are downloaded the first time). It
+# resizes and normalises; here with a stand-in for the large network, a mean over 4×4 blocks:
 
 # %%
 small = Pretrained(lambda x: F.avg_pool2d(x, 4).flatten(1), size=16, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -342,69 +358,44 @@ features = small(image[:5])
 assert torch.allclose(features, F.avg_pool2d(image[:5], 4).flatten(1), atol=1e-5)
 print(f"features {tuple(features.shape)}: 3 channels of 4 x 4 block means")
 
-# %% [markdown]
-# ## 4 · What it learned
-#
-# One model, seed 0: pairs drawn together; and images for the representations of held-out scenes.
-
-# %%
-drawn = mt.sample(model, 8, generator=rng(6))
-mine = mt.sample(model, 8, given={"representation": few["representation"]}, present={"image"}, generator=rng(7))
-again = mt.sample(model, 8, given={"representation": few["representation"]}, present={"image"}, generator=rng(8))
-rows = {
-    "drawn jointly": drawn["image"],
-    "held-out scene": few["image"],
-    "for its repr.": mine["image"],
-    "once more": again["image"],
-}
-asked, own = few["representation"], encoder(mine["image"])
-close, far = (F.cosine_similarity(own, value).mean() for value in (asked, asked.roll(1, 0)))
-title = f"Drawn for a representation: cosine {close:.2f} with the given one, {far:.2f} with another"
-plots.show(
-    plots.picture_rows(rows, title=title),
-    "Eight drawn scenes; eight held-out scenes and two draws for each one's representation.",
-)
-
 # %% [markdown] tags=["slide"]
-# ### Play
+# ## 4 · Do image and representation know each other?
 #
-# From one scene's representation to another's, in a straight line. **Look for**: the background (does it change at
-# once?), the arrangement, what stays of single objects; and what guidance does to the five rows' likeness. (On a
-# static page the controls do not move; one setting is below.)
-
-# %% tags=["nbval-ignore-output"]
-widgets.representation_board(model, test)
+# *Cosine*: of a drawn representation with that of the image drawn along with it, less that with another image's. *Named*:
+# how often a linear probe of the drawn representation says what a judge sees in the drawn image, less how often the probe
+# does with the image's own representation, which is the ceiling. Differences are taken seed by seed; what *clear* means
+# says [04 §8](04_how_tight.ipynb). In the plots, clear differences are filled, blue is better and red is worse.
 
 # %%
-plots.show(
-    widgets.draw_between(model, test, first=0, second=3, n=5),
-    "Five rows of scenes drawn for representations on the line from one scene's to another's.",
-)
+VARIANTS = image_representation.VARIANTS
+folder = Path("../data/results")
+results = {name: json.loads((folder / f"image-representation-shapes16-{name}.json").read_text()) for name in VARIANTS}
 
-# %% [markdown] tags=["slide"]
-# ### Do drawn pairs belong together?
-#
-# Three seeds for each variant. *cosine*: of the drawn representation and that of the drawn image, by the encoder;
-# *shuffled*: of another's. *label*: how often a linear probe of the drawn representation says what a judge sees in
-# the drawn image; in brackets the ceiling, the same for the image's own representation.
 
-# %%
-results = {
-    name: json.loads((Path("../data/results") / f"image-representation-shapes16-{name}.json").read_text())
-    for name in image_representation.VARIANTS
+def drawn(name, key):
+    """A figure of jointly drawn pairs, {seed: number}."""
+    return by_seed(results[name], "metrics", "drawn", key)
+
+
+pairs = {
+    text: {name: paired(drawn(name, a), drawn(name, b)) for name in image_representation.JOINT}
+    for text, a, b in (
+        ("cosine with its own, minus another's", "cosine", "shuffled"),
+        ("named, minus the ceiling", "label", "label_encoded"),
+    )
 }
-lines = {name: result["variants"][name] for name, result in results.items()}
-for name in image_representation.JOINT:
-    drawn = {key: f"{entry['mean']:.3f} ± {entry['stderr']:.3f}" for key, entry in lines[name]["drawn"].items()}
-    print(f"{name:13s} cosine {drawn['cosine']}, shuffled {drawn['shuffled']}, ", end="")
-    print(f"label {drawn['label']} ({drawn['label_encoded']})")
+plots.show(
+    plots.difference_panels(pairs, (), "Do drawn pairs belong together?"),
+    "Cosine of drawn pairs over that of shuffled ones, and how far a probe of the drawn representation is from its ceiling.",
+)
+Markdown(report.findings(pairs))
 
 # %% [markdown]
-# ### Does the image listen?
+# A dot near 0 on the left means that the two ignore each other, although the code is in the state: so it is with
+# `random`. Where the code can be found, drawn pairs belong together, but far from perfectly.
 #
-# In a joint chain both are guessed at once. How much does the estimate of the image gain by the representation's code
-# in the state? The same image and noise three times: with its own representation in the sum, with none, and with
-# another scene's. The error is over that of none.
+# Does the *image* listen? The same image and noise three times: with its own representation in the sum, with none, and
+# with another scene's. The error of the image's estimate is over that of none.
 
 # %%
 some = {name: test.values[name][:400] for name in ("image", "representation")}
@@ -437,186 +428,156 @@ axis.legend(frameon=False, fontsize=8, title="representation in the sum", title_
 plots.show(figure, "Error of the image's estimate with its own and another's representation, over that without any.")
 
 # %% [markdown]
-# It does. With its own representation in the sum the error is a tenth smaller in the noise, where the chain decides the
-# layout. With another's it is larger, by up to three quarters: the network believes what it is given. On nearly clean
-# images its own adds nothing (all is seen by then), and a wrong one still misleads.
+# Below 1 means that the representation helps. It can do so in the noise, where the chain decides the layout; on nearly
+# clean images all is seen anyway. With another's the error rises: the network believes what it is given. **A wrong plan
+# costs more than a right one gains**, and in a joint chain the plan is guessed.
+#
+# **Play.** From one scene's representation to another's, in a straight line. **Look for** the background (does it
+# change at once?), the arrangement, what stays of single objects; and what guidance does to the five rows' likeness.
+# (On a static page the controls do not move; one setting is below.)
+
+# %% tags=["nbval-ignore-output"]
+widgets.representation_board(model, test)
+
+# %%
+plots.show(
+    widgets.draw_between(model, test, first=0, second=3, n=5),
+    "Five rows of scenes drawn for representations on the line from one scene's to another's.",
+)
 
 # %% [markdown] tags=["slide"]
 # ## 5 · Does it make images better?
 #
-# Equal images, steps, batches and backbone; 25 evaluations for each drawn image; three seeds. The distance is
-# Fréchet's in the features of a network that reads scenes (not an FID; smaller is better):
-#
-# | column | |
-# |---|---|
-# | alone | images drawn with nothing else in the chain |
-# | joint, guidance | drawn together with a representation, without and with representation guidance |
-# | given | drawn for held-out representations; *found again*: the given one is the nearest of 500 |
-# | read | share of a representation's variance that the head reads off a clean image |
-# | belongs together | *label* above |
-
-# %%
-Markdown(report.markdown(results.values()))
+# Equal images, steps, batches and backbone, three seeds. The figure is a Fréchet distance in the features of a network
+# that reads scenes (not an FID). Everything is compared with `image-only`, at equal evaluations of the network but for
+# guidance, which spends two a step. *Alone*: with nothing else in the chain. *Jointly*: together with a representation.
+# *Given*: for held-out representations. *DDIM*: by 25 DDIM steps at the end of the training, else by 25 ancestral ones.
 
 
 # %%
-def distance(name, *path):
-    """A feature distance of every seed of a variant."""
-    return by_seed(results[name], *path)
+def against_image_only(ours, control):
+    """{way to draw: its feature distance minus that of the image alone}, from their result files."""
+    plain, last = ("metrics", "alone", "features"), ("card", "probes", -1)
+    measured = ours["runs"][0]["metrics"]
+    ways = {"alone": (plain, plain), "alone, DDIM": ((*last, "features"), (*last, "features"))}
+    for scale in measured.get("guidance", ()):
+        way = "jointly" if float(scale) == 1 else f"jointly, guidance {scale}"
+        ways[way] = ("metrics", "guidance", scale, "features"), plain
+    if "guidance" in measured:
+        ways["jointly, DDIM"] = (*last, "joint"), (*last, "features")
+    if "given" in measured:
+        ways["given"] = ("metrics", "given", "features"), plain
+    return {way: paired(by_seed(ours, *a), by_seed(control, *b)) for way, (a, b) in ways.items()}
 
 
-alone, last = ("metrics", "alone", "features"), ("card", "probes", -1)
-found = {}
-for name in ("predicted", "told", "lifted", "own-channels"):
-    kinds = {"alone": alone, "DDIM, alone": (*last, "features")}
-    if name in image_representation.JOINT:
-        kinds |= {f"guidance {scale}": ("metrics", "guidance", scale, "features") for scale in lines[name]["guidance"]}
-        kinds["DDIM, joint"] = (*last, "joint")
-    for kind, path in kinds.items():
-        control = distance("image-only", *((*last, "features") if "DDIM" in kind else alone))
-        found[name, kind] = paired(distance(name, *path), control)
-        print(f"{name:13s} {kind:12s} less image-only: {found[name, kind]:.1f}")
-print(tally(found.values()))
-
-# %% [markdown] tags=["slide"]
-# ### Does it learn faster?
-#
-# 500 images at a time along the training, 25 DDIM steps; bands are standard errors over the seeds.
-
-# %%
-figure, axis = plt.subplots(figsize=(6.5, 3.4), layout="constrained")
-curves = [(name, "features") for name in ("image-only", "told", "predicted", "lifted")] + [("lifted", "joint")]
-for k, (name, kind) in enumerate(curves):
-    rows = [run["card"]["probes"] for run in results[name]["runs"]]
-    values = torch.tensor([[row[kind] for row in run] for run in rows])
-    mean, error = values.mean(0), values.std(0) / len(values) ** 0.5
-    steps = [row["step"] for row in rows[0]]
-    axis.plot(steps, mean, color=f"C{k}", label=name + (", joint" if kind == "joint" else ""), marker="o", markersize=3)
-    axis.fill_between(steps, mean - error, mean + error, color=f"C{k}", alpha=0.2, linewidth=0)
-axis.set(xlabel="training steps of 16 images", ylabel="feature distance")
-ends = {name: [run["card"]["probes"][-1] for run in results[name]["runs"]] for name in ("image-only", "lifted")}
-plain, mine = (sum(row[kind] for row in ends[name]) / 3 for name, kind in (("image-only", "features"), ("lifted", "joint")))
-axis.set_title(f"In the end: image-only {plain:.0f}, drawn with a representation {mine:.0f}", fontsize=10)
-axis.legend(frameon=False, fontsize=8)
-plots.show(figure, "Feature distance over training steps for five ways to draw an image, with bands of one standard error.")
-minutes = {name: [run["card"]["training"]["wall_seconds"] / 60 for run in results[name]["runs"]] for name in results}
-print("minutes of training:", ", ".join(f"{name} {min(m):.1f} to {max(m):.1f}" for name, m in minutes.items()))
+better = {
+    name: against_image_only(results[name], results["image-only"])
+    for name in ("predicted", "told", "lifted", "own-channels")
+}
+clear = [d for row in better.values() for d in row.values() if d.clear]
+wins = sum(d.mean < 0 for d in clear)
+title = f"Feature distance minus image-only's: clearly better {wins}, clearly worse {len(clear) - wins}"
+plots.show(
+    plots.difference_panels(better, better, title), "Feature distances of four variants less those of the image alone."
+)
+Markdown(report.findings(better, better))
 
 # %% [markdown]
-# **No, not at 16×16.** Nothing is better than the image alone (`random` cannot be compared, see below), and nothing
-# learns faster: no curve crosses that of `image-only`. All sixteen differences have the wrong sign, and four are clear
-# (the stars above; section 8 of notebook 04): drawn together with a representation, images of `lifted` are farther
-# from the data by 24 ± 3, with guidance 2 by 6 ± 1. For `own-channels` (9 ± 10), and by DDIM at the end of the
-# training (13 ± 4 and 8 ± 4), it is not clear. Seeds differ much from each other, `image-only` between 28 and 46: only
-# seed by seed can this be seen. We had hoped for the opposite.
+# A claim that a representation makes images better needs blue, filled dots, and then a comparison between the panels.
+# `predicted` and `told` have nothing in the sum; if they lose to `image-only`, it is the share of the training that
+# another task takes. What `lifted` loses beyond that, drawn *jointly*, is the price of a plan that is guessed, and
+# often wrong; compare it with a plan that is right, *given*.
 #
-# *What costs?* `predicted` and `told` have nothing in the sum and are about 8 behind, `predicted` clearly (7.7 ± 1.0):
-# what it does besides drawing takes a share of the training, and brings no gain that would show. (With DDIM it is 3.0
-# ± 0.9, not clear.) Drawing *jointly* costs `lifted` more. Its chain also has to guess the representation, and gets it
-# half right (cosine 0.44 in drawn pairs): a picture that follows a wrong plan. When the plan is right (*given*), the
-# distance is smaller, and still not below the image alone.
-#
-# `random`, our first attempt, had more steps (8,000) and more draws (1,000), so its distances cannot be compared. What
-# it shows does not need that: pairs do not belong together (cosine 0.07), and the head reads nothing (0.02). The code
-# was in the state and out of reach.
-#
-# *How far does this carry?* ReDi's gains (second-hand) are of large latent transformers with DINOv2, a network that
-# knows things that a generator's own images do not teach it. Our encoder learned from the same scenes, in minutes, and
-# knows little that pixels do not say. Nothing here speaks against the claim at that scale; but a claim at any scale
-# needs the controls above, and they were not in the papers that we know of.
-#
-# ### Guidance, and what it trades
+# Guidance costs a second evaluation in every step. What does it trade? Scale 2 less scale 1:
 
 # %%
-figure, axes = plt.subplots(1, 3, figsize=(9.5, 3), layout="constrained")
-for name, marker in (("lifted", "o"), ("own-channels", "s")):
-    sweep = lines[name]["guidance"]
-    for axis, what in zip(axes, ("features", "precision", "recall"), strict=True):
-        plots.error_bars(axis, map(float, sweep), [cell[what] for cell in sweep.values()], marker=marker, label=name)
-for axis, what in zip(axes, ("feature distance", "precision", "recall"), strict=True):
-    plain = lines["image-only"]["alone"]["features" if what == "feature distance" else what]
-    axis.axhspan(plain["mean"] - plain["stderr"], plain["mean"] + plain["stderr"], color="0.8", label="image-only")
-    axis.set(xlabel="representation guidance", ylabel=what)
-axes[0].legend(frameon=False, fontsize=8)
 moves = {}
-for name, what in itertools.product(("lifted", "own-channels"), ("features", "precision", "recall")):
-    moves[name, what] = paired(*(distance(name, "metrics", "guidance", scale, what) for scale in ("2.0", "1.0")))
-    print(f"{name:13s} guidance 2 less 1, {what:9s}: {moves[name, what]}")
-print(tally(moves.values()))
-figure.suptitle(f"lifted, guidance 2 less 1: distance {moves['lifted', 'features']:.1f}")
-plots.show(figure, "Distance, precision and recall over the scale of representation guidance, with image-only as a band.")
+for what, text in (("features", "feature distance"), ("precision", "precision"), ("recall", "recall")):
+    ends = {
+        n: [by_seed(results[n], "metrics", "guidance", g, what) for g in ("2.0", "1.0")] for n in ("lifted", "own-channels")
+    }
+    moves[text] = {name: paired(*pair) for name, pair in ends.items()}
+plots.show(
+    plots.difference_panels(moves, {"feature distance"}, "Guidance by the representation: scale 2 minus scale 1"),
+    "Differences in distance, precision and recall between guidance 2 and 1 for two variants.",
+)
+Markdown(report.findings(moves, {"feature distance"}))
 
 # %% [markdown]
-# Guidance takes back part of what drawing jointly cost `lifted` (17.7 ± 2.8, clear); what it does to precision and recall
-# is not clear, nor anything for `own-channels`. It does not pass the image alone, and it costs a second evaluation
-# of the network in every step.
+# *And at 32×32?* The joint model there was trained longer, and with more channels, than any model of the image alone, so
+# those two cannot be compared. Within the one model they can: images drawn alone, with $S = \{x\}$, and drawn together
+# with their representations, which guidance then follows more closely. It is one seed, without an error bar.
+
+# %%
+ours = json.loads((folder / "image-representation-shapes32-lifted.json").read_text())["variants"]["lifted"]
+ways = {"alone": ours["alone"], "jointly": ours["guidance"]["1.0"], "jointly, guidance 2": ours["guidance"]["2.0"]}
+far = {way: scores["features"]["mean"] for way, scores in ways.items()}
+title = f"Drawn jointly, scenes are {1 - far['jointly'] / far['alone']:.0%} nearer to the data than drawn alone"
+figure, ((axis,),) = plots.panels(1, 1, (6, 1.8), title)
+axis.barh(list(far), list(far.values()), color=plots.COLOURS["image"])
+axis.set(xlabel="feature distance to held-out scenes (lower is better)")
+axis.invert_yaxis()
+plots.show(figure, "Feature distance of scenes at 32 by 32: drawn alone, jointly, and jointly with guidance 2.")
+
+# %% [markdown]
+# **How far does this carry?** Look at section 1 again: these models were trained for minutes, and no representation can
+# help a network that does not draw a clean circle. ReDi's gains (second-hand) are of large latent transformers with
+# DINOv2, a network that knows things that a generator's own images do not teach it, and whose representation says *where*
+# things are. Ours is sixteen numbers of a whole scene, learned from the same scenes, and knows little that pixels do not
+# say. So nothing here speaks against the claim at that scale. But at any scale it needs the controls above, and seeds: two
+# seeds of one variant can differ by more than the effect that is looked for.
 
 # %% [markdown] tags=["slide"]
-# ## 6 · What does the trunk know, and when?
+# ## 6 · Does the network learn more, if not draw better?
 #
 # The shared trunk ends in a vector for every image (the mean over places). A linear map of it, fitted to 2,000 noisy
-# images, names the nearest object (18 classes); and the head reads the representation off the same noisy images:
+# images, names the nearest object (18 classes). Less the same of `image-only`, by noise level:
+
 
 # %%
-figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.2), layout="constrained")
-for k, name in enumerate(("lifted", "own-channels", "predicted", "told", "image-only")):
-    for axis, what in zip(axes, ("trunk", "read"), strict=True):
-        row = lines[name].get(what)
-        if row:
-            place = [float((abar[int(t)] / (1 - abar[int(t)])).log()) for t in row]
-            plots.error_bars(axis, place, row.values(), color=f"C{k}", label=name)
-axes[0].axhline(1 / 18, color="black", linewidth=0.8, linestyle="--")
-axes[0].set(xlabel="log-SNR (clean on the right)", ylabel="accuracy of a linear probe", title="the trunk names the object")
-axes[1].set(xlabel="log-SNR (clean on the right)", ylabel="share of variance", title="the head reads the representation")
-axes[0].legend(frameon=False, fontsize=8)
-for axis in axes:
-    axis.title.set_fontsize(10)
-plots.show(figure, "Accuracy of a linear probe of the trunk and variance of the representation that is read, over log-SNR.")
+def log_snr(t):
+    """The noise level of a step, as text."""
+    return f"log-SNR {float((abar[int(t)] / (1 - abar[int(t)])).log()):+.1f}"
+
+
+def at_levels(name, other, what):
+    """{noise level: a figure of a variant minus another's}."""
+    levels = results[name]["runs"][0]["metrics"][what]
+    return {log_snr(t): paired(*(by_seed(results[of], "metrics", what, t) for of in (name, other))) for t in levels}
+
+
+trunk = {name: at_levels(name, "image-only", "trunk") for name in ("lifted", "own-channels", "predicted", "told")}
+plots.show(
+    plots.difference_panels(trunk, (), "Objects that the trunk names, minus image-only's"),
+    "Accuracy of a linear probe of the trunk of four variants less that of the image alone, by noise level.",
+)
+Markdown(report.findings(trunk))
+
+# %% [markdown]
+# And how much of the representation's variance does the head read off an image, where the representation is in the sum in
+# training, less where it never is (`predicted`)?
+
+# %%
+reads = {name: at_levels(name, "predicted", "read") for name in ("lifted", "own-channels")}
 linear = (test.values["image"].flatten(1).double() - train.values["image"][:10000].flatten(1).double().mean(0)) @ B
 left = (linear - test.values["representation"]).var(0).mean() / test.values["representation"].var(0).mean()
-print(f"a linear map of the pixels reads {1 - left:.0%} of the variance")
-
-# %%
-counted = []
-for name in ("lifted", "own-channels", "predicted", "told"):
-    levels = lines[name]["trunk"]
-    row = [paired(*(by_seed(results[of], "metrics", "trunk", t) for of in (name, "image-only"))) for t in levels]
-    print(
-        f"{name:13s} less image-only, the trunk: {row[0]} on clean images, clear at {sum(d.clear for d in row)} of", end=" "
-    )
-    print(f"{len(row)} levels")
-    counted += row
-for name in ("lifted", "own-channels"):
-    counted.append(paired(*(by_seed(results[of], "metrics", "read", "0") for of in (name, "predicted"))))
-    print(f"{name:13s} less predicted, read off a clean image: {counted[-1]}")
-print(tally(counted))
+target = results["predicted"]["variants"]["predicted"]["read"]["0"]["mean"]
+title = f"Variance read, minus predicted's; off a clean image that reads {target:.0%}, a linear map of pixels {1 - left:.0%}"
+plots.show(
+    plots.difference_panels(reads, (), title), "Variance of the representation that two variants read, less predicted's."
+)
+Markdown(report.findings(reads))
 
 # %% [markdown]
-# With a representation in the sum, the trunk names *fewer* objects than that of the image alone (clear for `lifted` on
-# clean and nearly clean images), given it, as many. Asked to predict it in every example it seems to name more
-# (`predicted`, 3.5 ± 1.7 points on clean images), but that is clear at one of nine levels only. The head says more:
-# 54% of the variance is read off a clean image where the representation is never in the sum (a linear map of the
-# pixels reads 34%), 18 to 21% where it is, and that difference is clear. Presumably because there it can be copied:
-# only three of ten examples ask the network to look at the image instead. As a **target** a representation is learned;
-# as a **companion** it spares the trunk the work. Better images did not follow from either.
-#
-# ### 32×32
-#
-# Two models of 0.7M parameters, one seed each, as many steps:
-
-# %%
-large = [f"../data/results/image-representation-shapes32-{name}.json" for name in ("lifted", "image-only")]
-Markdown(report.markdown([json.loads(Path(file).read_text()) for file in large]))
-
-# %% [markdown]
-# Here the signs are the other way round: drawn jointly 47, with guidance 31, the image alone 59. That is one seed of
-# each, and at 16×16 two seeds of one variant can differ by 30; guidance also spends two evaluations where the image
-# alone spends one. So it is a hint and no result: larger images may be where a plan pays. Three seeds of each would
-# say; they have not been trained.
+# As a **target** a representation is learned: the head has to read it off the image in every example. As a
+# **companion** in the sum it can be copied, and only three of ten examples ask the network to look at the image
+# instead. So where the joint models read less, and their trunks name fewer objects, it is because a loss teaches what
+# is missing, and nothing else.
 #
 # ## 7 · Exercises
 #
-# **Exercise 1 (warm-up). Found again.** Images were drawn for given representations. Return the share of which the
+# **Exercise 1 (warm-up, easy, 10 minutes). Found again.**
+# Images were drawn for given representations. Return the share of which the
 # given one is among the $k$ nearest to the drawn image's own, of all those that were given.
 
 
@@ -628,8 +589,7 @@ def found_again(own, given, k):
 
 # %% tags=["check"]
 given = test.values["representation"][:100]
-drawn = mt.sample(model, 100, given={"representation": given}, present={"image"}, steps=25, generator=rng(9))
-own = encoder(drawn["image"])
+own = encoder(mt.sample(model, 100, given={"representation": given}, present={"image"}, steps=25, generator=rng(9))["image"])
 
 
 def check_1(function):
@@ -662,7 +622,8 @@ assert not turned, turned.message
 solved
 
 # %% [markdown]
-# **Exercise 2 (break it). Worse than collapse.** If all features are equal, the loss of step 1 is $\log(2N - 1)$:
+# **Exercise 2 (break it, medium, 10 minutes). Worse than collapse.**
+# If all features are equal, the loss of step 1 is $\log(2N - 1)$:
 # every view is as good a partner as any other. Find features of 8 images, seen twice, that cost at least 5 nats more.
 # What has such an encoder learned?
 
@@ -681,7 +642,7 @@ def check_2(function):
     if any(tuple(x.shape) != (8, pair[0].shape[1]) for x in pair):
         return widgets.Verdict(False, f"expected two tensors (8, d), got {[tuple(x.shape) for x in pair]}")
     cost, collapse = float(contrastive_loss(*pair, temperature=0.2)), math.log(15)
-    return widgets.Verdict(cost >= collapse + 5, f"{cost:.2f} nats; collapse costs {collapse:.2f}")
+    return widgets.Verdict(cost >= collapse + 5, f"{cost:.2f} nats; collapse costs {collapse:.2f}, wanted: 5 more")
 
 
 check_2(features)
@@ -700,10 +661,11 @@ assert not any(check_2(lambda x=wrong: (x, x)) for wrong in (collapsed, perfect)
 solved
 
 # %% [markdown]
-# **Exercise 3 (a small research question). Write it where it says most.** In the exact model of step 4 tiles let the
-# state say 2.92 nats about the representation at log-SNR −4. Find 16 orthonormal directions of the 768 that say at
-# least 0.2 nats more, at the same weight. (`B` is the best linear read-out of $r$; `sigma` the covariance of images.)
-# Why does it help to write $r$ there, and what stands against it?
+# **Exercise 3 (a small research question, hard, 30 minutes). Write it where it says most.**
+# Step 4 printed what tiles let the state say
+# about the representation at log-SNR −4. Find 16 orthonormal directions of the 768 that say at least 0.2 nats more, at
+# the same weight. (`B` is the best linear read-out of $r$; `sigma` the covariance of images.) Why does it help to write
+# $r$ there, and what stands against it?
 
 
 # %% tags=["exercise"]
@@ -720,7 +682,10 @@ def check_3(function):
     if frame.shape != (768, 16) or (frame.T @ frame - torch.eye(16, dtype=torch.float64)).abs().max() > 1e-6:
         return widgets.Verdict(False, "the columns are not orthonormal")
     (_, tiles, _), (_, mine, rest) = information(1.0, -4.0), information(1.0, -4.0, frame)
-    return widgets.Verdict(mine >= tiles + 0.2, f"about r {mine:.2f} nats, tiles {tiles:.2f}; about the rest {rest:.2f}")
+    return widgets.Verdict(
+        mine >= tiles + 0.2,
+        f"about r {mine:.2f} nats, wanted: {tiles + 0.2:.2f} (tiles {tiles:.2f}); about the rest {rest:.2f}",
+    )
 
 
 check_3(directions)
@@ -746,10 +711,9 @@ solved
 # - It matters where it is written: where images vary little, in a pattern that a convolution finds. Showing the network
 #   what the state says adds no knowledge, and decides whether the code is used.
 # - With exact estimates a representation cannot make images better. It changes what is decided first.
-# - At 16×16 ours did not make them better either, at equal compute: worse when drawn jointly, not faster to learn. At
-#   32×32 one seed says the opposite, which is a question and not an answer.
-# - As a target it is learned; in the sum it is copied, and the trunk learns less.
-# - A claim that a second modality helps needs two controls: the loss without the shared space, and being given it.
+# - Whether it makes a *network's* images better is measured against the image alone, the loss without the shared space, and
+#   being given it, seed by seed. Section 5 counts the clear gains and losses.
+# - As a target a representation is learned; in the sum it is copied. A wrong plan costs more than a right one gains.
 #
 # | notebook | question |
 # |---|---|

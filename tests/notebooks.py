@@ -1,10 +1,11 @@
 """Keeping the pairs of the course: NN_topic.py is the source, NN_topic.ipynb the executed page.
 
-    python tests/notebooks.py [--all] [NAME ...]     execute what is out of date (or everything) and write the page
-    python tests/notebooks.py --html FILE NAME       execute one notebook and write it as a web page, not touching the pair
+    python tests/notebooks.py [--all] [NAME ...]      execute what is out of date (or everything) and write the page
+    python tests/notebooks.py --html FILE NAME        execute one notebook and write it as a web page, not touching the pair
+    python tests/notebooks.py --slides FOLDER [NAME ...]   write pages, as they are, as slides
 
-A page is out of date when its source, or a shipped checkpoint or result file that it names, has changed since it was
-executed.
+A page is out of date when the code of its source, or a shipped checkpoint or result file that it names, has changed since
+it was executed. Text and tags are carried over without that; so are the minutes of exercises, which teaching.md says.
 """
 
 import argparse
@@ -21,17 +22,27 @@ from pathlib import Path
 import jupytext
 import nbformat
 import ziamath
-from jinja2 import DictLoader
+from jinja2 import DictLoader, Template
 from nbclient import NotebookClient
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from PIL import Image
 
+from mtdiff.course import HIDDEN, fold, tags
+
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "notebooks"
+GUIDE = FOLDER / "teaching.md"
 PAGES = ROOT / "build"
+SLIDES = ROOT / "tests" / "slides.html.j2"
 FETCHING = ("html_head_js", "jupyter_widgets", "html_head_js_mathjax", "html_head_js_mermaidjs")
 """The parts of nbconvert's page that would load scripts from elsewhere: left out."""
+FOLDING = (
+    "{% block codecell %}{% set folded = 'solution' in cell.metadata.get('tags', []) %}"
+    "{% if folded %}<details><summary>Solution</summary>{% endif %}{{ super() }}{% if folded %}</details>{% endif %}"
+    "{% endblock %}"
+)
+"""A solution opens by a click: nbconvert's own template knows no folded cells."""
 ziamath.config.svg2, ziamath.config.precision = False, 2  # each picture holds its own glyphs
 
 
@@ -41,8 +52,8 @@ def sources() -> list[Path]:
 
 
 def fingerprint(source: Path) -> str:
-    """What a page depends on: its source, and the shipped checkpoints and result files that it names."""
-    text = source.read_text()
+    """What outputs depend on: the code, and the shipped checkpoints and result files that it names."""
+    text = "\0".join(cell.source for cell in jupytext.read(source).cells if cell.cell_type == "code")
     digest = hashlib.sha256(text.encode())
     files = [ROOT / "data" / "checkpoints" / name / "*" for name in re.findall(r'mt\.load\("([^"]+)"', text)]
     named = [re.sub(r"{.*?}", "*", name) for name in re.findall(r'"([\w*{}-]+\.json)"', text)]
@@ -55,7 +66,7 @@ def fingerprint(source: Path) -> str:
 
 def cells(notebook) -> list[tuple]:
     """What both halves of a pair must agree on: type, source and tags of each cell."""
-    return [(c.cell_type, c.source, tuple(c.metadata.get("tags", []))) for c in notebook.cells]
+    return [(c.cell_type, c.source, tuple(tag for tag in tags(c) if tag != HIDDEN)) for c in notebook.cells]
 
 
 def out_of_date(source: Path) -> bool:
@@ -77,16 +88,58 @@ def execute(source: Path):
         record_timing=False,
     )
     client.execute()
-    for k, cell in enumerate(notebook.cells):
-        cell.id = f"cell-{k:02d}"
+    for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [clean(output) for output in cell.outputs]
+    return finished(notebook, source)
+
+
+def refreshed(source: Path):
+    """The page of a source whose code has not changed: text and tags are new, outputs stay."""
+    notebook, page = jupytext.read(source), nbformat.read(source.with_suffix(".ipynb"), 4)
+    both = ([cell for cell in half.cells if cell.cell_type == "code"] for half in (notebook, page))
+    for cell, old in zip(*both, strict=True):
+        cell.outputs, cell.execution_count = old.outputs, old.execution_count
+    return finished(notebook, source)
+
+
+def finished(notebook, source: Path):
+    """An executed notebook with what follows from its tags and outputs, and with the stamp of its source.
+
+    A solution is folded away. A cell tagged so is a slide, and each cell with figures is one below it.
+    """
+    for k, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{k:02d}"
+        drawn = figures(cell) and not {"exercise", "check", "solution"} & {*tags(cell)}
+        kind = "slide" if "slide" in tags(cell) else "subslide" if drawn else "skip"
+        cell.metadata["slideshow"] = {"slide_type": kind}
+        if "solution" in tags(cell):
+            fold(cell)
     kernel = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
     notebook.metadata = nbformat.from_dict(
         {"kernelspec": kernel, "language_info": {"name": "python"}, "mtdiff": fingerprint(source)}
     )
     notebook.nbformat_minor = 5
     return notebook
+
+
+def figures(cell) -> list:
+    """The outputs of a cell that are pictures."""
+    return [output for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]
+
+
+def timed(text: str, number: str) -> str:
+    """The source of a notebook, in which exercises say how hard they are and how long they take: what teaching.md says."""
+    rows = re.findall(r"^\| (\d\d) \| (\d) \| [^|]+ \| (\w+) \| (\d+) \|$", GUIDE.read_text(), re.M)
+    effort = {exercise: f", {level}, {minutes} minutes" for name, exercise, level, minutes in rows if name == number}
+
+    def heading(match) -> str:
+        exercise, kind, title, rest = match.groups()
+        first = f"# **Exercise {exercise} ({kind}{effort.get(exercise, '')}){title}**"
+        return first + (f"\n#{rest}" if rest and len(first + rest) > 120 else rest)
+
+    effort_said = r"(?:, \w+, \d+ minutes)?"
+    return re.sub(rf"^# \*\*Exercise (\d) \((.*?){effort_said}\)([.:] .*?)\*\*(.*)$", heading, text, flags=re.M)
 
 
 def clean(output):
@@ -143,19 +196,37 @@ class Renderer(IPythonRenderer):
         return super().link(text, url if elsewhere else f"{self.path}/{url}", title)
 
 
+def to_html(folder: Path):
+    """A function from Markdown to HTML for a page in a folder."""
+    renderer = functools.partial(Renderer, escape=False, path=os.path.relpath(FOLDER, folder))
+    return lambda text: MarkdownWithMath(renderer=renderer()).render(text)
+
+
+def deck(notebook, folder: Path = PAGES / "slides") -> str:
+    """The slides of a page as one HTML file for a folder. It fetches nothing; arrows turn slides, printing makes a PDF."""
+    slides, markdown = [], to_html(folder)
+    for cell in notebook.cells:
+        if cell.metadata.slideshow.slide_type == "slide":
+            slides.append(markdown(cell.source))
+        elif cell.metadata.slideshow.slide_type == "subslide":
+            each = '<img alt="{}" src="data:image/png;base64,{}">'
+            shown = [(html.escape(o.metadata["image/png"]["alt"]), o.data["image/png"]) for o in figures(cell)]
+            slides.append("".join(each.format(*figure) for figure in shown))
+    title = notebook.cells[0].source.splitlines()[0].strip("# ")
+    return Template(SLIDES.read_text()).render(title=html.escape(title), slides=slides)
+
+
 def web_page(notebook, folder: Path = PAGES) -> str:
     """An executed notebook as one HTML file for a folder. It fetches nothing; figures have their own descriptions."""
     blocks = "".join(f"{{% block {name} %}}{{% endblock %}}" for name in FETCHING)
-    template = DictLoader({"page.html.j2": "{% extends 'lab/index.html.j2' %}" + blocks})
+    template = DictLoader({"page.html.j2": "{% extends 'lab/index.html.j2' %}" + blocks + FOLDING})
     exporter = HTMLExporter(template_file="page.html.j2", extra_loaders=[template])
-    renderer = functools.partial(Renderer, escape=False, path=os.path.relpath(FOLDER, folder))
-    exporter.register_filter("markdown2html", lambda text: MarkdownWithMath(renderer=renderer()).render(text))
+    exporter.register_filter("markdown2html", to_html(folder))
     page, _ = exporter.from_notebook_node(notebook)
     for cell in notebook.cells:
-        for output in cell.get("outputs", []):
-            if "image/png" in output.get("data", {}):
-                alt = html.escape(output.metadata["image/png"]["alt"])
-                page = page.replace('alt="No description has been provided for this image"', f'alt="{alt}"', 1)
+        for output in figures(cell):
+            alt = html.escape(output.metadata["image/png"]["alt"])
+            page = page.replace('alt="No description has been provided for this image"', f'alt="{alt}"', 1)
     return page
 
 
@@ -164,6 +235,7 @@ def main():
     parser.add_argument("names", nargs="*", help="notebooks such as 00_quickstart; default: all")
     parser.add_argument("--all", action="store_true", help="execute even what is up to date")
     parser.add_argument("--html", type=Path, help="write this web page instead of the .ipynb")
+    parser.add_argument("--slides", type=Path, help="write slides to this folder")
     arguments = parser.parse_args()
     chosen = [FOLDER / f"{name}.py" for name in arguments.names] or sources()
     missing = [source.stem for source in chosen if not source.is_file()]
@@ -174,9 +246,21 @@ def main():
             print(f"executing {source.stem} ...", flush=True)
             arguments.html.parent.mkdir(parents=True, exist_ok=True)
             arguments.html.write_text(web_page(execute(source), arguments.html.parent))
-        elif arguments.all or out_of_date(source):
+            continue
+        page = source.with_suffix(".ipynb")
+        if arguments.slides:
+            arguments.slides.mkdir(parents=True, exist_ok=True)
+            place = (arguments.slides / source.stem).with_suffix(".html")
+            place.write_text(deck(nbformat.read(page, 4), arguments.slides))
+            print(place)
+            continue
+        source.write_text(timed(source.read_text(), source.stem[:2]))
+        if arguments.all or out_of_date(source):
             print(f"executing {source.stem} ...", flush=True)
-            nbformat.write(execute(source), source.with_suffix(".ipynb"))
+            nbformat.write(execute(source), page)
+        elif (notebook := refreshed(source)) != nbformat.read(page, 4):
+            nbformat.write(notebook, page)
+            print(f"{source.stem}: text and tags are carried over")
         else:
             print(f"{source.stem} is up to date")
 

@@ -41,7 +41,9 @@ def trained(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["sample", "--help"], ["evaluate", "--help"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["train", "--help"], ["sample", "--help"], ["evaluate", "--help"], ["course", "--help"]]
+)
 def test_help_helps(monkeypatch, capsys, words):
     with pytest.raises(SystemExit) as stop:
         run(monkeypatch, *words)

@@ -124,7 +124,7 @@ def test_what_is_no_picture_is_named_and_ends_nothing(tmp_path, monkeypatch):
     assert "cannot identify" in reasons["eps.jpeg"]
     assert "fractions" in reasons["fractions.png"]
     monkeypatch.setattr(PIL.Image.Image, "resize", lambda *a, **k: 1 / 0)
-    with pytest.raises(ValueError, match=r"no image of class .* can be read; the first problem: .*ZeroDivisionError"):
+    with pytest.raises(ValueError, match=r"no image of class .* can be read in train; .*ZeroDivisionError"):
         prepare(tmp_path / "in", tmp_path / "other", 16, splits=("train",), progress=False)
 
 

@@ -136,7 +136,7 @@ def test_a_label_can_be_given_as_a_token():
     process = mt.ForwardProcess(mt.NoiseSchedule.log_snr(10), {"x": 1.0, "label": 0.0})
     with pytest.raises(ValueError, match="'label' is given as tokens, which this MLP cannot attend to"):
         mt.MTDiffusion(process, modalities, mt.MLP((2,)), (2,))
-    with pytest.raises(ValueError, match=r"tell must be one of \('vector', 'token'\), got 'shout'"):
+    with pytest.raises(ValueError, match=r"tell must be one of \('vector', 'tokens'\), got 'shout'"):
         mt.Label(3, tell="shout")
 
 

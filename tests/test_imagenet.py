@@ -198,7 +198,7 @@ def test_what_is_hidden_is_no_image_and_no_class(tmp_path):
 def test_what_is_left_out_is_said(tmp_path, monkeypatch, capsys):
     root = class_folders(tmp_path / "in")
     write(root / "train" / WNIDS[0] / "notes.txt", "x")
-    save(root / "train" / WNIDS[1] / "a.webp", picture(0))
+    save(root / "train" / WNIDS[1] / "a.tiff", picture(0))
     save(root / "train" / WNIDS[1] / "more" / "a.JPEG", picture(0))
     save(root / "train" / "stray.JPEG", picture(0))
     save(root / "val" / "n09" / "a.JPEG", picture(0))
@@ -211,8 +211,8 @@ def test_what_is_left_out_is_said(tmp_path, monkeypatch, capsys):
     metas = {split: json.loads((tmp_path / "out" / split / "meta.json").read_text()) for split in ("train", "val")}
     assert [meta["count"] for meta in metas.values()] == [9, 10]
     assert metas["train"]["left_out"] == [
-        [f"train/{WNIDS[0]}/notes.txt", "not one of .jpeg, .jpg, .png"],
-        [f"train/{WNIDS[1]}/a.webp", "not one of .jpeg, .jpg, .png"],
+        [f"train/{WNIDS[0]}/notes.txt", "not one of .bmp, .gif, .jpeg, .jpg, .png, .ppm, .webp"],
+        [f"train/{WNIDS[1]}/a.tiff", "not one of .bmp, .gif, .jpeg, .jpg, .png, .ppm, .webp"],
         [f"train/{WNIDS[1]}/more", "a folder in a folder of a class"],
         ["train/stray.JPEG", "in no folder of a class"],
     ]
@@ -221,7 +221,7 @@ def test_what_is_left_out_is_said(tmp_path, monkeypatch, capsys):
         [f"val/{WNIDS[2]}/pipe.JPEG", "not a regular file"],
         ["val/n09/a.JPEG", "of class n09, which train/ does not have"],
     ]
-    assert f"left out train/{WNIDS[1]}/a.webp: not one of" in capsys.readouterr().out
+    assert f"left out train/{WNIDS[1]}/a.tiff: not one of" in capsys.readouterr().out
 
 
 def test_a_class_that_is_a_link_to_elsewhere_is_refused(tmp_path):

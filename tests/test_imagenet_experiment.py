@@ -155,7 +155,7 @@ def test_every_share_of_the_photographs_is_a_sample_of_all_classes(monkeypatch):
     monkeypatch.setattr(imagenet_scores, "image_bound", lambda model, image, *a: seen_by.update(bound=image) or {})
     monkeypatch.setattr(imagenet_scores, "drawn_scores", lambda *a, **k: {})
     imagenet_scores.evaluate(model, test, n=300)
-    seen_by["along"] = test[imagenet_scores._mixed(len(test), 100)]["image"][:30]
+    seen_by["along"] = test[imagenet_scores.mixed(len(test), 100)]["image"][:30]
     for what, count in {"filled": 30, "bound": 300, "along": 30}.items():
         counts = (10 * seen_by[what][:, 0, 0, 0]).round().long().bincount(minlength=10)
         assert counts.sum() == count
@@ -304,7 +304,7 @@ def test_features_are_for_this_experiment_only(monkeypatch):
 def test_progress_is_an_error_a_distance_and_an_accuracy(monkeypatch):
     """A stand-in is half a unit off and names every second image; what it draws are the real images, or white ones."""
     image, label = torch.rand(40, 3, 32, 32, generator=generator(3)) * 2 - 1, torch.arange(40) % 2
-    order = imagenet_scores._mixed(40, 40)
+    order = imagenet_scores.mixed(40, 40)
 
     class Off(torch.nn.Module):
         modalities, rule, device = {"image": 0, "label": 0}, {"label": "conditioned"}, "cpu"

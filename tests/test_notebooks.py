@@ -20,6 +20,9 @@ from nbconvert import HTMLExporter
 
 import mtdiff as mt
 from mtdiff import plots, widgets
+from mtdiff.comparison import Difference
+from mtdiff.course import HIDDEN
+from mtdiff.course import tags as tags_of
 from mtdiff.datasets import MIXTURE, Dataset, masks, shapes
 from mtdiff.experiments import image_representation, image_transition, masked_image
 from mtdiff.metrics import psnr
@@ -46,6 +49,25 @@ def test_there_are_notebooks():
 @every_notebook
 def test_both_halves_of_a_pair_agree(source):
     assert course.cells(jupytext.read(source)) == course.cells(nbformat.read(source.with_suffix(".ipynb"), 4))
+
+
+@every_notebook
+def test_the_page_is_what_its_source_and_its_tags_say(source):
+    """Folds, slides and stamp as well; `make notebooks` carries them over."""
+    assert nbformat.read(source.with_suffix(".ipynb"), 4) == course.refreshed(source)
+
+
+@every_notebook
+def test_solutions_and_nothing_else_are_folded_away(source):
+    for cell in nbformat.read(source.with_suffix(".ipynb"), 4).cells:
+        hidden = cell.metadata.get("jupyter", {})
+        folds = (
+            hidden.get("source_hidden"),
+            hidden.get("outputs_hidden"),
+            cell.metadata.get("cellView"),
+            HIDDEN in tags_of(cell),
+        )
+        assert folds == ((True, True, "form", True) if "solution" in tags_of(cell) else (None, None, None, False))
 
 
 @every_notebook
@@ -113,8 +135,41 @@ def test_the_web_page_shows_every_formula_describes_every_figure_and_fetches_not
     assert opened.fetched == []
     assert not re.search(r".{0,30}(?:\$|\\[a-zA-Z]).{0,30}", opened.text)  # what is left of a formula
     assert page.count('role="img"') > 5
+    assert page.count("<details><summary>Solution</summary>") == page.count("</details>") >= 2
     near = [link for link in opened.links if not re.match(r"https?:|#", link)]
     assert all(Path(os.path.normpath(course.PAGES / link)).exists() for link in near), near
+
+
+@every_notebook
+def test_slides_are_the_tagged_cells_and_the_figures_and_fetch_nothing(source):
+    notebook = nbformat.read(source.with_suffix(".ipynb"), 4)
+    slides = course.deck(notebook)
+    opened = Opened(slides)
+    titles = [re.search(r"^#+ (.*)", cell.source, re.M) for cell in notebook.cells if "slide" in tags_of(cell)]
+    shown = [c for c in notebook.cells if course.figures(c) and not {"exercise", "check", "solution"} & set(tags_of(c))]
+    assert slides.count("<section>") == len(titles) + len(shown) >= 10
+    assert all(re.split(r"[*$`]", title[1])[0].strip() in opened.text for title in titles if title)
+    assert slides.count("<img alt=") == sum(len(course.figures(cell)) for cell in shown)
+    assert 'alt=""' not in slides
+    assert [address for address in opened.fetched if address.startswith("http")] == []
+    assert not re.search(r".{0,30}(?:\$|\\[a-zA-Z]).{0,30}", opened.text)
+    near = [link for link in opened.links if not re.match(r"https?:|#", link)]
+    assert all(Path(os.path.normpath(course.PAGES / "slides" / link)).exists() for link in near), near
+
+
+def test_a_figure_of_a_solution_is_no_slide():
+    picture = nbformat.v4.new_output("display_data", {"image/png": "eA=="}, metadata={"image/png": {"alt": "a < b"}})
+    text = nbformat.v4.new_markdown_cell("# A *title*\n\ntext", metadata={"tags": ["slide"]})
+    cells = [text, *(nbformat.v4.new_code_cell("1", outputs=[picture], metadata={"tags": t}) for t in ([], ["solution"]))]
+    notebook = course.finished(
+        nbformat.v4.new_notebook(cells=[*cells, nbformat.v4.new_markdown_cell("more")]), course.sources()[0]
+    )
+    assert [cell.metadata.slideshow.slide_type for cell in notebook.cells] == ["slide", "subslide", "skip", "skip"]
+    slides = course.deck(notebook)
+    assert slides.count("<section>") == 2
+    assert '<img alt="a &lt; b" src="data:image/png;base64,eA==">' in slides
+    assert "<title>A *title*</title>" in slides
+    assert "more" not in slides
 
 
 def test_a_page_that_fetches_or_leaves_a_formula_would_be_noticed():
@@ -178,14 +233,55 @@ def test_a_wrong_answer_is_tried_beside_every_solution(source):
         assert [t for t in refused if calls_a_check(t) or getattr(t, "id", None) in names], "no wrong answer is tried"
 
 
-def test_a_changed_source_is_noticed(tmp_path, monkeypatch):
+def test_changed_code_is_noticed_and_changed_text_is_carried_over(tmp_path):
     source = course.sources()[0]
     copy = tmp_path / source.name
-    copy.write_text(source.read_text())
+    copy.write_text(source.read_text().rstrip() + "\n# more text")
     copy.with_suffix(".ipynb").write_text(source.with_suffix(".ipynb").read_text())
     assert not course.out_of_date(copy)
-    copy.write_text(source.read_text() + "\n# changed")
+    page, old = course.refreshed(copy), nbformat.read(source.with_suffix(".ipynb"), 4)
+    assert page.cells[-1].source == old.cells[-1].source + "\nmore text"
+    assert page.cells[:-1] == old.cells[:-1]
+    copy.write_text(source.read_text() + "\n# %%\n1")
     assert course.out_of_date(copy)
+
+
+# ---- the teacher's guide ----
+
+GUIDE = course.GUIDE.read_text()
+
+
+@every_notebook
+def test_every_exercise_says_how_hard_and_how_long_it_is_as_the_guide_does(source):
+    text = "\n".join(source for kind, source, _ in course.cells(jupytext.read(source)) if kind == "markdown")
+    said = re.findall(r"^\*\*Exercise (\d) \([\w -]+, (easy|medium|hard), (\d+) minutes\)[.:] .+\*\*", text, re.M)
+    stubs = sum("exercise" in tags for _, _, tags in course.cells(jupytext.read(source)))
+    checks = {int(number) for number in re.findall(r"^def check_(\d+)\(", source.read_text(), re.M)}
+    assert [int(number) for number, _, _ in said] == sorted(checks)
+    assert len(said) == len(checks) == stubs
+    rows = re.findall(rf"^\| {source.stem[:2]} \| (\d) \| .+ \| (\w+) \| (\d+) \|$", GUIDE, re.M)
+    assert rows == said
+    assert course.timed(source.read_text(), source.stem[:2]) == source.read_text()
+
+
+def test_the_guide_names_every_notebook_and_no_other():
+    stems = [source.stem for source in course.sources()]
+    assert re.findall(r"^\| \[.+\]\((\w+)\.ipynb\) \| \d+ \| .+ \|$", GUIDE, re.M) == stems
+    assert re.findall(r"^\*\*(\d\d) .+\.\*\* \*Goal\*.*\*Say\*", GUIDE, re.M) == [stem[:2] for stem in stems]
+    names = re.findall(r"\[(\d\d .+)\]\((\w+)\.ipynb\)", GUIDE)
+    assert names == re.findall(r"^\| \[(\d\d .+)\]\(notebooks/(\w+)\.ipynb\)", (course.ROOT / "README.md").read_text(), re.M)
+    rows = set(re.findall(r"^\| (\d\d) \| \d \|", GUIDE, re.M))
+    assert rows == {stem[:2] for stem in stems}
+
+
+def test_minutes_are_written_into_a_source_once():
+    text = "# **Exercise 1 (warm-up). Squares.** Square\n# **Exercise 9 (odd): none.** No"
+    once = course.timed(text, "00")
+    assert once == "# **Exercise 1 (warm-up, easy, 10 minutes). Squares.** Square\n# **Exercise 9 (odd): none.** No"
+    assert course.timed(once, "00") == once
+    assert course.timed(once.replace("easy, 10", "hard, 99"), "00") == once
+    long = course.timed(f"# **Exercise 1 (warm-up). Squares.** {'word ' * 17}end", "00")
+    assert long == f"# **Exercise 1 (warm-up, easy, 10 minutes). Squares.**\n# {'word ' * 17}end"
 
 
 @pytest.mark.parametrize(
@@ -250,6 +346,33 @@ def test_error_bars_are_those_of_the_result_file_and_a_single_seed_has_none():
     assert bars.lines[0].get_xydata().tolist() == [[1.0, 3.0], [2.0, 4.0]]
     assert (bars.lines[0].get_marker(), bars.get_label()) == ("s", "a")
     plots.plt.close()
+
+
+def test_differences_stand_around_0_and_say_how_many_pairs_they_are_and_which_are_clear():
+    axis = plots.plt.figure().add_subplot()
+    rows = {"a": Difference(2.0, 0.1, 3), "b": Difference(-1.0, 0.5, 3), "c": Difference(0.5, None, 1)}
+    plots.differences(axis, rows, "points")
+    found = [[bar.get_segments()[0].tolist() for bar in bars.lines[2]] for bars in axis.containers]
+    assert found == [[[[1.9, 0], [2.1, 0]]], [[[-1.5, 1], [-0.5, 1]]], []]
+    assert [bars.lines[0].get_mfc() == "white" for bars in axis.containers] == [False, True, True]
+    assert [text.get_text() for text in axis.get_yticklabels()] == ["a", "b", "c"]
+    assert axis.get_ylim() == (2.5, -0.5)
+    assert axis.get_xlabel() == "points\n(n = 1 or 3)"
+    assert axis.lines[-1].get_xdata() == [0, 0]
+
+
+def test_differences_stand_around_0_blue_where_better_and_filled_where_clear():
+    up, down, single = Difference(2.0, 0.1, 3), Difference(-3.0, 2.9, 3), Difference(1.0, None, 1)
+    figure = plots.difference_panels({"distance": {"a": up, "b": down}, "accuracy": {"b": up, "c": single}}, {"distance"})
+    blue, red = plots.COLOURS["image"], plots._CYCLE[3]
+    looks = [
+        [(*bars.lines[0].get_xydata()[0], bars.lines[0].get_mfc(), bars.lines[0].get_color()) for bars in axis.containers]
+        for axis in figure.axes
+    ]
+    assert looks == [[(2, 0, red, red), (-3, 1, "white", blue)], [(2, 1, blue, blue), (1, 2, "white", blue)]]
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["a", "b", "c"]
+    said = [axis.get_xlabel() for axis in figure.axes]
+    assert said == ["distance\nlower is better\n(n = 3)", "accuracy\nhigher is better\n(n = 1 or 3)"]
 
 
 def toy_cloud():

@@ -85,8 +85,18 @@ def test_load_works_from_an_installed_wheel(wheel, tmp_path):
     assert shape == "torch.Size([2])"
 
 
+def test_a_wheel_says_where_the_course_is(wheel, tmp_path):
+    zipfile.ZipFile(wheel).extractall(tmp_path)
+    environment = {"PYTHONPATH": str(tmp_path), "PATH": "", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "mtdiff", "course", "students", "out"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    said = "mtdiff: error: the notebooks do not come with the package: run this in a checkout of mtdiff's repository\n"
+    assert (done.returncode, done.stderr) == (2, said)
+
+
 def test_importing_the_core_pulls_in_neither_torchvision_nor_the_notebook_packages():
-    code = "import sys, mtdiff; print([m for m in ('torchvision', 'matplotlib', 'sklearn', 'IPython') if m in sys.modules])"
+    names = ("torchvision", "matplotlib", "sklearn", "IPython", "nbformat")
+    code = f"import sys, mtdiff, mtdiff.cli; print([m for m in {names} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import mtdiff as mt
 from mtdiff.datasets.base import Dataset
+from mtdiff.datasets.imagenet.packing import TYPES
 from mtdiff.datasets.prepared import prepared
 from mtdiff.experiments.report import markdown
 from mtdiff.judges import SceneJudge, scene_judge
@@ -387,6 +388,9 @@ def test_an_odd_description_of_a_packed_set_is_refused(packed):
         (folder / "meta.json").write_text(json.dumps({**meta, name: value}))
         read = refused(lambda: prepared(folder.parent), folder)
         assert read or (name, value) in [("sha256", ""), ("sha256", "x"), ("skipped", []), ("skipped", [[]])]
+    for name, value in itertools.product(("layout", "captions", "beside"), ODD):
+        (folder / "meta.json").write_text(json.dumps({**meta, name: value}))
+        assert refused(lambda: prepared(folder.parent), folder) or fits(value, TYPES[name])
 
 
 @pytest.mark.parametrize("name", ["labels.npy", "boxes.npy"])

@@ -1,6 +1,7 @@
 import pytest
 
-from mtdiff.experiments.report import bounds, colours, guidances, heads, inpaintings, markdown
+from mtdiff.comparison import Difference
+from mtdiff.experiments.report import bounds, colours, findings, guidances, heads, inpaintings, markdown
 
 
 def test_a_table_has_a_row_for_each_variant_and_says_what_was_not_measured():
@@ -136,3 +137,19 @@ def test_a_share_that_was_not_measured_is_refused():
     way = {"0.5": {"psnr": number(20.0), "ssim": number(0.7)}}
     with pytest.raises(KeyError, match=r"share must be one of \['0.5'\], got '0.4'"):
         inpaintings([{"variants": {"masked": {"told": way}}}], "0.4")
+
+
+def test_findings_are_the_clear_differences_by_whether_they_are_better():
+    clear_up, clear_down, unclear = Difference(2.0, 0.1, 3), Difference(-1.5, 0.1, 3), Difference(9.0, 9.0, 3)
+    found = {"distance": {"a": clear_up, "b": clear_down, "c": unclear}, "accuracy": {"a": clear_up, "d": unclear}}
+    assert findings(found, less={"distance"}).splitlines() == [
+        "- *distance*: clearly better: b (-1.5 ± 0.1)",
+        "- *distance*: clearly worse: a (+2 ± 0.1)",
+        "- *accuracy*: clearly better: a (+2 ± 0.1)",
+        "",
+        "3 of 5 differences are clear; by chance alone about 0.2 would be.",
+    ]
+
+
+def test_one_seed_has_no_findings():
+    assert findings({"accuracy": {"a": Difference(2.0, None, 1)}}).strip().startswith("0 of 1 differences are clear")

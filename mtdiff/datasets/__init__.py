@@ -4,7 +4,8 @@ from mtdiff.datasets.base import Dataset
 from mtdiff.datasets.digits import digits
 from mtdiff.datasets.masks import masks
 from mtdiff.datasets.planted import planted
+from mtdiff.datasets.prepared import folder
 from mtdiff.datasets.shapes import palette, shapes, unpalette
 from mtdiff.datasets.toy import MIXTURE, toy
 
-__all__ = ["MIXTURE", "Dataset", "digits", "masks", "palette", "planted", "shapes", "toy", "unpalette"]
+__all__ = ["MIXTURE", "Dataset", "digits", "folder", "masks", "palette", "planted", "shapes", "toy", "unpalette"]

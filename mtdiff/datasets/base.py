@@ -23,12 +23,14 @@ class Dataset:
         values: {modality: (N, ...)}, equally many of each.
         names: class names, where there is a label.
         source: the rule that made the values, where they follow from it; "" where they are what they are.
+        vocabulary: the words of captions, as `mtdiff.modalities.Caption` takes them, where they are not known otherwise.
     """
 
     name: str
     values: Mapping[str, Tensor]
     names: tuple[str, ...] = ()
     source: str = ""
+    vocabulary: tuple[str, ...] = ()
 
     def __post_init__(self):
         sizes = {name: len(value) for name, value in self.values.items()}

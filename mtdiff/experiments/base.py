@@ -30,9 +30,19 @@ UNETS: Mapping[int, dict] = {
     32: {"base": 16, "multipliers": (1, 2, 4, 4), "attention": (8,)},
     64: {"base": 32, "multipliers": (1, 2, 2, 3), "blocks": 2, "attention": (8,)},
 }
-"""U-Nets by the size of the images: 0.3M parameters at 16x16, 1.1M at 32x32, for a CPU; 3.4M at 64x64, for a GPU."""
+"""U-Nets by the size of the images: 0.3M parameters at 16x16, 1.1M at 32x32, for a CPU; 3.4M at 64x64, for a GPU.
+
+Images of another size take that of the nearest smaller one whose levels they have, see `recipe`."""
 LEVELS = (1.5, 2.4)
 """Log-SNR at which models of images are trained: its mean and standard deviation (`tests/benchmarks/recipe.py`)."""
+
+
+def recipe(size: int) -> int:
+    """The size in `UNETS` whose network fits images of a size; ValueError where none does."""
+    fitting = [known for known, unet in UNETS.items() if known <= size and size % 2 ** (len(unet["multipliers"]) - 1) == 0]
+    if not fitting:
+        raise ValueError(f"size must be even and at least {min(UNETS)}, so that the U-Net can halve it, got {size}")
+    return max(fitting)
 
 
 def by_size(scenes: Callable[[str, str], Dataset]) -> dict[str, Callable[[str], Dataset]]:
@@ -55,16 +65,26 @@ class Experiment:
     # (split -> data, variant, seed) -> the training set that the variant is shown
     examples: Callable[[Callable[..., Dataset], str, int], Dataset] = lambda data, variant, seed: data("train")
     options: tuple[str, ...] = ()  # names of the options that evaluate takes besides
+    packed: Callable[..., Dataset] | None = None  # (folder of a pack, split) -> data, where packs can be used by their path
+
+    def on(self, data: str) -> Callable[..., Dataset]:
+        """Split -> data, of a name or the path of a pack; ValueError for another name."""
+        if data not in self.data and self.packed is None:
+            raise ValueError(f"{self.name} has no data {data!r}; it has {list(self.data)}")
+        return self.data[data] if data in self.data else functools.partial(self.packed, data)
+
+    def variant(self, name: str | None = None) -> str:
+        """The name of a variant, the first unless one is given; ValueError for another."""
+        if name is not None and name not in self.variants:
+            raise ValueError(f"{self.name} has no variant {name!r}; it has {list(self.variants)}")
+        return name or next(iter(self.variants))
 
     def trainer(
         self, data: str, variant: str, config: TrainConfig, folder: str | Path | None, device: str = "cpu", **options
     ) -> Trainer:
         """A `Trainer` of one variant, at step 0, with its other options; the initial weights follow the config's seed."""
-        for what, name, known in (("data", data, self.data), ("variant", variant, self.variants)):
-            if name not in known:
-                raise ValueError(f"{self.name} has no {what} {name!r}; it has {list(known)}")
+        examples = self.examples(self.on(data), self.variant(variant), config.seed)
         model = self.build(data, variant, config.seed)
-        examples = self.examples(self.data[data], variant, config.seed)
         used = {name: value for name, value in examples.values.items() if name in model.modalities}
         look = self.probe(data, variant) if config.probe_every else None
         examples, loss = replace(examples, values=used), self.loss(variant, config)
@@ -95,13 +115,16 @@ def seeded(
 ) -> MTDiffusion:
     """A model of modalities and their curves, {name: (W, modality)}, whose initial weights are those of a seed.
 
-    It is sampled by "ddpm". `unet` holds arguments of the U-Net in place of the usual ones, `options` those of the model.
+    It is sampled by "ddpm". `unet` holds arguments of the U-Net in place of those in `UNETS`, `options` those of the model.
     """
+    size, known = space[-1], recipe(space[-1])
+    unet = {**UNETS[known], **(unet or {})}
+    unet |= {name: tuple(size * height // known for height in unet[name]) for name in {"attention", "cross"} & unet.keys()}
     process = ForwardProcess(schedule, {name: curve for name, (curve, _) in parts.items()}, prior)
     modalities = {name: modality for name, (_, modality) in parts.items()}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        backbone = UNet(space, **{**UNETS[space[-1]], **(unet or {})})
+        backbone = UNet(space, **unet)
         return kind(process, modalities, backbone, space, sampler="ddpm", **options)
 
 

@@ -7,7 +7,7 @@ import torch
 from mtdiff.baselines import Unshared, classifier_loss
 from mtdiff.datasets import Dataset, digits, planted
 from mtdiff.datasets.planted import SHARES
-from mtdiff.datasets.shapes import SETS
+from mtdiff.datasets.prepared import prepared
 from mtdiff.experiments.base import Experiment, Look, by_size, noise_schedule, on_scenes, seeded
 from mtdiff.experiments.label_scores import amplification, evaluate, named_shapes
 from mtdiff.modalities import MISSING, Image, Label
@@ -45,8 +45,8 @@ DRAWS = 300
 
 
 def build(data: str, variant: str, seed: int = 0, base: int | None = None) -> MTDiffusion:
-    """About 0.3M parameters on digits and at 16x16, with 32 channels at the top of the U-Net on digits, 16 on shapes."""
-    test, scenes = EXPERIMENT.data[data]("test"), data != "digits"
+    """About 0.3M parameters on digits, with 32 channels at the top of the U-Net, and at 16x16; see `UNETS`."""
+    test, scenes = EXPERIMENT.on(data)("test"), data != "digits"
     channels, size, _ = test.shape("image")
     apart = variant in ("own-channels", "unshared")
     never = variant in ("conditional", "token") or "classifier" in variant  # the label is never in the sum
@@ -72,12 +72,13 @@ def build(data: str, variant: str, seed: int = 0, base: int | None = None) -> MT
         options["kind"] = Unshared
     elif sense:
         options |= {"prediction": "heads", "remove_known": True}
-    unet = {"base": base or (16 if scenes else 32)} | ({"cross": (8,)} if variant == "token" else {})
+    unet = {"base": base or 32} if base or not scenes else {}
+    unet |= {"cross": (8,)} if variant == "token" else {}
     return seeded(seed, noise_schedule(size, power=1.5), (channels + apart, size, size), parts, unet=unet, **options)
 
 
 def config(data: str, variant: str, budget: str) -> TrainConfig:
-    """Of scenes as `on_scenes`; else quick is for a live demonstration (under a minute), full for minutes of one thread."""
+    """As `on_scenes`, also of packs; of digits and planted scenes quick takes under a minute, full minutes of one thread."""
     options: dict = {"weights": {"label": LABEL_WEIGHT.get(variant, 0.5)}, "drop": {"label": 0.2}, "give": {"label": 0.2}}
     if variant == "image-only":
         options = {}
@@ -89,7 +90,7 @@ def config(data: str, variant: str, budget: str) -> TrainConfig:
         options = {"weights": {"label": 0.5, "image": 0.0}, "give": {"label": 0.5}}
     elif data != "digits":
         options = {"weights": {**options["weights"], "image": 0.1}, "drop": {"label": 0.5}, "give": {"label": 0.3}}
-    if data in SETS:
+    if data != "digits" and data not in SHARES:
         return on_scenes(budget, **options)
     steps = (5000 if data == "digits" else 1500) if budget == "full" else 600
     options["probe_every"] = steps // 5 if data in SHARES else 0
@@ -119,7 +120,7 @@ def labelled(data: Dataset, variant: str, seed: int) -> Dataset:
     if kind == "classifier":
         return Dataset(name, data[kept.repeat(-(-64 // len(kept)))], data.names)
     few = torch.full_like(label, MISSING).index_copy(0, kept, label[kept])
-    return Dataset(name, {**data.values, "label": few}, data.names)
+    return Dataset(name, {**data[:], "label": few}, data.names)
 
 
 def probe(data: str, variant: str) -> Look | None:
@@ -144,4 +145,5 @@ EXPERIMENT = Experiment(
     VARIANTS,
     *(build, config, evaluate, loss, probe),
     lambda data, variant, seed: labelled(data("train"), variant, seed),
+    packed=functools.partial(prepared, modalities=("image", "label")),
 )

@@ -1,14 +1,14 @@
 """Real photographs, packed by `mtdiff data prepare`: plain diffusion, + masked image, + label, + box, at equal compute."""
 
 import functools
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from mtdiff.baselines import classifier_loss
 from mtdiff.datasets.imagenet import ARCHIVES
+from mtdiff.datasets.imagenet.packing import FOLDER, packs
 from mtdiff.datasets.prepared import Prepared, prepared
-from mtdiff.experiments.base import LEVELS, Experiment, Look, noise_schedule, seeded
+from mtdiff.experiments.base import LEVELS, Experiment, Look, noise_schedule, recipe, seeded
 from mtdiff.experiments.imagenet_scores import evaluate as scores
 from mtdiff.experiments.imagenet_scores import progress
 from mtdiff.modalities import Image, Label, Mask
@@ -53,19 +53,17 @@ LOSSES: Mapping[str, dict] = {
     "noisy-classifier": {"weights": {"denoise": 0.0, "image": 0.0}, "drop": {"label": 1.0}},
 }
 """How each variant is trained: options of `multitask_loss`."""
-FOLDER = "MTDIFF_DATA"
-"""The variable that names the folder of packed sets, instead of data/prepared."""
 
 
-def packed(data: str, split: str, variant: str = "label") -> Prepared:
-    """The "train" or "test" split of one of `SETS`, with what a variant is shown."""
-    return prepared(packed_folder(data), split, MODALITIES[variant])
+def packed(data: str, split: str, variant: str | None = None) -> Prepared:
+    """The "train" or "test" split of one of `SETS` or of a pack's folder, with what a variant is shown, or all it has."""
+    return prepared(packed_folder(data), split, MODALITIES[variant] if variant else None)
 
 
 def packed_folder(data: str) -> Path:
-    """The folder of a packed set; FileNotFoundError where there is none, with the commands that make it."""
-    folder = Path(os.environ.get(FOLDER, "data/prepared")) / data
-    if not folder.is_dir():
+    """The folder of a packed set; FileNotFoundError where one of `SETS` is not there, with the commands that make it."""
+    folder = packs() / data if data in SETS else Path(data)
+    if data in SETS and not folder.is_dir():
         name, size = SETS[data]
         pack = f"mtdiff data prepare data/raw/{ARCHIVES[name].folder} --size {size} --out {folder}"
         commands = f"mtdiff data get {name} && {pack}"
@@ -80,7 +78,7 @@ def build(data: str, variant: str, seed: int = 0) -> MTDiffusion:
 
 
 def assemble(size: int, variant: str, names: tuple[str, ...], seed: int = 0) -> MTDiffusion:
-    """The model of a variant for images of a size (one of `UNETS`) and classes of these names."""
+    """The model of a variant for images of a size and classes of these names."""
     shape, used = (3, size, size), MODALITIES[variant]
     outside = variant == "conditional" or "classifier" in variant  # the label is never in the sum
     known, curve = ("masked", "mask") if "mask" in used else (), fade_in(0.3, start=0.1)
@@ -101,8 +99,9 @@ def assemble(size: int, variant: str, names: tuple[str, ...], seed: int = 0) -> 
 
 
 def config(data: str, variant: str, budget: str) -> TrainConfig:
-    """Full: at 64x64 for minutes of a GPU (with --precision bf16 --compile), at 32x32 for two hours of a CPU."""
-    steps, batch_size, lr = {32: (20_000, 32, 2e-3), 64: (12_000, 256, 1e-3)}[SETS[data][1]]
+    """Full: from 64x64 on for minutes of a GPU (with --precision bf16 --compile), below for two hours of a CPU."""
+    size = SETS[data][1] if data in SETS else packed(data, "train", "plain").size
+    steps, batch_size, lr = (12_000, 256, 1e-3) if recipe(size) == 64 else (20_000, 32, 2e-3)
     steps, probe_every = (steps, steps // 5) if budget == "full" else (300, 0)
     options = {"batch_size": batch_size, "lr": lr, "probe_every": probe_every, **LOSSES[variant]}
     return TrainConfig(steps=steps, ema=0.999, save_every=500, levels=LEVELS, **options)
@@ -131,4 +130,5 @@ EXPERIMENT = Experiment(
     *(build, config, evaluate, loss, probe),
     lambda data, variant, seed: data("train", variant),
     options=("features",),
+    packed=packed,
 )

@@ -5,13 +5,12 @@ import math
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mtdiff.datasets import Dataset
 from mtdiff.elbo import elbo
 from mtdiff.experiments.base import matched
-from mtdiff.experiments.label_scores import head_scores
+from mtdiff.experiments.label_scores import coarse, head_scores, mixed
 from mtdiff.experiments.masked_image import HIDDEN, STEPS, filled
 from mtdiff.features import FeatureNetwork, Seen, compared, feature_network, seen
 from mtdiff.metrics import hidden_psnr, kernel_distance, ssim
@@ -27,8 +26,8 @@ PROBED = 500
 BATCH = 250
 DRAWS = 8
 """Draws of each image for the bound on its likelihood."""
-PIXELS = FeatureNetwork("pixels at 8x8", lambda image: F.adaptive_avg_pool2d(image, 8).flatten(1))
-"""What looks at images where no network is named: colours and their rough places, no more."""
+PIXELS = FeatureNetwork("pixels at 8x8", coarse)
+"""What looks at images where no network is named."""
 
 
 def evaluate(
@@ -46,7 +45,7 @@ def evaluate(
         "head" and "levels" (`head_scores`); with masks `fillings`; with boxes "box": `box_overlap`.
     """
     network = PIXELS if features is None else feature_network(features) if isinstance(features, str) else features
-    real = matched(model, Dataset(test.name, test[_mixed(len(test), n)], test.names), elsewhere=True)
+    real = matched(model, Dataset(test.name, test[mixed(len(test), n)], test.names), elsewhere=True)
     network = network.numbered(real.names, test.names) if "label" in real.values else network
     shown = seen((part.to(model.device) for part in real.values["image"].split(BATCH)), network)
     generator = torch.Generator(model.device).manual_seed(seed)
@@ -177,7 +176,7 @@ def progress(model: MTDiffusion, test: Dataset) -> dict[str, float]:
         image, mean over `LEVELS` noise levels; and "kernel": kernel distance (`PIXELS`) of `PROBED` images, drawn alone by
         `STEPS` DDIM steps, to real ones. Of one with labels, "head": accuracy of the label head.
     """
-    real = test[_mixed(len(test), PROBED)]
+    real = test[mixed(len(test), PROBED)]
     image, out = real["image"].to(model.device), {}
     generator = torch.Generator(model.device).manual_seed(0)
     if "label" not in model.modalities or "label" in learned(model):
@@ -196,8 +195,3 @@ def progress(model: MTDiffusion, test: Dataset) -> dict[str, float]:
 def _images(data: Dataset) -> Dataset:
     """Images and labels of a set, and nothing else that would help to name them."""
     return Dataset(data.name, {name: data.values[name] for name in ("image", "label")}, data.names)
-
-
-def _mixed(size: int, n: int) -> Tensor:
-    """At most n rows of a set that is in the order of its classes, mixed: the first few of them are a sample, too."""
-    return torch.randperm(size, generator=torch.Generator().manual_seed(0))[:n]

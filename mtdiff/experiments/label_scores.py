@@ -6,11 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mtdiff.baselines import Unshared
 from mtdiff.datasets import Dataset, digits, planted
 from mtdiff.datasets.planted import OWN, SHARES
+from mtdiff.datasets.prepared import prepared
 from mtdiff.datasets.shapes import COLOURS, OBJECTS, SETS, SHAPES
 from mtdiff.elbo import elbo
 from mtdiff.judges import label_judge, scene_judge, svm_judge
@@ -29,6 +31,8 @@ LEVELS = 11
 """Number of noise levels at which the label head is judged."""
 EXAMPLES = 30_000
 """Training images of the shapes world."""
+JUDGED = 2000
+"""Images of a pack that its judge is trained on, at most, and held-out ones that models are judged on."""
 
 
 @functools.lru_cache(4)
@@ -41,6 +45,16 @@ def named_shapes(data: str, split: str) -> Dataset:
     scenes = planted(1 / len(COLOURS), split, SETS[data], EXAMPLES if split == "train" else None)
     label = len(COLOURS) * scenes.values["label"] + scenes.values["colour"]
     return Dataset(f"{data}/{split}", {"image": scenes.values["image"], "label": label}, OBJECTS, f"{scenes.source}, named")
+
+
+def coarse(image: Tensor) -> Tensor:
+    """Images (N, C, H, W) at 8x8, (N, 64 C): colours and their rough places, no more."""
+    return F.adaptive_avg_pool2d(image, 8).flatten(1)
+
+
+def mixed(size: int, n: int) -> Tensor:
+    """At most n rows of a set that is in the order of its classes, mixed: the first few of them are a sample, too."""
+    return torch.randperm(size, generator=torch.Generator().manual_seed(0))[:n]
 
 
 @dataclass(frozen=True)
@@ -61,7 +75,7 @@ class Referee:
     @property
     def mixed(self) -> Tensor:
         """The real images in another order."""
-        return self.real[torch.randperm(len(self.real), generator=torch.Generator().manual_seed(0))]
+        return self.real[mixed(len(self.real), len(self.real))]
 
     def fidelity(self, image: Tensor) -> dict[str, float]:
         """`mtdiff.metrics.fidelity` of drawn images in the referee's features, to real ones in a mixed order."""
@@ -74,9 +88,15 @@ class Referee:
 
 @functools.cache
 def referee(data: str) -> Referee:
-    """The referee of "digits", "shapes16" or "shapes32"."""
+    """The referee of "digits", "shapes16" or "shapes32", or of a pack: there it looks at `coarse` pixels."""
     if data == "digits":
         return Referee(svm_judge(digits("train")), digits("test"), digits("all").values["image"], lambda x: x.flatten(1), 50)
+    if data not in SETS:
+        train, test = (prepared(data, split, ("image", "label")) for split in ("train", "test"))
+        train, test = (Dataset(each.name, each[mixed(len(each), JUDGED)], each.names) for each in (train, test))
+        small = Dataset(train.name, {**train.values, "image": coarse(train.values["image"])})
+        judge = svm_judge(small)
+        return Referee(lambda x: judge(coarse(x)), test, test.values["image"], coarse, 25)
     test = named_shapes(data, "test")
     return Referee(label_judge(data).read, test, test.values["image"], scene_judge(data).features, 25)
 
@@ -201,7 +221,7 @@ def code_scores(codes: Tensor) -> dict[str, float]:
 def _naming(logits: Tensor, label: Tensor) -> dict[str, float]:
     """Accuracy and cross-entropy."""
     right = (logits.argmax(1) == label).double().mean()
-    return {"accuracy": float(right), "nats": float(torch.nn.functional.cross_entropy(logits.double(), label))}
+    return {"accuracy": float(right), "nats": float(F.cross_entropy(logits.double(), label))}
 
 
 def guidance_scores(model: MTDiffusion, r: Referee, n: int, seed: int = 0) -> dict:

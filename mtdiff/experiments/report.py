@@ -6,9 +6,11 @@ The columns of a table are declared: {title: cell}, where <a/b:1> stands for the
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from mtdiff.comparison import Difference, tally
+from mtdiff.datasets.planted import SHARES
 from mtdiff.experiments.label_scores import LABEL_RULES
 from mtdiff.metrics import TEMPERATURES
 from mtdiff.reading import naming, read_json
@@ -79,7 +81,7 @@ def markdown(results: Iterable[Mapping | str | Path]) -> str:
     kinds = {result["experiment"] for result in results}
     if len(kinds) != 1:
         raise ValueError(f"one table holds the results of one experiment, got {sorted(kinds)}")
-    planted = all(result.get("data", "").startswith("planted") for result in results)
+    planted = all(result.get("data") in SHARES for result in results)
     tables = {"image-label": colours if planted else labels, "image-representation": representations}
     tables |= {"image-transition": transitions, "masked-image": inpaintings, "imagenet": photographs}
     return tables[kinds.pop()](results)
@@ -121,6 +123,20 @@ def guidances(results: Iterable[Mapping]) -> str:
     """
     rows = [(variant, scale, line) for variant, m in _rows(results) for scale, line in m.get("guidance", {}).items()]
     return _table(["variant", "guidance"], GUIDANCES, rows)
+
+
+def findings(found: Mapping[str, Mapping[str, Difference]], less: Collection[str] = ()) -> str:
+    """What `plots.differences` shows of the same `found` and `less`, in words: which are clear, and out of how many."""
+    lines = []
+    for name, column in found.items():
+        verdicts = {"better": [], "worse": []}
+        for row, difference in column.items():
+            if difference.clear:
+                verdict = "better" if (difference.mean < 0) == (name in less) else "worse"
+                verdicts[verdict].append(f"{row} ({difference.mean:+.3g} ± {difference.stderr:.2g})")
+        lines += [f"- *{name}*: clearly {verdict}: {', '.join(rows)}" for verdict, rows in verdicts.items() if rows]
+    count = tally(difference for column in found.values() for difference in column.values())
+    return "\n".join([*lines, "", count.replace(" (*)", "") + "."])
 
 
 def bounds(results: Iterable[Mapping]) -> str:

@@ -73,7 +73,10 @@ class WithMuon(Trainer):
 
 MUON = 0.01
 ROWS = {  # name: (parent, what it changes)
-    "before": (None, {"trainer": Cosine, "levels": None, "lr": 1e-3, "multipliers": (1, 2, 2, 2)}),
+    "before": (
+        None,
+        {"trainer": Cosine, "levels": None, "lr": 1e-3, "multipliers": (1, 2, 2, 2), "drop": {"label": 0.5}},
+    ),
     "bell": ("before", {"levels": LEVELS}),
     "held": ("bell", {"trainer": Trainer}),
     "fast": ("held", {"lr": 2e-3}),

@@ -2,18 +2,18 @@
 
 import itertools
 import operator
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from mtdiff.datasets.base import one_of
 from mtdiff.datasets.imagenet.tables import boxes_of, names_of, numbered_classes, solution
 
 SPLITS = ("train", "val")
-SUFFIXES = (".jpeg", ".jpg", ".png")
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".webp")
 IMAGENETTE = {
     "n01440764": "tench", "n02102040": "English springer", "n02979186": "cassette player", "n03000684": "chain saw",
     "n03028079": "church", "n03394916": "French horn", "n03417042": "garbage truck", "n03425413": "gas pump",
@@ -30,11 +30,13 @@ class Listing:
     """The N images of K classes in one split, class by class; none of them is opened yet.
 
     Attributes:
-        layout: "tiny-imagenet", "class folders", "kaggle" or "devkit": where the labels are from.
+        layout: "tiny-imagenet", "class folders", "kaggle" or "devkit": where the labels are from; or "own pictures".
         label: (N,) int64, 0..K-1.
         boxes: (N, 4) float32, left, top, right, bottom of one object in stored pixels of the file, NaN where unknown.
         wnids, names: WordNet ids, and different names for people.
         left_out: [(path, why), ...] of all that is there and in no class, but what is hidden (begins with a dot).
+        captions: a line of text for each image, or none at all.
+        beside: {modality: N files}, pictures of the same names and sizes, such as masks.
     """
 
     layout: str
@@ -44,9 +46,11 @@ class Listing:
     wnids: tuple[str, ...]
     names: tuple[str, ...]
     left_out: list[tuple[Path, str]]
+    captions: Sequence[str] = ()
+    beside: Mapping[str, Sequence[Path]] = field(default_factory=dict)
 
 
-def find(root: str | Path, split: str = "train", classes: Sequence[str] | None = None, limit: int | None = None) -> Listing:
+def archived(tree: "Tree", split: str, classes: Sequence[str] | None = None, limit: int | None = None) -> Listing:
     """The images of Tiny-ImageNet, Imagenette, or an ILSVRC folder.
 
     Expected is train/<wnid>/ with the images in it, or in its folder images/; and, of val, one of: val_annotations.txt
@@ -58,30 +62,32 @@ def find(root: str | Path, split: str = "train", classes: Sequence[str] | None =
     taken, the first by name.
 
     Raises:
-        FileNotFoundError: no such folder.
         ValueError: another layout, unknown or ambiguous or empty classes, a link to elsewhere, a list that cannot be read.
     """
-    one_of("split", split, SPLITS)
-    tree = _Tree(Path(root))
-    train = tree.root / "train"
-    folders, beside = tree.look(train)
-    if not folders:
-        raise ValueError(f"{train} has no folder of a class (train/<wnid>/): it holds {_seen(train)}")
+    folders, beside = tree.look(tree.root / "train")
     words = _words(tree, [folder.name for folder in folders])
-    wnids = _chosen(words, classes)
+    wnids = wanted(words, classes)
     if split == "train":
         tree.leave(beside, "in no folder of a class")
         layout, rows = _train(tree, wnids)
     else:
         tree.left_out.clear()  # of train/
         layout, rows = _val(tree, words)
+    return listing_of(tree, split, layout, rows, words, wnids, limit)
+
+
+def listing_of(
+    tree: "Tree", split: str, layout: str, rows: Iterable[tuple], words: Mapping, wnids: Sequence[str], limit: int | None
+) -> Listing:
+    """Of rows (class, box or None, path) those of the classes `wnids`, of {class: name}, at most `limit` of each."""
     for wnid, _, path in rows:
         if wnid not in words:
             tree.leave([path], f"of class {wnid}, which train/ does not have")
     rank, found = {wnid: k for k, wnid in enumerate(wnids)}, {wnid for wnid, _, _ in rows}
     empty = [wnid for wnid in wnids if wnid not in found]
     if empty:
-        raise ValueError(f"{root} has no {split} image of {len(empty)} of {len(wnids)} classes: {', '.join(empty[:5])}")
+        few = f"{len(empty)} of {len(wnids)} classes: {', '.join(empty[:5])}"
+        raise ValueError(f"{tree.given} has no {split} image of {few}")
     rows = sorted((rank[wnid], path, box or UNKNOWN) for wnid, box, path in rows if wnid in rank)
     first = (itertools.islice(group, limit) for _, group in itertools.groupby(rows, operator.itemgetter(0)))
     label, files, boxes = zip(*itertools.chain.from_iterable(first), strict=True)
@@ -89,21 +95,24 @@ def find(root: str | Path, split: str = "train", classes: Sequence[str] | None =
     return Listing(layout, list(files), np.array(label, np.int64), boxes, wnids, names, sorted(tree.left_out))
 
 
-class _Tree:
+class Tree:
     """The folder of a data set, and what is left out of it."""
 
     def __init__(self, given: Path):
         if not given.is_dir():
             raise FileNotFoundError(f"there is no folder {given}")
         places = (given, given / "Data" / "CLS-LOC", given / "ILSVRC" / "Data" / "CLS-LOC")
-        roots = [place for place in places if (place / "train").is_dir()]
-        if not roots:
-            expected = "Expected is what an archive unpacks to: train/<wnid>/"
-            raise ValueError(f"{given} has no folder train/: it holds {_seen(given)}. {expected}")
-        self.given, self.root = given, roots[0]
+        self.given, self.root = given, next((place for place in places if (place / "train").is_dir()), given)
         self.left_out: list[tuple[Path, str]] = []
 
+    @property
+    def of_wordnet(self) -> bool:
+        """Whether the classes in train/ are called by WordNet ids."""
+        train = self.root / "train"
+        return train.is_dir() and any(re.fullmatch(r"n\d{8}", path.name) for path in train.iterdir())
+
     def leave(self, paths: Iterable[Path], why: str) -> None:
+        """Say why something is left out."""
         self.left_out += [(path, why) for path in paths]
 
     def look(self, folder: Path, known: str = "") -> tuple[list[Path], list[Path]]:
@@ -144,13 +153,13 @@ class _Tree:
         return next((folder / name for folder in folders if (folder / name).is_file()), None)
 
 
-def _seen(folder: Path) -> str:
+def seen(folder: Path) -> str:
     """The first few names in a folder, for errors."""
     names = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
     return (", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")) or "nothing"
 
 
-def _words(tree: _Tree, known: Sequence[str]) -> dict[str, str]:
+def _words(tree: Tree, known: Sequence[str]) -> dict[str, str]:
     """WordNet id -> a name of its own, from the list that comes with the images; where two share one, with the id."""
     path = tree.table("words.txt") or tree.table("LOC_synset_mapping.txt")
     listed = IMAGENETTE if path is None else names_of(path)
@@ -159,7 +168,7 @@ def _words(tree: _Tree, known: Sequence[str]) -> dict[str, str]:
     return {wnid: name if often[name] == 1 else f"{name} ({wnid})" for wnid, name in names.items()}
 
 
-def _chosen(words: Mapping[str, str], classes: Sequence[str] | None) -> tuple[str, ...]:
+def wanted(words: Mapping[str, str], classes: Sequence[str] | None) -> tuple[str, ...]:
     """The WordNet ids of the classes to keep."""
     if classes is None:
         return tuple(words)
@@ -174,7 +183,7 @@ def _chosen(words: Mapping[str, str], classes: Sequence[str] | None) -> tuple[st
     return chosen
 
 
-def _train(tree: _Tree, wnids: Sequence[str]) -> tuple[str, list[tuple]]:
+def _train(tree: Tree, wnids: Sequence[str]) -> tuple[str, list[tuple]]:
     """(wnid, box, path) of all training images of some classes."""
     table, rows, layout = tree.table("LOC_train_solution.csv"), [], "class folders"
     solved = {} if table is None else solution(table)
@@ -193,11 +202,11 @@ def _train(tree: _Tree, wnids: Sequence[str]) -> tuple[str, list[tuple]]:
     return layout, rows
 
 
-def _val(tree: _Tree, known: Mapping[str, str]) -> tuple[str, list[tuple]]:
+def _val(tree: Tree, known: Mapping[str, str]) -> tuple[str, list[tuple]]:
     """(wnid, box, path) of all validation images."""
     folder, listed = tree.root / "val", tree.root / "val" / "val_annotations.txt"
     if not folder.is_dir():
-        raise ValueError(f"{tree.root} has no folder val/: it holds {_seen(tree.root)}")
+        raise ValueError(f"{tree.root} has no folder val/: it holds {seen(tree.root)}")
     folders, flat = tree.look(folder, listed.name)
     table, truth = tree.table("LOC_val_solution.csv"), tree.table(TRUTH)
     if listed.is_file():
@@ -220,4 +229,4 @@ def _val(tree: _Tree, known: Mapping[str, str]) -> tuple[str, list[tuple]]:
     if flat and truth:
         return "devkit", [(wnid, None, path) for wnid, path in zip(numbered_classes(truth, len(flat)), flat, strict=True)]
     expected = f"val/<wnid>/, val_annotations.txt, or images beside LOC_val_solution.csv or {TRUTH}"
-    raise ValueError(f"{folder} holds {_seen(folder)}: expected are {expected}")
+    raise ValueError(f"{folder} holds {seen(folder)}: expected are {expected}")

@@ -9,13 +9,17 @@ import numpy as np
 Box = tuple[float, float, float, float]
 
 
-def lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines of a text file in UTF-8, with or without a byte order mark; blank ones are left out."""
+def text_of(path: Path) -> str:
+    """What a text file in UTF-8 says, with or without a byte order mark."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not a text in UTF-8 ({error})") from None
-    return ((number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip())
+
+
+def lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Numbered lines of a text file in UTF-8; blank ones are left out."""
+    return ((number, line) for number, line in enumerate(text_of(path).splitlines(), 1) if line.strip())
 
 
 def names_of(path: Path) -> dict[str, str]:
