@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mtdiff.checkpoint import load
 from mtdiff.datasets.base import Dataset
-from mtdiff.datasets.shapes import BACKGROUNDS, COLOURS, SHAPES, SIZES, VOCABULARY, render, shapes
+from mtdiff.datasets.shapes import BACKGROUNDS, COLOURS, SHAPES, SIZES, VOCABULARY, as_picture, render, shapes
 from mtdiff.files import CARD, save
 from mtdiff.fit import fit
 from mtdiff.provenance import provenance
@@ -61,7 +61,7 @@ class Judge(Recorded, nn.Module):
 
 
 class SceneJudge(Judge):
-    """Reads the caption of a scene."""
+    """Reads the caption of a scene; of a segmentation or a depth it can know sizes, shapes and how many."""
 
     reads = "caption"
 
@@ -103,7 +103,10 @@ class LabelJudge(Judge):
 
 
 def scene_judge(name: str | Path = "shapes16") -> SceneJudge:
-    """A judge of captions: "shapes16" or "shapes32", which come with mtdiff, or one in a folder; see `mtdiff.load`."""
+    """A judge of captions, one in a folder or one that comes with mtdiff; see `mtdiff.load`.
+
+    Those are "shapes16" and "shapes32" for images; with "-segmentation" or "-depth" for these, as `as_picture` shows them.
+    """
     return load(name, kind=SceneJudge, room="judge").requires_grad_(False)
 
 
@@ -213,22 +216,28 @@ class _Telling(nn.Module):
 
 
 def train_judge(
-    size: int = 16, steps: int = 2000, seed: int = 0, batch_size: int = 256, lr: float = 4e-3, kind: type[Judge] = SceneJudge
+    size: int = 16,
+    steps: int = 2000,
+    seed: int = 0,
+    batch_size: int = 256,
+    lr: float = 4e-3,
+    kind: type[Judge] = SceneJudge,
+    sees: str = "image",
 ) -> Judge:
     """Train a judge on an endless stream of scenes, slightly spoilt so that it bears with a generator's artefacts.
 
-    `seed` is that of weights, scenes and what spoils them; for `lr` see `fit`.
+    `seed` is that of weights, scenes and what spoils them; for `lr` see `fit`, for `sees` `as_picture`.
     """
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
         judge = kind(size)
 
     def loss(judge: Judge, scenes: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
-        logits = judge(spoil(scenes["image"], generator))
+        logits = judge(spoil(as_picture(sees, scenes[sees]), generator))
         return nn.functional.cross_entropy(logits.flatten(0, -2), scenes[judge.reads].flatten())
 
     starts = itertools.count(STREAM, batch_size)
-    scenes = (render(range(k, k + batch_size), size, seed, ("image", kind.reads)) for k in starts)
+    scenes = (render(range(k, k + batch_size), size, seed, (sees, kind.reads)) for k in starts)
     fit(judge, scenes, loss, steps, lr, generator=torch.Generator().manual_seed(seed))
     return judge
 
@@ -248,7 +257,12 @@ def _possible() -> Tensor:
 
 
 def make_judge(
-    size: Literal[16, 32], out: Path, steps: int = 2000, seed: int = 0, reads: Literal["caption", "label"] = "caption"
+    size: Literal[16, 32],
+    out: Path,
+    steps: int = 2000,
+    seed: int = 0,
+    reads: Literal["caption", "label"] = "caption",
+    sees: Literal["image", "segmentation", "depth"] = "image",
 ) -> None:
     """Train a judge of scenes, measure it on 2,000 held-out ones and save it.
 
@@ -258,16 +272,17 @@ def make_judge(
         steps: optimiser steps.
         seed: seed of weights and scenes.
         reads: what it reads, a caption or the label of the nearest object.
+        sees: what it reads it off.
     """
     begin, kind = time.perf_counter(), SceneJudge if reads == "caption" else LabelJudge
-    judge = train_judge(size, steps, seed, kind=kind)
+    judge = train_judge(size, steps, seed, kind=kind, sees=sees)
     training = {"seed": seed, "steps": steps, "batch_size": 256, "wall_seconds": round(time.perf_counter() - begin, 1)}
-    test = shapes("test", size, modalities=("image", reads))
-    image, score = test.values["image"], caption_accuracy if reads == "caption" else label_accuracy
+    test = shapes("test", size, modalities=(sees, reads))
+    image, score = as_picture(sees, test.values[sees]), caption_accuracy if reads == "caption" else label_accuracy
     looks = {"clean": image, "spoilt": spoil(image, torch.Generator().manual_seed(1))}
     metrics = {name: score(judge.read(x), test.values[reads]) for name, x in looks.items()}
     card = {
-        "judge": f"reads {reads}s off shapes at {size}x{size}",
+        "judge": f"reads {reads}s off {'' if sees == 'image' else f'the {sees} of '}shapes at {size}x{size}",
         "parameters": sum(p.numel() for p in judge.parameters()),
         "training": training,
         "metrics": {**metrics, "n": len(test), "test_sha256": test.hash()},

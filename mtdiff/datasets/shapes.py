@@ -314,3 +314,9 @@ def unpalette(image: Tensor) -> Tensor:
     """The segmentation (N, H, W) whose palette is nearest to an image (N, 3, H, W), pixel by pixel."""
     colours = torch.tensor(_PALETTE, device=image.device, dtype=image.dtype)
     return torch.einsum("kc,nchw->nkhw", colours, image).argmax(1)  # all are equally long: the nearest is the best aligned
+
+
+def as_picture(name: str, value: Tensor) -> Tensor:
+    """A modality of scenes as an image of three channels: a segmentation by `palette`, what has one channel repeated."""
+    value = palette(value) if name == "segmentation" else value
+    return value.expand(-1, 3, -1, -1)
