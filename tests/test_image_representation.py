@@ -59,8 +59,9 @@ def test_predicted_and_told_draw_the_same_images_as_the_image_alone_would():
         assert torch.equal(both["image"], only["image"])
 
 
+@pytest.mark.parametrize("less", [1.0, 0.5])
 @pytest.mark.parametrize("variant", experiment.JOINT)
-def test_guidance_pushes_from_without_to_with(variant):
+def test_guidance_pushes_from_without_to_with(variant, less):
     model, z = random_model(variant), torch.randn(4, 3 + (variant == "own-channels"), 16, 16, generator=generator())
     t, name = 200, "representation"
     with torch.no_grad():
@@ -71,20 +72,27 @@ def test_guidance_pushes_from_without_to_with(variant):
         for i in plain.law:
             torch.testing.assert_close(unguided.law[i].mean, plain.law[i].mean)
         at = model.process.at(t, z)
-        bare = z - at.signal * at.W[name] * plain.estimate[name]
-        without = model.predict(bare, t, present={name: torch.zeros(4, dtype=torch.bool)}).law["image"].mean
-        guided = representation_guidance(model, 2.5)(plain, z, t)
+        bare = z - less * at.signal * at.W[name] * plain.estimate[name]
+        without = model.predict(bare, t, present={name: torch.full((4,), less < 1)}).law["image"].mean
+        guided = representation_guidance(model, 2.5, less=less)(plain, z, t)
     torch.testing.assert_close(guided.law["image"].mean, without + 2.5 * (plain.law["image"].mean - without))
     torch.testing.assert_close(guided.estimate[name], plain.estimate[name])
     push = guided.estimate["image"] - plain.estimate["image"]
     torch.testing.assert_close(guided.aggregate, plain.aggregate + push)
-    drawn = mt.sample(model, 2, guide=representation_guidance(model, 2.5), steps=3, generator=generator())
+    drawn = mt.sample(model, 2, guide=representation_guidance(model, 2.5, less=less), steps=3, generator=generator())
     assert drawn["image"].shape == (2, 3, 16, 16)
 
 
 def test_guidance_needs_a_representation_in_the_chain():
-    with pytest.raises(ValueError, match="whose chain carries the representation"):
+    with pytest.raises(
+        ValueError, match=r"guidance by 'representation' needs a model whose chain carries it: it has \['image'\]"
+    ):
         representation_guidance(experiment.build(DATA, "predicted"), 2.0)
+    model = experiment.build(DATA, "lifted")
+    with pytest.raises(KeyError, match="by names an unknown modality 'label'"):
+        representation_guidance(model, 2.0, by="label")
+    with pytest.raises(ValueError, match=r"less must be in \(0, 1\], got 0"):
+        representation_guidance(model, 2.0, less=0)
 
 
 def test_a_representation_of_another_size_is_refused():
