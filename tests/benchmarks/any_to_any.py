@@ -8,8 +8,8 @@ Every way to draw takes as many evaluations of the network; two in a step where 
   (`representation_guidance`): how much of what a judge reads off the image the others say, too, and how well a fresh
   classifier tells draws from data (`told_apart`).
 - "given": images for a given caption, with classifier-free guidance: how much of the caption the judge reads.
-- "looks": captions, labels and segmentations read off clean images at one noise level, and by the sum of the log-probabilities
-  at several.
+- "looks": captions, labels and segmentations read off images at one noise level, and by the sum of the log-probabilities at
+  several.
 """
 
 import argparse
