@@ -95,19 +95,24 @@ def sample(
 
 def _one_by_one(model, n, given, rule, chain, generator, usual) -> dict[str, Tensor]:
     """`sample` of what a chain names, one after the other, and then of the rest."""
-    chain = [chain] if isinstance(chain, str) else list(chain)
+    for name, own in [*_stages(model, given, chain), ("", {})]:
+        rules = {k: each for k, each in rule.items() if k in given} if isinstance(rule, Mapping) else rule
+        drawn = sample(model, n, given=given, rule=rules, generator=generator, **{**usual, **own})
+        given = {**given, name: drawn[name]} if name else given
+        if len(given) == len(model.modalities):
+            break
+    return drawn
+
+
+def _stages(model, given, chain) -> list[tuple[str, dict]]:
+    """(name, its options) of what a chain draws first; guidance is 1 unless it has its own."""
+    chain = [chain] if isinstance(chain, str) else chain
     stages = [(stage, {}) if isinstance(stage, str) else stage for stage in chain]
     names = check_names("chain", [name for name, _ in stages], list(model.modalities))
     twice = sorted({name for name in names if name in given or names.count(name) > 1})
     if twice:
         raise ValueError(f"chain names {twice}, which is given or named before: {list(names)}, given {sorted(given)}")
-    for name, own in [*((name, {"guidance": 1.0, **own}) for name, own in stages), (None, {})]:
-        rules = {k: each for k, each in rule.items() if k in given} if isinstance(rule, Mapping) else rule
-        drawn = sample(model, n, given=given, rule=rules, generator=generator, **{**usual, **own})
-        given = {**given, name: drawn[name]} if name else given
-        if set(given) == set(model.modalities):
-            break
-    return drawn
+    return [(name, {"guidance": 1.0, **own}) for name, own in stages]
 
 
 def sample_path(

@@ -22,7 +22,7 @@ from mtdiff.experiments.label_scores import (
     shape_and_colour,
 )
 from mtdiff.modalities import MISSING
-from mtdiff.modalities.words import simplex_codes
+from mtdiff.modalities.label import simplex_codes
 from mtdiff.probes import head_accuracy, head_logits
 from mtdiff.training import TrainConfig, Trainer
 

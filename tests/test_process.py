@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mtdiff as mt
-from mtdiff.modalities.words import simplex_codes
+from mtdiff.modalities.label import simplex_codes
 
 SHAPES = [(3,), (2, 4, 4)]
 

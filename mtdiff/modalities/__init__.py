@@ -4,9 +4,8 @@ from mtdiff.modalities.base import Modality, View
 from mtdiff.modalities.caption import Caption, vocabulary
 from mtdiff.modalities.continuous import Continuous, Image, Vector
 from mtdiff.modalities.encoded import Encoded
-from mtdiff.modalities.label import Label
+from mtdiff.modalities.label import MISSING, Label, simplex_codes
 from mtdiff.modalities.maps import LabelMap, Mask
-from mtdiff.modalities.words import MISSING, simplex_codes
 
 __all__ = [
     "MISSING", "Caption", "Continuous", "Encoded", "Image", "Label", "LabelMap", "Mask", "Modality", "Vector", "View",

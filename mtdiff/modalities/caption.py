@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mtdiff.checks import check_choice, check_ids, check_whole
 from mtdiff.modalities.generators import KINDS
-from mtdiff.modalities.words import Words
+from mtdiff.modalities.label import Words
 
 
 class Caption(Words):

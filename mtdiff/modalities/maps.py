@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from mtdiff.checks import check_ids
 from mtdiff.laws import Binary, Categorical
 from mtdiff.modalities.base import Modality, View
-from mtdiff.modalities.label import class_names
-from mtdiff.modalities.words import simplex_codes
+from mtdiff.modalities.label import class_names, simplex_codes
 
 
 class DenseMap(Modality):
