@@ -53,12 +53,15 @@ slides: $(VENV)/.course  ## write the notebooks as slides, one HTML file each, w
 	$(PY) tests/notebooks.py --slides build/slides
 
 SEEDS := 0 1 2
+# STEPS=5000 trains shorter than the full budget: the figures in data/results say how long.
+STEPS :=
 LABEL := $(addprefix image-label-digits-,fade-in from-zero constant own-channels image-only unshared \
   conditional classifier noisy-classifier learned generator token light heavy labels-10 labels-1 classifier-10 classifier-1)
 SCENES := $(addprefix image-label-shapes16-,fade-in classifier)
 PLANTED := 60 80 95
-REPRESENTED := $(addprefix image-representation-shapes16-,lifted own-channels image-only predicted told random)
-TRANSITION := $(addprefix image-transition-shapes16-,transition conditional sdedit)
+REPRESENTED := $(addprefix image-representation-shapes16-,lifted own-channels image-only predicted told \
+  random caption features segments segments-told segments-predicted)
+TRANSITION := $(addprefix image-transition-shapes16-,transition conditional regression sdedit)
 MASKED := $(addprefix masked-image-shapes16-,masked plain augment own-channels unshared)
 RESULTS := $(LABEL) $(SCENES) $(PLANTED:%=image-label-planted%-fade-in) $(REPRESENTED) $(TRANSITION) $(MASKED)
 MTDIFF := MTDIFF_THREADS=1 $(VENV)/bin/mtdiff
@@ -66,7 +69,7 @@ MTDIFF := MTDIFF_THREADS=1 $(VENV)/bin/mtdiff
 # A run is runs/EXPERIMENT/DATA/VARIANT-SEED; its result file data/results/EXPERIMENT-DATA-VARIANT.json has all seeds.
 define RULES
 $(foreach s,$(SEEDS),runs/$(1)/$(2)/$(3)-$(s)/model.safetensors): runs/$(1)/$(2)/$(3)-%/model.safetensors: | $(VENV)/.course
-	$(MTDIFF) train $(1) --data $(2) --variant $(3) --seed $$* --budget full --out $$(@D)
+	$(MTDIFF) train $(1) --data $(2) --variant $(3) --seed $$* --budget full $(if $(STEPS),--steps $(STEPS)) --out $$(@D)
 data/results/$(1)-$(2)-$(3).json: $(foreach s,$(SEEDS),runs/$(1)/$(2)/$(3)-$(s)/model.safetensors)
 	$(MTDIFF) evaluate $(1) --data $(2) --models $$(^D) --n $(4) --out $$@
 endef

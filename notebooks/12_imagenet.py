@@ -276,7 +276,8 @@ plots.show(
 # the mean accuracy $a$: one standard error, $\sqrt{2a(1 - a)/N}$.
 
 # %%
-log_snr = model.process.schedule.abar.logit()
+EARLIER = mt.NoiseSchedule.log_snr(500, high=8.0, low=-8.0)  # of runs whose card names no levels
+log_snr = EARLIER.abar.logit()
 figure, ((axis,),) = plots.panels(1, 1, (7, 2.8))
 heads, shown = {}, [name for name in ("classifier", "noisy-classifier") if name in results]
 for k, other in enumerate(shown):
@@ -310,8 +311,9 @@ lines = []
 for name in [name for name in results if "head" in next(iter(results[name]["variants"].values()))]:
     (figures,), training = results[name]["variants"].values(), results[name]["runs"][0]["card"]["training"]
     absent = training["drop"]["label"] * (1 - training["give"].get("label", 0.0))
-    chances = model.process.schedule.chances(training.get("levels"))
-    nearly = 1.0 if name.startswith("classifier") else float(chances[log_snr > 3].sum())
+    schedule = model.process.schedule if "levels" in training else EARLIER
+    often = float(schedule.chances(training.get("levels"))[schedule.abar.logit() > 3].sum())
+    nearly = 1.0 if name.startswith("classifier") else often
     lessons = training["steps"] * training["batch_size"] * absent * nearly
     lines.append(f"| `{name}` | {training['steps']:,} | {lessons:,.0f} | {figures['head']['accuracy']['mean']:.1%} |")
 table = ["| | steps | nearly clean photographs without their label | named right |", "|---|---|---|---|", *lines]

@@ -224,3 +224,27 @@ def test_cross_attention_hears_the_kept_tokens_and_no_others():
     assert torch.allclose(some[0], unet(z, u, tokens=tokens[:, :2])[0][0], atol=1e-10)
     assert torch.allclose(every, unet(z, u, tokens=tokens[:, [2, 0, 1]])[0], atol=1e-10)
     assert torch.allclose(every, unet(z, u, tokens=tokens, keep=torch.ones_like(keep))[0], atol=1e-10)
+
+
+def test_a_pooled_vector_of_cells_keeps_what_was_where():
+    """Its mean over cells is the vector of one cell, and cells differ."""
+    torch.manual_seed(0)
+    one, four = (mt.UNet((1, 8, 8), base=8, multipliers=(1, 2), cells=cells).eval() for cells in (1, 2))
+    four.load_state_dict(one.state_dict())
+    z, u = torch.randn(3, 1, 8, 8), torch.full((3,), 0.5)
+    with torch.no_grad():
+        (_, mean), (_, pooled) = one(z, u), four(z, u)
+    assert pooled.shape == (3, four.pooled) == (3, 4 * one.pooled)
+    cells = pooled.unflatten(1, (one.pooled, 4))
+    torch.testing.assert_close(cells.mean(2), mean)
+    assert bool((cells.std(2) > 1e-4).any())
+
+
+@pytest.mark.parametrize(
+    ("backbone", "hidden"),
+    [(lambda: mt.MLP((4,), width=300, blocks=1), 300), (lambda: mt.UNet((1, 8, 8), 8, (1, 2), cells=2), 32)],
+)
+def test_a_head_is_as_wide_as_the_pooled_vector_of_one_cell_or_cells_times_that(backbone, hidden):
+    backbone, label = backbone(), mt.Label(3)
+    label.attach("it", backbone.space, backbone)
+    assert label.out[0].weight.shape == (hidden, backbone.pooled)

@@ -192,3 +192,17 @@ def test_no_page_takes_the_error_of_a_difference_by_hand():
 def test_mean_and_error():
     assert mean_and_error([1.0, 2.0, 6.0]) == {"mean": 3.0, "stderr": pytest.approx(math.sqrt(7 / 3)), "n": 3}
     assert mean_and_error([4.0]) == {"mean": 4.0, "stderr": None, "n": 1}
+
+
+def test_the_record_that_is_held_is_that_of_a_shipped_model():
+    page = (ROOT / "notebooks" / "measured.md").read_text().split("## Records\n")[1].split("\n## ")[0]
+    card = json.loads((ROOT / "data" / "checkpoints" / "imagenet" / "imagenette32-label" / "card.json").read_text())
+    last = card["probes"][-1]
+    assert last["error"] <= 0.121
+    assert last["kernel"] <= 0.0045
+    assert last["head"] >= 0.64
+    for text in ("at most 0.121;", "at most 0.0045;", "at least 0.64."):
+        assert text in page
+    made, took = card["provenance"], f"{card['training']['wall_seconds'] / 60:.1f}"
+    figures = last["step"], f"{last['error']:.4f}", f"{last['kernel']:.4f}", f"{last['head']:.3f}"
+    assert f"| {' | '.join(map(str, (made['commit'], took, *figures, made['hardware'])))} |" in page

@@ -21,6 +21,7 @@ class Backbone(Recorded, nn.Module):
         space: shape of one z.
         embedding: width of the condition vector, and of a token.
         pooled: width of the pooled vector.
+        cells: into how many parts a side of the map is cut, of which the pooled vector holds the means.
         attends: whether it takes tokens, which else are a ValueError.
 
     A subclass implements `forward`, `readout` and `entrance`; its arguments are noted by themselves (see `Recorded`), those
@@ -30,6 +31,7 @@ class Backbone(Recorded, nn.Module):
     space: tuple[int, ...]
     embedding: int
     pooled: int
+    cells: int = 1
     attends: bool = False
 
     def forward(
@@ -82,7 +84,7 @@ def zero(layer: nn.Module) -> nn.Module:
     return layer
 
 
-def vector_head(pooled: int, size: int) -> nn.Sequential:
-    """An MLP of at most 256 hidden units from the pooled vector to `size` numbers that begin as zeros."""
-    hidden = min(pooled, 256)
-    return nn.Sequential(nn.Linear(pooled, hidden), nn.SiLU(), zero(nn.Linear(hidden, size)))
+def vector_head(backbone: Backbone, size: int) -> nn.Sequential:
+    """An MLP from the pooled vector to `size` numbers that begin as zeros, with pooled / cells hidden units."""
+    hidden = backbone.pooled // backbone.cells
+    return nn.Sequential(nn.Linear(backbone.pooled, hidden), nn.SiLU(), zero(nn.Linear(hidden, size)))

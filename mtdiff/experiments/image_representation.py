@@ -1,21 +1,23 @@
 """Joint image-representation modelling: does a picture come easier with a summary of itself at its side?"""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mtdiff.baselines import representation_guidance
-from mtdiff.datasets import Dataset
-from mtdiff.datasets.shapes import SETS
+from mtdiff.datasets import Dataset, shapes
+from mtdiff.datasets.shapes import SETS, VOCABULARY
 from mtdiff.experiments.base import Experiment, Look, alone, by_size, feature_probe, noise_schedule, on_scenes, seeded
 from mtdiff.judges import label_judge, scene_judge
 from mtdiff.metrics import fidelity, frechet_distance
-from mtdiff.modalities import Encoded, Image
+from mtdiff.modalities import Encoded, Image, LabelMap
 from mtdiff.model import MTDiffusion
 from mtdiff.probes import levels, noised, pooled
-from mtdiff.representations import linear_probe, representation, represented
+from mtdiff.representations import FITTED, PCA, linear_probe, representation, represented
 from mtdiff.sampling import sample_many
 from mtdiff.schedules import constant, fade_in
 from mtdiff.training import TrainConfig
@@ -28,7 +30,14 @@ VARIANTS = {
     "told": "told as often as in the joint models, never in the sum, and never predicted: augmentation",
     "random": "a first attempt: superposed along random directions, W from 0.1 to 0.5, and not sensed",
 }
-JOINT = ("lifted", "own-channels", "random")
+ORACLES = {
+    "caption": "all words of the scene's caption, as 16 principal components",
+    "features": "what the network that judges images sees of it, as 16 principal components",
+    "segments": "the kind of shape at each pixel, in channels of its own: a plan that says where",
+}
+"""Summaries that know more than our encoder learns: named like this, joint in the sum; also told, also predicted."""
+VARIANTS |= ORACLES | {f"{o}-{way}": f"{o}, as {way}" for o in ORACLES for way in ("told", "predicted")}
+JOINT = ("lifted", "own-channels", "random", *ORACLES)
 """The variants with the representation in the sum."""
 DRAWS = 500
 """Images that are drawn for each note along the training."""
@@ -44,26 +53,74 @@ PROBED = 2000
 """Held-out images that are read, and training images that a probe of the trunk is fitted to."""
 
 
+def oracle(variant: str) -> str | None:
+    """Which of `ORACLES` takes the place of our encoder's representation in a variant; None: none does."""
+    return next((name for name in ORACLES if name in (variant, *variant.split("-")[:-1])), None)
+
+
+@functools.lru_cache(8)
+def summary(data: str, of: str | None) -> Callable[[Tensor], Tensor]:
+    """What says a representation: images (N, 3, s, s) -> (N, 16); of an oracle, or of our encoder."""
+    if of is None:
+        return representation(data)
+    judge = scene_judge(data)
+
+    def seen(image: Tensor) -> Tensor:
+        if of == "features":
+            return torch.cat([judge.features(part) for part in image.split(500)])
+        words = torch.cat([judge.read(part) for part in image.split(500)])
+        return F.one_hot(words, len(VOCABULARY)).flatten(1).float()
+
+    known = seen(represented(data, "train").values["image"][:FITTED])
+    pca = PCA(known.shape[1], COMPONENTS).fit(known)
+    return lambda image: pca(seen(image))
+
+
+@functools.lru_cache(4)
+def scenes(data: str, split: str, of: str | None = None) -> Dataset:
+    """Scenes as `represented` has them; "representation" is what an oracle says of each, if one does."""
+    known = represented(data, split)
+    if of is None:
+        return known
+    if of == "segments":
+        value = shapes(split, size=SETS[data], n=len(known), modalities=("segmentation",)).values["segmentation"]
+    else:
+        value = summary(data, of)(known.values["image"])
+    values = {**known.values, "representation": value}
+    return replace(known, name=known.name.replace("represented", of), values=values, source=f"{known.source}, {of}")
+
+
+def examples(data: Callable[[str], Dataset], variant: str, seed: int) -> Dataset:
+    """What a variant is shown in training."""
+    known = data("train")
+    return scenes(known.name.split("-")[0], "train", oracle(variant))
+
+
 def build(data: str, variant: str, seed: int = 0) -> MTDiffusion:
-    """0.3M parameters at 16x16."""
-    size, apart = SETS[data], variant == "own-channels"
-    in_sum, sense = variant in JOINT, variant in ("lifted", "own-channels")
-    mine, others = (slice(0, 3), slice(3, 4)) if apart else (None, None)
+    """0.3M parameters at 16x16, 1.1M at 32x32."""
+    size, in_sum, spatial = SETS[data], variant in JOINT, oracle(variant) == "segments"
+    apart = {"own-channels": 1, "segments": 3}.get(variant, 0)
+    mine, others = (slice(0, 3), slice(3, 3 + apart)) if apart else (None, None)
     image = Image((3, size, size), channels=mine, levels=256, head=in_sum and not apart, start="rest")
-    value = Encoded((COMPONENTS,), "tiles" if sense else "lift", channels=others, tell=True, sense=sense)
-    curve = constant(0.0) if not in_sum else constant(1.0) if apart else fade_in(1.0 if sense else 0.5, start=0.1)
+    sense = in_sum and variant not in ("random", "segments")
+    frame = "tiles" if sense else "lift"
+    if spatial:
+        value: Encoded | LabelMap = LabelMap(4, (size, size), channels=others, tell=True)
+    else:
+        value = Encoded((COMPONENTS,), frame, others, tell=True, sense=sense)
+    curve = constant(float(in_sum)) if apart or not in_sum else fade_in(1.0 if sense else 0.5, start=0.1)
     parts, rule = {"image": (1.0, image)}, {"image": "readout"}
     if variant != "image-only":
         parts["representation"], rule["representation"] = (curve, value), "conditioned"
-    space = (3 + apart, size, size)
-    return seeded(seed, noise_schedule(size, power=1.5), space, parts, rule=rule, remove_known=sense)
+    return seeded(seed, noise_schedule(size, power=1.5), (3 + apart, size, size), parts, rule=rule, remove_known=sense)
 
 
 def config(data: str, variant: str, budget: str) -> TrainConfig:
     """The representation is worth a tenth where it is read, is told in a fifth of examples, and absent in three tenths."""
-    options: dict = {"weights": {"image": 0.5 if variant in ("lifted", "random") else 0.0}}
+    superposed = variant in JOINT and variant not in ("own-channels", "segments")
+    options: dict = {"weights": {"image": 0.5 if superposed else 0.0}}
     if variant != "image-only":
-        options["weights"]["representation"] = 0.0 if variant == "told" else 0.1
+        options["weights"]["representation"] = 0.0 if variant.endswith("told") else 0.1
         options["give"] = {"representation": 0.2}
     if variant in JOINT:
         options["drop"] = {"representation": 0.3}
@@ -83,7 +140,9 @@ def evaluate(model: MTDiffusion, data: str, seed: int = 0, n: int = 1000) -> dic
         representation "guidance": {scale: the same of joint samples}, "drawn": `drawn_scores`; for one that can be told it
         "given": `given_scores`; for one whose head was trained "read": `read_scores`; and "trunk": `trunk_scores`.
     """
-    test, generator = represented(data, "test"), torch.Generator(model.device).manual_seed(seed)
+    variant = model.card.get("variant", "")
+    of, generator = oracle(variant), torch.Generator(model.device).manual_seed(seed)
+    test = scenes(data, "test", of)
     judge, options = scene_judge(data), {"steps": STEPS, "generator": generator}
     real = judge.features(test.values["image"])
     out = {"alone": fidelity(real, judge.features(alone(model, n, **options)))}
@@ -92,17 +151,17 @@ def evaluate(model: MTDiffusion, data: str, seed: int = 0, n: int = 1000) -> dic
         for scale in GUIDANCE:
             drawn = sample_many(model, n, guide=representation_guidance(model, scale), **options)
             out["guidance"][str(scale)] = fidelity(real, judge.features(drawn["image"].cpu()))
-            if scale == 1:
-                out["drawn"] = drawn_scores(drawn, data)
+            if scale == 1 and of != "segments":
+                out["drawn"] = drawn_scores(drawn, data, of)
     if "representation" in model.modalities:
-        out["given"] = given_scores(model, data, min(n, len(test)), generator)
-        if model.card.get("variant") != "told":
+        out["given"] = given_scores(model, data, of, min(n, len(test)), generator)
+        if not variant.endswith("told"):
             out["read"] = read_scores(model, test, generator)
     return {**out, "trunk": trunk_scores(model, data, generator)}
 
 
-def drawn_scores(drawn: Mapping[str, Tensor], data: str) -> dict[str, float]:
-    """Do jointly drawn images and representations belong together?
+def drawn_scores(drawn: Mapping[str, Tensor], data: str, of: str | None = None) -> dict[str, float]:
+    """Do jointly drawn images and representations (vectors, by `summary`) belong together?
 
     Returns:
         "cosine": mean cosine of the drawn representation and that of the drawn image; "shuffled": the same for another
@@ -110,43 +169,50 @@ def drawn_scores(drawn: Mapping[str, Tensor], data: str) -> dict[str, float]:
         judge reads off the drawn image; "label_encoded": the same of the drawn image's own representation, the ceiling.
     """
     image, value = drawn["image"].cpu(), drawn["representation"].cpu()
-    own, known, label = representation(data)(image), represented(data, "train")[:10000], label_judge(data).read(image)
+    own, known, label = summary(data, of)(image), scenes(data, "train", of)[:10000], label_judge(data).read(image)
     out = {"cosine": F.cosine_similarity(value, own), "shuffled": F.cosine_similarity(value, own.roll(1, 0))}
     for name, x in (("label", value), ("label_encoded", own)):
         out[name] = (linear_probe(known["representation"], known["label"], x) == label).double()
     return {name: float(each.mean()) for name, each in out.items()}
 
 
-def given_scores(model: MTDiffusion, data: str, n: int, generator: torch.Generator) -> dict[str, float]:
+def given_scores(model: MTDiffusion, data: str, of: str | None, n: int, generator: torch.Generator) -> dict[str, float]:
     """Images drawn for the representations of held-out ones: what of the image does a representation keep?
 
     Returns:
-        "retrieval": share whose own representation is nearest, among n held-out ones, to the one that was given; "cosine"
-        of the two; "label": share in which the judge reads the label of the image that the representation is from;
-        "features": Frechet distance of the drawn images.
+        "label": share in which the judge reads the label of the image that the representation is from; "features": Frechet
+        distance of the drawn images; of vectors also "retrieval": share whose own representation is nearest, among n
+        held-out ones, to the one that was given; and "cosine" of the two.
     """
-    values, judge = represented(data, "test").values, scene_judge(data)
+    values, judge = scenes(data, "test", of).values, scene_judge(data)
     given, label = values["representation"][:n], values["label"][:n]
     options = {"rule": "conditioned", "steps": STEPS, "generator": generator}
     image = alone(model, n, given={"representation": given.to(model.device)}, **options)
-    own = representation(data)(image)
-    return {
-        "retrieval": float((torch.cdist(own, given).argmin(1) == torch.arange(n)).double().mean()),
-        "cosine": float(F.cosine_similarity(own, given).mean()),
+    out = {
         "label": float((label_judge(data).read(image) == label).double().mean()),
         "features": frechet_distance(judge.features(image), judge.features(values["image"])),
     }
+    if of == "segments":
+        return out
+    own = summary(data, of)(image)
+    retrieval = float((torch.cdist(own, given).argmin(1) == torch.arange(n)).double().mean())
+    return {"retrieval": retrieval, "cosine": float(F.cosine_similarity(own, given).mean()), **out}
 
 
 @torch.no_grad()
 def read_scores(model: MTDiffusion, test: Dataset, generator: torch.Generator) -> dict[str, float]:
-    """The head that reads the representation off an image, along the noise: {t: 1 - mean square error / variance}."""
+    """The head that reads the representation off an image, along the noise: {t: 1 - mean square error / variance}.
+
+    Of segments {t: share of pixels whose class it calls the likeliest}.
+    """
     image = test.values["image"][:PROBED]
     truth, out = test.values["representation"][: len(image)].to(model.device), {}
     for t in levels(model, LEVELS):
         z, present = noised(model, {"image": image}, t, generator)
         mean = model.predict(z, t, present=present).law["representation"].draw()
-        out[str(t)] = float(1 - (mean - truth).square().mean() / truth.var(0).mean())
+        spatial = not truth.is_floating_point()
+        right = (mean == truth).double().mean() if spatial else 1 - (mean - truth).square().mean() / truth.var(0).mean()
+        out[str(t)] = float(right)
     return out
 
 
@@ -164,4 +230,6 @@ def trunk_scores(model: MTDiffusion, data: str, generator: torch.Generator) -> d
     return out
 
 
-EXPERIMENT = Experiment("image-representation", by_size(represented), VARIANTS, build, config, evaluate, probe=probe)
+EXPERIMENT = Experiment(
+    "image-representation", by_size(represented), VARIANTS, build, config, evaluate, probe=probe, examples=examples
+)

@@ -126,7 +126,7 @@ def guidances(results: Iterable[Mapping]) -> str:
 
 
 def findings(found: Mapping[str, Mapping[str, Difference]], less: Collection[str] = ()) -> str:
-    """What `plots.differences` shows of the same `found` and `less`, in words: which are clear, and out of how many."""
+    """What `plots.difference_panels` shows of the same two, in words: which are clear, and out of how many."""
     lines = []
     for name, column in found.items():
         verdicts = {"better": [], "worse": []}

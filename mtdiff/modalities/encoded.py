@@ -101,7 +101,7 @@ class Encoded(Continuous):
             self.network = generator(self.shape, self.slice_shape, self.width)
             self.standard = nn.BatchNorm1d(code_size, eps=1e-10, affine=False)  # no room to shrink
             self.code_out = backbone.readout(self.slice_shape)
-        self.out = backbone.readout(self.shape) if self.from_map else vector_head(backbone.pooled, self.size)
+        self.out = backbone.readout(self.shape) if self.from_map else vector_head(backbone, self.size)
         self.embed = self.entrance(backbone, self.shape)
         if self.sense:
             self.notice = nn.Linear(self.size, backbone.embedding)

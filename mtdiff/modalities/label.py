@@ -46,7 +46,7 @@ class Words(Modality):
             )
         self.register_buffer("codes", table)
         count = torch.Size(rows).numel()
-        self.out = vector_head(backbone.pooled, count)
+        self.out = vector_head(backbone, count)
         self.learned = CodeTable(codes, rows, self.slice_shape) if learned else None
         if self.sense:
             self.notice = nn.Linear(count, backbone.embedding)
