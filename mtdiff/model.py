@@ -216,6 +216,26 @@ class MTDiffusion(Recorded, nn.Module, Denoiser):
         check_state(self, z_t, given)
         return self(z_t, t, given, present)
 
+    def extended(self, name: str, modality: Modality, curve: Callable[[float], float] | float = 0.0) -> "MTDiffusion":
+        """A copy with one more modality, whose encoder and head are new: all other weights are this model's.
+
+        With the weight 0 of the curve it is given to the backbone and read off it, and never in the sum: then what the trunk
+        sees of the others stays what it was trained on, and it can be frozen.
+
+        Raises:
+            ValueError: there is one of this name, or it does not fit the space.
+        """
+        if name in self.modalities:
+            raise ValueError(f"the model has a modality {name!r} already")
+        curves = {known: self.process.cumulative(known) for known in self.process.names} | {name: curve}
+        process = ForwardProcess(self.process.schedule, curves, self.process.prior)
+        rest = {key: value for key, value in self.architecture().items() if key not in ("prior", "dtype")}
+        rest["modalities"] = {**rest["modalities"], name: modality.config}
+        made = type(self).from_config(rest, process=process).to(self.device, self.dtype)
+        made.load_state_dict(self.state_dict(), strict=False)
+        made.card = dict(self.card)  # a trainer notes it as what the model is based on
+        return made
+
     def architecture(self) -> dict:
         """What a card says of it; with the tables it is enough to rebuild the model."""
         defaults = {name: getattr(self, name) for name in ("rule", "sampler") if name in self.config}  # may be set later

@@ -1,6 +1,7 @@
 """Any to any: scenes with five modalities, and how much of what is given each drawn one says."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -35,7 +36,7 @@ def test_a_world_has_five_modalities_that_speak_of_one_scene(data):
 
 
 @pytest.mark.parametrize("data", ["shapes16", "scenes16"])
-@pytest.mark.parametrize("variant", any_to_any.VARIANTS)
+@pytest.mark.parametrize("variant", ["shared", "own-channels", "unshared"])
 def test_any_modalities_are_given_and_the_others_drawn(data, variant):
     model = randomise(any_to_any.build(data, variant), scale=0.05).eval()
     model.card = {"training": {"give": any_to_any.config(data, variant, "quick").give}}
@@ -74,6 +75,8 @@ def test_agreement_by_hand():
 class Knowing:
     """Stands in for a model that draws the truth of as many held-out scenes."""
 
+    conditions = ()
+
     def __init__(self, monkeypatch, test, spoil=()):
         self.modalities, self.device = dict.fromkeys(test.values), "cpu"
 
@@ -105,3 +108,52 @@ def test_it_is_trained_on_every_conditional():
     assert set(c.give) == set(c.drop) == set(any_to_any.MODALITIES)
     known = torch.stack(list(coins(c.give, 4000, torch.device("cpu"), torch.Generator().manual_seed(0)).values()), 1)
     assert len(known.unique(dim=0)) == 2**5
+
+
+@pytest.mark.parametrize("variant", any_to_any.VARIANTS)
+def test_every_variant_is_trained_and_judged(variant, monkeypatch):
+    monkeypatch.setattr(any_scores, "STEPS", 2)
+    e, test = EXPERIMENTS["any-to-any"], any_to_any.world("shapes16", "test")
+    monkeypatch.setattr(any_to_any, "world", lambda data, split: test)
+    e = replace(e, data={"shapes16": lambda split: test})
+    config = e.config("shapes16", variant, "quick")
+    config.steps, config.batch_size = 2, 4
+    model = e.trainer("shapes16", variant, config, None).run(progress=False)
+    found = e.evaluate(model, "shapes16", 0, 4)
+    drawn, given = any_to_any.pair(variant)
+    assert len(found["given"]) == (1 if drawn else 30)
+    assert given is None or list(found["given"]) == [given]
+    assert 0 <= found["pairs"]["least"] <= found["pairs"]["mean"] <= 1
+
+
+def test_so_many_are_missing_each_by_a_coin_of_its_own():
+    train = any_to_any.examples(lambda split: any_to_any.world("shapes16", "test"), "missing-50", 0)
+    kinds = any_to_any.build("shapes16", "missing-50").modalities
+    gone = torch.stack([kinds[name].missing(value) for name, value in train.values.items()]).double()
+    assert torch.allclose(gone.mean(1), torch.full((5,), 0.5, dtype=torch.float64), atol=0.05)
+    assert float(torch.corrcoef(gone).fill_diagonal_(0).abs().max()) < 0.1
+    again = any_to_any.examples(lambda split: any_to_any.world("shapes16", "test"), "missing-50", 1)
+    assert again.hash() != train.hash()
+
+
+def test_a_modality_is_added_to_a_trained_model_and_learned_with_the_trunk_frozen():
+    old = randomise(any_to_any.build("shapes16", "shared"), scale=0.05).eval()
+    sketch = mt.Image((1, 16, 16), channels=slice(3, 4), start="nothing", tell=True)
+    new = old.extended("sketch", sketch).eval()
+    z, t = torch.randn(2, *old.space, generator=torch.Generator().manual_seed(0)), 100
+    with torch.no_grad():
+        before, after = old.predict(z, t), new.predict(z, t)
+    assert torch.equal(before.aggregate, after.aggregate)
+    assert all(torch.equal(before.estimate[name], after.estimate[name]) for name in before.estimate)
+    with pytest.raises(ValueError, match="has a modality 'sketch' already"):
+        new.extended("sketch", sketch)
+    scenes = mt.datasets.shapes("test", size=16, n=8, modalities=(*any_to_any.MODALITIES, "sketch"))
+    values = {**scenes.values, "caption": any_to_any.world("shapes16", "test").values["caption"][:8]}
+    for name, parameter in new.named_parameters():
+        parameter.requires_grad_(name.startswith("modalities.sketch.") or name == "absent.sketch")
+    kept = {name: value.clone() for name, value in new.state_dict().items()}
+    config = mt.TrainConfig(steps=2, batch_size=4, give={"sketch": 0.5}, weights={"denoise": 0.0})
+    mt.Trainer(new, mt.Dataset("few", values), config).run(progress=False)
+    moved = {name for name, value in new.state_dict().items() if not torch.equal(value, kept[name])}
+    assert moved
+    assert all("sketch" in name for name in moved)

@@ -78,20 +78,24 @@ def test_an_open_slice_runs_to_the_end():
     assert attached(mt.Vector(2, channels=slice(4, None))).slice_shape == (2,)
 
 
-class Pairs(mt.Vector):
-    """Two numbers, either of which may be lacking."""
-
-    def missing(self, value):
-        return value.isnan().any(1)
-
-
 def test_what_is_missing_is_filled_with_zeros_whatever_its_shape():
-    value = torch.tensor([[1.0, 2.0], [math.nan, 3.0], [4.0, 5.0]])
-    assert Pairs(2).filled(value).tolist() == [[1.0, 2.0], [0.0, 0.0], [4.0, 5.0]]
+    value = torch.tensor([[1.0, 2.0], [math.nan, math.nan], [4.0, 5.0]])
+    assert mt.Vector(2).missing(value).tolist() == [False, True, False]
+    assert mt.Vector(2).filled(value).tolist() == [[1.0, 2.0], [0.0, 0.0], [4.0, 5.0]]
     assert mt.Label(3).filled(torch.tensor([2, -1])).tolist() == [2, 0]
     assert mt.Label(3).missing(torch.tensor([2, -1])).tolist() == [False, True]
-    assert mt.Vector(2).missing(value).tolist() == [False] * 3
-    assert mt.Vector(2).missing(value).dtype == torch.bool
+    maps = torch.tensor([[[0, 1]], [[-1, -1]]])
+    assert mt.LabelMap(2, (1, 2)).missing(maps).tolist() == [False, True]
+    assert mt.LabelMap(2, (1, 2)).filled(maps).tolist() == [[[0, 1]], [[0, 0]]]
+    bits = mt.Mask((1, 2)).missing(torch.zeros(3, 1, 1, 2, dtype=torch.bool))
+    assert (bits.dtype, bits.tolist()) == (torch.bool, [False] * 3)
+
+
+def test_what_is_missing_in_part_is_no_missing_value_but_a_wrong_one():
+    value = torch.tensor([[math.nan, 3.0], [4.0, 5.0]])
+    assert mt.Vector(2).missing(value).tolist() == [False, False]
+    with pytest.raises(ValueError, match="not finite"):
+        attached(mt.Vector(2, channels=slice(4, None))).check(value)
 
 
 def test_the_smallest_of_each_kind_will_do():

@@ -28,7 +28,7 @@ STEPS = 50
 
 
 def evaluate(model: MTDiffusion, data: Dataset, seed: int = 0, n: int = 200) -> dict:
-    """All 31 sets of up to four given modalities, n draws each, on held-out scenes.
+    """All 31 sets of up to four given modalities, n draws each, on held-out scenes; of a specialist, what it is given.
 
     Returns:
         "given": {names of what is given: {drawn: {kind: share in [0, 1]}}}, see `agreement`; "joint": the same of modalities
@@ -39,17 +39,19 @@ def evaluate(model: MTDiffusion, data: Dataset, seed: int = 0, n: int = 200) -> 
     size, found = truth["image"].shape[-1], {}
     for count in range(1, len(names)):
         for given in itertools.combinations(names, count):
+            if not {*model.conditions} <= {*given}:
+                continue
             drawn = _drawn(model, len(truth["label"]), {name: truth[name] for name in given}, seed)
             rest = {name: drawn[name] for name in names if name not in given}
             found["+".join(given)] = {name: agreement(name, value, truth, given, size) for name, value in rest.items()}
-    drawn, joint = _drawn(model, n, {}, seed), {}
-    for one in names:
+    joint, drawn = {}, {} if model.conditions else _drawn(model, n, {}, seed)
+    for one in drawn:
         said = drawn if one == "label" else {**drawn, "caption": read(one, drawn[one], size)}
         if one == "image":
             said = {**said, "label": label_judge(f"shapes{size}").read(drawn["image"])}
         others = {name: drawn[name] for name in names if name != one}
         joint[one] = {name: agreement(name, value, said, [one], size) for name, value in others.items()}
-    scores = [sum(kinds.values()) / len(kinds) for one in names for kinds in found[one].values()]
+    scores = [sum(kinds.values()) / len(kinds) for one in names for kinds in found.get(one, {}).values()]
     return {
         "given": found,
         "joint": joint,

@@ -1,10 +1,10 @@
 """One file per kind of modality; all share `Modality`."""
 
-from mtdiff.modalities.base import Modality, View
+from mtdiff.modalities.base import MISSING, Modality, View
 from mtdiff.modalities.caption import Caption, vocabulary
 from mtdiff.modalities.continuous import Continuous, Image, Vector
 from mtdiff.modalities.encoded import Encoded
-from mtdiff.modalities.label import MISSING, Label, simplex_codes
+from mtdiff.modalities.label import Label, simplex_codes
 from mtdiff.modalities.maps import LabelMap, Mask
 
 __all__ = [

@@ -12,6 +12,9 @@ from mtdiff.laws import Law
 from mtdiff.process import ForwardProcess
 from mtdiff.recorded import Recorded
 
+MISSING = -1
+"""The id of a class or a word in a training set that stands for none; of real numbers that is NaN."""
+
 
 @dataclass(frozen=True)
 class View:
@@ -109,8 +112,11 @@ class Modality(Recorded, nn.Module):
         raise NotImplementedError
 
     def missing(self, value: Tensor) -> Tensor:
-        """(B,) bool: which examples of a training set have no value (a label of -1); of most kinds, none may lack one."""
-        return torch.zeros(len(value), dtype=torch.bool, device=value.device)
+        """(B,) bool: which examples of a training set have no value: all of it is NaN, or -1 where values are ids."""
+        if value.dtype in (torch.bool, torch.uint8):  # which have room for neither
+            return torch.zeros(len(value), dtype=torch.bool, device=value.device)
+        flat = value.reshape(len(value), -1)
+        return (flat.isnan() if value.is_floating_point() else flat == MISSING).all(1)
 
     def filled(self, value: Tensor) -> Tensor:
         """The values, with zeros in place of those that are missing."""

@@ -12,9 +12,6 @@ from mtdiff.laws import Categorical
 from mtdiff.modalities.base import Modality, View
 from mtdiff.modalities.generators import KINDS, CodeTable
 
-MISSING = -1
-"""The id of what is not known of a training example, as in scikit-learn."""
-
 
 class Words(Modality):
     """One of K words at each of some places: E(x) = sum_l c_{l, x_l}, a code for each place and word.
@@ -50,10 +47,6 @@ class Words(Modality):
         self.learned = CodeTable(codes, rows, self.slice_shape) if learned else None
         if self.sense:
             self.notice = nn.Linear(count, backbone.embedding)
-
-    def missing(self, value: Tensor) -> Tensor:
-        """(B,) bool: where every id is `MISSING`."""
-        return (value == MISSING).flatten(1).all(1) if self.places else value == MISSING
 
     def table(self) -> Tensor:
         """The codes of all places and words, (*places, K, *slice)."""
