@@ -15,7 +15,7 @@ from mtdiff.datasets.planted import OWN, SHARES
 from mtdiff.datasets.prepared import prepared
 from mtdiff.datasets.shapes import COLOURS, OBJECTS, SETS, SHAPES
 from mtdiff.elbo import elbo
-from mtdiff.judges import label_judge, scene_judge, svm_judge
+from mtdiff.judges import label_judge, scene_judge, svm_judge, told_apart
 from mtdiff.metrics import calibration_error, fidelity, frechet_distance, temperature
 from mtdiff.model import MTDiffusion
 from mtdiff.probes import each_class, head_accuracy, head_logits, learned, levels, noised
@@ -131,7 +131,7 @@ def sample_scores(model: MTDiffusion, r: Referee, n: int, rules: Sequence[str], 
 
     Returns:
         {"joint": `Referee.scores`, "joint_ddim": the same by DDIM, rule: ..., "head_accuracy": number, "bound":
-        `image_label_bounds`, and `Referee.fidelity` of joint samples}.
+        `image_label_bounds`, `Referee.fidelity` of joint samples, and "told_apart" from held-out examples, as many}.
     """
     generator, kinds = torch.Generator(model.device).manual_seed(seed), {"joint": {}, "joint_ddim": {"sampler": "ddim"}}
     kinds |= {rule: {"rule": rule, "given": {"label": each_class(model, n)}} for rule in rules}
@@ -141,6 +141,8 @@ def sample_scores(model: MTDiffusion, r: Referee, n: int, rules: Sequence[str], 
         out["head_accuracy"] = head_accuracy(model, r.test, generator=generator)
     draws = max(1, round(10 * n / len(r.test)))  # about 10 n in all: as costly as the samples that it stands beside
     out["bound"] = image_label_bounds(model, r.test, draws, generator)
+    pairs = sample_many(model, len(r.test), steps=r.steps, generator=generator)
+    out["told_apart"] = told_apart({name: r.test.values[name] for name in pairs}, pairs)
     return {**out, **r.fidelity(drawn["joint"]["image"])}
 
 
