@@ -486,7 +486,7 @@ plots.show(
 # %% [markdown] tags=["slide"]
 # ## 3 · What fills holes best?
 #
-# Five ways at 16×16, with 24 evaluations of a network each. *told* is given masked image and mask at every step;
+# Five ways at 16×16, those with a network by 24 evaluations of it. *told* is given masked image and mask at every step;
 # *repeated* is the same with fewer steps that are taken again and again, RePaint's trick (`mt.sample(..., repeats=4)`).
 # *repaint* and *sdedit* use the plain model, and *heat* uses **no model**: each hidden pixel is the mean of its neighbours.
 
@@ -552,9 +552,9 @@ plots.show(plots.difference_panels(ways, (), title), "PSNR of repeated steps les
 Markdown(report.findings(ways))
 
 # %% [markdown]
-# Both *repeated* and RePaint repeat their steps; what differs is that one network was told what is known. SDEdit and heat
-# are the rivals to watch at 90%, where little is left to be right about, and both fill with smooth colours. The larger
-# model, of one seed, beside heat:
+# Both *repeated* and RePaint repeat their steps; what differs is what their networks are told, and what they were trained
+# on. SDEdit and heat are the rivals to watch at 90%, where little is left to be right about: heat fills with smooth
+# colours, and so does SDEdit of a low strength. The larger model, of one seed, beside heat:
 
 # %%
 ours = json.loads((folder / "masked-image-shapes32-masked.json").read_text())
@@ -677,8 +677,9 @@ plots.show(
 
 # %% [markdown]
 # On ImageNet at 64×64 the paper's masked-image variant is reported (second-hand) with FID 9.85, against 16.35 for the
-# class-conditional ADM. Such a table leaves open what reviewers asked: *is it transfer, or is it augmentation?* That takes
-# controls at equal compute. Ours have one architecture, the same scenes and as many steps:
+# class-conditional ADM; the *un*conditional one is behind ADM's, 26.00 against 23.22. Such a table leaves open what
+# reviewers asked: *is it transfer, or is it augmentation?* That takes controls at equal compute. Ours have one
+# architecture, the same scenes and as many steps:
 
 # %%
 rows = [f"| `{name}` | {masked_image.VARIANTS[name]} |" for name in results]
