@@ -13,6 +13,7 @@ from torch import Tensor
 from mtdiff.checkpoint import load
 from mtdiff.datasets.base import Dataset
 from mtdiff.metrics import Moments, frechet_distance, kernel_distance, precision_recall
+from mtdiff.optional import needed
 from mtdiff.probes import head_logits, pooled
 from mtdiff.representations import PRETRAINED, pretrained
 
@@ -106,10 +107,8 @@ def _of_model(name: str) -> FeatureNetwork:
 
 def _inception() -> Callable[[Tensor], Tensor]:
     """The Inception network of the original FID, of images in [-1, 1]; downloads its weights the first time."""
-    try:
+    with needed("Inception, for FID and KID,", "metrics"):
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-    except ImportError as error:
-        raise ImportError(f"FID and KID need {error.name}: pip install 'mtdiff[metrics]'") from None
     network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"]).eval()
 
     def features(image: Tensor) -> Tensor:

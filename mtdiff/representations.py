@@ -18,6 +18,7 @@ from mtdiff.datasets.base import Dataset, digest
 from mtdiff.datasets.shapes import SETS, render, shapes
 from mtdiff.files import save
 from mtdiff.fit import fit
+from mtdiff.optional import needed
 from mtdiff.provenance import provenance
 from mtdiff.recorded import Recorded
 
@@ -92,7 +93,7 @@ def pretrained(name: str) -> Pretrained:
     if name not in PRETRAINED:
         raise ValueError(f"encoder must be one of {list(PRETRAINED)}, got {name!r}")
     library, model = PRETRAINED[name]
-    try:
+    with needed(name, "representations"):
         if library == "timm":
             import timm
 
@@ -100,8 +101,6 @@ def pretrained(name: str) -> Pretrained:
             config = timm.data.resolve_model_data_config(network)
             return Pretrained(network, config["input_size"][-1], config["mean"], config["std"]).eval()
         import open_clip
-    except ImportError as error:
-        raise ImportError(f"{name} needs {error.name}: pip install 'mtdiff[representations]'") from None
     kind, weights = model.split("/")
     clip = open_clip.create_model(kind, pretrained=weights).eval().requires_grad_(False)
     size = clip.visual.image_size
