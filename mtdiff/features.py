@@ -14,7 +14,7 @@ from mtdiff.checkpoint import load
 from mtdiff.datasets.base import Dataset
 from mtdiff.metrics import Moments, frechet_distance, kernel_distance, precision_recall
 from mtdiff.optional import needed
-from mtdiff.probes import head_logits, pooled
+from mtdiff.probes import head_logits
 from mtdiff.representations import PRETRAINED, pretrained
 
 INCEPTION = "inception"
@@ -97,7 +97,7 @@ def _of_model(name: str) -> FeatureNetwork:
         return torch.Generator(model.device).manual_seed(0)
 
     def features(image: Tensor) -> Tensor:
-        return pooled(model.to(image.device), image, model.process.first, still())
+        return model.to(image.device).features({"image": image}, generator=still()).to(image.device)
 
     def classify(image: Tensor) -> Tensor:
         return head_logits(model.to(image.device), Dataset(name, {"image": image}), generator=still()).argmax(1)

@@ -260,6 +260,18 @@ def linear_probe(features: Tensor, label: Tensor, test: Tensor, penalty: float =
     return ((test.double() - mean) @ weights + y.mean(0)).argmax(1)
 
 
+def nearest(features: Tensor, wanted: Tensor, k: int = 1) -> Tensor:
+    """Retrieval: the k of features (N, d) that are nearest to each that is wanted (M, d), by cosine: indices (M, k).
+
+    The best comes first. ValueError where the widths differ, or k is not in 1..N.
+    """
+    if features.ndim != 2 or wanted.shape[1:] != features.shape[1:]:
+        raise ValueError(f"expected features (N, d) and wanted (M, d), got {tuple(features.shape)}, {tuple(wanted.shape)}")
+    if not 1 <= k <= len(features):
+        raise ValueError(f"k must be in 1..{len(features)}, the number of features, got {k}")
+    return (F.normalize(wanted.double(), dim=1) @ F.normalize(features.double(), dim=1).T).topk(k, dim=1).indices
+
+
 def probes(represent: Callable[[Tensor], Tensor], size: int) -> dict[str, float]:
     """What a linear map reads off representations of scenes of a size: accuracy on 2,000 held-out ones, fitted to 10,000.
 
