@@ -103,12 +103,14 @@ def test_importing_the_core_pulls_in_neither_torchvision_nor_the_notebook_packag
 
 def test_the_readme_code_runs():
     blocks = re.findall(r"```python\n(.*?)```", README, re.S)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     names = {}
     for block in blocks:
         exec(block, names)
     assert names["threes"]["label"].tolist() == [3] * 16
     assert names["loss"].total.item() > 0
+    assert (names["named"] == names["test"].values["label"]).double().mean() > 0.9
+    assert (names["train"].values["label"][names["alike"][0]] == names["test"].values["label"][0]).double().mean() > 0.5
 
 
 def test_the_readme_and_the_makefile_agree():
