@@ -15,6 +15,7 @@ from mtdiff.datasets.base import Dataset
 from mtdiff.datasets.shapes import BACKGROUNDS, COLOURS, SHAPES, SIZES, VOCABULARY, as_picture, render, shapes
 from mtdiff.files import CARD, save
 from mtdiff.fit import fit
+from mtdiff.optional import needed
 from mtdiff.provenance import provenance
 from mtdiff.recorded import Recorded
 
@@ -118,10 +119,8 @@ def label_judge(name: str | Path = "shapes16") -> LabelJudge:
 
 def svm_judge(data: Dataset) -> Callable[[Tensor], Tensor]:
     """A support-vector classifier (scikit-learn's) of pixels, of real images and labels alone: images -> class ids (B,)."""
-    try:
+    with needed("a judge of pixels"):
         from sklearn.svm import SVC
-    except ImportError:
-        raise ImportError("the judge comes with scikit-learn: pip install 'mtdiff[notebooks]'") from None
     machine = SVC(C=10.0, gamma=0.05).fit(data.values["image"].flatten(1).numpy(), data.values["label"].numpy())
     return lambda image: torch.from_numpy(machine.predict(image.detach().cpu().flatten(1).numpy()))
 
@@ -153,12 +152,18 @@ def label_accuracy(read: Tensor, label: Tensor) -> dict[str, float]:
 
 
 def told_apart(
-    real: Mapping[str, Tensor], drawn: Mapping[str, Tensor], steps: int = 600, seed: int = 0, batch_size: int = 64
+    real: Mapping[str, Tensor],
+    drawn: Mapping[str, Tensor],
+    noise: float = 0.0,
+    steps: int = 600,
+    seed: int = 0,
+    batch_size: int = 64,
 ) -> dict[str, float]:
     """How well a fresh network tells drawn examples from real ones, all their modalities together: 0.5 is not at all.
 
     Values {name: (N, ...)} are images, class ids, tokens or label maps; as many of each are used. A small convolutional
-    network is trained on half of both and judged on the rest, then the other way around.
+    network is trained on half of both and judged on the rest, then the other way around. Noise of this standard deviation
+    is added to pictures and maps of both: what only shows below it, as in areas that are not quite flat, tells little then.
 
     Returns:
         "accuracy" on all, in [0, 1], and its binomial "stderr".
@@ -169,6 +174,7 @@ def told_apart(
     maps, vectors = zip(*(_as_inputs({k: v[:n] for k, v in values.items()}, real) for values in (real, drawn)), strict=True)
     maps, vectors, truth = torch.cat(maps), torch.cat(vectors), torch.arange(2 * n) // n
     generator, right = torch.Generator().manual_seed(seed), 0.0
+    maps = maps + noise * torch.randn(maps.shape, generator=torch.Generator().manual_seed(seed + 1))
     order = torch.randperm(2 * n, generator=generator)
 
     def loss(network: nn.Module, rows: Tensor, generator: torch.Generator) -> Tensor:

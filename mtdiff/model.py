@@ -1,6 +1,7 @@
 """MT-Diffusion: a forward process, modalities and one shared backbone behind one method, `predict`."""
 
 import hashlib
+import html
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -109,6 +110,34 @@ class MTDiffusion(Recorded, nn.Module, Denoiser):
         self.denoise = None if self.aggregate is HEADS else backbone.readout(self.space)
         self.absent = nn.ParameterDict({name: torch.zeros(backbone.embedding) for name in modalities})
 
+    def rows(self) -> list[dict[str, str]]:
+        """What each modality is and does: its kind, its part of the space, its curve, whether training gave its value."""
+        given = {name: "always" if name in self.conditions else "at times" for name in self.taught or self.conditions}
+        return [
+            {
+                "modality": name,
+                "kind": type(modality).__name__,
+                "code": "x".join(map(str, modality.slice_shape)) if name in self.process.entering else "none",
+                "W": self.process.said(name),
+                "given": given.get(name, "not known" if self.taught is None else "never"),
+            }
+            for name, modality in self.modalities.items()
+        ]
+
+    def __repr__(self) -> str:
+        size, high, low = sum(p.numel() for p in self.parameters()), *self.process.schedule.abar.logit()[[0, -1]].tolist()
+        noise = f"{self.process.steps} steps from log-SNR {high:.3g} to {low:.3g}"
+        made = f"{size:,} parameters, {type(self.backbone).__name__}, predicts {self.prediction}"
+        lines = [f"{type(self).__name__} on {'x'.join(map(str, self.space))}: {made}, {noise}"]
+        lines += ["  {modality}: {kind}, code {code}, W {W}, given {given}".format(**row) for row in self.rows()]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        lead, rows = repr(self).splitlines()[0], self.rows()
+        lines = [("th", rows[0]), *(("td", row.values()) for row in rows)]
+        table = "".join(f"<tr>{''.join(f'<{tag}>{html.escape(x)}</{tag}>' for x in cells)}</tr>" for tag, cells in lines)
+        return f"<p>{html.escape(lead)}</p><table>{table}</table>"
+
     def _attach(self, backbone: Backbone) -> None:
         """Bind the modalities to the space, the backbone and each other."""
         for name, modality in self.modalities.items():
@@ -210,6 +239,25 @@ class MTDiffusion(Recorded, nn.Module, Denoiser):
         """E[m_t | z_t] from the denoising output, which speaks of what the network sees."""
         seen, shift = (state.rest, state.shift) if self.remove_known else (state.z, 0)
         return self.aggregate.estimate(output, seen, state.at) + shift
+
+    @torch.no_grad()
+    def features(
+        self, values: Mapping[str, Tensor], t: int | None = None, generator: torch.Generator | None = None, batch: int = 500
+    ) -> Tensor:
+        """The backbone's pooled vector of values alone in the state at step t, as the heads see it: (N, P) on the CPU.
+
+        Without t it is the first step, as good as clean. See `linear_probe` and `nearest` in `mtdiff.representations`.
+        """
+        t, found = self.process.first if t is None else t, []
+        hook = self.backbone.register_forward_hook(lambda module, inputs, output: found.append(output[1].cpu()))
+        try:
+            for rows in torch.arange(self.check(values)).split(batch):
+                part = {name: value[rows].to(self.device) for name, value in values.items()}
+                z, _ = self.process.diffuse(self.encode(part), t, present=set(part), generator=generator)
+                self.predict(z, t, present=set(part))
+        finally:
+            hook.remove()
+        return torch.cat(found)
 
     def predict(self, z_t: Tensor, t: Steps, *, given: Given = None, present: Present = None) -> Prediction:
         """E[m_t | z_t], and what the heads say; the network computes in its own dtype (see `Denoiser.predict`)."""

@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from mtdiff import distributed
+from mtdiff.checks import check_choice
 from mtdiff.datasets.base import Dataset
 from mtdiff.losses import Loss, check_options, multitask_loss, scored
 from mtdiff.model import MTDiffusion
@@ -26,6 +27,10 @@ from mtdiff.train_config import PRECISIONS, TrainConfig
 from mtdiff.train_state import collected, compare, drawing_from, restore, seeded_states
 
 __all__ = ["PRECISIONS", "Interrupted", "Objective", "OutOfTime", "TrainConfig", "Trainer"]
+
+PROGRESS = ("bar", "lines", "none")
+PAUSE = 10.0
+"""Seconds between two lines about a training."""
 
 
 class Trainer:
@@ -50,6 +55,8 @@ class Trainer:
         compile: let torch.compile make one program of the backbone: faster on a GPU, after a minute or so.
         keep: how many checkpoints stay (see `RunFolder`).
         best: a figure of the probe; the averaged model with the smallest is kept in the folder's `best/`.
+        log: called with every row of the history and of the probes, {"step", "seconds", name: number}, by the first process.
+            Into TensorBoard: lambda row: [writer.add_scalar(name, value, row["step"]) for name, value in row.items()].
 
     Attributes:
         lengthened: [[step, steps]]: where a training that was to have so many steps was made longer after its learning rate
@@ -77,6 +84,7 @@ class Trainer:
         compile: bool = False,
         keep: int = 1,
         best: str | None = None,
+        log: Callable[[Mapping[str, float]], object] | None = None,
     ):
         if best and not probe:
             raise ValueError(f"best names a figure of the probe, {best!r}, but there is no probe")
@@ -90,7 +98,7 @@ class Trainer:
         if loss is None:  # what the card says of rule "conditioned"; another loss tells what it likes
             model.teach(config.give)
         self.loss, self.probe, self.draw = loss or self._multitask, probe, draw
-        self.compile, self.best = compile, best
+        self.compile, self.best, self.log = compile, best, log
         self.step, self.seconds, self.history, self.probes, self.lengthened = 0, 0.0, [], [], []
         self._flops, self._peak = 0.0, math.inf  # of an example, and of the device
         self.sums, self.shares = {}, {}  # of each term times its share of a batch, since the last row; and of those shares
@@ -133,10 +141,11 @@ class Trainer:
                 model.check_prior(model.encode(seen), there)
         return missing
 
-    def run(self, progress: bool = True, max_minutes: float = math.inf) -> MTDiffusion:
+    def run(self, progress: bool | str = True, max_minutes: float = math.inf) -> MTDiffusion:
         """Train to the last step, or stop after so many minutes from now: the averaged model, in evaluation mode.
 
-        The history is in `.history`, and in the folder. Whatever stops a training, the last checkpoint stays.
+        The history is in `.history`, and in the folder. Whatever stops a training, the last checkpoint stays. How far it is
+        is said by a bar, by "lines" for a file, of which there is one in `PAUSE` seconds, or not at all.
 
         Raises:
             Interrupted: Ctrl-C, SIGTERM, SIGHUP or SIGUSR1 after a step, which a folder saves. `OutOfTime`: time is over.
@@ -148,6 +157,8 @@ class Trainer:
         """
         if not max_minutes >= 0:
             raise ValueError(f"max_minutes must be a number of minutes, got {max_minutes}")
+        progress = {True: "bar", False: "none"}.get(progress, progress)
+        check_choice("progress", progress, PROGRESS)
         safe = self.folder.safe if self.folder else lambda: "nothing was saved"
         with self.alone(), stop_requests(safe) as requests:
             if self.folder:
@@ -197,7 +208,7 @@ class Trainer:
             restore(self, state)
         return True
 
-    def _train(self, requests: list, progress: bool, seconds: float) -> None:
+    def _train(self, requests: list, progress: str, seconds: float) -> None:
         """All steps that are left, until a signal or so many seconds."""
         config, entered, last = self.config, time.perf_counter(), self.over
         began = entered - self.seconds
@@ -205,7 +216,7 @@ class Trainer:
         part = slice(self.rank * share, (self.rank + 1) * share)  # of each batch, which is this process's
         batches = self.data.batches(config.batch_size, config.seed, self.step, self.device, part)
         objective, agreed = self._objective(), Agreement(self.step)
-        hidden = not progress or self.rank > 0
+        hidden, said = progress != "bar" or self.rank > 0, -math.inf
         with tqdm(total=config.steps, initial=self.step, disable=hidden, unit="step", mininterval=0.5) as bar:
             while not last:
                 self._one(objective, next(batches))
@@ -216,6 +227,9 @@ class Trainer:
                     bar.update()
                     if line:
                         bar.set_postfix_str(line)
+                    if line and progress == "lines" and self.rank == 0 and (last or self.seconds >= said + PAUSE):
+                        print(f"step {self.step} of {config.steps}, {self.seconds:.0f} s: {line}", flush=True)
+                        said = self.seconds
                 if config.probe_every and (self.step % config.probe_every == 0 or last):
                     self._look()
                     began = time.perf_counter() - self.seconds
@@ -348,6 +362,8 @@ class Trainer:
         rows.append({"step": self.step, "seconds": round(self.seconds, 2), **found})
         if self.folder and self.rank == 0:
             self.folder.append(file, rows[-1])
+        if self.log and self.rank == 0:
+            self.log(rows[-1])
 
     def _share_sums(self) -> None:
         """Average the sums over processes; they have to be finite."""

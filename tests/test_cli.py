@@ -18,6 +18,8 @@ import torch
 
 import mtdiff as mt
 from mtdiff import cli
+from mtdiff.cli.evaluate import refuse_repeats
+from mtdiff.cli.sample import write_folder
 from mtdiff.datasets import digits
 from mtdiff.datasets.shapes import VOCABULARY, shapes
 from mtdiff.datasets.shapes import words as spoken
@@ -41,14 +43,49 @@ def trained(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(
-    "words", [["--help"], ["train", "--help"], ["sample", "--help"], ["evaluate", "--help"], ["course", "--help"]]
-)
+@pytest.mark.parametrize("words", [["--help"], *([name, "--help"] for name in cli.COMMANDS)])
 def test_help_helps(monkeypatch, capsys, words):
     with pytest.raises(SystemExit) as stop:
         run(monkeypatch, *words)
     assert stop.value.code == 0
     assert len(capsys.readouterr().out) > 200
+
+
+def test_every_command_says_what_the_list_says_of_it():
+    for name, text in cli.COMMANDS.items():
+        assert cli.command(name).__doc__.split("\n\n")[0] == text
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["mix"]])
+def test_what_needs_no_torch_does_not_wait_for_it(words):
+    lines = [f"import sys; sys.argv[1:] = {words}", "import mtdiff.cli", "try: mtdiff.cli.main()"]
+    code = "\n".join([*lines, "finally: assert 'torch' not in sys.modules"])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == (2 if words == ["mix"] else 0), done.stderr
+    assert "AssertionError" not in done.stderr
+    assert mt.__version__ in done.stdout or words != ["--version"]
+
+
+def test_a_shell_can_complete_commands(monkeypatch, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run(monkeypatch, "--tyro-print-completion", "bash")
+    assert stop.value.code in (None, 0)
+    said = capsys.readouterr().out
+    assert "evaluate" in said
+    assert "--guidance" in said
+
+
+def test_list_and_info_say_what_there_is(monkeypatch, capsys):
+    run(monkeypatch, "list")
+    said = capsys.readouterr().out
+    assert "image-transition\n  data: shapes16, shapes32\n" in said
+    assert "image-label/digits" in said
+    assert "judge/" not in said
+    run(monkeypatch, "info", "image-label/digits")
+    said = capsys.readouterr().out
+    assert "MTDiffusion on 1x8x8: 312,044 parameters" in said
+    assert "  label: Label, code 1x8x8, W 0.1 to 1, given at times" in said
+    assert "joint / agreement: " in said
 
 
 def test_train_writes_model_card_and_history(trained):
@@ -130,7 +167,7 @@ def test_a_training_by_the_clock_says_how_many_steps_it_took(tmp_path, monkeypat
         assert f"already trained: step {taken} of 500" in capsys.readouterr().out
         assert cards[-1]["training"]["minutes"] == 0.5
     assert cards[0]["training"]["taken"] > cards[1]["training"]["taken"]
-    cli._refuse_repeats([("a", cards[0]), ("b", cards[1])])
+    refuse_repeats([("a", cards[0]), ("b", cards[1])])
 
 
 def test_two_limits_of_time_are_told_apart(monkeypatch, capsys):
@@ -185,13 +222,11 @@ def training(seed=0, data="digits/train", **changes):
 )
 def test_only_seeds_of_one_training_are_averaged(others, message):
     with pytest.raises(ValueError, match=message):
-        cli._refuse_repeats(list(zip("abc", [training(), *others], strict=False)))
+        refuse_repeats(list(zip("abc", [training(), *others], strict=False)))
 
 
 def test_seeds_and_variants_are_averaged():
-    cli._refuse_repeats(
-        [("a", training(0)), ("b", training(1)), ("c", {**training(0), "variant": "w"}), ("d", {}), ("e", {})]
-    )
+    refuse_repeats([("a", training(0)), ("b", training(1)), ("c", {**training(0), "variant": "w"}), ("d", {}), ("e", {})])
 
 
 def test_repeats_are_refused_before_anything_is_judged(monkeypatch):
@@ -498,3 +533,33 @@ def test_a_card_without_known_data_has_no_held_out_examples(data, trained, tmp_p
     (folder / "card.json").write_text(json.dumps({k: v for k, v in card.items() if k != "data"} | data))
     with pytest.raises(SystemExit, match="the model's card names no data of image-label"):
         run(monkeypatch, "sample", folder, "--given", "label=test:0")
+
+
+def test_what_is_drawn_is_written_as_a_picture_as_arrays_or_as_a_folder(tmp_path, monkeypatch, capsys):
+    run(monkeypatch, "sample", "--n", 3, "--steps", 2, "--out", tmp_path / "values.npz")
+    values = np.load(tmp_path / "values.npz")
+    assert {name: values[name].shape for name in values} == {"image": (3, 1, 8, 8), "label": (3,)}
+    run(monkeypatch, "sample", "--n", 3, "--steps", 2, "--out", tmp_path / "drawn")
+    rows = [json.loads(line) for line in (tmp_path / "drawn" / "metadata.jsonl").read_text().splitlines()]
+    assert [row["file_name"] for row in rows] == ["0000.png", "0001.png", "0002.png"]
+    assert [row["label"] for row in rows] == [str(k) for k in values["label"].tolist()]  # the same seed
+    for k, row in enumerate(rows):
+        picture = np.asarray(PIL.Image.open(tmp_path / "drawn" / row["file_name"]))
+        assert picture == pytest.approx((values["image"][k, 0].clip(-1, 1) + 1) * 127.5, abs=0.51)
+    assert f"pictures: {tmp_path / 'drawn'}" in capsys.readouterr().out
+
+
+def test_several_kinds_of_pictures_are_written_side_by_side(tmp_path):
+    drawn = {
+        "image": torch.zeros(2, 3, 4, 4),
+        "mask": torch.ones(2, 1, 4, 4),
+        "segments": torch.tensor([[[0, 1]], [[1, 0]]]),
+    }
+    write_folder(drawn, {"caption": ["a", "b"]}, tmp_path)
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*")} == {
+        "images/metadata.jsonl", *(f"{name}/000{k}.png" for name in ("images", "mask", "segments") for k in (0, 1)),
+    }  # fmt: skip
+    assert np.asarray(PIL.Image.open(tmp_path / "mask" / "0000.png")).tolist() == [[255] * 4] * 4
+    assert np.unique(np.asarray(PIL.Image.open(tmp_path / "images" / "0001.png"))).tolist() == [128]
+    with pytest.raises(ValueError, match=r"no picture was drawn; write \.npz"):
+        write_folder({"label": torch.zeros(2)}, {}, tmp_path)

@@ -11,7 +11,7 @@ import torch
 from test_imagenet import WNIDS, save, write
 
 import mtdiff as mt
-from mtdiff import cli
+from mtdiff.cli.sample import read_picture
 from mtdiff.datasets import decoding
 from mtdiff.datasets.decoding import decoded
 from mtdiff.datasets.imagenet import prepare
@@ -75,7 +75,7 @@ def test_a_file_is_the_same_picture_packed_and_given(name, tmp_path):
     prepare(tmp_path / "in", tmp_path / "out", S, splits=("train",), progress=False)
     packed = prepared(tmp_path / "out").values["image"][0].movedim(0, 2).numpy().astype(int)
     image = SimpleNamespace(shape=(3, S, S), name="image")
-    given = cli._picture(image, str(tmp_path / "in" / "train" / WNIDS[0] / name))[0].movedim(0, 2)
+    given = read_picture(image, str(tmp_path / "in" / "train" / WNIDS[0] / name))[0].movedim(0, 2)
     assert np.abs(packed - right).mean() < (3 if name.endswith("jpg") else 0.01)
     assert np.abs((given.numpy() + 1) * 127.5 - packed).max() < 0.01
 
@@ -83,9 +83,9 @@ def test_a_file_is_the_same_picture_packed_and_given(name, tmp_path):
 def test_deep_grey_is_a_grey_image_or_a_mask(tmp_path):
     deep = np.where(np.arange(S) < 4, 20000, 60000).astype(np.uint16)[None].repeat(S, 0)
     save(tmp_path / "deep.png", PIL.Image.fromarray(deep))
-    grey = cli._picture(SimpleNamespace(shape=(1, S, S), name="image"), str(tmp_path / "deep.png"))
+    grey = read_picture(SimpleNamespace(shape=(1, S, S), name="image"), str(tmp_path / "deep.png"))
     assert torch.equal(((grey[0, 0, 0] + 1) * 127.5).round(), torch.tensor([78.0] * 4 + [233.0] * 12))
-    mask = cli._picture(mt.Mask((S, S)), str(tmp_path / "deep.png"))
+    mask = read_picture(mt.Mask((S, S)), str(tmp_path / "deep.png"))
     assert mask[0, 0, 0].tolist() == [0.0] * 4 + [1.0] * 12
 
 
@@ -131,7 +131,7 @@ def test_what_is_no_picture_is_named_and_ends_nothing(tmp_path, monkeypatch):
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(ValueError, match=r"pipe\.png cannot be read as a picture .*not a regular file"):
-        cli._picture(SimpleNamespace(shape=(3, S, S), name="image"), str(tmp_path / "pipe.png"))
+        read_picture(SimpleNamespace(shape=(3, S, S), name="image"), str(tmp_path / "pipe.png"))
 
 
 def test_large_pictures_are_decoded_one_at_a_time(tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from test_imagenet import class_folders, picture, save, write
 
 import mtdiff as mt
 from mtdiff import cli
+from mtdiff.cli.common import chosen_data, data_of
 from mtdiff.datasets import folder
 from mtdiff.datasets.imagenet import find, pack, prepare
 from mtdiff.datasets.prepared import prepared
@@ -537,12 +538,12 @@ def test_a_model_of_captions_trains_on_a_folder(place):
 
 def test_a_name_wins_over_a_folder_of_that_name(place, monkeypatch):
     animals(place / "digits")
-    assert cli._data(EXPERIMENTS["image-label"], "digits") == "digits"
-    assert cli._data(EXPERIMENTS["image-label"], "./digits", 8).startswith("data/prepared/digits-8-")
+    assert chosen_data(EXPERIMENTS["image-label"], "digits") == "digits"
+    assert chosen_data(EXPERIMENTS["image-label"], "./digits", 8).startswith("data/prepared/digits-8-")
     model = EXPERIMENTS["image-label"].build("digits", "fade-in", 0)
     for name, data in (("digits/train", "digits"), ("shapes16-masked/train", "shapes16")):
         model.card = {"data": {"name": name}}
-        assert cli._data_of(model, EXPERIMENTS["image-label"], None) == data
+        assert data_of(model, EXPERIMENTS["image-label"], None) == data
     model.card = {"data": {"name": "digits-8-0a1b2c3d/train"}}
     with pytest.raises(ValueError, match=r"names no data of image-label .digits-8-0a1b2c3d/train.: add --data"):
-        cli._data_of(model, EXPERIMENTS["image-label"], None)  # a pack that is gone is not the set of nearly its name
+        data_of(model, EXPERIMENTS["image-label"], None)  # a pack that is gone is not the set of nearly its name

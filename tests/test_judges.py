@@ -270,6 +270,10 @@ def test_a_fresh_network_cannot_tell_scenes_from_scenes_but_finds_a_wrong_label(
     assert same == told_apart(one, other, steps=250)
     paler = {**other, "image": 0.7 * other["image"]}
     assert told_apart(one, paler, steps=250)["accuracy"] > 0.8
+    texture = torch.randn(other["image"].shape, generator=torch.Generator().manual_seed(0))
+    uneven = {**other, "image": other["image"] + 0.06 * texture}
+    clean, noisy = (told_apart(one, uneven, noise, steps=250)["accuracy"] for noise in (0.0, 0.3))
+    assert noisy < 0.6 < 0.9 < clean
 
 
 @pytest.mark.parametrize(

@@ -336,6 +336,14 @@ def test_a_modality_without_an_embedding_cannot_condition():
         attached(mt.Vector(6)).condition(torch.zeros(1, 6))
 
 
+def test_a_picture_is_rounded_to_what_a_file_can_hold():
+    image = mt.Image((1, 1, 5), levels=3)
+    assert image.rounded(torch.tensor([-1.7, -0.6, 0.2, 0.51, 1.2])).tolist() == [-1.0, -1.0, 0.0, 1.0, 1.0]
+    scenes = mt.datasets.shapes("test", size=16, n=5, modalities=("image",)).values["image"]
+    assert torch.allclose(mt.Image((3, 16, 16), levels=256).rounded(scenes + 1e-3), scenes, atol=1e-6)
+    assert mt.Image((3, 16, 16)).rounded(scenes) is scenes
+
+
 def pixel(mean, variance, levels):
     """The law of an image of one pixel."""
     return law_of(attached(mt.Image((1, 1, 1), levels=levels, start="nothing"), (1, 1, 1)), mean, variance)

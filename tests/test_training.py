@@ -300,6 +300,32 @@ def test_the_history_is_written_with_the_checkpoint(tmp_path):
     assert set(run.history[0]) == {"step", "seconds", "total", "denoise", "x", "label", "gradient"}
 
 
+def test_every_row_goes_to_whoever_logs(tmp_path):
+    seen = []
+    config = replace(CONFIG, probe_every=6)
+    Trainer(point_model(width=16), DATA, config, probe=lambda model: {"size": 1.0}, log=seen.append).run(progress=False)
+    assert [row["step"] for row in seen] == [2, 4, 6, 6, 8, 10, 12, 12]
+    assert {"total", "x", "label"} < set(seen[0])
+    assert seen[3].keys() == {"step", "seconds", "size"}
+
+
+def test_progress_is_a_bar_or_lines_or_nothing(capsys, monkeypatch):
+    run = trainer()
+    run.run(progress="lines")
+    said, bar = capsys.readouterr()
+    assert (len(said.splitlines()), bar) == (2, "")  # the first row and the last
+    assert re.fullmatch(r"step 12 of 12, \d+ s: total [\d.]+ denoise .*/s", said.splitlines()[1])
+    monkeypatch.setattr("mtdiff.training.PAUSE", 0.0)
+    trainer().run(progress="lines")
+    assert len(capsys.readouterr().out.splitlines()) == 6
+    trainer().run(progress="bar")
+    assert "12/12" in capsys.readouterr().err
+    trainer().run(progress="none")
+    assert capsys.readouterr() == ("", "")
+    with pytest.raises(ValueError, match=r"progress must be one of \('bar', 'lines', 'none'\), got 'line'"):
+        trainer().run(progress="line")
+
+
 def test_a_finished_training_has_nothing_left_to_do(tmp_path):
     run = trainer(tmp_path)
     run.run(progress=False)

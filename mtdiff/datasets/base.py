@@ -14,7 +14,7 @@ from torch import Tensor
 ALL = slice(None)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Dataset:
     """Examples in memory, by modality.
 
@@ -39,6 +39,11 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(next(iter(self.values.values())))
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{name} {self.shape(name)}" for name in self.values)
+        classes = f"; {len(self.names)} classes" if self.names else ""
+        return f"{type(self).__name__}({self.name!r}, {len(self):,} examples: {shapes}{classes})"
 
     def __getitem__(self, rows) -> dict[str, Tensor]:
         """The examples at an index, a slice or an index tensor, {modality: (B, ...)}."""

@@ -15,7 +15,7 @@ from mtdiff.datasets.planted import OWN, SHARES
 from mtdiff.datasets.prepared import prepared
 from mtdiff.datasets.shapes import COLOURS, OBJECTS, SETS, SHAPES
 from mtdiff.elbo import elbo
-from mtdiff.judges import label_judge, scene_judge, svm_judge
+from mtdiff.judges import label_judge, scene_judge, svm_judge, told_apart
 from mtdiff.metrics import calibration_error, fidelity, frechet_distance, temperature
 from mtdiff.model import MTDiffusion
 from mtdiff.probes import each_class, head_accuracy, head_logits, learned, levels, noised
@@ -27,6 +27,8 @@ GUIDANCE = (1.0, 1.5, 2.0, 4.0)
 """Scales of classifier-free guidance that are compared."""
 FOLDS = 5
 """Parts of the held-out images, each scaled by a temperature that was fitted to the others."""
+NOISE = (0.0, 0.05)
+"""Standard deviations of the noise under which drawn pairs are told from real ones: none, and 6 of 255 grey levels."""
 LEVELS = 11
 """Number of noise levels at which the label head is judged."""
 EXAMPLES = 30_000
@@ -131,7 +133,8 @@ def sample_scores(model: MTDiffusion, r: Referee, n: int, rules: Sequence[str], 
 
     Returns:
         {"joint": `Referee.scores`, "joint_ddim": the same by DDIM, rule: ..., "head_accuracy": number, "bound":
-        `image_label_bounds`, and `Referee.fidelity` of joint samples}.
+        `image_label_bounds`, `Referee.fidelity` of joint samples, and "told_apart" {noise that is added to both: how well a
+        fresh network tells as many pairs from held-out ones}}.
     """
     generator, kinds = torch.Generator(model.device).manual_seed(seed), {"joint": {}, "joint_ddim": {"sampler": "ddim"}}
     kinds |= {rule: {"rule": rule, "given": {"label": each_class(model, n)}} for rule in rules}
@@ -141,6 +144,10 @@ def sample_scores(model: MTDiffusion, r: Referee, n: int, rules: Sequence[str], 
         out["head_accuracy"] = head_accuracy(model, r.test, generator=generator)
     draws = max(1, round(10 * n / len(r.test)))  # about 10 n in all: as costly as the samples that it stands beside
     out["bound"] = image_label_bounds(model, r.test, draws, generator)
+    pairs = sample_many(model, len(r.test), steps=r.steps, generator=generator)
+    pairs["image"] = model.modalities["image"].rounded(pairs["image"])  # as a file has it: all real ones are of few levels
+    real = {name: r.test.values[name] for name in pairs}
+    out["told_apart"] = {str(noise): told_apart(real, pairs, noise) for noise in NOISE}
     return {**out, **r.fidelity(drawn["joint"]["image"])}
 
 

@@ -146,6 +146,12 @@ class Image(Continuous):
         rivals = [other for name, other in others.items() if name in process.entering and name not in self.revealed_by]
         self.alone = not any(other is not self and self.shares(other) for other in rivals)
 
+    def rounded(self, value: Tensor) -> Tensor:
+        """Images as a file has them: each pixel the nearest of the `levels`; as they are without such."""
+        if self.levels is None:
+            return value
+        return ((value.clamp(-1, 1) + 1) / 2 * (self.levels - 1)).round() / (self.levels - 1) * 2 - 1
+
     def tidy(self, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The picture that reveals is 0 where its mask is 0."""
         if not self.revealed_by or not set(self.revealed_by) <= set(values):

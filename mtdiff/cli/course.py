@@ -1,0 +1,75 @@
+"""mtdiff course: hand the notebooks out, and grade what returns."""
+
+import csv
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+import tyro
+
+from mtdiff.files import to_json, write_atomic
+
+
+@dataclass
+class Students:
+    """Write the notebooks for students: stubs and checks, without solutions and outputs."""
+
+    # A new folder: notebooks/, and the result files that they read in data/.
+    out: Annotated[Path, tyro.conf.Positional]
+    only: tuple[str, ...] = ()  # Numbers or names of notebooks, such as 00 05; default: all.
+
+    def run(self) -> None:
+        """Write them and say where."""
+        from mtdiff import course
+
+        written = course.hand_out(self.out, self.only, solutions=isinstance(self, Solutions))
+        print(f"{len(written)} notebooks are in {written[0].parent}")
+
+
+@dataclass
+class Solutions(Students):
+    """Write the notebooks for teachers: executed, with solutions in view."""
+
+
+@dataclass
+class Grade:
+    """Run returned notebooks, each in a process of its own, and say which exercises the course's checks pass.
+
+    A process is no sandbox: what students wrote runs with your rights, so use an account or a container that may be lost.
+    """
+
+    LIMITS: ClassVar = {"minutes": (0.01, 10**4)}
+    FILES: ClassVar = ("out",)
+
+    # Notebooks, in subfolders named after students or in files named after both: anna/05_x.ipynb, 05_x_anna.ipynb.
+    folder: Annotated[Path, tyro.conf.Positional]
+    minutes: float = 10.0  # Time for each notebook, as a whole.
+    out: Path | None = None  # Also write the table: a .csv or a .json file.
+
+    def run(self) -> None:
+        """Grade, print a line for each exercise, and write the table."""
+        from mtdiff import course
+
+        kind = self.out.suffix if self.out else ".csv"
+        if kind not in (".csv", ".json"):
+            raise ValueError(f"--out {self.out} must end in .csv or .json")
+        rows = []
+        for row in course.grade(self.folder, self.minutes):
+            rows.append(vars(row))
+            word = "passed" if row.passed else "open"
+            print(f"{row.who:20} {row.notebook:32} {row.exercise} {word:6}  {row.message}", flush=True)
+        print(f"{sum(row['passed'] for row in rows)} of {len(rows)} exercises passed")
+        if self.out:
+            text = io.StringIO(newline="")
+            table = csv.DictWriter(text, rows[0])
+            table.writeheader()
+            table.writerows(rows)
+            write_atomic(self.out, (to_json(rows, indent=1) + "\n" if kind == ".json" else text.getvalue()).encode())
+
+
+@dataclass
+class Course:
+    """Hand the course out, for students or for teachers, and grade what returns."""
+
+    action: tyro.conf.OmitSubcommandPrefixes[Students | Solutions | Grade]
