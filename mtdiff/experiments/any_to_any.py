@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -38,13 +38,19 @@ LEVELS = (0.5, 2.8)
 
 @functools.lru_cache(4)
 def world(data: str, split: str) -> Dataset:
-    """Scenes as in `shapes` with all of `MODALITIES`: `EXAMPLES` to train on, 2000 to test on.
+    """Scenes with all of `MODALITIES`: `EXAMPLES` to train on, 2000 to test on."""
+    return scenes(data, split, EXAMPLES if split == "train" else 2000)
+
+
+def scenes(data: str, split: str, n: int, modalities: Sequence[str] = MODALITIES) -> Dataset:
+    """The first n scenes of one of `WORLDS`, with these modalities of `shapes`.
 
     Captions are as long as the world's longest: (N, 4) with one object, (N, 10) with up to three.
     """
     size, objects = WORLDS[data]
-    values = render(numbers(split, EXAMPLES if split == "train" else 2000, objects=objects), size, modalities=MODALITIES)
-    values["caption"] = values["caption"][:, : length(objects)]
+    values = render(numbers(split, n, objects=objects), size, modalities=tuple(modalities))
+    if "caption" in values:
+        values["caption"] = values["caption"][:, : length(objects)]
     return Dataset(
         f"{data}-any/{split}", values, OBJECTS, f"scenes {split} {size}, objects {objects}, rendering {RENDERING}"
     )

@@ -1,0 +1,283 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown] tags=["slide"]
+# # 10 · Any to any: five modalities, one model
+#
+# **After this notebook you can**
+# - write a sentence into a space of images, and prove which words can be read back from any noisy state;
+# - say what a model has to be shown so that whatever is given, all the rest can be drawn;
+# - score a drawn modality against a given one, and tell the model's error from the judge's;
+# - test in which order modalities should be drawn, and what guidance costs where nothing was trained for it;
+# - add a modality to a model that is trained, in about ten lines.
+#
+# **You need** notebooks 02 (codes, present sets), 05 (rules, guidance) and 08 (labels). **Time**: about 80 minutes to read,
+# about a minute to run on a laptop CPU. No GPU, no download.
+#
+# That one set of weights should serve every direction is the promise of the paper's title (Chen et al. 2024,
+# [arXiv:2407.17571](https://arxiv.org/abs/2407.17571)). UniDiffuser (Bao et al. 2023) does it for images and text with a
+# time for each, 4M (Mizrahi et al. 2023) for many kinds of maps with masked tokens (both second-hand). The model, the
+# derivations and all measurements here are ours ([measured.md](measured.md)).
+
+# %%
+import itertools
+import json
+import math
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+from IPython.display import Markdown
+
+import mtdiff as mt
+from mtdiff import plots, widgets
+from mtdiff.datasets.shapes import OBJECTS, VOCABULARY, read_caption
+from mtdiff.experiments import any_to_any
+from mtdiff.experiments.any_scores import agreement, read
+from mtdiff.losses import coins
+
+torch.set_num_threads(1)
+plots.style()
+
+
+def rng(seed):
+    """A generator, so that every cell draws the same numbers whenever it runs."""
+    return torch.Generator().manual_seed(seed)
+
+
+# %% [markdown] tags=["slide"]
+# ## 1 · One set of weights
+#
+# A scene of our world is known in five ways: its *image*, a *caption* such as "grey small red circle", a *label* ("red
+# circle"), its *segmentation* (the kind of shape at each pixel) and its *depth*. One model, one call: we give a
+# sentence and draw the rest.
+
+# %%
+model = mt.load("any-to-any/shapes32")
+kinds, test = model.modalities, any_to_any.world("shapes32", "test")
+asked = ["a large red circle on white", "a small blue square on grey", "a large yellow triangle on black"]
+asked += ["a large cyan circle on brown", "a small magenta triangle on white", "a large green square on grey"]
+words = kinds["caption"].tokens([read_caption(text) for text in asked])
+drawn = mt.sample(model, len(asked), given={"caption": words}, steps=25, generator=rng(0))
+
+
+def pictures(values):
+    """Images, depths and segments, as they can be shown side by side."""
+    shown = {"image": values["image"], "depth": values["depth"].expand(-1, 3, -1, -1)}
+    return {**shown, "segments": plots.coloured(values["segmentation"])}
+
+
+titles = [text.replace("a ", "", 1).replace(" on ", "\non ") for text in asked]
+plots.show(
+    plots.picture_rows(pictures(drawn), titles, "A sentence is given, all else is drawn"),
+    "Six scenes drawn for sentences that stand above them: image, depth and segments of one object each.",
+)
+print("labels drawn with them:", ", ".join(OBJECTS[k] for k in drawn["label"]))
+
+# %% [markdown]
+# The same weights, the other way round: held-out images are given, and words, labels, depths and segments are read. And with
+# nothing given, all five are drawn from noise.
+
+# %%
+truth = {name: value[:6] for name, value in test.values.items()}
+seen = mt.sample(model, 6, given={"image": truth["image"]}, steps=25, generator=rng(1))
+alone = mt.sample(model, 6, steps=50, generator=rng(2))
+for values, title in ((seen, "An image is given: its words, depth and segments are read"), (alone, "Nothing is given")):
+    said = [text.replace(" ", "\n", 1) for text in kinds["caption"].text(values["caption"])]
+    plots.show(plots.picture_rows(pictures(values), said, title), f"{title}. Six scenes, with the captions that were drawn.")
+
+# %% [markdown] tags=["slide"]
+# ## 2 · A sentence enters a space of images
+#
+# A caption is a sequence of words $x_1, \dots, x_L$ out of $V$. As with labels (notebook 08), a word is written into the
+# space as a fixed picture, its *code*, and a caption is the sum of its words' codes:
+#
+# $$ E(x) = \sum_{l=1}^{L} c_{l,\,x_l} . $$
+#
+# "Red" has a code for each place $l$, so that order counts. Which codes? At each place the $V$ codes are the corners of a
+# regular simplex, so that no word is nearer to one than to another, and the simplices of two places lie in orthogonal
+# subspaces: $\langle c_{l,j}, c_{m,k}\rangle = 0$ for $l \ne m$. They need $L(V-1)$ dimensions of the space. Scaled to
+# $\|c_{l,k}\|^2 = D/L$ with $D = \dim Z$, **every caption has the same length**, $\|E(x)\|^2 = D$: unit mean square, as all
+# codes here.
+#
+# Now let a state be $z = a\,E(x) + b\,\eta$, $\eta \sim \mathcal N(0, I)$. By Bayes' rule
+#
+# $$ \log p(x \mid z) = \log p(x) - \frac{\|z - a E(x)\|^2}{2 b^2} + \text{const}
+#    = \log p(x) + \frac{a}{b^2} \sum_l \langle z, c_{l,x_l} \rangle + \text{const}, $$
+#
+# because $\|E(x)\|^2$ is the same for all $x$. With independent words the right side is a sum over places: **the posterior
+# of a whole sentence is a softmax at each place**, exact, and costs $L \cdot V$ inner products instead of $V^L$. Check, by
+# enumerating all sentences of three words out of four, with words that are not equally frequent:
+
+# %%
+L, V, a, b = 3, 4, 0.5, 1.0
+small = mt.Caption(["a", "b", "c", "d"], L, "simplex", sense=True)
+small.attach("caption", (2, 4, 4), mt.MLP((2, 4, 4)))
+every = torch.tensor(list(itertools.product(range(V), repeat=L)))  # (64, 3)
+frequent = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64)
+codes = small.encode(every).double().flatten(1)  # (64, 32)
+assert torch.allclose(codes.square().sum(1), torch.full((64,), 32.0).double(), atol=1e-4)
+z = a * codes[37] + b * torch.randn(32, dtype=torch.float64, generator=rng(3))
+prior = frequent[every].prod(1)
+sentences = (prior.log() - (z - a * codes).square().sum(1) / (2 * b**2)).softmax(0)  # Bayes, sentence by sentence
+table = small.codes.double().flatten(2)  # (L, V, 32)
+places = (frequent.log() + a / b**2 * (table @ z)).softmax(1)  # (L, V): place by place
+product = torch.stack([places[l, every[:, l]] for l in range(L)]).prod(0)
+print(f"largest difference between {len(every)} probabilities: {float((sentences - product).abs().max()):.1e}")
+assert torch.allclose(sentences, product, atol=1e-6)
+
+# %% [markdown]
+# Real words are not independent ("a circle" is never "white" on white), and the rest of the state is no white noise but an
+# image. So this posterior is not the model's answer but its *first guess*: the library shows it to the network
+# (`sense=True`, notebook 08), takes the expected code out of the state, and lets a head say the rest.
+#
+# When does the chain know a word? Two codes at one place are $\sqrt{2\,\tfrac{D}{L}\,\tfrac{V}{V-1}}$ apart. Seen through
+# noise, the two are told apart like two points at a distance of $d = \tfrac{a}{b}\sqrt{2\,\tfrac{D}{L}\,\tfrac{V}{V-1}}$
+# standard deviations. The dimension works for us: the same word is written into thousands of numbers.
+
+# %%
+levels = torch.linspace(-12, 2, 15)
+figure, axis = plt.subplots(figsize=(6.5, 3), layout="constrained")
+for k, (size, length) in enumerate(((16, 4), (32, 4), (32, 10))):
+    D, vocabulary = 4 * size**2, len(VOCABULARY)
+    codes = mt.modalities.simplex_codes(vocabulary, (4, size, size), places=length).flatten(2)
+    share = []
+    for level in levels:
+        word = torch.randint(vocabulary, (500, length), generator=rng(4))
+        ratio = float(level / 2)  # a / b = exp(log-SNR / 2)
+        x = codes[torch.arange(length), word].sum(1) * math.exp(ratio) + torch.randn(500, D, generator=rng(5))
+        share.append(float((torch.einsum("nd,lvd->nlv", x, codes).argmax(2) == word).double().mean()))
+    axis.plot(levels, share, marker="o", markersize=3, color=f"C{k}", label=f"{size}x{size}, {length} words")
+axis.axvspan(-3, 6, color="0.93", zorder=0)
+axis.set(xlabel="log-SNR of the caption (clean on the right)", ylabel="words read right", ylim=(0, 1.02))
+axis.set_title("Words are read where an image is still noise (grey: where an image takes shape)", fontsize=10)
+axis.legend(frameon=False, fontsize=8)
+plots.show(figure, "Share of words read right over log-SNR for three spaces; all are near one at a log-SNR of minus four.")
+
+# %% [markdown] tags=["slide"]
+# ## 3 · What it has to be shown
+#
+# Five modalities make $2^5$ sets of given ones; whatever is not given is to be drawn. That is 31 conditionals. A model for
+# each would be 31 trainings. One model needs to meet each kind of question in training, no more: for every example and
+# every modality we throw a coin. With chance 0.4 the modality is **given** (the backbone is told its value, and its code is
+# taken out of the state), with chance 0.1 it is **absent** (not in the state at all, so that the model also learns the law of
+# the rest without it), and else it is in the state, noised, and its head has to read it.
+
+# %%
+config = any_to_any.config("shapes32", "shared", "full")
+given = torch.stack(list(coins(config.give, 100_000, torch.device("cpu"), rng(6)).values()), 1)  # (100000, 5)
+sets, counts = given.unique(dim=0, return_counts=True)
+chance = 0.4 ** sets.sum(1) * 0.6 ** (5 - sets.sum(1))
+rare, usual = (float(end) for end in chance.aminmax())
+print(f"{len(sets)} sets are met; in a batch of 32 the rarest {32 * rare:.2f} times, the most frequent {32 * usual:.1f} times")
+assert len(sets) == 2**5
+assert torch.allclose(counts / 100_000, chance, atol=4 * 0.5 / 100_000**0.5)
+
+# %% [markdown]
+# Nothing else is new. The loss is that of notebook 03: the aggregate's error, and a read-out term for each modality that is
+# not given. All five share the four channels of the space, three of the image and one of the depth: the segmentation's codes
+# lie on the image's channels and fade in with the noise, as label and caption do.
+
+# %%
+plots.show(
+    plots.curve_panels(model.process, "The image is there throughout, codes fade in with the noise"),
+    "Cumulative and injected weights of five modalities over the steps, and their signal-to-noise ratios.",
+)
+model
+
+# %% [markdown] tags=["slide"]
+# ## 4 · The whole matrix
+#
+# What is a good answer to "draw the caption of this depth map"? Depth shows sizes and shapes, and no colours. So we ask of
+# each pair only **what both say**: a judge, a small network that never saw a generator, reads size, colour, shape and
+# background off what was drawn, and we count how often it is what was given. A drawn label is compared with the objects of
+# the scene. Judges make errors, too; the last row is what they say of the true values.
+
+# %%
+folder, names = Path("../data/results"), list(any_to_any.MODALITIES)
+result = json.loads((folder / "any-to-any-shapes32-shared.json").read_text())
+scores = result["variants"]["shared"]
+
+
+def share(kinds):
+    """The mean over what two modalities both say."""
+    return sum(kind["mean"] for kind in kinds.values()) / len(kinds)
+
+
+matrix = torch.full((6, 5), math.nan)
+for row, one in enumerate(names):
+    for column, other in enumerate(names):
+        if one != other:
+            matrix[row, column] = share(scores["given"][one][other])
+for column, name in enumerate(names):
+    if name in scores["judges"]:
+        matrix[5, column] = share(scores["judges"][name])
+pairs = matrix[:5][~matrix[:5].isnan()]
+title = f"Of what both say, {pairs.mean():.1%} is right; in the worst pair {pairs.min():.1%}"
+figure, ((axis,),) = plots.panels(1, 1, (6, 3.4), title)
+axis.imshow(matrix, vmin=0.5, vmax=1, cmap="viridis")
+for (row, column), value in ((at, matrix[at]) for at in itertools.product(range(6), range(5))):
+    axis.text(column, row, "" if value.isnan() else f"{value:.3f}", ha="center", va="center", color="white" if value < 0.9 else "black")
+axis.set_xticks(range(5), names)
+axis.set_yticks(range(6), [f"{name} given" for name in names] + ["the truth, judged"])
+axis.tick_params(length=0)
+plots.show(figure, "Agreement of each drawn modality with each given one, and of true values with themselves as judges read them.")
+
+# %% [markdown]
+# Two things given say more than one. The same score, of the image alone, by how many others are given with it:
+
+# %%
+by_count = {count: [] for count in range(1, 5)}
+for given, drawn_scores in scores["given"].items():
+    if "image" in drawn_scores:
+        by_count[given.count("+") + 1].append((given, share(drawn_scores["image"])))
+figure, ((axis,),) = plots.panels(1, 1, (6, 2.6), "Images drawn for one to four given modalities")
+for count, found in by_count.items():
+    axis.plot([count] * len(found), [value for _, value in found], "o", color="C0", alpha=0.6)
+    axis.annotate(min(found, key=lambda pair: pair[1])[0], (count, min(value for _, value in found)), xytext=(6, -4),
+                  textcoords="offset points", fontsize=7)  # fmt: skip
+axis.set(xlabel="how many are given", ylabel="agreement of the image", xticks=range(1, 5))
+plots.show(figure, "Agreement of drawn images with what is given, over the number of given modalities; the worst set is named.")
+
+# %% [markdown] tags=["slide"]
+# ## 5 · A modality of your own, in ten lines
+#
+# Now somebody has *sketches* of a few scenes. Does the model have to be trained again? `extended` makes a copy with one more
+# modality. Its weight in the sum is 0: a sketch is given to the backbone, or read off it, and the state of the others stays
+# what the trunk was trained on. So the trunk can be **frozen**, and only the new encoder and head be trained. Here with 200
+# scenes, at 16×16, for some seconds:
+
+# %%
+trained = mt.load("any-to-any/shapes16")
+shown = (*any_to_any.MODALITIES, "sketch")
+scenes = any_to_any.scenes("shapes16", "train", 200, shown)
+mine = trained.extended("sketch", mt.Image((1, 16, 16), channels=slice(3, 4), start="nothing", tell=True))
+for name, parameter in mine.named_parameters():
+    parameter.requires_grad_("sketch" in name)
+settings = trained.card["training"]
+give, weights = {**settings["give"], "sketch": 0.5}, {**settings["weights"], "sketch": 1.0}
+config = mt.TrainConfig(150, batch_size=32, lr=4e-3, levels=any_to_any.LEVELS, give=give, drop=settings["drop"], weights=weights)
+mine = mt.Trainer(mine, scenes, config).run(progress=False)
+new = sum(p.numel() for p in mine.parameters() if p.requires_grad)
+print(f"{new:,} of {sum(p.numel() for p in mine.parameters()):,} parameters were trained")
+
+# %%
+held = any_to_any.scenes("shapes16", "test", 8, shown)[:]
+out = mt.sample(mine, 8, given={"image": held["image"]}, steps=12, generator=rng(8))
+back = mt.sample(mine, 8, given={"sketch": held["sketch"]}, steps=25, generator=rng(9))
+rows = {"image": held["image"], "its sketch": held["sketch"].expand(-1, 3, -1, -1)}
+rows |= {"drawn sketch": out["sketch"].expand(-1, 3, -1, -1), "image for a sketch": back["image"]}
+plots.show(
+    plots.picture_rows(rows, title="Sketches, learned from 200 scenes with the trunk frozen"),
+    "Eight scenes, their sketches, the sketches drawn for the images, and images drawn for the sketches.",
+)
