@@ -37,13 +37,11 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
-from IPython.display import Markdown
 
 import mtdiff as mt
-from mtdiff import plots, widgets
+from mtdiff import plots
 from mtdiff.datasets.shapes import OBJECTS, VOCABULARY, read_caption
 from mtdiff.experiments import any_to_any
-from mtdiff.experiments.any_scores import agreement, read
 from mtdiff.losses import coins
 
 torch.set_num_threads(1)
@@ -179,7 +177,9 @@ given = torch.stack(list(coins(config.give, 100_000, torch.device("cpu"), rng(6)
 sets, counts = given.unique(dim=0, return_counts=True)
 chance = 0.4 ** sets.sum(1) * 0.6 ** (5 - sets.sum(1))
 rare, usual = (float(end) for end in chance.aminmax())
-print(f"{len(sets)} sets are met; in a batch of 32 the rarest {32 * rare:.2f} times, the most frequent {32 * usual:.1f} times")
+print(
+    f"{len(sets)} sets are met; in a batch of 32 the rarest {32 * rare:.2f} times, the most frequent {32 * usual:.1f} times"
+)
 assert len(sets) == 2**5
 assert torch.allclose(counts / 100_000, chance, atol=4 * 0.5 / 100_000**0.5)
 
@@ -227,11 +227,20 @@ title = f"Of what both say, {pairs.mean():.1%} is right; in the worst pair {pair
 figure, ((axis,),) = plots.panels(1, 1, (6, 3.4), title)
 axis.imshow(matrix, vmin=0.5, vmax=1, cmap="viridis")
 for (row, column), value in ((at, matrix[at]) for at in itertools.product(range(6), range(5))):
-    axis.text(column, row, "" if value.isnan() else f"{value:.3f}", ha="center", va="center", color="white" if value < 0.9 else "black")
+    axis.text(
+        column,
+        row,
+        "" if value.isnan() else f"{value:.3f}",
+        ha="center",
+        va="center",
+        color="white" if value < 0.9 else "black",
+    )
 axis.set_xticks(range(5), names)
 axis.set_yticks(range(6), [f"{name} given" for name in names] + ["the truth, judged"])
 axis.tick_params(length=0)
-plots.show(figure, "Agreement of each drawn modality with each given one, and of true values with themselves as judges read them.")
+plots.show(
+    figure, "Agreement of each drawn modality with each given one, and of true values with themselves as judges read them."
+)
 
 # %% [markdown]
 # Two things given say more than one. The same score, of the image alone, by how many others are given with it:
@@ -247,7 +256,9 @@ for count, found in by_count.items():
     axis.annotate(min(found, key=lambda pair: pair[1])[0], (count, min(value for _, value in found)), xytext=(6, -4),
                   textcoords="offset points", fontsize=7)  # fmt: skip
 axis.set(xlabel="how many are given", ylabel="agreement of the image", xticks=range(1, 5))
-plots.show(figure, "Agreement of drawn images with what is given, over the number of given modalities; the worst set is named.")
+plots.show(
+    figure, "Agreement of drawn images with what is given, over the number of given modalities; the worst set is named."
+)
 
 # %% [markdown] tags=["slide"]
 # ## 5 · A modality of your own, in ten lines
@@ -266,7 +277,9 @@ for name, parameter in mine.named_parameters():
     parameter.requires_grad_("sketch" in name)
 settings = trained.card["training"]
 give, weights = {**settings["give"], "sketch": 0.5}, {**settings["weights"], "sketch": 1.0}
-config = mt.TrainConfig(150, batch_size=32, lr=4e-3, levels=any_to_any.LEVELS, give=give, drop=settings["drop"], weights=weights)
+config = mt.TrainConfig(
+    150, batch_size=32, lr=4e-3, levels=any_to_any.LEVELS, give=give, drop=settings["drop"], weights=weights
+)
 mine = mt.Trainer(mine, scenes, config).run(progress=False)
 new = sum(p.numel() for p in mine.parameters() if p.requires_grad)
 print(f"{new:,} of {sum(p.numel() for p in mine.parameters()):,} parameters were trained")

@@ -24,7 +24,7 @@ from mtdiff.comparison import Difference
 from mtdiff.course import HIDDEN
 from mtdiff.course import tags as tags_of
 from mtdiff.datasets import MIXTURE, Dataset, masks, shapes
-from mtdiff.experiments import image_representation, image_transition, masked_image
+from mtdiff.experiments import any_to_any, image_representation, image_transition, masked_image
 from mtdiff.metrics import psnr
 
 spec = importlib.util.spec_from_file_location("course_notebooks", Path(__file__).parent / "notebooks.py")
@@ -588,6 +588,10 @@ BOARDS = {
     "draw_between": (
         lambda: widgets.representation_board(*small_between()), {"first": 1, "second": 2, "guidance": 0.0, "seed": 5}
     ),
+    "draw_any": (
+        lambda: widgets.any_board(any_model(), any_to_any.world("shapes16", "test")),
+        {"given": ("image", "label"), "words": "a red circle", "scene": 2, "steps": 5, "seed": 3},
+    ),
     "draw_bound": (widgets.bound_board, {"start": 0.5, "end": 2.0, "T": 2, "low": -8.0}),
     "draw_class": (
         lambda: widgets.class_sampler(image_label_model(), n=1), {"steps": 2, "label": 0, "guidance": 0.0, "seed": 3}
@@ -617,6 +621,13 @@ BOARDS = {
         {"steps": 4, "direction": "night to day", "scene": 1, "seed": 6},
     ),
 }  # fmt: skip
+
+
+def any_model():
+    """A model that draws all five modalities and has learned nothing."""
+    model = randomise(any_to_any.build("shapes16", "shared"), scale=0.05).eval()
+    model.card = {"taught": list(model.modalities)}
+    return model
 
 
 def boards():

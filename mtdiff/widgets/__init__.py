@@ -3,8 +3,8 @@
 # ruff: noqa: F401, I001 (names that are found here, listed once)
 from mtdiff.widgets.base import Board, Verdict
 from mtdiff.widgets.experiments import (
-    amplification_board, class_sampler, inpainting_board, representation_board, transition_board,
-    draw_amplification, draw_between, draw_class, draw_inpainting, draw_transition,
+    amplification_board, any_board, class_sampler, inpainting_board, representation_board, transition_board,
+    draw_amplification, draw_any, draw_between, draw_class, draw_inpainting, draw_transition,
 )  # fmt: skip
 from mtdiff.widgets.scaling import draw_plan, plan, plan_board
 from mtdiff.widgets.theory import (

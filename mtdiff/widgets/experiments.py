@@ -1,14 +1,19 @@
 """Boards over trained models: a class, a transition, an inpainting, guidance, what lies between two representations."""
 
+from textwrap import shorten
+
+import ipywidgets
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from mtdiff.datasets import Dataset
 from mtdiff.datasets.masks import MASKS, masks
+from mtdiff.datasets.shapes import as_picture, read_caption
 from mtdiff.exact import planted_mixture, sample_group
 from mtdiff.experiments import masked_image
 from mtdiff.metrics import psnr, ssim
+from mtdiff.modalities import Caption, Label
 from mtdiff.model import MTDiffusion
 from mtdiff.plots import CLASSES, pair_grid, panels, picture_rows
 from mtdiff.sampling import sample, sample_path
@@ -148,4 +153,44 @@ representation_board = Board(
     draw_between, "Drawn between for {setting}",
     first=lambda model, scenes: (0, 0, len(scenes) - 1), second=lambda model, scenes: (1, 0, len(scenes) - 1),
     guidance=(1.0, 0.0, 4.0, 0.5), seed=(0, 0, 99),
+)  # fmt: skip
+
+
+def draw_any(
+    model: MTDiffusion, scenes: Dataset, given: tuple[str, ...] = (), words: str = "", scene: int = 0, steps: int = 12,
+    seed: int = 0,
+) -> Figure:  # fmt: skip
+    """All modalities of a scene, those that are given and the others: as they would be read at five steps, and drawn.
+
+    Given are those of one of the scenes, or a caption in words of its own; words that are no scene of the shapes world are
+    left out, and the title says why. Caption and label stand in the title.
+    """
+    values, title = {name: scenes.values[name][scene : scene + 1].to(model.device) for name in given}, []
+    try:
+        if words:
+            values["caption"] = model.modalities["caption"].tokens(read_caption(words, seed)).to(model.device)
+    except ValueError as error:
+        title.append(shorten(str(error), 90))
+    generator = torch.Generator(model.device).manual_seed(seed)
+    path = list(sample_path(model, 1, given=values, steps=steps, generator=generator))
+    looks, rows = [path[i] for i in torch.linspace(0, steps, 6).round().long().tolist()], {}
+    for name, modality in model.modalities.items():
+        known = f"{name}{' (given)' * (name in values)}"
+        drawn = [values[name] if name in values else look.law[name].draw() for _, _, look in looks]
+        if isinstance(modality, Caption):
+            title.append(f"{known}: {modality.text(drawn[-1])[0]}")
+        elif isinstance(modality, Label):
+            title.append(f"{known}: {modality.names[int(drawn[-1])]}")
+        else:
+            rows[known] = torch.cat([as_picture(name, value) for value in drawn])
+    return picture_rows(rows, [*(f"t = {t}" for t, _, _ in looks[:-1]), "drawn"], "   ".join(title))
+
+
+any_board = Board(
+    draw_any, "What a model draws for {setting}",
+    given=lambda model, scenes: ipywidgets.SelectMultiple(options=list(model.modalities), description="given"),
+    words=lambda model, scenes: ipywidgets.Text(
+        placeholder="a small red circle on grey", continuous_update=False, description="words"
+    ),
+    scene=lambda model, scenes: (0, 0, min(99, len(scenes) - 1)), steps=(12, 5, 50), seed=(0, 0, 99),
 )  # fmt: skip
