@@ -130,7 +130,7 @@ prior = frequent[every].prod(1)
 sentences = (prior.log() - (z - a * codes).square().sum(1) / (2 * b**2)).softmax(0)  # Bayes, sentence by sentence
 table = small.codes.double().flatten(2)  # (L, V, 32)
 places = (frequent.log() + a / b**2 * (table @ z)).softmax(1)  # (L, V): place by place
-product = torch.stack([places[l, every[:, l]] for l in range(L)]).prod(0)
+product = torch.stack([row[word] for row, word in zip(places, every.T, strict=True)]).prod(0)
 print(f"largest difference between {len(every)} probabilities: {float((sentences - product).abs().max()):.1e}")
 assert torch.allclose(sentences, product, atol=1e-6)
 
@@ -167,9 +167,9 @@ plots.show(figure, "Share of words read right over log-SNR for three spaces; all
 #
 # Five modalities make $2^5$ sets of given ones; whatever is not given is to be drawn. That is 31 conditionals. A model for
 # each would be 31 trainings. One model needs to meet each kind of question in training, no more: for every example and
-# every modality we throw a coin. With chance 0.4 the modality is **given** (the backbone is told its value, and its code is
-# taken out of the state), with chance 0.1 it is **absent** (not in the state at all, so that the model also learns the law of
-# the rest without it), and else it is in the state, noised, and its head has to read it.
+# every modality we throw a coin. With chance 0.4 the modality is **given**: the backbone is told its value, and its code is
+# taken out of the state. With chance 0.1 it is **absent**: not in the state at all, so that the model also learns the law
+# of the rest without it. Else it is in the state, noised, and its head has to read it.
 
 # %%
 config = any_to_any.config("shapes32", "shared", "full")
@@ -294,3 +294,111 @@ plots.show(
     plots.picture_rows(rows, title="Sketches, learned from 200 scenes with the trunk frozen"),
     "Eight scenes, their sketches, the sketches drawn for the images, and images drawn for the sketches.",
 )
+
+# %% [markdown] tags=["slide"]
+# ## 6 · Play
+#
+# Tick what is given of a scene (with the control key, several), or type a sentence, and see the rest appear. **Look for**
+# what is certain from the first step (sizes from a depth) and what is decided late (colours, where no one told them); give a
+# depth and a caption that contradict each other; and see what a model that was trained on one object says to two.
+# (On a static page the controls do not move; one setting is below.)
+
+# %% tags=["nbval-ignore-output"]
+widgets.any_board(model, test)
+
+# %%
+plots.show(
+    widgets.draw_any(model, test, given=("depth",), words="a small red circle on white", scene=3),
+    "Image, depth and segments at five steps and drawn, for the depth of a scene and a caption of another.",
+)
+
+# %% [markdown]
+# ## 7 · Exercises
+#
+# **Exercise 1 (warm-up, easy, 10 minutes). How often is a question asked?**
+# Each of `n` modalities is given with chance $g$, by a coin of its own. Return the share of training examples in which
+# exactly $k$ are given, for $k = 0, \dots, n-1$, as a list: the rest, in which all are given, asks for nothing.
+
+
+# %% tags=["exercise"]
+def asked_shares(n, g):
+    """[share of examples in which exactly k of n modalities are given, for k in 0..n-1]."""
+    ...  # your code
+
+
+# %% tags=["check"]
+def check_1(function):
+    for n, g in ((5, 0.4), (2, 0.5), (3 + int(torch.randint(4, ())), 0.1 + 0.8 * float(torch.rand(())))):
+        shares = function(n, g)
+        if shares is None:
+            return widgets.Verdict(False, "the function returns nothing yet")
+        if len(shares) != n:
+            return widgets.Verdict(False, f"n = {n}: expected {n} shares, got {len(shares)}")
+        every = torch.tensor(list(itertools.product([0, 1], repeat=n)))
+        weight = g ** every.sum(1) * (1 - g) ** (n - every.sum(1))
+        for k, mine in enumerate(shares):
+            right = float(weight[every.sum(1) == k].sum())
+            if not abs(float(mine) - right) < 1e-5:
+                return widgets.Verdict(False, f"n = {n}, g = {g:.2f}, k = {k}: expected {right:.4f}, got {float(mine):.4f}")
+    return widgets.Verdict(True, f"with five at 0.4, {sum(function(5, 0.4)):.1%} of the examples ask for something")
+
+
+check_1(asked_shares)
+
+
+# %% tags=["solution"]
+def asked_shares_solution(n, g):
+    return [math.comb(n, k) * g**k * (1 - g) ** (n - k) for k in range(n)]
+
+
+solved, one_set = check_1(asked_shares_solution), check_1(lambda n, g: [g**k * (1 - g) ** (n - k) for k in range(n)])
+assert solved, solved.message
+assert not one_set, one_set.message
+solved
+
+# %% [markdown]
+# **Exercise 2 (understand, medium, 15 minutes). Words in too small a space.**
+# The codes of section 2 need $L(V-1)$ dimensions. A space of 16 dimensions is to hold captions of three words out of
+# eight, so that random codes have to do (`mt.modalities.simplex_codes` falls back to them). Return the share of words that
+# the place-by-place softmax reads right **without any noise**, over all captions. Which assumption of the derivation is
+# gone?
+
+
+# %% tags=["exercise"]
+def read_without_noise(codes):
+    """Share of words read right from E(x) itself; codes (L, V, D), over all V^L captions."""
+    ...  # your code
+
+
+# %% tags=["check"]
+def check_2(function):
+    for places, vocabulary, size, seed in ((3, 8, 16, 0), (3, 8, 16, int(torch.randint(99, ()))), (2, 4, 6, 0)):
+        codes = mt.modalities.simplex_codes(vocabulary, (size,), seed, places)
+        mine = function(codes)
+        if mine is None:
+            return widgets.Verdict(False, "the function returns nothing yet")
+        every = torch.cartesian_prod(*[torch.arange(vocabulary)] * places)
+        written = codes[torch.arange(places), every].sum(1)
+        right = float((torch.einsum("nd,lvd->nlv", written, codes).argmax(2) == every).double().mean())
+        if not abs(float(mine) - right) < 1e-6:
+            text = f"{places} words of {vocabulary} in {size} dimensions"
+            return widgets.Verdict(False, f"{text}: expected {right:.3f}, got {float(mine):.3f}")
+    first = function(mt.modalities.simplex_codes(8, (16,), 0, 3))
+    return widgets.Verdict(True, f"in 16 dimensions {first:.1%} are read right; in the 21 that three simplices need, all")
+
+
+check_2(read_without_noise)
+
+
+# %% tags=["solution"]
+def read_without_noise_solution(codes):
+    places, vocabulary, _ = codes.shape
+    every = torch.cartesian_prod(*[torch.arange(vocabulary)] * places)  # (V^L, L)
+    z = sum(codes[place, every[:, place]] for place in range(places))
+    return float(((z @ codes.mT).argmax(2).T == every).double().mean())
+
+
+solved, sure = check_2(read_without_noise_solution), check_2(lambda codes: 1.0)
+assert solved, solved.message
+assert not sure, sure.message
+solved
