@@ -39,7 +39,7 @@ import matplotlib.pyplot as plt
 import torch
 
 import mtdiff as mt
-from mtdiff import plots
+from mtdiff import plots, widgets
 from mtdiff.datasets.shapes import OBJECTS, VOCABULARY, read_caption
 from mtdiff.experiments import any_to_any
 from mtdiff.losses import coins
@@ -395,7 +395,7 @@ def read_without_noise_solution(codes):
     places, vocabulary, _ = codes.shape
     every = torch.cartesian_prod(*[torch.arange(vocabulary)] * places)  # (V^L, L)
     z = sum(codes[place, every[:, place]] for place in range(places))
-    return float(((z @ codes.mT).argmax(2).T == every).double().mean())
+    return float((every == (z @ codes.mT).argmax(2).T).double().mean())
 
 
 solved, sure = check_2(read_without_noise_solution), check_2(lambda codes: 1.0)
