@@ -32,7 +32,7 @@ VARIANTS = {
 WORLDS = {"shapes32": (32, 1), "scenes32": (32, None), "shapes16": (16, 1), "scenes16": (16, None)}
 """Data: height and width, and how many objects there are; None is one to three."""
 EXAMPLES = 30_000
-LEVELS = (0.5, 2.8)
+LEVELS = (1.0, 2.8)
 """Log-SNR at which it is trained: codes that fill the space stand out far lower than images do."""
 
 
