@@ -32,8 +32,12 @@ VARIANTS = {
 WORLDS = {"shapes32": (32, 1), "scenes32": (32, None), "shapes16": (16, 1), "scenes16": (16, None)}
 """Data: height and width, and how many objects there are; None is one to three."""
 EXAMPLES = 30_000
-LEVELS = (1.0, 2.8)
-"""Log-SNR at which it is trained: codes that fill the space stand out far lower than images do."""
+LEVELS = (0.5, 3.2)
+"""Log-SNR at which it is trained: wide, because words stand out from noise far below images, and are decided there."""
+GIVE = dict.fromkeys(MODALITIES, 0.4)
+"""How often each modality is given."""
+DROP = {"image": 0.1, "segmentation": 0.3, "depth": 0.2, "label": 0.5, "caption": 0.5}
+"""How often each one that is not given is absent: a head that finds its own code in the state need not look elsewhere."""
 
 
 @functools.lru_cache(4)
@@ -94,15 +98,14 @@ def build(data: str, variant: str, seed: int = 0) -> MTDiffusion:
 
 
 def config(data: str, variant: str, budget: str) -> TrainConfig:
-    """Each modality is given in 0.4 of the examples and absent in 0.1, by coins of its own: every conditional is met."""
+    """By coins for each modality every conditional is met; see `GIVE` and `DROP`."""
     weights = {"image": 0.1, "depth": 0.1, "segmentation": 0.3, "label": 0.3, "caption": 0.3}
     drawn, _ = pair(variant)
     if drawn:
         return on_scenes(budget, LEVELS, weights={drawn: weights[drawn]})
     if variant == "unshared":
         del weights["image"], weights["depth"]  # which are their slices of the aggregate
-    give, drop = dict.fromkeys(MODALITIES, 0.4), dict.fromkeys(MODALITIES, 0.1)
-    return on_scenes(budget, LEVELS, weights=weights, give=give, drop=drop)
+    return on_scenes(budget, LEVELS, weights=weights, give=GIVE, drop=DROP)
 
 
 def loss(variant: str, c: TrainConfig):
