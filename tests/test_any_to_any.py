@@ -8,9 +8,11 @@ import torch
 from helpers import randomise
 
 import mtdiff as mt
+from mtdiff.cli.evaluate import _average
 from mtdiff.datasets.shapes import OBJECTS, VOCABULARY, parse
 from mtdiff.experiments import EXPERIMENTS, any_scores, any_to_any
 from mtdiff.experiments.any_scores import agreement, evaluate, holds
+from mtdiff.experiments.report import markdown
 from mtdiff.losses import coins
 
 TOKEN = {word: k for k, word in enumerate(VOCABULARY)}
@@ -95,6 +97,10 @@ def test_the_scores_of_the_truth_are_those_of_the_judges(monkeypatch):
     assert found["given"]["image+label"]["caption"] == dict.fromkeys(("background", "size", "colour", "shape"), 1.0)
     assert found["given"]["depth"]["image"].keys() == {"size", "shape"}
     assert found["pairs"]["mean"] > 0.97
+    assert found["matrix"]["depth"]["image"] == sum(found["given"]["depth"]["image"].values()) / 2
+    table = markdown([{"experiment": "any-to-any", "variants": {"shared": _average([found])}}]).splitlines()
+    assert table[0].startswith("| variant | all pairs | worst | words to image |")
+    assert table[2].startswith(f"| shared | {found['pairs']['mean']:.3f} | ")
     assert found["joint"]["image"]["caption"]["colour"] > 0.97
     wrong = evaluate(Knowing(monkeypatch, test, ["caption"]), test, n=100)
     assert wrong["given"]["image"]["caption"]["background"] < 0.5

@@ -33,7 +33,7 @@ def evaluate(model: MTDiffusion, data: Dataset, seed: int = 0, n: int = 200) -> 
     Returns:
         "given": {names of what is given: {drawn: {kind: share in [0, 1]}}}, see `agreement`; "joint": the same of modalities
         that are drawn from nothing, by pairs, the one that is read first; "judges": the same of true values, {read: kinds};
-        "pairs": "mean" and "least" of one given and one drawn, the mean over kinds of each.
+        "matrix": {one given: {drawn: mean over kinds}}; "pairs": the "mean" and the "least" of that.
     """
     truth, names = {name: value[:n] for name, value in data.values.items()}, list(model.modalities)
     size, found = truth["image"].shape[-1], {}
@@ -51,13 +51,19 @@ def evaluate(model: MTDiffusion, data: Dataset, seed: int = 0, n: int = 200) -> 
             said = {**said, "label": label_judge(f"shapes{size}").read(drawn["image"])}
         others = {name: drawn[name] for name in names if name != one}
         joint[one] = {name: agreement(name, value, said, [one], size) for name, value in others.items()}
-    scores = [sum(kinds.values()) / len(kinds) for one in names for kinds in found.get(one, {}).values()]
+    matrix = {one: {name: _mean(kinds) for name, kinds in found[one].items()} for one in names if one in found}
+    scores = [share for row in matrix.values() for share in row.values()]
     return {
         "given": found,
         "joint": joint,
         "judges": {name: agreement(name, truth[name], truth, ["caption"], size) for name in names if name != "caption"},
+        "matrix": matrix,
         "pairs": {"mean": sum(scores) / len(scores), "least": min(scores)},
     }
+
+
+def _mean(kinds: Mapping[str, float]) -> float:
+    return sum(kinds.values()) / len(kinds)
 
 
 def _drawn(model: MTDiffusion, n: int, given: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:

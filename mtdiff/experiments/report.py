@@ -61,6 +61,17 @@ PHOTOGRAPHS = {
     "repeated": "<repeated/0.5/psnr:1> / <repeated/0.5/ssim>",
     "box": "<box/overlap>",
 }
+ANY = {
+    "all pairs": "<pairs/mean>",
+    "worst": "<pairs/least>",
+    "words to image": "<matrix/caption/image>",
+    "image to words": "<matrix/image/caption>",
+    "image to label": "<matrix/image/label>",
+    "image to segments": "<matrix/image/segmentation>",
+    "image to depth": "<matrix/image/depth>",
+    "segments to image": "<matrix/segmentation/image>",
+    "depth to image": "<matrix/depth/image>",
+}
 
 
 def markdown(results: Iterable[Mapping | str | Path]) -> str:
@@ -84,7 +95,13 @@ def markdown(results: Iterable[Mapping | str | Path]) -> str:
     planted = all(result.get("data") in SHARES for result in results)
     tables = {"image-label": colours if planted else labels, "image-representation": representations}
     tables |= {"image-transition": transitions, "masked-image": inpaintings, "imagenet": photographs}
+    tables |= {"any-to-any": conditionals}
     return tables[kinds.pop()](results)
+
+
+def conditionals(results: Iterable[Mapping]) -> str:
+    """The table of any-to-any: how much of what one modality says, another that is drawn for it says, too."""
+    return _table(["variant"], ANY, _rows(results))
 
 
 def labels(results: Iterable[Mapping]) -> str:
