@@ -36,7 +36,7 @@ LEVELS = (0.5, 3.2)
 """Log-SNR at which it is trained: wide, because words stand out from noise far below images, and are decided there."""
 GIVE = dict.fromkeys(MODALITIES, 0.4)
 """How often each modality is given."""
-DROP = {"image": 0.1, "segmentation": 0.3, "depth": 0.2, "label": 0.5, "caption": 0.5}
+DROP = {"image": 0.1, "segmentation": 0.4, "depth": 0.3, "label": 0.6, "caption": 0.6}
 """How often each one that is not given is absent: a head that finds its own code in the state need not look elsewhere."""
 
 
@@ -99,7 +99,7 @@ def build(data: str, variant: str, seed: int = 0) -> MTDiffusion:
 
 def config(data: str, variant: str, budget: str) -> TrainConfig:
     """By coins for each modality every conditional is met; see `GIVE` and `DROP`."""
-    weights = {"image": 0.1, "depth": 0.1, "segmentation": 0.3, "label": 0.3, "caption": 0.3}
+    weights = {"image": 0.1, "depth": 0.1, "segmentation": 0.3, "label": 0.5, "caption": 0.5}
     drawn, _ = pair(variant)
     if drawn:
         return on_scenes(budget, LEVELS, weights={drawn: weights[drawn]})
