@@ -95,15 +95,15 @@ def test_a_wheel_says_where_the_course_is(wheel, tmp_path):
 
 
 def test_importing_the_core_pulls_in_neither_torchvision_nor_the_notebook_packages():
-    names = ("torchvision", "matplotlib", "sklearn", "IPython", "nbformat")
-    code = f"import sys, mtdiff, mtdiff.cli; print([m for m in {names} if m in sys.modules])"
+    names = ("torchvision", "matplotlib", "sklearn", "IPython", "nbformat", "diffusers")
+    code = f"import sys, mtdiff.cli.train; print([m for m in {names} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
 def test_the_readme_code_runs():
     blocks = re.findall(r"```python\n(.*?)```", README, re.S)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     names = {}
     for block in blocks:
         exec(block, names)

@@ -13,6 +13,7 @@ import torch
 import tyro
 
 from mtdiff.cli.common import DEVICE, data_of, save_picture, trained_model, usable_device
+from mtdiff.cli.own import Imports
 from mtdiff.datasets.decoding import decoded
 from mtdiff.datasets.shapes import VOCABULARY, read_caption
 from mtdiff.experiments import EXPERIMENTS, matched
@@ -45,6 +46,7 @@ class Sample:
     # folder with a picture file of each and what else was drawn in metadata.jsonl.
     out: Path = Path("samples.png")
     device: str = DEVICE  # Where to sample: cpu or cuda.
+    imports: Imports = ()
 
     @property
     def FILES(self) -> tuple[str, ...]:
@@ -53,7 +55,7 @@ class Sample:
 
     def run(self) -> None:
         """Draw, write it, and say what is in it."""
-        model = trained_model(self.model, usable_device(self.device))
+        model = trained_model(self.model, usable_device(self.device), self.imports)
         pairs = dict(text.partition("=")[::2] for text in self.given)
         if len(pairs) < len(self.given):
             raise ValueError(f"--given {' '.join(self.given)}: one value for each modality")
