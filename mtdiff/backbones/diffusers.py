@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from mtdiff.backbones.base import Backbone, Maybe, check_map, zero
 from mtdiff.backbones.unet import norm
+from mtdiff.optional import needed
 
 
 class DiffusersUNet(Backbone):
@@ -36,10 +37,8 @@ class DiffusersUNet(Backbone):
         **options,
     ):
         super().__init__()
-        try:
+        with needed("DiffusersUNet", "diffusers"):
             from diffusers import UNet2DModel
-        except ImportError as error:
-            raise ImportError(f"DiffusersUNet needs {error.name}: pip install 'mtdiff[diffusers]'") from None
         halvings = 2 ** (len(block_out_channels) - 1)
         if len(space) != 3 or space[1] % halvings or space[2] % halvings:
             raise ValueError(f"space must be (C, H, W) with H and W divisible by {halvings}, got {tuple(space)}")
