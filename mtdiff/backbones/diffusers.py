@@ -61,7 +61,7 @@ class DiffusersUNet(Backbone):
         """See `Backbone.forward`; `UNet2DModel.forward`, at step 1000 u, with what we add. ValueError for tokens."""
         if tokens is not None:
             raise ValueError("a DiffusersUNet cannot attend to tokens: use a DiT, or a UNet with cross=...")
-        level = self.net.time_embedding(self.net.time_proj(1000 * u).to(self.net.dtype))
+        level = self.net.time_embedding(self.net.time_proj(1000 * u).to(z.dtype))
         level = level if condition is None else level + condition
         h = self.net.conv_in(z)
         h = h if context is None else h + context
