@@ -1,7 +1,6 @@
 """mtdiff sample: draw from a trained model, with some modalities given if you like."""
 
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from mtdiff.cli.own import Imports
 from mtdiff.datasets.decoding import decoded
 from mtdiff.datasets.shapes import VOCABULARY, read_caption
 from mtdiff.experiments import EXPERIMENTS, matched
-from mtdiff.files import write_atomic
+from mtdiff.files import to_json, write_atomic
 from mtdiff.modalities import Caption, Image, Label, Mask
 from mtdiff.model import MTDiffusion
 from mtdiff.sampling import RULES, SAMPLERS, sample
@@ -138,7 +137,7 @@ def write_folder(drawn: Mapping[str, torch.Tensor], said: Mapping[str, Sequence[
             PIL.Image.fromarray(each).save(data, "PNG")
             write_atomic(places[name] / f"{k:04}.png", data.getvalue())
     rows = [{"file_name": f"{k:04}.png", **{n: texts[k] for n, texts in said.items()}} for k in range(len(pixels))]
-    write_atomic(next(iter(places.values())) / "metadata.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows).encode())
+    write_atomic(next(iter(places.values())) / "metadata.jsonl", "".join(f"{to_json(row)}\n" for row in rows).encode())
 
 
 def _held_out(model: MTDiffusion, name: str, index: str, data: str | None) -> torch.Tensor:
