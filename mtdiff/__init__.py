@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from mtdiff import datasets, exact
     from mtdiff.backbones import MLP, Backbone, UNet
-    from mtdiff.checkpoint import load
+    from mtdiff.checkpoint import load, transfer
     from mtdiff.datasets import Dataset
     from mtdiff.elbo import Bound, elbo
     from mtdiff.fit import fit
@@ -38,7 +38,7 @@ __version__ = "0.1.0"
 
 HOMES = {
     "mtdiff.backbones": "MLP Backbone UNet",
-    "mtdiff.checkpoint": "load",
+    "mtdiff.checkpoint": "load transfer",
     "mtdiff.datasets": "Dataset",
     "mtdiff.elbo": "Bound elbo",
     "mtdiff.fit": "fit",
@@ -57,7 +57,7 @@ __all__ = [
     "MISSING", "MLP", "Backbone", "Bound", "Caption", "Continuous", "Dataset", "Denoiser", "Encoded", "ForwardProcess",
     "Image", "Label", "LabelMap", "MTDiffusion", "Mask", "Modality", "NoiseSchedule", "Prediction", "TrainConfig", "Trainer",
     "UNet", "Vector", "constant", "datasets", "elbo", "exact", "fade_in", "fade_out", "fit", "load", "multitask_loss",
-    "sample", "sample_path", "vocabulary",
+    "sample", "sample_path", "transfer", "vocabulary",
 ]  # fmt: skip
 
 

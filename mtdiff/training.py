@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from mtdiff import distributed
+from mtdiff.checkpoint import inherited, transfer
 from mtdiff.checks import check_choice
 from mtdiff.datasets.adapted import adapted
 from mtdiff.datasets.base import Dataset
@@ -60,6 +61,7 @@ class Trainer:
         best: a figure of the probe; the averaged model with the smallest is kept in the folder's `best/`.
         log: called with every row of the history and of the probes, {"step", "seconds", name: number}, by the first process.
             Into TensorBoard: lambda row: [writer.add_scalar(name, value, row["step"]) for name, value in row.items()].
+        parent: a trained model whose weights it begins with (`mtdiff.transfer`), unless it goes on from a checkpoint.
 
     Attributes:
         lengthened: [[step, steps]]: where a training that was to have so many steps was made longer after its learning rate
@@ -88,7 +90,10 @@ class Trainer:
         keep: int = 1,
         best: str | None = None,
         log: Callable[[Mapping[str, float]], object] | None = None,
+        parent: MTDiffusion | None = None,
     ):
+        if parent is not None:
+            transfer(model, parent)
         if best and not probe:
             raise ValueError(f"best names a figure of the probe, {best!r}, but there is no probe")
         self.config, self.device = replace(config), torch.device(device)  # fields can be set: checked again
@@ -98,7 +103,7 @@ class Trainer:
         self.folder = None if folder is None else RunFolder(folder, keep)
         self.model = model.to(self.device).train()
         taught = {} if model.taught is None or loss is not None else {"taught": sorted(model.taught)}
-        model.card = {**_inherited(model.card), **taught}
+        model.card = {**inherited(model.card), **taught}
         if loss is None:  # what the card says of rule "conditioned"; another loss tells what it likes
             model.teach(config.give)
         self.loss, self.probe, self.draw = loss or self._multitask, probe, draw
@@ -194,7 +199,7 @@ class Trainer:
         Raises:
             BlockingIOError: another process is at work in the folder.
             ValueError: the checkpoint is damaged, belongs to another config, model or data set, was computed in another
-                number of shards, or was to have more steps.
+                number of shards, or was to have more steps, or it began with the weights of another model.
         """
         if self.folder is None:
             return False
@@ -379,13 +384,6 @@ class Trainer:
         why = "time is over" if reason == TIME else signal.Signals(int(reason)).name
         text = f"{why}: stopped at step {self.step} of {self.config.steps}; {kept}"
         return OutOfTime(text) if reason == TIME else Interrupted(text, int(reason))
-
-
-def _inherited(card: Mapping) -> dict:
-    """The card of a model that is trained further: what was true of steps, figures and commands is the parent's alone."""
-    kept = {key: value for key, value in card.items() if key == "based on"}
-    parent = {key: value for key, value in card.items() if key not in ("metrics", "probes", "taught")}
-    return {**kept, "based on": parent} if card.keys() - {"based on", "taught"} else kept
 
 
 class Objective(nn.Module):

@@ -8,7 +8,7 @@ import tyro
 from mtdiff.cli.common import trained_model
 from mtdiff.files import to_json
 
-SAID = ("experiment", "variant", "data", "training", "provenance", "based on")
+SAID = ("experiment", "variant", "data", "training", "provenance", "based on", "new modalities")
 """Parts of a card that are printed, in this order; the figures come last."""
 
 
