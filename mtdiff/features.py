@@ -13,7 +13,8 @@ from torch import Tensor
 from mtdiff.checkpoint import load
 from mtdiff.datasets.base import Dataset
 from mtdiff.metrics import Moments, frechet_distance, kernel_distance, precision_recall
-from mtdiff.probes import head_logits, pooled
+from mtdiff.optional import needed
+from mtdiff.probes import head_logits
 from mtdiff.representations import PRETRAINED, pretrained
 
 INCEPTION = "inception"
@@ -96,7 +97,7 @@ def _of_model(name: str) -> FeatureNetwork:
         return torch.Generator(model.device).manual_seed(0)
 
     def features(image: Tensor) -> Tensor:
-        return pooled(model.to(image.device), image, model.process.first, still())
+        return model.to(image.device).features({"image": image}, generator=still()).to(image.device)
 
     def classify(image: Tensor) -> Tensor:
         return head_logits(model.to(image.device), Dataset(name, {"image": image}), generator=still()).argmax(1)
@@ -106,10 +107,8 @@ def _of_model(name: str) -> FeatureNetwork:
 
 def _inception() -> Callable[[Tensor], Tensor]:
     """The Inception network of the original FID, of images in [-1, 1]; downloads its weights the first time."""
-    try:
+    with needed("Inception, for FID and KID,", "metrics"):
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-    except ImportError as error:
-        raise ImportError(f"FID and KID need {error.name}: pip install 'mtdiff[metrics]'") from None
     network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"]).eval()
 
     def features(image: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from mtdiff.datasets.base import Dataset
 from mtdiff.datasets.shapes import BACKGROUNDS, COLOURS, SHAPES, SIZES, VOCABULARY, render, shapes
 from mtdiff.files import CARD, save
 from mtdiff.fit import fit
+from mtdiff.optional import needed
 from mtdiff.provenance import provenance
 from mtdiff.recorded import Recorded
 
@@ -115,10 +116,8 @@ def label_judge(name: str | Path = "shapes16") -> LabelJudge:
 
 def svm_judge(data: Dataset) -> Callable[[Tensor], Tensor]:
     """A support-vector classifier (scikit-learn's) of pixels, of real images and labels alone: images -> class ids (B,)."""
-    try:
+    with needed("a judge of pixels"):
         from sklearn.svm import SVC
-    except ImportError:
-        raise ImportError("the judge comes with scikit-learn: pip install 'mtdiff[notebooks]'") from None
     machine = SVC(C=10.0, gamma=0.05).fit(data.values["image"].flatten(1).numpy(), data.values["label"].numpy())
     return lambda image: torch.from_numpy(machine.predict(image.detach().cpu().flatten(1).numpy()))
 

@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from mtdiff.optional import needed
+
 
 class Moments:
     """Mean and covariance of d = `width` features that come in batches, without keeping them; n examples came."""
@@ -245,10 +247,8 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 
     Source: Wang et al. 2004.
     """
-    try:
+    with needed("ssim"):
         from skimage.metrics import structural_similarity
-    except ImportError:
-        raise ImportError("ssim comes with scikit-image: pip install 'mtdiff[notebooks]'") from None
     _same_images(a, b)
     if min(a.shape[2:]) < 7:
         raise ValueError(f"images must be at least 7 x 7, got {tuple(a.shape)}")

@@ -239,6 +239,25 @@ class MTDiffusion(Recorded, nn.Module, Denoiser):
         seen, shift = (state.rest, state.shift) if self.remove_known else (state.z, 0)
         return self.aggregate.estimate(output, seen, state.at) + shift
 
+    @torch.no_grad()
+    def features(
+        self, values: Mapping[str, Tensor], t: int | None = None, generator: torch.Generator | None = None, batch: int = 500
+    ) -> Tensor:
+        """The backbone's pooled vector of values alone in the state at step t, as the heads see it: (N, P) on the CPU.
+
+        Without t it is the first step, as good as clean. See `linear_probe` and `nearest` in `mtdiff.representations`.
+        """
+        t, found = self.process.first if t is None else t, []
+        hook = self.backbone.register_forward_hook(lambda module, inputs, output: found.append(output[1].cpu()))
+        try:
+            for rows in torch.arange(self.check(values)).split(batch):
+                part = {name: value[rows].to(self.device) for name, value in values.items()}
+                z, _ = self.process.diffuse(self.encode(part), t, present=set(part), generator=generator)
+                self.predict(z, t, present=set(part))
+        finally:
+            hook.remove()
+        return torch.cat(found)
+
     def predict(self, z_t: Tensor, t: Steps, *, given: Given = None, present: Present = None) -> Prediction:
         """E[m_t | z_t], and what the heads say; the network computes in its own dtype (see `Denoiser.predict`)."""
         check_state(self, z_t, given)

@@ -5,20 +5,23 @@ import textwrap
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
-import seaborn as sns
 import torch
-from IPython.display import display
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from mtdiff.comparison import Difference
 from mtdiff.elbo import Bound
 from mtdiff.exact import GaussianGap
 from mtdiff.files import write_atomic
+from mtdiff.optional import needed
 from mtdiff.process import ForwardProcess
+
+with needed("mtdiff.plots"):
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+    from IPython.display import display
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _CYCLE = sns.color_palette("colorblind")
 COLOURS = {"image": _CYCLE[0], "label": _CYCLE[1], "denoise": _CYCLE[2], "x": _CYCLE[0], "total": _CYCLE[7]}

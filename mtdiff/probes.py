@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from mtdiff.datasets.base import Dataset
-from mtdiff.model import MTDiffusion
 from mtdiff.prediction import Denoiser
 
 
@@ -59,17 +58,3 @@ def head_logits(
         z, present = noised(model, {k: v[rows] for k, v in values.items()}, t, generator)
         logits.append(model.predict(z, t, present=present).law["label"].logits)
     return torch.cat(logits)
-
-
-@torch.no_grad()
-def pooled(model: MTDiffusion, image: Tensor, t: int, generator: torch.Generator | None = None, batch: int = 500) -> Tensor:
-    """The backbone's pooled vector of noisy images (N, C, H, W), as the heads see it with S = {image}: (N, P) on the CPU."""
-    found = []
-    hook = model.backbone.register_forward_hook(lambda module, inputs, output: found.append(output[1].cpu()))
-    try:
-        for part in image.split(batch):
-            z, present = noised(model, {"image": part}, t, generator)
-            model.predict(z, t, present=present)
-    finally:
-        hook.remove()
-    return torch.cat(found)

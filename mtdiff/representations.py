@@ -18,6 +18,7 @@ from mtdiff.datasets.base import Dataset, digest
 from mtdiff.datasets.shapes import SETS, render, shapes
 from mtdiff.files import save
 from mtdiff.fit import fit
+from mtdiff.optional import needed
 from mtdiff.provenance import provenance
 from mtdiff.recorded import Recorded
 
@@ -92,7 +93,7 @@ def pretrained(name: str) -> Pretrained:
     if name not in PRETRAINED:
         raise ValueError(f"encoder must be one of {list(PRETRAINED)}, got {name!r}")
     library, model = PRETRAINED[name]
-    try:
+    with needed(name, "representations"):
         if library == "timm":
             import timm
 
@@ -100,8 +101,6 @@ def pretrained(name: str) -> Pretrained:
             config = timm.data.resolve_model_data_config(network)
             return Pretrained(network, config["input_size"][-1], config["mean"], config["std"]).eval()
         import open_clip
-    except ImportError as error:
-        raise ImportError(f"{name} needs {error.name}: pip install 'mtdiff[representations]'") from None
     kind, weights = model.split("/")
     clip = open_clip.create_model(kind, pretrained=weights).eval().requires_grad_(False)
     size = clip.visual.image_size
@@ -259,6 +258,18 @@ def linear_probe(features: Tensor, label: Tensor, test: Tensor, penalty: float =
     ridge = penalty * square.diagonal().mean() * torch.eye(len(square), dtype=x.dtype, device=x.device)
     weights = torch.linalg.solve(square + ridge, x.T @ (y - y.mean(0)) / len(x))
     return ((test.double() - mean) @ weights + y.mean(0)).argmax(1)
+
+
+def nearest(features: Tensor, wanted: Tensor, k: int = 1) -> Tensor:
+    """Retrieval: the k of features (N, d) that are nearest to each that is wanted (M, d), by cosine: indices (M, k).
+
+    The best comes first. ValueError where the widths differ, or k is not in 1..N.
+    """
+    if features.ndim != 2 or wanted.shape[1:] != features.shape[1:]:
+        raise ValueError(f"expected features (N, d) and wanted (M, d), got {tuple(features.shape)}, {tuple(wanted.shape)}")
+    if not 1 <= k <= len(features):
+        raise ValueError(f"k must be in 1..{len(features)}, the number of features, got {k}")
+    return (F.normalize(wanted.double(), dim=1) @ F.normalize(features.double(), dim=1).T).topk(k, dim=1).indices
 
 
 def probes(represent: Callable[[Tensor], Tensor], size: int) -> dict[str, float]:

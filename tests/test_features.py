@@ -163,7 +163,9 @@ def test_bad_names_are_refused(name, error, message):
 def test_inception_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)
-    with pytest.raises(ImportError, match=r"FID and KID need torch_fidelity.*pip install 'mtdiff\[metrics\]'"):
+    with pytest.raises(
+        ImportError, match=r"Inception, for FID and KID, needs torch_fidelity.*pip install 'mtdiff\[metrics\]'"
+    ):
         feature_network("inception")
 
 

@@ -534,3 +534,19 @@ def test_names_that_mean_something_else_are_refused(name):
     process = mt.ForwardProcess(mt.NoiseSchedule.log_snr(4), {"x": 1.0, name: 0.5})
     with pytest.raises(ValueError, match=rf"modalities cannot be called \['{name}'\]"):
         mt.MTDiffusion(process, {"x": mt.Vector(2), name: mt.Vector(2)}, mt.MLP((2,)), (2,))
+
+
+def test_features_are_what_the_heads_see():
+    model, batch, seen = image_label_model().eval(), image_label_batch(7), []
+    hook = model.modalities["label"].out.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    found = model.features({"image": batch["image"]}, t=5, generator=generator(1))
+    hook.remove()
+    assert torch.equal(found, torch.cat(seen))
+    assert found.shape == (7, model.backbone.pooled)
+    alone = model.features({"image": batch["image"][:3]}, generator=generator(1))
+    joint = model.features({name: value[:3] for name, value in batch.items()}, generator=generator(1), batch=2)
+    assert alone.shape == joint.shape
+    assert not torch.allclose(alone, joint)
+    assert not model.backbone._forward_hooks
+    with pytest.raises(KeyError, match="unknown modality 'sound'"):
+        model.features({"sound": batch["image"]})

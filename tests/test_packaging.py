@@ -103,12 +103,14 @@ def test_importing_the_core_pulls_in_neither_torchvision_nor_the_notebook_packag
 
 def test_the_readme_code_runs():
     blocks = re.findall(r"```python\n(.*?)```", README, re.S)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     names = {}
     for block in blocks:
         exec(block, names)
     assert names["threes"]["label"].tolist() == [3] * 16
     assert names["loss"].total.item() > 0
+    assert (names["named"] == names["test"].values["label"]).double().mean() > 0.9
+    assert (names["train"].values["label"][names["alike"][0]] == names["test"].values["label"][0]).double().mean() > 0.5
 
 
 def test_the_readme_and_the_makefile_agree():
@@ -188,3 +190,24 @@ def test_links_lead_to_files_that_exist():
     for page, folder in ((README, ROOT), (MEASURED, ROOT / "notebooks")):
         for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", page):
             assert (folder / link).exists(), link
+
+
+@pytest.mark.parametrize(
+    ("library", "code", "what"),
+    [
+        ("matplotlib", "import mtdiff.plots", "mtdiff.plots needs matplotlib"),
+        ("ipywidgets", "import mtdiff.widgets", "mtdiff.widgets needs ipywidgets"),
+        ("nbclient", "import mtdiff.course", "the course needs nbclient"),
+        ("sklearn", "import mtdiff; mtdiff.datasets.digits()", "digits needs sklearn"),
+        (
+            "skimage",
+            "from mtdiff.metrics import ssim; import torch; ssim(*[torch.zeros(1, 1, 8, 8)] * 2)",
+            "ssim needs skimage",
+        ),
+    ],
+)
+def test_what_only_the_course_needs_is_asked_for_in_one_line(library, code, what):
+    """The library is hidden; the rest of mtdiff works without it."""
+    code = f"import sys, mtdiff.cli, mtdiff.training; sys.modules['{library}'] = None\n{code}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.strip().splitlines()[-1] == f"ImportError: {what}: pip install 'mtdiff[notebooks]'"

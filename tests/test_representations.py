@@ -22,6 +22,7 @@ from mtdiff.representations import (
     Representation,
     contrastive_loss,
     linear_probe,
+    nearest,
     pretrained,
     probes,
     representation,
@@ -233,3 +234,12 @@ def test_the_probe_is_ridge_regression():
     assert (linear_probe(x, y, x) == y).double().mean() > 0.7
     with pytest.raises(ValueError, match="expected features"):
         linear_probe(x, y[:5], test)
+
+
+def test_what_is_nearest_by_cosine_is_found_best_first():
+    features = torch.tensor([[1.0, 0.0], [0.0, 3.0], [5.0, 5.0], [-1.0, 0.1]])
+    assert nearest(features, torch.tensor([[2.0, 0.1], [0.0, 0.5]]), k=2).tolist() == [[0, 2], [1, 2]]
+    with pytest.raises(ValueError, match=r"k must be in 1\.\.4, the number of features, got 5"):
+        nearest(features, features, k=5)
+    with pytest.raises(ValueError, match=r"expected features \(N, d\) and wanted \(M, d\), got \(4, 2\), \(2, 3\)"):
+        nearest(features, torch.zeros(2, 3))

@@ -90,9 +90,7 @@ def usable_device(name: str) -> str:
 
 def save_picture(model: MTDiffusion, drawn: Mapping[str, torch.Tensor], path: Path) -> None:
     """Write a picture of what was drawn."""
-    try:
-        from mtdiff.plots import save_grid
-    except ImportError as error:
-        raise ImportError(f"drawing needs {error.name}: pip install 'mtdiff[notebooks]'") from None
+    from mtdiff.plots import save_grid
+
     labels = {name: m.names for name, m in model.modalities.items() if isinstance(m, Label)}
     save_grid(drawn, labels, path)

@@ -21,7 +21,9 @@ class Students:
 
     def run(self) -> None:
         """Write them and say where."""
-        written = _course().hand_out(self.out, self.only, solutions=isinstance(self, Solutions))
+        from mtdiff import course
+
+        written = course.hand_out(self.out, self.only, solutions=isinstance(self, Solutions))
         print(f"{len(written)} notebooks are in {written[0].parent}")
 
 
@@ -47,7 +49,9 @@ class Grade:
 
     def run(self) -> None:
         """Grade, print a line for each exercise, and write the table."""
-        course, kind = _course(), self.out.suffix if self.out else ".csv"
+        from mtdiff import course
+
+        kind = self.out.suffix if self.out else ".csv"
         if kind not in (".csv", ".json"):
             raise ValueError(f"--out {self.out} must end in .csv or .json")
         rows = []
@@ -62,15 +66,6 @@ class Grade:
             table.writeheader()
             table.writerows(rows)
             write_atomic(self.out, (to_json(rows, indent=1) + "\n" if kind == ".json" else text.getvalue()).encode())
-
-
-def _course():
-    """The module, if there is all that it needs."""
-    try:
-        from mtdiff import course
-    except ImportError as error:
-        raise ImportError(f"the course needs {error.name}: pip install 'mtdiff[notebooks]'") from None
-    return course
 
 
 @dataclass

@@ -3,6 +3,7 @@
 import torch
 
 from mtdiff.datasets.base import Dataset, one_of
+from mtdiff.optional import needed
 
 
 def digits(split: str = "train") -> Dataset:
@@ -11,11 +12,9 @@ def digits(split: str = "train") -> Dataset:
     Source: Alpaydin and Kaynak 1998, UCI "Optical Recognition of Handwritten Digits" (CC BY 4.0), from scikit-learn, without
         which this raises ImportError.
     """
-    try:
+    with needed("digits"):
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
-    except ImportError:
-        raise ImportError("digits come with scikit-learn: pip install 'mtdiff[notebooks]'") from None
     one_of("split", split, ("train", "test", "all"))
     raw = load_digits()
     image = torch.from_numpy(raw.images).float()[:, None] / 8 - 1

@@ -16,7 +16,7 @@ from mtdiff.judges import label_judge, scene_judge
 from mtdiff.metrics import fidelity, frechet_distance
 from mtdiff.modalities import Encoded, Image, LabelMap
 from mtdiff.model import MTDiffusion
-from mtdiff.probes import levels, noised, pooled
+from mtdiff.probes import levels, noised
 from mtdiff.representations import FITTED, PCA, linear_probe, representation, represented
 from mtdiff.sampling import sample_many
 from mtdiff.schedules import constant, fade_in
@@ -224,7 +224,7 @@ def trunk_scores(model: MTDiffusion, data: str, generator: torch.Generator) -> d
     """
     out, sets = {}, [represented(data, split)[:PROBED] for split in ("train", "test")]
     for t in levels(model, LEVELS):
-        known = [pooled(model, values["image"], t, generator) for values in sets]
+        known = [model.features({"image": values["image"]}, t, generator) for values in sets]
         guess = linear_probe(known[0], sets[0]["label"], known[1])
         out[str(t)] = float((guess == sets[1]["label"]).double().mean())
     return out

@@ -5,10 +5,12 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import ipywidgets
-from matplotlib.figure import Figure
-
+from mtdiff.optional import needed
 from mtdiff.plots import show
+
+with needed("mtdiff.widgets"):
+    import ipywidgets
+    from matplotlib.figure import Figure
 
 
 class Board:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from mtdiff.optional import needed
+
 Box = tuple[float, float, float, float]
 
 
@@ -60,10 +62,8 @@ def solution(path: Path) -> dict[str, tuple[str, Box | None]]:
 
 def numbered_classes(truth: Path, count: int) -> list[str]:
     """ILSVRC's development kit: the WordNet id of each of `count` validation images, in the order of their names."""
-    try:
+    with needed("ILSVRC's development kit"):
         from scipy.io import loadmat
-    except ImportError:
-        raise ImportError("ILSVRC's development kit is read by scipy: pip install 'mtdiff[notebooks]'") from None
     meta = truth.parent / "meta.mat"
     if not meta.is_file():
         raise ValueError(f"{truth} numbers the classes as meta.mat does, which is not beside it")
