@@ -9,7 +9,7 @@ from mtdiff.cli.common import trained_model
 from mtdiff.cli.own import Imports
 from mtdiff.files import to_json
 
-SAID = ("experiment", "variant", "data", "training", "provenance", "based on")
+SAID = ("experiment", "variant", "data", "training", "provenance", "based on", "new modalities")
 """Parts of a card that are printed, in this order; the figures come last."""
 
 

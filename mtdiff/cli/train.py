@@ -11,7 +11,7 @@ import torch
 import tyro
 
 from mtdiff import distributed
-from mtdiff.cli.common import DEVICE, Name, chosen_data, save_picture, usable_device
+from mtdiff.cli.common import DEVICE, Name, chosen_data, save_picture, trained_model, usable_device
 from mtdiff.cli.own import chosen_backbone
 from mtdiff.datasets.imagenet.packing import packs
 from mtdiff.datasets.prepared import prepared
@@ -51,6 +51,8 @@ class Train:
     experiment: Name  # What to train.
     data: Annotated[str | None, tyro.conf.arg(help=f"What to train on. {_choices('data')} {PATHS}")] = None
     size: int | None = None  # Height and width at which a folder of pictures is packed; default 32.
+    # A trained model to begin with, a folder or a name: its weights, but those of labels of other classes.
+    from_: Annotated[str | None, tyro.conf.arg(name="from")] = None
     variant: Annotated[str | None, tyro.conf.arg(help=_choices("variants"))] = None
     budget: Annotated[
         Literal["quick", "full"] | None,
@@ -94,6 +96,7 @@ class Train:
         options = {"compile": self.compile, "keep": self.keep, "draw": _grid if self.look_every else None}
         options["backbone"] = chosen_backbone(self.backbone)
         with distributed.joined(usable_device(self.device)) as device:
+            options["parent"] = None if self.from_ is None else trained_model(self.from_, "cpu")
             data = distributed.first(lambda: chosen_data(experiment, self.data, self.size, tell=True))
             config = experiment.config(data, variant, self.budget or budget())
             if data not in experiment.data:  # of few pictures a batch is all
@@ -117,6 +120,10 @@ class Train:
         if resumed:
             longer = "".join(f", longer than the {steps} it had at step {step}" for step, steps in trainer.lengthened)
             say(f"going on at step {trainer.step} of {config.steps} ({out}){longer}")
+        elif self.from_ is not None:
+            new = trainer.model.card.get("new modalities")
+            kept = f"new are codes, embedding and head of {', '.join(new)}, all else is kept" if new else "all is kept"
+            say(f"begins with the weights of {self.from_}: {kept}")
         try:
             model = trainer.run(self.progress or ("bar" if sys.stderr.isatty() else "lines"), self.max_minutes)
         except Interrupted as stopped:
