@@ -140,7 +140,7 @@ def test_the_tables_are_the_measured_ones():
         ("image-label-shapes32", "fade-in"),
         ("image-representation-shapes16", "lifted", "own-channels", "image-only", "predicted", "told", "random"),
         ("image-representation-shapes32", "lifted", "image-only"),
-        ("image-transition-shapes16", "transition", "conditional", "sdedit"),
+        ("image-transition-shapes16", "transition", "conditional", "regression", "sdedit"),
         ("image-transition-shapes32", "transition"),
         ("masked-image-shapes16", "masked", "plain", "augment", "own-channels", "unshared"),
         ("masked-image-shapes32", "masked"),

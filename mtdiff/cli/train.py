@@ -12,7 +12,7 @@ import tyro
 
 from mtdiff import distributed
 from mtdiff.cli.common import DEVICE, Name, chosen_data, save_picture, trained_model, usable_device
-from mtdiff.cli.own import chosen_backbone
+from mtdiff.cli.own import Imports, chosen_backbone
 from mtdiff.datasets.imagenet.packing import packs
 from mtdiff.datasets.prepared import prepared
 from mtdiff.experiments import EXPERIMENTS, budget
@@ -72,6 +72,7 @@ class Train:
     precision: Literal["fp32", "bf16"] | None = None  # Of the network's products; bf16 is faster on a GPU.
     # The network: unet, dit, or MODULE:CLASS, an mt.Backbone of your own that is made as CLASS(space).
     backbone: str = "unet"
+    imports: Imports = ()
     seed: int = 0  # Seed of the initial weights, batches and noise.
     out: Path | None = None  # Folder of the run; default runs/EXPERIMENT/DATA/VARIANT-SEED, or VARIANT-BACKBONE-SEED.
     # Where to train: cpu, cuda or cuda:1 ... (under torchrun cuda is each process's own GPU).
@@ -96,7 +97,7 @@ class Train:
         options = {"compile": self.compile, "keep": self.keep, "draw": _grid if self.look_every else None}
         options["backbone"] = chosen_backbone(self.backbone)
         with distributed.joined(usable_device(self.device)) as device:
-            options["parent"] = None if self.from_ is None else trained_model(self.from_, "cpu")
+            options["parent"] = None if self.from_ is None else trained_model(self.from_, "cpu", self.imports)
             data = distributed.first(lambda: chosen_data(experiment, self.data, self.size, tell=True))
             config = experiment.config(data, variant, self.budget or budget())
             if data not in experiment.data:  # of few pictures a batch is all

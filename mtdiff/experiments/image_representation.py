@@ -92,8 +92,8 @@ def scenes(data: str, split: str, of: str | None = None) -> Dataset:
 
 def examples(data: Callable[[str], Dataset], variant: str, seed: int) -> Dataset:
     """What a variant is shown in training."""
-    known = data("train")
-    return scenes(known.name.split("-")[0], "train", oracle(variant))
+    name, split = data("train").name.split("-represented/")
+    return scenes(name, split, oracle(variant))
 
 
 def build(data: str, variant: str, seed: int = 0, backbone: Make | None = None) -> MTDiffusion:
