@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mtdiff import datasets, exact
-    from mtdiff.backbones import MLP, Backbone, UNet
-    from mtdiff.checkpoint import load
+    from mtdiff.backbones import MLP, Backbone, DiT, UNet
+    from mtdiff.checkpoint import load, transfer
     from mtdiff.datasets import Dataset
     from mtdiff.elbo import Bound, elbo
     from mtdiff.fit import fit
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 HOMES = {
-    "mtdiff.backbones": "MLP Backbone UNet",
-    "mtdiff.checkpoint": "load",
+    "mtdiff.backbones": "MLP Backbone DiT UNet",
+    "mtdiff.checkpoint": "load transfer",
     "mtdiff.datasets": "Dataset",
     "mtdiff.elbo": "Bound elbo",
     "mtdiff.fit": "fit",
@@ -54,10 +54,10 @@ HOMES = {
 """Where public names are from. Each is imported when it is asked for, so that `mtdiff --help` does not wait for torch."""
 
 __all__ = [
-    "MISSING", "MLP", "Backbone", "Bound", "Caption", "Continuous", "Dataset", "Denoiser", "Encoded", "ForwardProcess",
-    "Image", "Label", "LabelMap", "MTDiffusion", "Mask", "Modality", "NoiseSchedule", "Prediction", "TrainConfig", "Trainer",
-    "UNet", "Vector", "constant", "datasets", "elbo", "exact", "fade_in", "fade_out", "fit", "load", "multitask_loss",
-    "sample", "sample_path", "vocabulary",
+    "MISSING", "MLP", "Backbone", "Bound", "Caption", "Continuous", "Dataset", "Denoiser", "DiT", "Encoded",
+    "ForwardProcess", "Image", "Label", "LabelMap", "MTDiffusion", "Mask", "Modality", "NoiseSchedule", "Prediction",
+    "TrainConfig", "Trainer", "UNet", "Vector", "constant", "datasets", "elbo", "exact", "fade_in", "fade_out", "fit",
+    "load", "multitask_loss", "sample", "sample_path", "transfer", "vocabulary",
 ]  # fmt: skip
 
 

@@ -13,13 +13,14 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from mtdiff.reading import Allowance, naming, read_json
+from mtdiff.reading import Allowance, fits, naming, read_json
+from mtdiff.recorded import Recorded, UnknownKind
 
 Network = TypeVar("Network", bound=nn.Module)
 
 FORMAT = 1
 WEIGHTS, CARD = "model.safetensors", "card.json"
-OWN = ("format", "config", "sha256")
+OWN = ("format", "config", "sha256", "imports")
 """What a card says to the program that reads it, beside what people should know."""
 
 
@@ -41,15 +42,36 @@ def save(folder: str | Path, network: nn.Module, card: Mapping | None = None, ha
         tensors = {name: t.half() if t.is_floating_point() else t for name, t in tensors.items()}
     weights = safetensors.torch.save({**tensors, **network.tables()})
     entries = {**network.card, **(card or {}), "config": network.architecture()}
+    entries |= {"imports": found} if (found := imports(network)) else {}
     entries |= {"format": FORMAT, "sha256": hashlib.sha256(weights).hexdigest()}
     write_atomic(Path(folder) / WEIGHTS, weights)
     write_atomic(Path(folder) / CARD, (to_json(entries, indent=1) + "\n").encode())
     return Path(folder)
 
 
+def imports(network: nn.Module) -> list[str]:
+    """The modules, other than mtdiff's own, of the classes that a network is made of: to be imported before it is loaded."""
+    homes = {type(part).__module__ for part in network.modules() if isinstance(part, Recorded)}
+    return sorted(home for home in homes if home != "__main__" and home.partition(".")[0] != "mtdiff")
+
+
 def load(folder: Path, kind: type[Network]) -> Network:
-    """Rebuild what `save` wrote, of one class or those below it; see `mtdiff.load`."""
+    """Rebuild what `save` wrote, of one class or those below it; see `mtdiff.load`. Nothing is imported for a card."""
     card = read_json(folder / CARD, what := f"is not a {kind.family} card")
+    try:
+        return _built(folder, kind, card, what)
+    except ValueError as error:
+        homes = card["imports"] if fits(card.get("imports"), list[str]) else ()
+        homes = [home for home in homes if all(part.isidentifier() for part in home.split("."))]  # may get to a shell
+        if not homes or not isinstance(error.__cause__, UnknownKind):
+            raise
+        which = f"{folder / CARD}: {error.__cause__}. It says that it needs {', '.join(homes)}"
+        add = f"import {', '.join(homes)}, or add --import {' '.join(homes)} to the command"
+        raise ValueError(f"{which}: if you trust that, {add}") from None
+
+
+def _built(folder: Path, kind: type[Network], card: Mapping, what: str) -> Network:
+    """The network of a card, with its weights."""
     with naming(folder / CARD, what):
         kind.kind_of(card.get("config"))
     if type(card.get("format")) is not int or card["format"] != FORMAT:

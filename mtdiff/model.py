@@ -125,8 +125,7 @@ class MTDiffusion(Recorded, nn.Module, Denoiser):
         ]
 
     def __repr__(self) -> str:
-        size, high, low = sum(p.numel() for p in self.parameters()), *self.process.schedule.abar.logit()[[0, -1]].tolist()
-        noise = f"{self.process.steps} steps from log-SNR {high:.3g} to {low:.3g}"
+        size, noise = sum(p.numel() for p in self.parameters()), self.process.schedule.said()
         made = f"{size:,} parameters, {type(self.backbone).__name__}, predicts {self.prediction}"
         lines = [f"{type(self).__name__} on {'x'.join(map(str, self.space))}: {made}, {noise}"]
         lines += ["  {modality}: {kind}, code {code}, W {W}, given {given}".format(**row) for row in self.rows()]

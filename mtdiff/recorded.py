@@ -10,6 +10,10 @@ from torch import Tensor
 from mtdiff.reading import check_types
 
 
+class UnknownKind(ValueError):
+    """A card names a class that is not imported."""
+
+
 class Recorded:
     """An object that notes what it was made of: `config` is {"kind": name of its class, **arguments}, JSON values.
 
@@ -52,11 +56,11 @@ class Recorded:
 
     @classmethod
     def kind_of(cls, config: Mapping) -> type:
-        """The class that a config names, this one or one below it; ValueError where no imported one has that name."""
+        """The class that a config names, this one or one below it; UnknownKind where no imported one has that name."""
         if not isinstance(config, Mapping) or not isinstance(kind := config.get("kind"), str):
             raise ValueError(f'a {cls.family} is described by {{"kind": ..., ...}}, got {reprlib.repr(config)}')
         if kind not in (known := cls.known()):
-            raise ValueError(f"unknown {cls.family} kind {kind!r}; known: {sorted(known)}. Import the class first")
+            raise UnknownKind(f"unknown {cls.family} kind {kind!r}; known: {sorted(known)}. Import the class first")
         return known[kind]
 
     @classmethod

@@ -45,6 +45,11 @@ class NoiseSchedule:
         """T, the number of forward steps."""
         return len(self.abar) - 1
 
+    def said(self) -> str:
+        """The schedule in a few words: how many steps, between which log-SNR."""
+        high, low = self.abar.logit()[[0, -1]].tolist()
+        return f"{self.steps} steps from log-SNR {high:.3g} to {low:.3g}"
+
     @property
     def first(self) -> int:
         """The step at which modalities are read: 0, or 1 where abar_0 = 1 leaves no noise at 0."""

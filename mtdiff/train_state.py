@@ -1,12 +1,15 @@
 """What a checkpoint of a training holds, whether it belongs to a training, and how that goes on from it."""
 
 import contextlib
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 
 import torch
 
 from mtdiff import distributed
+from mtdiff.checkpoint import BEGINNING
+from mtdiff.files import to_json
 
 FREE = ("steps", "log_every", "save_every", "probe_every")
 """What may change in a config when a training goes on: no step that was taken depends on it."""
@@ -45,6 +48,7 @@ def collected(trainer) -> dict:
         "config": asdict(trainer.config),
         "data": trainer.data.hash(),
         "architecture": trainer.model.fingerprint(),
+        "card": to_json(trainer.ema.module.card),
         "generators": [one for process in shards for one in process],
         "torch": [cpu for cpu, *_ in states],
         "cuda": [gpu[0] if gpu else None for _, *gpu in states],
@@ -73,6 +77,10 @@ def compare(trainer, state: Mapping) -> None:
         raise ValueError(f"{path} was trained on other data than {trainer.data.name!r}: use another folder")
     if state["architecture"] != trainer.model.fingerprint():
         raise ValueError(f"{path} belongs to another model (process, modalities or backbone): use another folder")
+    mine, theirs = (_beginning(card) for card in (to_json(trainer.model.card), state.get("card", "{}")))
+    if mine and "card" in state and mine != theirs:
+        text = f"{path} did not begin with the weights of that model"
+        raise ValueError(f"{text}: go on without naming it, or use another folder")
 
 
 def restore(trainer, state: Mapping) -> None:
@@ -85,6 +93,8 @@ def restore(trainer, state: Mapping) -> None:
         generator.set_state(state["generators"][k].cpu())
     mine = trainer.rank % len(state["torch"])
     trainer.states = [states[mine].cpu() for states in (state["torch"], state["cuda"]) if states[mine] is not None]
+    if "card" in state:  # what it began with: neither has to be loaded again
+        trainer.model.card, trainer.ema.module.card = json.loads(state["card"]), json.loads(state["card"])
     steps = state["config"]["steps"]
     if steps < trainer.config.steps and _fallen(trainer.step, steps, trainer.config.decay):
         trainer.lengthened.append([state["step"], steps])
@@ -93,3 +103,8 @@ def restore(trainer, state: Mapping) -> None:
 def _fallen(step: int, steps: int, decay: float) -> bool:
     """Whether the learning rate has begun to fall in the first so many of a training's steps (`Trainer._schedule`)."""
     return step - 1 > steps - decay * steps
+
+
+def _beginning(card: str) -> dict:
+    """What a card, as JSON, says of the model that its training began with."""
+    return {key: value for key, value in json.loads(card).items() if key in BEGINNING}

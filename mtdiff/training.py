@@ -4,7 +4,7 @@ import contextlib
 import math
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +15,9 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from mtdiff import distributed
+from mtdiff.checkpoint import inherited, transfer
 from mtdiff.checks import check_choice
+from mtdiff.datasets.adapted import adapted
 from mtdiff.datasets.base import Dataset
 from mtdiff.losses import Loss, check_options, multitask_loss, scored
 from mtdiff.model import MTDiffusion
@@ -45,7 +47,9 @@ class Trainer:
 
     Args:
         model: trained in place. A card that it has from before is kept as what it is "based on".
-        data: the training set; its `sample` is checked here, once. A label of -1 is missing (see `multitask_loss`).
+        data: the training set: a `Dataset`, a dict of tensors, whatever has a length and an example {name: value} at each
+            number, or gives batches of such (`mtdiff.datasets.adapted`). Its `sample` is checked here, once. A label of -1
+            is missing (see `multitask_loss`).
         folder: where checkpoints and the history go; None keeps everything in memory.
         loss: (model, batch, generator) -> Loss, whose terms are means over examples; None is `multitask_loss` with the
             config's options, whose heads are scored by the mean over what is scored in all shards.
@@ -57,6 +61,7 @@ class Trainer:
         best: a figure of the probe; the averaged model with the smallest is kept in the folder's `best/`.
         log: called with every row of the history and of the probes, {"step", "seconds", name: number}, by the first process.
             Into TensorBoard: lambda row: [writer.add_scalar(name, value, row["step"]) for name, value in row.items()].
+        parent: a trained model whose weights it begins with (`mtdiff.transfer`), unless it goes on from a checkpoint.
 
     Attributes:
         lengthened: [[step, steps]]: where a training that was to have so many steps was made longer after its learning rate
@@ -74,7 +79,7 @@ class Trainer:
     def __init__(
         self,
         model: MTDiffusion,
-        data: Dataset,
+        data: "Dataset | Mapping[str, Tensor] | torch.utils.data.Dataset | Iterable[Mapping[str, Tensor]]",
         config: TrainConfig,
         folder: str | Path | None = None,
         loss: Callable[[MTDiffusion, Mapping[str, Tensor], torch.Generator], Loss] | None = None,
@@ -85,16 +90,20 @@ class Trainer:
         keep: int = 1,
         best: str | None = None,
         log: Callable[[Mapping[str, float]], object] | None = None,
+        parent: MTDiffusion | None = None,
     ):
+        if parent is not None:
+            transfer(model, parent)
         if best and not probe:
             raise ValueError(f"best names a figure of the probe, {best!r}, but there is no probe")
-        self.data, self.config, self.device = data, replace(config), torch.device(device)  # fields can be set: checked again
+        self.config, self.device = replace(config), torch.device(device)  # fields can be set: checked again
+        self.data = adapted(data, model.modalities)
         self.rank, self.shards = distributed.rank(), distributed.world() * config.accumulate
         self.missing = self._checked(model)
         self.folder = None if folder is None else RunFolder(folder, keep)
         self.model = model.to(self.device).train()
         taught = {} if model.taught is None or loss is not None else {"taught": sorted(model.taught)}
-        model.card = {**_inherited(model.card), **taught}
+        model.card = {**inherited(model.card), **taught}
         if loss is None:  # what the card says of rule "conditioned"; another loss tells what it likes
             model.teach(config.give)
         self.loss, self.probe, self.draw = loss or self._multitask, probe, draw
@@ -121,20 +130,15 @@ class Trainer:
         if config.batch_size % self.shards:
             text = f"{distributed.world()} processes with accumulate = {config.accumulate}"
             raise ValueError(f"a batch of {config.batch_size} cannot be divided equally among {text}")
-        kinds, seen = model.modalities, data.sample()
-        gone = {name: kinds[name].missing(data.values[name]) for name in kinds if name in data.values}
-        for name, mask in gone.items():
-            if bool(mask.all()):
-                raise ValueError(f"data set {data.name!r} has no example with a {name!r}: all of them are missing")
-        missing = tuple(name for name, mask in gone.items() if bool(mask.any()))
+        next(data.batches(config.batch_size, config.seed))
+        kinds, seen, missing = model.modalities, data.sample(), data.incomplete(model.modalities)
         there = {name: ~kinds[name].missing(seen[name]) for name in missing}
         seen |= {name: kinds[name].filled(seen[name]) for name in missing}
         model.check(seen, f"data set {data.name!r}")
-        lacking = [name for name in kinds if name not in data.values]
+        lacking = [name for name in kinds if name not in seen]
         if lacking:
-            raise KeyError(f"data set {data.name!r} lacks {lacking}; it has {list(data.values)}")
+            raise KeyError(f"data set {data.name!r} lacks {lacking}; it has {list(seen)}")
         check_options(config.weights, config.drop, config.give, list(kinds))
-        next(data.batches(config.batch_size, config.seed))
         if self.rank == 0:
             seen, there = ({n: v[:: len(v) // 256 + 1].to(model.device) for n, v in part.items()} for part in (seen, there))
             with torch.no_grad():
@@ -195,7 +199,7 @@ class Trainer:
         Raises:
             BlockingIOError: another process is at work in the folder.
             ValueError: the checkpoint is damaged, belongs to another config, model or data set, was computed in another
-                number of shards, or was to have more steps.
+                number of shards, or was to have more steps, or it began with the weights of another model.
         """
         if self.folder is None:
             return False
@@ -244,7 +248,8 @@ class Trainer:
         """The loss as a module: compiled, timed and shared among processes as was asked for."""
         dtype = PRECISIONS[self.config.precision]
         if self.device.type == "cuda" and self.rank == 0:
-            self._flops = training_flops(self.model, self.loss, self.data[:2])
+            two = {name: value[:2] for name, value in self.data.sample().items()}
+            self._flops = training_flops(self.model, self.loss, two)
             self._peak = matmul_peak(self.device, dtype, repeats=5) * distributed.world()
         if self.compile:
             self.model.backbone.compile()
@@ -379,13 +384,6 @@ class Trainer:
         why = "time is over" if reason == TIME else signal.Signals(int(reason)).name
         text = f"{why}: stopped at step {self.step} of {self.config.steps}; {kept}"
         return OutOfTime(text) if reason == TIME else Interrupted(text, int(reason))
-
-
-def _inherited(card: Mapping) -> dict:
-    """The card of a model that is trained further: what was true of steps, figures and commands is the parent's alone."""
-    kept = {key: value for key, value in card.items() if key == "based on"}
-    parent = {key: value for key, value in card.items() if key not in ("metrics", "probes", "taught")}
-    return {**kept, "based on": parent} if card.keys() - {"based on", "taught"} else kept
 
 
 class Objective(nn.Module):

@@ -530,7 +530,7 @@ for t in (100, 250, 400):
 #   given the source, and the target has the transition's SNR at every step: the two have *one clock*.
 #
 # On one clock and by DDIM, which takes one path in both, **theory predicts a difference of 0** in every figure. With
-# ancestral steps it need be 0 only where steps are short. (Result files without DDIM are of models with two clocks.)
+# ancestral steps it need be 0 only where steps are short.
 
 # %%
 two = {name: transition.build("shapes16", name).process for name in ("transition", "conditional")}
@@ -599,9 +599,9 @@ for way, path in {"DDIM": ("ddim",), "ancestral steps": ()}.items():
 # A full dot is a clear difference over paired seeds (04 §8), blue is better and red is worse. An open dot is not a zero: its
 # bar says how large a difference could have been missed. And no bar knows of the test scenes, which all seeds share.
 #
-# Are there more full dots than chance makes? Then their cause is not in what is known. It is the clock, if there are two;
-# the ancestral step; or the training, which visits noise levels nearly as often in both, not exactly. Whoever reports that
-# starting at the source *itself* helps has to show that it is none of these.
+# Are there more full dots than chance makes? Then their cause is not in what is known. It is the ancestral step, or the
+# training, which visits noise levels nearly as often in both, not exactly. Whoever reports that starting at the source
+# *itself* helps has to show that it is neither, and not a clock of its own.
 
 # %% [markdown] tags=["slide"]
 # ## 7 · In the bound, theory predicts a price

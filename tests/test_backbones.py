@@ -1,4 +1,5 @@
 import math
+import sys
 
 import pytest
 import torch
@@ -8,7 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mtdiff as mt
-from mtdiff.backbones import Backbone
+from mtdiff.backbones import Backbone, DiffusersUNet
+from mtdiff.training import TrainConfig, Trainer
+
+KINDS = ("DownBlock2D", "AttnDownBlock2D"), ("AttnUpBlock2D", "UpBlock2D")
 
 
 def parameters(module) -> int:
@@ -25,6 +29,8 @@ BACKBONES = {
     "mlp": lambda: mt.MLP((6,), width=16, blocks=2),
     "mlp on an image": lambda: mt.MLP((1, 4, 4), width=16, blocks=1),
     "unet": lambda: mt.UNet((2, 8, 8), base=8, multipliers=(1, 2), attention=(8,), head_channels=4),
+    "dit": lambda: mt.DiT((2, 8, 4), width=16, blocks=2, heads=2),
+    "diffusers": lambda: DiffusersUNet((2, 8, 4), (8, 16), *KINDS, norm_num_groups=4),
     "deep unet": lambda: mt.UNet((3, 8, 16), base=8, multipliers=(1, 2, 3), blocks=2),
 }
 
@@ -153,6 +159,14 @@ def test_a_backbone_is_rebuilt_from_its_config(name):
         (lambda: mt.UNet((8,)), r"space must be \(C, H, W\)"),
         (lambda: mt.UNet((1, 8, 8), base=20, multipliers=(1,), head_channels=6), "20 channels cannot be split over 3"),
         (lambda: mt.UNet((1, 8, 8)).readout((1, 4, 4)), "height and width differ"),
+        (lambda: mt.DiT((1, 8, 8)).readout((1, 4, 4)), r"a DiT on \(1, 8, 8\) cannot write .* height and width differ"),
+        (lambda: DiffusersUNet((1, 8, 8)).entrance((1, 4, 4)), "cannot take .* height and width differ"),
+        (lambda: mt.DiT((3, 8, 10), patch=4), r"H and W divisible by 4, got \(3, 8, 10\)"),
+        (lambda: mt.DiT((8,)), r"space must be \(C, H, W\)"),
+        (lambda: mt.DiT((1, 8, 8), width=20, heads=3), "a width of 20 cannot be split over 3 attention heads"),
+        (lambda: mt.DiT((1, 8, 8), blocks=0), "blocks must be a whole number from 1 on"),
+        (lambda: DiffusersUNet((1, 6, 8)), r"H and W divisible by 4, got \(1, 6, 8\)"),
+        (lambda: DiffusersUNet((1, 8, 8), (8, 8), ("SkipDownBlock2D",) * 2, ("SkipUpBlock2D",) * 2), "no place for"),
         (lambda: Backbone.from_config({"kind": "Transformer"}), "unknown backbone kind 'Transformer'"),
     ],
 )
@@ -174,12 +188,13 @@ def test_an_entrance_is_a_concatenation(name):
     told = backbone(z, u, context=entrance(x))
 
     layer = next(m for m in entrance.modules() if hasattr(m, "weight"))
-    both = torch.cat([backbone.enter.weight, layer.weight], 1), backbone.enter.bias + layer.bias
-    if isinstance(backbone, mt.UNet):
-        first = F.conv2d(torch.cat([z, x], 1), *both, padding=1)
-    else:
+    enter = backbone.net.conv_in if isinstance(backbone, DiffusersUNet) else backbone.enter
+    both = torch.cat([enter.weight, layer.weight], 1), enter.bias + layer.bias
+    if isinstance(backbone, mt.MLP):
         first = F.linear(torch.cat([z.flatten(1), x.flatten(1)], 1), *both)
-    backbone.enter.forward = lambda _: first
+    else:
+        first = F.conv2d(torch.cat([z, x], 1), *both, stride=enter.stride, padding=enter.padding)
+    enter.forward = lambda _: first
     for a, b in zip(told, backbone(z, u), strict=True):
         assert torch.allclose(a, b, atol=1e-10)
 
@@ -194,7 +209,8 @@ def test_an_entrance_takes_other_channels_but_not_another_size():
 @pytest.mark.parametrize(
     ("backbone", "message"),
     [
-        (lambda: mt.MLP((6,), width=16), r"an MLP cannot attend to tokens: use a UNet with cross="),
+        (lambda: mt.MLP((6,), width=16), r"an MLP cannot attend to tokens: use a DiT, or a UNet with cross="),
+        (lambda: DiffusersUNet((1, 8, 8)), r"a DiffusersUNet cannot attend to tokens: use a DiT"),
         (lambda: mt.UNet((1, 8, 8), base=8), r"this UNet cannot attend to tokens: build it with cross="),
     ],
 )
@@ -211,19 +227,20 @@ def test_cross_attention_at_a_height_that_no_level_has_is_refused():
         mt.UNet((1, 8, 8), base=8, multipliers=(1, 2), cross=(16,))
 
 
-def test_cross_attention_hears_the_kept_tokens_and_no_others():
+@pytest.mark.parametrize("make", [lambda: mt.UNet((2, 8, 4), base=8, multipliers=(1, 2), cross=(4,)), BACKBONES["dit"]])
+def test_attention_hears_the_kept_tokens_and_no_others(make):
     """Tokens that are not kept are as none; their order does not matter (positions are the caption's business)."""
-    unet = randomise(mt.UNet((1, 8, 8), base=8, multipliers=(1, 2), cross=(4,))).double()
-    z, u, _ = (value.double() for value in inputs(unet))
-    tokens = torch.randn(2, 3, unet.embedding, dtype=torch.float64, generator=generator(1))
-    none, every = unet(z, u)[0], unet(z, u, tokens=tokens)[0]
+    net = randomise(make()).double()
+    z, u, _ = (value.double() for value in inputs(net))
+    tokens = torch.randn(2, 3, net.embedding, dtype=torch.float64, generator=generator(1))
+    none, every = net(z, u)[0], net(z, u, tokens=tokens)[0]
     keep = torch.tensor([[True, True, False], [False, False, False]])
-    some = unet(z, u, tokens=tokens, keep=keep)[0]
+    some = net(z, u, tokens=tokens, keep=keep)[0]
     assert not torch.allclose(none, every, atol=1e-3)
     assert torch.allclose(some[1], none[1], atol=1e-10)
-    assert torch.allclose(some[0], unet(z, u, tokens=tokens[:, :2])[0][0], atol=1e-10)
-    assert torch.allclose(every, unet(z, u, tokens=tokens[:, [2, 0, 1]])[0], atol=1e-10)
-    assert torch.allclose(every, unet(z, u, tokens=tokens, keep=torch.ones_like(keep))[0], atol=1e-10)
+    assert torch.allclose(some[0], net(z, u, tokens=tokens[:, :2])[0][0], atol=1e-10)
+    assert torch.allclose(every, net(z, u, tokens=tokens[:, [2, 0, 1]])[0], atol=1e-10)
+    assert torch.allclose(every, net(z, u, tokens=tokens, keep=torch.ones_like(keep))[0], atol=1e-10)
 
 
 def test_a_pooled_vector_of_cells_keeps_what_was_where():
@@ -248,3 +265,103 @@ def test_a_head_is_as_wide_as_the_pooled_vector_of_one_cell_or_cells_times_that(
     backbone, label = backbone(), mt.Label(3)
     label.attach("it", backbone.space, backbone)
     assert label.out[0].weight.shape == (hidden, backbone.pooled)
+
+
+# ---- the transformer, and diffusers' network ----
+
+
+@given(
+    channels=st.integers(1, 4),
+    size=st.sampled_from([(4, 8), (8, 4)]),
+    patch=st.sampled_from([1, 2, 4]),
+    heads=st.integers(1, 2),
+    n=st.integers(1, 3),
+)
+@settings(max_examples=15)
+def test_shapes_of_the_dit(channels, size, patch, heads, n):
+    dit = mt.DiT((channels, *size), 8 * heads, 1, heads, patch)
+    features, pooled = dit(*inputs(dit, n))
+    assert features.shape == (n, 32 // patch**2, 8 * heads)
+    assert pooled.shape == (n, dit.pooled)
+    torch.testing.assert_close(pooled, features.mean(1))
+    assert dit.readout((3, *size))(features).shape == (n, 3, *size)
+    assert dit.entrance((5, *size))(torch.zeros(n, 5, *size)).shape == dit.enter(torch.zeros(n, channels, *size)).shape
+
+
+def test_a_patch_is_read_from_and_written_to_its_own_place():
+    """Without blocks, positions and norm a patch acts on its own place: 2x2 pixels of the first row, the fourth column."""
+    dit = randomise(mt.DiT((1, 4, 8), width=8, blocks=1, heads=1))
+    readout = randomise(dit.readout(dit.space), 1)
+    dit.blocks, dit.norm = torch.nn.ModuleList(), torch.nn.Identity()
+    z, u, _ = inputs(dit, 1)
+    other = z.clone()
+    other[..., 1, 6] += 1
+    with torch.no_grad():
+        moved = (readout(dit(other, u)[0]) - readout(dit(z, u)[0])).abs() > 1e-6
+    assert moved[0, 0].nonzero().tolist() == [[0, 6], [0, 7], [1, 6], [1, 7]]
+
+
+def test_a_dit_begins_without_blocks_and_mixes_all_patches_later():
+    dit = mt.DiT((1, 8, 8), width=16, blocks=2, heads=2)
+    z, u, condition = inputs(dit, 1)
+    far = z.clone()
+    far[..., 7, 7] += 5
+    assert torch.equal(dit(z, u)[0], dit(z, u + 0.3, condition)[0])
+    assert torch.equal(dit(z, u)[0][:, 0], dit(far, u)[0][:, 0])
+    randomise(dit)
+    assert not torch.allclose(dit(z, u)[0][:, 0], dit(far, u)[0][:, 0], atol=1e-5)
+
+
+def test_dit_s_2_has_the_size_that_the_paper_says():
+    with torch.device("meta"):
+        dit = mt.DiT((4, 32, 32), width=384, blocks=12, heads=6)
+    assert parameters(dit) == pytest.approx(33e6, rel=0.03)  # Peebles and Xie 2023, table 4
+
+
+def test_the_adapter_computes_what_diffusers_computes():
+    net = randomise(DiffusersUNet((2, 8, 4), (8, 16), *KINDS, norm_num_groups=4))
+    readout = randomise(net.readout((1, 8, 4)))
+    z, u, _ = inputs(net)
+    with torch.no_grad():
+        ours = readout(net(z, u)[0])
+        net.net.conv_out = readout
+        theirs = net.net(z, 1000 * u).sample
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_without_diffusers_the_adapter_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(ImportError, match=r"DiffusersUNet needs diffusers: pip install 'mtdiff\[diffusers\]'"):
+        DiffusersUNet((1, 8, 8))
+
+
+def narrow(kind):
+    """A class of a reader's own, with fewer arguments than its parent."""
+
+    def __init__(self, space):
+        kind.__init__(self, space, 8)
+
+    return type(f"Narrow{kind.__name__}", (kind,), {"__init__": __init__})
+
+
+NARROW = [lambda kind=kind: narrow(kind)((2, 8, 8)) for kind in (mt.MLP, mt.UNet, mt.DiT)]
+
+
+@pytest.mark.parametrize("make", [BACKBONES["dit"], BACKBONES["diffusers"], *NARROW])
+def test_a_model_trains_saves_and_loads(make, tmp_path):
+    torch.manual_seed(0)
+    backbone = make()
+    space = backbone.space
+    process = mt.ForwardProcess(mt.NoiseSchedule.log_snr(20), {"image": 1.0, "hint": 0.0, "label": mt.fade_in(1.0)})
+    modalities = {"image": mt.Image(space), "hint": mt.Image(space, tell=True), "label": mt.Label(3)}
+    model = mt.MTDiffusion(process, modalities, backbone, space)
+    batch = {name: torch.rand(8, *space, generator=generator()) * 2 - 1 for name in ("image", "hint")}
+    data = mt.Dataset("noise", {**batch, "label": torch.arange(8) % 3})
+    config = TrainConfig(steps=3, batch_size=4, give={"hint": 0.5, "label": 0.5})
+    trained = Trainer(model, data, config).run(progress=False).eval()
+    again = mt.load(trained.save(tmp_path / "model"))
+    assert type(again.backbone) is type(backbone)
+    z, given = torch.randn(2, *space), {"hint": batch["hint"][:2]}
+    assert torch.equal(again.predict(z, 9, given=given).aggregate, trained.predict(z, 9, given=given).aggregate)
+    assert not torch.equal(again.predict(z, 9).aggregate, again.predict(z, 9, given=given).aggregate)
+    assert mt.sample(again, 2, steps=2)["image"].shape == (2, *space)

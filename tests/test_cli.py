@@ -214,6 +214,7 @@ def training(seed=0, data="digits/train", **changes):
         ([{"variant": "v"}], r"a and b are not seeds of one training \(data: digits/train, None; steps: 10, None"),
         ([{**training(1), "training": {}}, {**training(1), "training": {}}], "a and b are not seeds"),
         ([training(1, minutes=2.0)], r"\(minutes: None, 2.0\): evaluate each alone"),
+        ([training(1, backbone="dit")], r"\(backbone: None, dit\): evaluate each alone"),
         ([training(1, steps=20)], r"a and b are not seeds of one training \(steps: 10, 20\): evaluate each alone"),
         ([training(1, lengthened=[[5, 5]])], r"lengthened: None, \[\[5, 5\]\]"),
         ([training(1), training(2, lr=0.2)], r"a and c are not seeds of one training \(lr: 0.1, 0.2\)"),

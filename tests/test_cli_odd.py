@@ -35,6 +35,7 @@ def place(tmp_path_factory):
     digits.save(folder / "without-rule", card)
     (folder / "file").write_text("some text")
     (folder / "folder").mkdir()
+    (folder / "folder.png").mkdir()
     (folder / "file.json").write_text("{}")
     return folder
 
@@ -71,9 +72,9 @@ EVALUATE = ["evaluate", "image-label", "--n", "8", "--models"]
         ([*SAMPLE, "--given", "image=/dev/null"], "/dev/null cannot be read as a picture"),
         ([*SAMPLE, "--given", ""], "an argument is empty"),
         ([*SAMPLE, "--out", ""], "an argument is empty"),
-        ([*SAMPLE, "--out", "folder"], "--out folder is there, and is no regular file"),
+        ([*SAMPLE, "--out", "folder.png"], "--out folder.png is there, and is no regular file"),
         ([*SAMPLE, "--out", "file/a.png"], "file is no folder"),
-        ([*SAMPLE, "--out", "/dev/null"], "--out /dev/null is there, and is no regular file"),
+        ([*SAMPLE, "--out", "/dev/null"], "--out /dev/null is there, and is no folder"),
         ([*SAMPLE, "--device", "meta"], "--device meta cannot be used"),
         ([*SAMPLE, "--device", "cuda:99"], "--device cuda:99 cannot be used"),
         ([*SAMPLE, "--device", "toaster"], "--device toaster cannot be used"),
@@ -158,7 +159,7 @@ def test_a_bug_keeps_its_traceback(bug, place, monkeypatch):
         raise bug
 
     monkeypatch.chdir(place)
-    monkeypatch.setattr(cli, "sample", fail)
+    monkeypatch.setattr("mtdiff.cli.sample.sample", fail)
     with pytest.raises(type(bug)):
         run(monkeypatch, *SAMPLE)
 
@@ -169,7 +170,7 @@ def test_too_little_memory_is_said_on_a_cpu_too(error, place, monkeypatch, capsy
         raise error
 
     monkeypatch.chdir(place)
-    monkeypatch.setattr(cli, "sample", fail)
+    monkeypatch.setattr("mtdiff.cli.sample.sample", fail)
     with pytest.raises(SystemExit) as stop:
         run(monkeypatch, *SAMPLE)
     assert stop.value.code == 2

@@ -132,8 +132,8 @@ QUOTED = {  # name: (difference, digits, is it clear, where)
     "planted 60": (own(60, "joint", "data"), 1, True, "measured"),
     "planted 80, ddim": (own(80, "joint, ddim", "joint"), 1, True, "measured"),
     "planted 60, guided": (own(60, "guidance 4.0", "guidance 1.0"), 1, False, "measured"),
-    "transition, SSIM": (chain(DETERMINED, "ssim"), 3, True, "README measured walkthrough"),
-    "transition, scenes": (chain(OPEN, "scene"), 3, True, "measured"),
+    "transition, SSIM": (chain(DETERMINED, "ssim"), 3, False, "README measured walkthrough"),
+    "transition, scenes": (chain(OPEN, "scene"), 3, False, "measured"),
     "transition, bound": (chain(DIRECTIONS, "bound"), 3, False, "measured"),
     "repeated at half": (holes("masked", "repeated", "0.5", "psnr"), 1, False, "README measured"),
     "repeated at half, SSIM": (holes("masked", "repeated", "0.5", "ssim"), 3, False, "measured"),
@@ -174,8 +174,8 @@ def test_the_pages_quote_differences_as_measured(name):
 
 
 def test_pairing_finds_what_independent_errors_hide():
-    """As differences of independent means these have errors of 0.011, 7.0 and 0.76."""
-    for name, mean, error in (("transition, SSIM", -0.026, 0.003), ("predicted", 7.7, 1.0), ("augment, DDIM", -4.3, 0.35)):
+    """As differences of independent means these have errors of 7.0 and 0.76."""
+    for name, mean, error in (("predicted", 7.7, 1.0), ("augment, DDIM", -4.3, 0.35)):
         difference = QUOTED[name][0]
         assert difference.mean == pytest.approx(mean, rel=0.02)
         assert difference.stderr == pytest.approx(error, rel=0.06)

@@ -493,6 +493,27 @@ def test_the_commands_of_the_readme_work_as_they_are_printed(place, monkeypatch,
     assert {path.name for path in (place / "runs").iterdir()} == {"mine", "filled"}
 
 
+def test_the_readmes_command_begins_with_the_shipped_model(place, monkeypatch, capsys, quickly):
+    animals(place / "pictures", each=6)
+    section = (ROOT / "README.md").read_text().split("## Fine-tune\n")[1].split("\n## ")[0]
+    (command,) = re.findall("^mtdiff (.*)$", section, re.M)
+    run(monkeypatch, *shlex.split(command))
+    said = capsys.readouterr().out
+    new = "new are codes, embedding and head of label, all else is kept"
+    assert f"begins with the weights of image-label/shapes32: {new}\n" in said
+    made, parent = mt.load("runs/tuned"), mt.load("image-label/shapes32")
+    assert made.modalities["label"].names == ["cat", "dog"]
+    assert made.card["based on"]["training"]["steps"] == parent.card["training"]["steps"]
+    assert "metrics" not in made.card["based on"]
+    assert made.card["new modalities"] == ["label"]
+    old, new = (each.backbone.state_dict() for each in (parent, made))
+    assert all(torch.allclose(value, new[name], atol=0.02) for name, value in old.items()), "two steps away"
+    run(monkeypatch, "info", "runs/tuned")
+    assert "new modalities: ['label']" in capsys.readouterr().out
+    run(monkeypatch, *shlex.split(command))
+    assert capsys.readouterr().out.splitlines()[-1] == "runs/tuned is already trained: step 2 of 2"
+
+
 def test_a_pack_is_data_wherever_a_name_is(place, monkeypatch, capsys, quickly):
     prepare(animals(place / "pets"), place / "packs" / "mine", 8, progress=False)
     run(monkeypatch, "train", "image-label", "--data", "packs/mine")

@@ -1,6 +1,7 @@
 """The image-label experiment: variants, few labels, planted correlations, and how they are judged."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from mtdiff.baselines import classifier_loss
 from mtdiff.datasets import MIXTURE, Dataset, digits, planted, toy
 from mtdiff.datasets.planted import OWN
 from mtdiff.datasets.shapes import COLOURS
-from mtdiff.experiments import EXPERIMENTS, image_label
+from mtdiff.experiments import EXPERIMENTS, image_label, label_scores
 from mtdiff.experiments.label_scores import (
     code_scores,
     colour_scores,
@@ -274,3 +275,12 @@ def test_bounds_are_those_of_elbo_and_the_label_is_read_off_the_image_alone():
     expected = logits.log_softmax(1)[torch.arange(40), batch["label"]].mean()
     assert bounds["label_given_image"] == pytest.approx(float(expected), abs=0.02)
     assert bounds["sum"] == pytest.approx(bounds["image"] + bounds["label_given_image"])
+
+
+def test_from_enough_samples_on_joint_pairs_are_told_from_real_ones(monkeypatch):
+    monkeypatch.setattr(label_scores, "told_apart", lambda real, drawn, noise: {"accuracy": noise, "n": len(drawn["label"])})
+    model = randomise(image_label.build("digits", "fade-in"), scale=0.05).eval()
+    r = label_scores.referee("digits")
+    few, enough = (label_scores.sample_scores(model, replace(r, steps=2), n, ()) for n in (20, 100))
+    assert "told_apart" not in few
+    assert enough["told_apart"] == {str(noise): {"accuracy": noise, "n": len(r.test)} for noise in label_scores.NOISE}

@@ -95,15 +95,15 @@ def test_a_wheel_says_where_the_course_is(wheel, tmp_path):
 
 
 def test_importing_the_core_pulls_in_neither_torchvision_nor_the_notebook_packages():
-    names = ("torchvision", "matplotlib", "sklearn", "IPython", "nbformat")
-    code = f"import sys, mtdiff, mtdiff.cli; print([m for m in {names} if m in sys.modules])"
+    names = ("torchvision", "matplotlib", "sklearn", "IPython", "nbformat", "diffusers")
+    code = f"import sys, mtdiff.cli.train; print([m for m in {names} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
 def test_the_readme_code_runs():
     blocks = re.findall(r"```python\n(.*?)```", README, re.S)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     names = {}
     for block in blocks:
         exec(block, names)
@@ -140,7 +140,7 @@ def test_the_tables_are_the_measured_ones():
         ("image-label-shapes32", "fade-in"),
         ("image-representation-shapes16", "lifted", "own-channels", "image-only", "predicted", "told", "random"),
         ("image-representation-shapes32", "lifted", "image-only"),
-        ("image-transition-shapes16", "transition", "conditional", "sdedit"),
+        ("image-transition-shapes16", "transition", "conditional", "regression", "sdedit"),
         ("image-transition-shapes32", "transition"),
         ("masked-image-shapes16", "masked", "plain", "augment", "own-channels", "unshared"),
         ("masked-image-shapes32", "masked"),

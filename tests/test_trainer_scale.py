@@ -230,7 +230,8 @@ def test_nothing_in_a_step_waits_for_the_device(name, data, variant):
     """On the meta device, which has no values: whatever reads one back fails, whatever is copied there is noticed."""
     experiment = EXPERIMENTS[name]
     config = experiment.config(data, variant, "quick")
-    model, source = experiment.build(data, variant, 0), experiment.data[data]("test")
+    model = experiment.build(data, variant, 0)
+    source = experiment.examples(lambda _="train": experiment.data[data]("test"), variant, 0)
     batch = {key: value.to("meta") for key, value in source[:4].items() if key in model.modalities}
     loss = experiment.loss(variant, config)
     options = {"weights": config.weights, "drop": config.drop, "give": config.give, "levels": config.levels}

@@ -77,6 +77,13 @@ class NoiseLevel(nn.Module):
         return self.mlp(torch.cat([angles.sin(), angles.cos()], 1).to(self.mlp[0].weight.dtype))
 
 
+def check_map(backbone: Backbone, what: str, shape: tuple[int, ...]) -> None:
+    """Refuse a map whose height and width are not those of the backbone's space."""
+    if tuple(shape[1:]) != backbone.space[1:]:
+        which = f"a {type(backbone).__name__} on {backbone.space} cannot {what} {tuple(shape)}"
+        raise ValueError(f"{which}: height and width differ")
+
+
 def zero(layer: nn.Module) -> nn.Module:
     """Set a layer's parameters to zero: a residual branch that begins as the identity."""
     for parameter in layer.parameters():

@@ -32,7 +32,7 @@ class MLP(Backbone):
     ) -> tuple[Tensor, Tensor]:
         """See `Backbone.forward`; feature map and pooled vector are the hidden state (B, width). ValueError for tokens."""
         if tokens is not None:
-            raise ValueError("an MLP cannot attend to tokens: use a UNet with cross=...")
+            raise ValueError("an MLP cannot attend to tokens: use a DiT, or a UNet with cross=...")
         level = self.level(u)
         level = F.silu(level if condition is None else level + condition)
         h = self.enter(z.flatten(1))
@@ -45,11 +45,11 @@ class MLP(Backbone):
     def readout(self, shape: tuple[int, ...]) -> nn.Module:
         """A zero-initialised linear layer to (B, *shape)."""
         size = torch.Size(shape).numel()
-        return nn.Sequential(zero(nn.Linear(self.config["width"], size)), nn.Unflatten(1, shape))
+        return nn.Sequential(zero(nn.Linear(self.pooled, size)), nn.Unflatten(1, shape))
 
     def entrance(self, shape: tuple[int, ...]) -> nn.Module:
         """A linear layer from (B, *shape) to the hidden state."""
-        return nn.Sequential(nn.Flatten(), nn.Linear(torch.Size(shape).numel(), self.config["width"]))
+        return nn.Sequential(nn.Flatten(), nn.Linear(torch.Size(shape).numel(), self.pooled))
 
 
 class MLPBlock(nn.Module):

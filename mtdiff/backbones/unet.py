@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mtdiff.backbones.base import Backbone, Maybe, NoiseLevel, zero
+from mtdiff.backbones.base import Backbone, Maybe, NoiseLevel, check_map, zero
 from mtdiff.checks import check_whole
 
 
@@ -103,17 +103,13 @@ class UNet(Backbone):
 
     def readout(self, shape: tuple[int, ...]) -> nn.Module:
         """A zero-initialised 3x3 convolution to (B, *shape); ValueError for other sizes than the space's."""
-        self._check_map("write", shape)
+        check_map(self, "write", shape)
         return zero(nn.Conv2d(self.width, shape[0], 3, padding=1)).to(memory_format=torch.channels_last)
 
     def entrance(self, shape: tuple[int, ...]) -> nn.Module:
         """A 3x3 convolution from (B, *shape) to the first hidden state; ValueError for other sizes than the space's."""
-        self._check_map("take", shape)
-        return nn.Conv2d(shape[0], self.config["base"], 3, padding=1).to(memory_format=torch.channels_last)
-
-    def _check_map(self, what: str, shape: tuple[int, ...]) -> None:
-        if tuple(shape[1:]) != self.space[1:]:
-            raise ValueError(f"a U-Net on {self.space} cannot {what} {tuple(shape)}: height and width differ")
+        check_map(self, "take", shape)
+        return nn.Conv2d(shape[0], self.enter.out_channels, 3, padding=1).to(memory_format=torch.channels_last)
 
 
 def _check_levels(space: tuple[int, ...], multipliers: Sequence[int], heights_of: Mapping[str, Sequence[int]]) -> None:

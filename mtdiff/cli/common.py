@@ -1,7 +1,7 @@
 """What commands share: data and models by their names or paths, devices, pictures of what was drawn."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,6 +10,7 @@ import torch
 import tyro
 
 from mtdiff.checkpoint import load
+from mtdiff.cli.own import imported
 from mtdiff.datasets.imagenet import pack
 from mtdiff.datasets.imagenet.layouts import SPLITS
 from mtdiff.datasets.imagenet.packing import LABELS, packs, read_meta
@@ -72,8 +73,12 @@ def data_of(model: MTDiffusion, experiment: Experiment, name: str | None) -> str
     return name if name in experiment.data else chosen_data(experiment, name, model.space[-1])
 
 
-def trained_model(name: str, device: str) -> MTDiffusion:
-    """A trained model, whose card names what it was trained for as commands can use it, if at all."""
+def trained_model(name: str, device: str, imports: Iterable[str] = ()) -> MTDiffusion:
+    """A trained model, whose card names what it was trained for as commands can use it, if at all.
+
+    Modules that it is made of may be imported before.
+    """
+    imported(imports)
     model = load(name, device)
     check_types(model.card, {"experiment": str, "variant": str}, f"the card of {name}")
     return model

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from mtdiff.checkpoint import load
 from mtdiff.cli.common import DEVICE, Name, chosen_data, data_of, trained_model, usable_device
+from mtdiff.cli.own import Imports
 from mtdiff.comparison import mean_and_error
 from mtdiff.experiments import EXPERIMENTS, matched, trained_on
 from mtdiff.experiments.report import markdown
@@ -35,6 +36,7 @@ class Evaluate:
     # of images and labels, or MODULE:FUNCTION; default: pixels at 8x8.
     features: str | None = None
     device: str = DEVICE  # Where to evaluate: cpu or cuda.
+    imports: Imports = ()
     seed: int = 0  # Seed of the first model's noise; the others follow.
     out: Path | None = None  # The JSON file to write; default: print only.
     publish: Path | None = None  # Also save the first model here, in half precision, with its own figures in its card.
@@ -72,7 +74,7 @@ class Evaluate:
 
     def _trained(self, name: str) -> MTDiffusion:
         """A model that was trained for this experiment."""
-        model = trained_model(name, self.device)
+        model = trained_model(name, self.device, self.imports)
         if model.card.get("experiment", self.experiment) != self.experiment:
             raise ValueError(f"{name} was trained for {model.card['experiment']}, not for {self.experiment}")
         return model

@@ -6,9 +6,10 @@ from typing import Annotated
 import tyro
 
 from mtdiff.cli.common import trained_model
+from mtdiff.cli.own import Imports
 from mtdiff.files import to_json
 
-SAID = ("experiment", "variant", "data", "training", "provenance", "based on")
+SAID = ("experiment", "variant", "data", "training", "provenance", "based on", "new modalities")
 """Parts of a card that are printed, in this order; the figures come last."""
 
 
@@ -17,10 +18,11 @@ class Info:
     """Say what a model is: its modalities and their curves, how it was trained, and how good it is."""
 
     model: Annotated[str, tyro.conf.Positional]  # A folder that train wrote, or the name of a shipped model.
+    imports: Imports = ()
 
     def run(self) -> None:
         """Print the model, and its card below."""
-        model = trained_model(self.model, "cpu")
+        model = trained_model(self.model, "cpu", self.imports)
         print(model)
         for key in SAID:
             if key in model.card:

@@ -1,7 +1,6 @@
 """mtdiff sample: draw from a trained model, with some modalities given if you like."""
 
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +12,11 @@ import torch
 import tyro
 
 from mtdiff.cli.common import DEVICE, data_of, save_picture, trained_model, usable_device
+from mtdiff.cli.own import Imports
 from mtdiff.datasets.decoding import decoded
 from mtdiff.datasets.shapes import VOCABULARY, read_caption
 from mtdiff.experiments import EXPERIMENTS, matched
-from mtdiff.files import write_atomic
+from mtdiff.files import to_json, write_atomic
 from mtdiff.modalities import Caption, Image, Label, Mask
 from mtdiff.model import MTDiffusion
 from mtdiff.sampling import RULES, SAMPLERS, sample
@@ -45,6 +45,7 @@ class Sample:
     # folder with a picture file of each and what else was drawn in metadata.jsonl.
     out: Path = Path("samples.png")
     device: str = DEVICE  # Where to sample: cpu or cuda.
+    imports: Imports = ()
 
     @property
     def FILES(self) -> tuple[str, ...]:
@@ -53,7 +54,7 @@ class Sample:
 
     def run(self) -> None:
         """Draw, write it, and say what is in it."""
-        model = trained_model(self.model, usable_device(self.device))
+        model = trained_model(self.model, usable_device(self.device), self.imports)
         pairs = dict(text.partition("=")[::2] for text in self.given)
         if len(pairs) < len(self.given):
             raise ValueError(f"--given {' '.join(self.given)}: one value for each modality")
@@ -136,7 +137,7 @@ def write_folder(drawn: Mapping[str, torch.Tensor], said: Mapping[str, Sequence[
             PIL.Image.fromarray(each).save(data, "PNG")
             write_atomic(places[name] / f"{k:04}.png", data.getvalue())
     rows = [{"file_name": f"{k:04}.png", **{n: texts[k] for n, texts in said.items()}} for k in range(len(pixels))]
-    write_atomic(next(iter(places.values())) / "metadata.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows).encode())
+    write_atomic(next(iter(places.values())) / "metadata.jsonl", "".join(f"{to_json(row)}\n" for row in rows).encode())
 
 
 def _held_out(model: MTDiffusion, name: str, index: str, data: str | None) -> torch.Tensor:

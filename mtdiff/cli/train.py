@@ -11,11 +11,12 @@ import torch
 import tyro
 
 from mtdiff import distributed
-from mtdiff.cli.common import DEVICE, Name, chosen_data, save_picture, usable_device
+from mtdiff.cli.common import DEVICE, Name, chosen_data, save_picture, trained_model, usable_device
+from mtdiff.cli.own import Imports, chosen_backbone
 from mtdiff.datasets.imagenet.packing import packs
 from mtdiff.datasets.prepared import prepared
 from mtdiff.experiments import EXPERIMENTS, budget
-from mtdiff.files import CARD, WEIGHTS, check_weights
+from mtdiff.files import CARD, WEIGHTS, check_weights, imports
 from mtdiff.model import MTDiffusion
 from mtdiff.provenance import provenance
 from mtdiff.reading import read_json
@@ -50,6 +51,8 @@ class Train:
     experiment: Name  # What to train.
     data: Annotated[str | None, tyro.conf.arg(help=f"What to train on. {_choices('data')} {PATHS}")] = None
     size: int | None = None  # Height and width at which a folder of pictures is packed; default 32.
+    # A trained model to begin with, a folder or a name: its weights, but those of labels of other classes.
+    from_: Annotated[str | None, tyro.conf.arg(name="from")] = None
     variant: Annotated[str | None, tyro.conf.arg(help=_choices("variants"))] = None
     budget: Annotated[
         Literal["quick", "full"] | None,
@@ -67,8 +70,11 @@ class Train:
     # Parts in which a batch is computed, one after the other, where memory is short: the same steps.
     accumulate: int | None = None
     precision: Literal["fp32", "bf16"] | None = None  # Of the network's products; bf16 is faster on a GPU.
+    # The network: unet, dit, or MODULE:CLASS, an mt.Backbone of your own that is made as CLASS(space).
+    backbone: str = "unet"
+    imports: Imports = ()
     seed: int = 0  # Seed of the initial weights, batches and noise.
-    out: Path | None = None  # Folder of the run; default runs/EXPERIMENT/DATA/VARIANT-SEED.
+    out: Path | None = None  # Folder of the run; default runs/EXPERIMENT/DATA/VARIANT-SEED, or VARIANT-BACKBONE-SEED.
     # Where to train: cpu, cuda or cuda:1 ... (under torchrun cuda is each process's own GPU).
     device: str = DEVICE
     compile: bool = False  # Let torch.compile make one program of the network: faster on a GPU, after a minute.
@@ -89,13 +95,16 @@ class Train:
         chosen = {name: getattr(self, name) for name in names} | {"probe_every": self.look_every}
         chosen = {name: value for name, value in chosen.items() if value is not None}
         options = {"compile": self.compile, "keep": self.keep, "draw": _grid if self.look_every else None}
+        options["backbone"] = chosen_backbone(self.backbone)
         with distributed.joined(usable_device(self.device)) as device:
+            options["parent"] = None if self.from_ is None else trained_model(self.from_, "cpu", self.imports)
             data = distributed.first(lambda: chosen_data(experiment, self.data, self.size, tell=True))
             config = experiment.config(data, variant, self.budget or budget())
             if data not in experiment.data:  # of few pictures a batch is all
                 config.batch_size = min(config.batch_size, len(prepared(data, "train", ("image",))))
             config = replace(config, **chosen)
-            out = self.out or Path("runs") / self.experiment / Path(data).name / f"{variant}-{self.seed}"
+            which = variant if self.backbone == "unet" else f"{variant}-{self.backbone.rpartition(':')[2]}"
+            out = self.out or Path("runs") / self.experiment / Path(data).name / f"{which}-{self.seed}"
             trainer = experiment.trainer(data, variant, config, out, device, **options)
             with trainer.alone():
                 self._go_on(trainer, out, variant, data)
@@ -112,6 +121,10 @@ class Train:
         if resumed:
             longer = "".join(f", longer than the {steps} it had at step {step}" for step, steps in trainer.lengthened)
             say(f"going on at step {trainer.step} of {config.steps} ({out}){longer}")
+        elif self.from_ is not None:
+            new = trainer.model.card.get("new modalities")
+            kept = f"new are codes, embedding and head of {', '.join(new)}, all else is kept" if new else "all is kept"
+            say(f"begins with the weights of {self.from_}: {kept}")
         try:
             model = trainer.run(self.progress or ("bar" if sys.stderr.isatty() else "lines"), self.max_minutes)
         except Interrupted as stopped:
@@ -123,6 +136,7 @@ class Train:
             return
         training = {**vars(config), "processes": distributed.world(), "wall_seconds": round(trainer.seconds, 1)}
         taken = {} if config.minutes is None else {"taken": trainer.step}  # of the steps that there were time for
+        taken |= {} if self.backbone == "unet" else {"backbone": self.backbone}
         card = {
             "experiment": self.experiment,
             "data": {"name": trainer.data.name, "sha256": trainer.data.hash(), "examples": len(trainer.data)},
@@ -134,8 +148,9 @@ class Train:
         model.save(out, card)
         say(f"trained {trainer.step} steps in {trainer.seconds:.0f} s; the model is in {out}")
         there = data in EXPERIMENTS[self.experiment].data or Path(data).parent == packs()
-        judge = f"mtdiff evaluate {self.experiment} --models {out}" + ("" if there else f" --data {data}")
-        say(f"look at it:  mtdiff sample {out}      judge it:  {judge}")
+        own = " ".join(["", "--import", *found]) if (found := imports(model)) else ""
+        judge = f"mtdiff evaluate {self.experiment} --models {out}" + ("" if there else f" --data {data}") + own
+        say(f"look at it:  mtdiff sample {out}{own}      judge it:  {judge}")
 
 
 def _grid(model: MTDiffusion, path: Path) -> None:

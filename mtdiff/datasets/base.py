@@ -96,6 +96,14 @@ class Dataset:
         """What is looked at to see whether a model fits: everything."""
         return dict(self.values)
 
+    def incomplete(self, kinds: Mapping) -> tuple[str, ...]:
+        """Which of a model's modalities {name: kind} some examples lack; ValueError for one that all of them lack."""
+        gone = {name: kinds[name].missing(self.values[name]) for name in kinds if name in self.values}
+        for name, mask in gone.items():
+            if bool(mask.all()):
+                raise ValueError(f"data set {self.name!r} has no example with a {name!r}: all of them are missing")
+        return tuple(name for name, mask in gone.items() if bool(mask.any()))
+
 
 def digest(values: Mapping[str, Tensor], source: str = "") -> str:
     """SHA-256 over names and shapes of tensors, and over their source, or without one their bytes.

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mtdiff.backbones import UNet
+from mtdiff.backbones import Backbone, UNet
 from mtdiff.datasets.base import Dataset
 from mtdiff.datasets.shapes import SETS
 from mtdiff.metrics import frechet_distance
@@ -24,6 +24,8 @@ from mtdiff.training import TrainConfig, Trainer
 
 Look = Callable[[MTDiffusion], dict[str, float]]
 """What a trainer notes along the way: averaged model -> figures."""
+Make = Callable[[tuple[int, ...]], Backbone]
+"""What makes a backbone for a space."""
 UNETS: Mapping[int, dict] = {
     8: {"base": 16, "multipliers": (1, 1)},
     16: {"base": 16, "multipliers": (1, 2, 2)},
@@ -57,7 +59,8 @@ class Experiment:
     name: str  # what commands call it
     data: Mapping[str, Callable[[str], Dataset]]  # {name: split "train", "test" or "all" -> data}; the first is the default
     variants: Mapping[str, str]  # {name: one line on what it is}; the first is the headline
-    build: Callable[[str, str, int], MTDiffusion]  # (data name, variant, seed of the initial weights) -> untrained model
+    # (data name, variant, seed of the initial weights, backbone in place of the U-Net) -> untrained model
+    build: Callable[..., MTDiffusion]
     config: Callable[[str, str, str], TrainConfig]  # (data name, variant, budget "quick" or "full") -> how to train
     evaluate: Callable[..., dict]  # (model, data name, seed of all noise, n samples a figure, **own options) -> metrics
     loss: Callable[[str, TrainConfig], Callable | None] = lambda variant, config: None  # None: the multi-task loss
@@ -80,11 +83,12 @@ class Experiment:
         return name or next(iter(self.variants))
 
     def trainer(
-        self, data: str, variant: str, config: TrainConfig, folder: str | Path | None, device: str = "cpu", **options
-    ) -> Trainer:
+        self, data: str, variant: str, config: TrainConfig, folder: str | Path | None, device: str = "cpu",
+        backbone: Make | None = None, **options,
+    ) -> Trainer:  # fmt: skip
         """A `Trainer` of one variant, at step 0, with its other options; the initial weights follow the config's seed."""
         examples = self.examples(self.on(data), self.variant(variant), config.seed)
-        model = self.build(data, variant, config.seed)
+        model = self.build(data, variant, config.seed, backbone=backbone)
         used = {name: value for name, value in examples.values.items() if name in model.modalities}
         look = self.probe(data, variant) if config.probe_every else None
         examples, loss = replace(examples, values=used), self.loss(variant, config)
@@ -103,6 +107,14 @@ def noise_schedule(size: int, power: float) -> NoiseSchedule:
     return NoiseSchedule.log_snr(500, high=8.0, low=min(-8.0, math.floor(2 * end) / 2))
 
 
+def sized(space: tuple[int, ...], unet: Mapping) -> UNet:
+    """The U-Net of `UNETS` that fits a space, with some arguments of one's own."""
+    size, known = space[-1], recipe(space[-1])
+    unet = {**UNETS[known], **unet}
+    unet |= {name: tuple(size * height // known for height in unet[name]) for name in {"attention", "cross"} & unet.keys()}
+    return UNet(space, **unet)
+
+
 def seeded(
     seed: int,
     schedule: NoiseSchedule,
@@ -111,21 +123,19 @@ def seeded(
     prior: str | None = None,
     kind: type[MTDiffusion] = MTDiffusion,
     unet: Mapping | None = None,
+    backbone: Make | None = None,
     **options,
 ) -> MTDiffusion:
     """A model of modalities and their curves, {name: (W, modality)}, whose initial weights are those of a seed.
 
     It is sampled by "ddpm". `unet` holds arguments of the U-Net in place of those in `UNETS`, `options` those of the model.
     """
-    size, known = space[-1], recipe(space[-1])
-    unet = {**UNETS[known], **(unet or {})}
-    unet |= {name: tuple(size * height // known for height in unet[name]) for name in {"attention", "cross"} & unet.keys()}
+    backbone = backbone or functools.partial(sized, unet=unet or {})
     process = ForwardProcess(schedule, {name: curve for name, (curve, _) in parts.items()}, prior)
     modalities = {name: modality for name, (_, modality) in parts.items()}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        backbone = UNet(space, **unet)
-        return kind(process, modalities, backbone, space, sampler="ddpm", **options)
+        return kind(process, modalities, backbone(space), space, sampler="ddpm", **options)
 
 
 def on_scenes(budget: str, levels: tuple[float, float] = LEVELS, **options) -> TrainConfig:

@@ -8,7 +8,7 @@ from mtdiff.baselines import Unshared, classifier_loss
 from mtdiff.datasets import Dataset, digits, planted
 from mtdiff.datasets.planted import SHARES
 from mtdiff.datasets.prepared import prepared
-from mtdiff.experiments.base import Experiment, Look, by_size, noise_schedule, on_scenes, seeded
+from mtdiff.experiments.base import Experiment, Look, Make, by_size, noise_schedule, on_scenes, seeded
 from mtdiff.experiments.label_scores import amplification, evaluate, named_shapes
 from mtdiff.modalities import MISSING, Image, Label
 from mtdiff.modalities.generators import KINDS
@@ -44,7 +44,7 @@ DRAWS = 300
 """Planted scenes of each kind that are drawn for each note along the training."""
 
 
-def build(data: str, variant: str, seed: int = 0, base: int | None = None) -> MTDiffusion:
+def build(data: str, variant: str, seed: int = 0, base: int | None = None, backbone: Make | None = None) -> MTDiffusion:
     """About 0.3M parameters on digits, with 32 channels at the top of the U-Net, and at 16x16; see `UNETS`."""
     test, scenes = EXPERIMENT.on(data)("test"), data != "digits"
     channels, size, _ = test.shape("image")
@@ -74,7 +74,8 @@ def build(data: str, variant: str, seed: int = 0, base: int | None = None) -> MT
         options |= {"prediction": "heads", "remove_known": True}
     unet = {"base": base or 32} if base or not scenes else {}
     unet |= {"cross": (8,)} if variant == "token" else {}
-    return seeded(seed, noise_schedule(size, power=1.5), (channels + apart, size, size), parts, unet=unet, **options)
+    options |= {"unet": unet, "backbone": backbone}
+    return seeded(seed, noise_schedule(size, power=1.5), (channels + apart, size, size), parts, **options)
 
 
 def config(data: str, variant: str, budget: str) -> TrainConfig:

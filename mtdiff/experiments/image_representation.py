@@ -11,7 +11,7 @@ from torch import Tensor
 from mtdiff.baselines import representation_guidance
 from mtdiff.datasets import Dataset, shapes
 from mtdiff.datasets.shapes import SETS, VOCABULARY
-from mtdiff.experiments.base import Experiment, Look, alone, by_size, feature_probe, noise_schedule, on_scenes, seeded
+from mtdiff.experiments.base import Experiment, Look, Make, alone, by_size, feature_probe, noise_schedule, on_scenes, seeded
 from mtdiff.judges import label_judge, scene_judge
 from mtdiff.metrics import fidelity, frechet_distance
 from mtdiff.modalities import Encoded, Image, LabelMap
@@ -92,11 +92,11 @@ def scenes(data: str, split: str, of: str | None = None) -> Dataset:
 
 def examples(data: Callable[[str], Dataset], variant: str, seed: int) -> Dataset:
     """What a variant is shown in training."""
-    known = data("train")
-    return scenes(known.name.split("-")[0], "train", oracle(variant))
+    name, split = data("train").name.split("-represented/")
+    return scenes(name, split, oracle(variant))
 
 
-def build(data: str, variant: str, seed: int = 0) -> MTDiffusion:
+def build(data: str, variant: str, seed: int = 0, backbone: Make | None = None) -> MTDiffusion:
     """0.3M parameters at 16x16, 1.1M at 32x32."""
     size, in_sum, spatial = SETS[data], variant in JOINT, oracle(variant) == "segments"
     apart = {"own-channels": 1, "segments": 3}.get(variant, 0)
@@ -112,7 +112,8 @@ def build(data: str, variant: str, seed: int = 0) -> MTDiffusion:
     parts, rule = {"image": (1.0, image)}, {"image": "readout"}
     if variant != "image-only":
         parts["representation"], rule["representation"] = (curve, value), "conditioned"
-    return seeded(seed, noise_schedule(size, power=1.5), (3 + apart, size, size), parts, rule=rule, remove_known=sense)
+    options = {"rule": rule, "remove_known": sense, "backbone": backbone}
+    return seeded(seed, noise_schedule(size, power=1.5), (3 + apart, size, size), parts, **options)
 
 
 def config(data: str, variant: str, budget: str) -> TrainConfig:

@@ -10,7 +10,7 @@ from mtdiff.baselines import mean_image, regression_loss, sdedit
 from mtdiff.datasets import Dataset, palette, shapes, unpalette
 from mtdiff.datasets.shapes import SETS
 from mtdiff.elbo import elbo
-from mtdiff.experiments.base import Experiment, best_of, by_size, joint, on_scenes, seeded
+from mtdiff.experiments.base import Experiment, Make, best_of, by_size, joint, on_scenes, seeded
 from mtdiff.judges import scene_judge
 from mtdiff.metrics import frechet_distance, psnr, ssim
 from mtdiff.modalities import Image, Label
@@ -81,7 +81,7 @@ def matched(process: ForwardProcess) -> NoiseSchedule:
     return NoiseSchedule((snr / (1 + snr)).clamp(min=1e-9))  # at T the transition's target is gone
 
 
-def build(data: str, variant: str, seed: int = 0) -> MTDiffusion:
+def build(data: str, variant: str, seed: int = 0, backbone: Make | None = None) -> MTDiffusion:
     """0.3M parameters at 16x16, 1.1M at 32x32."""
     size, moves = SETS[data], variant == "transition"
     space = (3, size, size)
@@ -95,7 +95,7 @@ def build(data: str, variant: str, seed: int = 0) -> MTDiffusion:
     schedule = NoiseSchedule.log_snr(500, high=8.0, low=END)
     schedule = schedule if moves else matched(ForwardProcess(schedule, {"target": falling}))
     options = {"prediction": "heads", "rule": "conditioned", "remove_known": True, "conditions": list(parts)[1:]}
-    return seeded(seed, schedule, space, parts, "source" if moves else None, **options)
+    return seeded(seed, schedule, space, parts, "source" if moves else None, backbone=backbone, **options)
 
 
 def config(data: str, variant: str, budget: str) -> TrainConfig:

@@ -8,7 +8,7 @@ from mtdiff.baselines import classifier_loss
 from mtdiff.datasets.imagenet import ARCHIVES
 from mtdiff.datasets.imagenet.packing import FOLDER, packs
 from mtdiff.datasets.prepared import Prepared, prepared
-from mtdiff.experiments.base import LEVELS, Experiment, Look, noise_schedule, recipe, seeded
+from mtdiff.experiments.base import LEVELS, Experiment, Look, Make, noise_schedule, recipe, seeded
 from mtdiff.experiments.imagenet_scores import evaluate as scores
 from mtdiff.experiments.imagenet_scores import progress
 from mtdiff.modalities import Image, Label, Mask
@@ -71,13 +71,13 @@ def packed_folder(data: str) -> Path:
     return folder
 
 
-def build(data: str, variant: str, seed: int = 0) -> MTDiffusion:
+def build(data: str, variant: str, seed: int = 0, backbone: Make | None = None) -> MTDiffusion:
     """Of the size of the images."""
     test = packed(data, "test", "plain")
-    return assemble(test.size, variant, test.names, seed)
+    return assemble(test.size, variant, test.names, seed, backbone)
 
 
-def assemble(size: int, variant: str, names: tuple[str, ...], seed: int = 0) -> MTDiffusion:
+def assemble(size: int, variant: str, names: tuple[str, ...], seed: int = 0, backbone: Make | None = None) -> MTDiffusion:
     """The model of a variant for images of a size and classes of these names."""
     shape, used = (3, size, size), MODALITIES[variant]
     outside = variant == "conditional" or "classifier" in variant  # the label is never in the sum
@@ -95,7 +95,7 @@ def assemble(size: int, variant: str, names: tuple[str, ...], seed: int = 0) -> 
     if outside:  # a classifier never learned to draw, the other never to read
         del rule["image" if variant == "conditional" else "label"]
     options: dict = {"rule": rule, "prediction": "heads", "remove_known": variant != "plain" and not outside}
-    return seeded(seed, noise_schedule(size, power=2.0), shape, parts, **options)
+    return seeded(seed, noise_schedule(size, power=2.0), shape, parts, backbone=backbone, **options)
 
 
 def config(data: str, variant: str, budget: str) -> TrainConfig:

@@ -29,6 +29,8 @@ FOLDS = 5
 """Parts of the held-out images, each scaled by a temperature that was fitted to the others."""
 NOISE = (0.0, 0.05)
 """Standard deviations of the noise under which drawn pairs are told from real ones: none, and 6 of 255 grey levels."""
+TOLD = 100
+"""The least number of samples for each figure with which drawn pairs are also told from real ones, which takes minutes."""
 LEVELS = 11
 """Number of noise levels at which the label head is judged."""
 EXAMPLES = 30_000
@@ -133,8 +135,7 @@ def sample_scores(model: MTDiffusion, r: Referee, n: int, rules: Sequence[str], 
 
     Returns:
         {"joint": `Referee.scores`, "joint_ddim": the same by DDIM, rule: ..., "head_accuracy": number, "bound":
-        `image_label_bounds`, `Referee.fidelity` of joint samples, and "told_apart" {noise that is added to both: how well a
-        fresh network tells as many pairs from held-out ones}}.
+        `image_label_bounds`, `Referee.fidelity` of joint samples, and from `TOLD` samples on "told_apart": `told`}.
     """
     generator, kinds = torch.Generator(model.device).manual_seed(seed), {"joint": {}, "joint_ddim": {"sampler": "ddim"}}
     kinds |= {rule: {"rule": rule, "given": {"label": each_class(model, n)}} for rule in rules}
@@ -144,11 +145,20 @@ def sample_scores(model: MTDiffusion, r: Referee, n: int, rules: Sequence[str], 
         out["head_accuracy"] = head_accuracy(model, r.test, generator=generator)
     draws = max(1, round(10 * n / len(r.test)))  # about 10 n in all: as costly as the samples that it stands beside
     out["bound"] = image_label_bounds(model, r.test, draws, generator)
-    pairs = sample_many(model, len(r.test), steps=r.steps, generator=generator)
-    pairs["image"] = model.modalities["image"].rounded(pairs["image"])  # as a file has it: all real ones are of few levels
-    real = {name: r.test.values[name] for name in pairs}
-    out["told_apart"] = {str(noise): told_apart(real, pairs, noise) for noise in NOISE}
+    if n >= TOLD:
+        out["told_apart"] = told(model, r.test, r.steps, generator)
     return {**out, **r.fidelity(drawn["joint"]["image"])}
+
+
+def told(model: MTDiffusion, test: Dataset, steps: int, generator: torch.Generator) -> dict[str, dict[str, float]]:
+    """How well a fresh network tells as many joint pairs as there are held-out ones from these: {noise: `told_apart`}.
+
+    Images are rounded as a file has them: all real ones are of few levels.
+    """
+    pairs = sample_many(model, len(test), steps=steps, generator=generator)
+    pairs["image"] = model.modalities["image"].rounded(pairs["image"])
+    real = {name: test.values[name] for name in pairs}
+    return {str(noise): told_apart(real, pairs, noise) for noise in NOISE}
 
 
 def image_label_metrics(

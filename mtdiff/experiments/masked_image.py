@@ -11,6 +11,7 @@ from mtdiff.datasets.shapes import SETS
 from mtdiff.experiments.base import (
     Experiment,
     Look,
+    Make,
     alone,
     best_of,
     by_size,
@@ -62,7 +63,7 @@ def masked_scenes(data: str, split: str, n: int | None = None) -> Dataset:
     return Dataset(f"{data}-masked/{split}", values, source=f"{scenes.source}, masks seed {seed}")
 
 
-def build(data: str, variant: str, seed: int = 0) -> MTDiffusion:
+def build(data: str, variant: str, seed: int = 0, backbone: Make | None = None) -> MTDiffusion:
     """0.3M parameters at 16x16."""
     size, unshared = SETS[data], variant == "unshared"
     shape, apart = (3, size, size), variant in ("own-channels", "unshared")
@@ -76,7 +77,7 @@ def build(data: str, variant: str, seed: int = 0) -> MTDiffusion:
         parts["mask"] = (curve, Mask((size, size), channels=mask, tell=not unshared))
     options = {"kind": Unshared} if unshared else {"prediction": "heads", "remove_known": variant != "plain"}
     space = (7, size, size) if apart else shape
-    return seeded(seed, noise_schedule(size, power=1.0), space, parts, rule="conditioned", **options)
+    return seeded(seed, noise_schedule(size, power=1.0), space, parts, rule="conditioned", backbone=backbone, **options)
 
 
 def config(data: str, variant: str, budget: str) -> TrainConfig:

@@ -96,7 +96,7 @@ class Modality(Recorded, nn.Module):
             raise ValueError(f"{name!r}: channels {self.channels} leave the space {self.space}")
         if self.given_as == "tokens" and not backbone.attends:
             which = f"{name!r} is given as tokens, which this {type(backbone).__name__} cannot attend to"
-            raise ValueError(f"{which}: use UNet(cross=...), or set `attends` of a backbone of your own")
+            raise ValueError(f"{which}: use DiT(), UNet(cross=...), or set `attends` of a backbone of your own")
         self.slice_shape = (len(self.span), *self.space[1:])
         self.build(backbone)
 

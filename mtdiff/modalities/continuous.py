@@ -130,6 +130,8 @@ class Image(Continuous):
 
     def check(self, value: Tensor) -> None:
         """Raise ValueError unless value is a batch of images in [-1, 1]."""
+        if isinstance(value, Tensor) and value.dtype == torch.uint8:
+            self.refuse(value, "floating point in [-1, 1], of bytes x / 127.5 - 1")
         super().check(value)
         if value.device.type == "cpu" and value.numel() and float(value.abs().max()) > 1 + 1e-4:
             low, high = float(value.min()), float(value.max())

@@ -18,11 +18,10 @@ import time
 from pathlib import Path
 
 import torch
-from diffusers import UNet2DModel
-from dit import DiT
 from torch import nn
 
 import mtdiff as mt
+from mtdiff.backbones import Backbone, DiffusersUNet
 from mtdiff.files import to_json
 from mtdiff.losses import Loss
 from mtdiff.provenance import provenance
@@ -39,47 +38,40 @@ UNETS = {  # widths over the base, blocks on each level, height with attention, 
 NETWORKS = (*UNETS, "transformer")
 
 
-class Ours(nn.Module):
-    """One of our backbones and its denoising output; `scale` divides widths, for a trial on a CPU."""
+class Output(nn.Module):
+    """A backbone and its denoising output."""
 
-    def __init__(self, name, scale):
+    def __init__(self, backbone: Backbone):
         super().__init__()
-        if name == "transformer":
-            self.backbone = DiT(SHAPE, 384 // scale, 12 // scale, heads=6 // min(scale, 3))
-        else:
-            multipliers, blocks, height, base = UNETS[name]
-            base //= scale
-            heads = {"head_channels": min(64, base // 2)}
-            self.backbone = mt.UNet(SHAPE, base, multipliers, blocks=blocks, attention=(height,), **heads)
-        self.out = self.backbone.readout(SHAPE)
+        self.backbone, self.out = backbone, backbone.readout(SHAPE)
 
     def forward(self, z, u):
         return self.out(self.backbone(z, u)[0])
 
 
-class Theirs(nn.Module):
-    """diffusers' U-Net of the same depth, widths and attention, in channels_last, too."""
+def ours(name, scale):
+    """One of our backbones; `scale` divides widths, for a trial on a CPU."""
+    if name == "transformer":
+        return mt.DiT(SHAPE, 384 // scale, 12 // scale, heads=6 // min(scale, 3), patch=4)
+    multipliers, blocks, height, base = UNETS[name]
+    base //= scale
+    return mt.UNet(SHAPE, base, multipliers, blocks=blocks, attention=(height,), head_channels=min(64, base // 2))
 
-    def __init__(self, name, scale):
-        super().__init__()
-        multipliers, blocks, height, base = UNETS["large" if name == "transformer" else name]
-        base //= scale
-        levels = [64 >> level for level in range(len(multipliers))]
-        self.net = UNet2DModel(
-            sample_size=64,
-            in_channels=3,
-            out_channels=3,
-            layers_per_block=blocks,
-            block_out_channels=[base * multiplier for multiplier in multipliers],
-            down_block_types=["AttnDownBlock2D" if level == height else "DownBlock2D" for level in levels],
-            up_block_types=["AttnUpBlock2D" if level == height else "UpBlock2D" for level in reversed(levels)],
-            norm_num_groups=min(32, base // 4),
-            attention_head_dim=min(64, base // 2),
-            resnet_time_scale_shift="scale_shift",
-        ).to(memory_format=torch.channels_last)
 
-    def forward(self, z, u):
-        return self.net(z, u * 1000).sample
+def theirs(name, scale):
+    """diffusers' U-Net of the same depth, widths and attention."""
+    multipliers, blocks, height, base = UNETS["large" if name == "transformer" else name]
+    base //= scale
+    levels = [64 >> level for level in range(len(multipliers))]
+    return DiffusersUNet(
+        SHAPE,
+        block_out_channels=[base * multiplier for multiplier in multipliers],
+        down_block_types=["AttnDownBlock2D" if level == height else "DownBlock2D" for level in levels],
+        up_block_types=["AttnUpBlock2D" if level == height else "UpBlock2D" for level in reversed(levels)],
+        layers_per_block=blocks,
+        norm_num_groups=min(32, base // 4),
+        attention_head_dim=min(64, base // 2),
+    )
 
 
 def loss_of(process):
@@ -204,7 +196,8 @@ def main():
         "networks": {},
     }
     for name in arguments.networks:
-        nets = {"ours": Ours(name, arguments.scale).to(device), "diffusers": Theirs(name, arguments.scale).to(device)}
+        made = {"ours": ours(name, arguments.scale), "diffusers": theirs(name, arguments.scale)}
+        nets = {which: Output(net).to(device, memory_format=torch.channels_last) for which, net in made.items()}
         modes = {mode: measure(mode, nets, loss, batch, arguments, peaks) for mode in arguments.modes}
         result["networks"][name] = modes
         if arguments.profile:

@@ -14,54 +14,37 @@ import time
 from pathlib import Path
 
 import torch
-from diffusers import UNet2DModel
 from torch import nn
 
 import mtdiff as mt
+from mtdiff.backbones import Backbone, DiffusersUNet
 from mtdiff.files import to_json
 from mtdiff.provenance import provenance
 
 SHAPE, BATCH = (3, 32, 32), 64
 
 
-class Ours(nn.Module):
-    """Our backbone and its denoising output, nothing else."""
+class Output(nn.Module):
+    """A backbone and its denoising output, nothing else."""
 
-    def __init__(self):
+    def __init__(self, backbone: Backbone):
         super().__init__()
-        self.backbone = mt.UNet(SHAPE, base=32, multipliers=(1, 2, 2), blocks=1, attention=(16,), head_channels=8)
-        self.out = self.backbone.readout(SHAPE)
+        self.backbone, self.out = backbone, backbone.readout(SHAPE)
 
     def forward(self, z, u):
         return self.out(self.backbone(z, u)[0])
 
 
-class Theirs(nn.Module):
-    """diffusers' U-Net of the same depth, widths and attention."""
-
-    def __init__(self):
-        super().__init__()
-        self.net = UNet2DModel(
-            sample_size=32,
-            in_channels=3,
-            out_channels=3,
-            layers_per_block=1,
-            block_out_channels=(32, 64, 64),
-            down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-            norm_num_groups=8,
-            resnet_time_scale_shift="scale_shift",
-        )
-
-    def forward(self, z, u):
-        return self.net(z, u * 1000).sample
+def unet():
+    """Our U-Net of the depth, widths and attention that `DiffusersUNet` has by default."""
+    return mt.UNet(SHAPE, base=32, multipliers=(1, 2, 2), blocks=1, attention=(16,), head_channels=8)
 
 
 def full_model():
     """The whole model: an image and a label superposed in one space, a head each."""
     process = mt.ForwardProcess(mt.NoiseSchedule.log_snr(1000), {"image": 1.0, "label": mt.fade_in(1.0)})
     modalities = {"image": mt.Image(SHAPE), "label": mt.Label(10)}
-    return mt.MTDiffusion(process, modalities, Ours().backbone, SHAPE)
+    return mt.MTDiffusion(process, modalities, unet(), SHAPE)
 
 
 def training_step(parameters, loss):
@@ -135,7 +118,7 @@ def main():
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    ours, theirs, full = Ours(), Theirs(), full_model()
+    ours, theirs, full = Output(unet()), Output(DiffusersUNet(SHAPE)), full_model()
     process = full.process
     x, z = torch.randn(BATCH, *SHAPE).clamp(-1, 1), torch.randn(BATCH, *SHAPE)
     batch = {"image": x, "label": torch.randint(0, 10, (BATCH,))}
