@@ -10,7 +10,7 @@ from mtdiff.baselines import Unshared
 from mtdiff.datasets import Dataset
 from mtdiff.datasets.shapes import OBJECTS, RENDERING, SHAPES, VOCABULARY, numbers, render
 from mtdiff.experiments import any_scores
-from mtdiff.experiments.base import Experiment, noise_schedule, on_scenes, seeded
+from mtdiff.experiments.base import Experiment, Make, noise_schedule, on_scenes, seeded
 from mtdiff.modalities import MISSING, Caption, Image, Label, LabelMap
 from mtdiff.model import MTDiffusion
 from mtdiff.schedules import constant, fade_in
@@ -71,7 +71,7 @@ def pair(variant: str) -> tuple[str | None, str | None]:
     return (drawn, given) if to else (None, None)
 
 
-def build(data: str, variant: str, seed: int = 0) -> MTDiffusion:
+def build(data: str, variant: str, seed: int = 0, backbone: Make | None = None) -> MTDiffusion:
     """0.5M parameters at 16x16, 1.5M at 32x32."""
     (size, objects), (drawn, given) = WORLDS[data], pair(variant)
     unshared, apart = variant == "unshared", variant in ("own-channels", "unshared")
@@ -94,7 +94,15 @@ def build(data: str, variant: str, seed: int = 0) -> MTDiffusion:
         parts = {drawn: parts[drawn], given: (0.0, parts[given][1])}
         options["conditions"] = [given]
     space = (9 if unshared else 7 if apart else 4, size, size)
-    return seeded(seed, noise_schedule(size, power=6.0 if apart else 3.0), space, parts, unet={"cells": 4}, **options)
+    return seeded(
+        seed,
+        noise_schedule(size, power=6.0 if apart else 3.0),
+        space,
+        parts,
+        unet={"cells": 4},
+        backbone=backbone,
+        **options,
+    )
 
 
 def config(data: str, variant: str, budget: str) -> TrainConfig:
