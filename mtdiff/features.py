@@ -97,7 +97,7 @@ def _of_model(name: str) -> FeatureNetwork:
         return torch.Generator(model.device).manual_seed(0)
 
     def features(image: Tensor) -> Tensor:
-        return model.to(image.device).features({"image": image}, generator=still()).to(image.device)
+        return model.to(image.device).features({"image": image}, generator=still())
 
     def classify(image: Tensor) -> Tensor:
         return head_logits(model.to(image.device), Dataset(name, {"image": image}), generator=still()).argmax(1)

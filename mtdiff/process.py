@@ -100,10 +100,9 @@ class ForwardProcess:
                 raise ValueError(f"the chain should end at {prior!r} alone, but {left} have weight left at t = T")
 
     def __repr__(self) -> str:
-        high, low = self.schedule.abar.logit()[[0, -1]].tolist()
         curves = ", ".join(f"{name} W {self.said(name)}" for name in self.names)
         end = f", ends at {self.prior!r}" if self.prior else ""
-        return f"ForwardProcess({self.steps} steps, log-SNR {high:.3g} to {low:.3g}: {curves}{end})"
+        return f"ForwardProcess({self.schedule.said()}: {curves}{end})"
 
     def said(self, name: str) -> str:
         """The curve of a modality in a few characters: where W begins and ends, if it moves."""

@@ -340,7 +340,10 @@ assert torch.allclose(guided.estimate["image"], by_hand, atol=1e-5)
 # batches (`random`, our first attempt, was trained longer, so its distances cannot be compared):
 
 # %%
-rows = [f"| `{name}` | {text} |" for name, text in image_representation.VARIANTS.items()]
+folder = Path("../data/results")
+files = {name: folder / f"image-representation-shapes16-{name}.json" for name in image_representation.VARIANTS}
+results = {name: json.loads(file.read_text()) for name, file in files.items() if file.is_file()}
+rows = [f"| `{name}` | {image_representation.VARIANTS[name]} |" for name in results]
 Markdown("\n".join(["| variant | |", "|---|---|", *rows]))
 
 # %% [markdown]
@@ -366,19 +369,15 @@ print(f"features {tuple(features.shape)}: 3 channels of 4 x 4 block means")
 # does with the image's own representation, which is the ceiling. Differences are taken seed by seed; what *clear* means
 # says [04 §8](04_how_tight.ipynb). In the plots, clear differences are filled, blue is better and red is worse.
 
+
 # %%
-VARIANTS = image_representation.VARIANTS
-folder = Path("../data/results")
-results = {name: json.loads((folder / f"image-representation-shapes16-{name}.json").read_text()) for name in VARIANTS}
-
-
 def drawn(name, key):
     """A figure of jointly drawn pairs, {seed: number}."""
     return by_seed(results[name], "metrics", "drawn", key)
 
 
 pairs = {
-    text: {name: paired(drawn(name, a), drawn(name, b)) for name in image_representation.JOINT}
+    text: {name: paired(drawn(name, a), drawn(name, b)) for name in ("lifted", "own-channels", "random")}
     for text, a, b in (
         ("cosine with its own, minus another's", "cosine", "shuffled"),
         ("named, minus the ceiling", "label", "label_encoded"),

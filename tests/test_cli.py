@@ -331,6 +331,7 @@ def test_wrong_budget_is_named(monkeypatch, tmp_path):
 
 def test_ctrl_c_saves_says_how_to_go_on_and_loses_nothing(tmp_path):
     command = [sys.executable, "-m", "mtdiff", "train", "image-label", "--steps", "400", "--batch-size", "8", "--out", "run"]
+    command += ["--progress", "bar"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     time.sleep(1)
     while "step/s" not in (seen := process.stdout.readline(200)) and process.poll() is None:

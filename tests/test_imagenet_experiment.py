@@ -199,8 +199,8 @@ def test_a_held_out_label_is_given_by_its_name(sets, tmp_path, monkeypatch):
     folder = E.build("tiny-imagenet32", "label", 0).save(tmp_path / "model", card)
     in_another_order(sets, tmp_path, monkeypatch)
     drawn = []
-    monkeypatch.setattr(cli, "sample", lambda *a, given, **o: drawn.append(given) or {"label": given["label"]})
-    monkeypatch.setattr(cli, "_save_grid", lambda *a: [])
+    monkeypatch.setattr("mtdiff.cli.sample.sample", lambda *a, given, **o: drawn.append(given) or {"label": given["label"]})
+    monkeypatch.setattr("mtdiff.cli.sample.save_picture", lambda *a: None)
     run(monkeypatch, "sample", folder, "--given", "label=test:0", "image=test:0", "--out", tmp_path / "a.png")
     assert drawn[0]["label"].tolist() == [2], "the first class there is the model's last"
     assert drawn[0]["image"].dtype == torch.float32

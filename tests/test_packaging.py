@@ -1,5 +1,6 @@
 """What a newcomer relies on: the pins, the wheel, the README."""
 
+import ast
 import json
 import re
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import mtdiff
 from mtdiff.experiments.report import bounds, guidances, heads, markdown
 
 ROOT = Path(__file__).parent.parent
@@ -211,3 +213,12 @@ def test_what_only_the_course_needs_is_asked_for_in_one_line(library, code, what
     code = f"import sys, mtdiff.cli, mtdiff.training; sys.modules['{library}'] = None\n{code}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stderr.strip().splitlines()[-1] == f"ImportError: {what}: pip install 'mtdiff[notebooks]'"
+
+
+def test_public_names_are_listed_alike_for_readers_type_checkers_and_whoever_asks():
+    tree = ast.parse((ROOT / "mtdiff" / "__init__.py").read_text())
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    imports = {node.module: {alias.name for alias in node.names} for node in block.body}
+    assert imports.pop("mtdiff") == {"datasets", "exact"}
+    assert imports == {home: set(names.split()) for home, names in mtdiff.HOMES.items()}
+    assert set(mtdiff.__all__) == {"datasets", "exact"}.union(*imports.values())

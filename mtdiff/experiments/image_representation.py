@@ -66,10 +66,8 @@ def summary(data: str, of: str | None) -> Callable[[Tensor], Tensor]:
     judge = scene_judge(data)
 
     def seen(image: Tensor) -> Tensor:
-        if of == "features":
-            return torch.cat([judge.features(part) for part in image.split(500)])
-        words = torch.cat([judge.read(part) for part in image.split(500)])
-        return F.one_hot(words, len(VOCABULARY)).flatten(1).float()
+        found = torch.cat([(judge.features if of == "features" else judge.read)(part) for part in image.split(500)])
+        return found if of == "features" else F.one_hot(found, len(VOCABULARY)).flatten(1).float()
 
     known = seen(represented(data, "train").values["image"][:FITTED])
     pca = PCA(known.shape[1], COMPONENTS).fit(known)
