@@ -37,11 +37,13 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
+from IPython.display import Markdown
 
 import mtdiff as mt
 from mtdiff import plots, widgets
+from mtdiff.comparison import by_seed, mean_and_error, paired
 from mtdiff.datasets.shapes import OBJECTS, VOCABULARY, read_caption
-from mtdiff.experiments import any_to_any
+from mtdiff.experiments import any_to_any, report
 from mtdiff.losses import coins
 
 torch.set_num_threads(1)
@@ -209,7 +211,7 @@ result = json.loads((folder / "any-to-any-shapes32-shared.json").read_text())
 scores = result["variants"]["shared"]
 
 
-def share(kinds):
+def share_of(kinds):
     """The mean over what two modalities both say."""
     return sum(kind["mean"] for kind in kinds.values()) / len(kinds)
 
@@ -218,10 +220,10 @@ matrix = torch.full((6, 5), math.nan)
 for row, one in enumerate(names):
     for column, other in enumerate(names):
         if one != other:
-            matrix[row, column] = share(scores["given"][one][other])
+            matrix[row, column] = share_of(scores["given"][one][other])
 for column, name in enumerate(names):
     if name in scores["judges"]:
-        matrix[5, column] = share(scores["judges"][name])
+        matrix[5, column] = share_of(scores["judges"][name])
 pairs = matrix[:5][~matrix[:5].isnan()]
 title = f"Of what both say, {pairs.mean():.1%} is right; in the worst pair {pairs.min():.1%}"
 figure, ((axis,),) = plots.panels(1, 1, (6, 3.4), title)
@@ -249,7 +251,7 @@ plots.show(
 by_count = {count: [] for count in range(1, 5)}
 for given, drawn_scores in scores["given"].items():
     if "image" in drawn_scores:
-        by_count[given.count("+") + 1].append((given, share(drawn_scores["image"])))
+        by_count[given.count("+") + 1].append((given, share_of(drawn_scores["image"])))
 figure, ((axis,),) = plots.panels(1, 1, (6, 2.6), "Images drawn for one to four given modalities")
 for count, found in by_count.items():
     axis.plot([count] * len(found), [value for _, value in found], "o", color="C0", alpha=0.6)
@@ -261,7 +263,115 @@ plots.show(
 )
 
 # %% [markdown] tags=["slide"]
-# ## 5 · A modality of your own, in ten lines
+# ## 5 · In which order?
+#
+# A chain that draws five things at once decides them side by side. It could also draw the caption first, and the rest for
+# it: `sample(model, n, chain=[("caption", {"steps": 20})], steps=40)`. Both are right for exact estimates, because
+# $p(c, x) = p(c)\,p(x \mid c)$. 4M (second-hand) draws its modalities in an order, coarse ones first. Does it help here?
+#
+# And one can push, without any training for it. Where the image is drawn *with* the caption, its estimate moves by
+# $(g-1)(e - e')$, where $e'$ is the estimate from a state in which the caption's code is weaker, or gone:
+#
+# $$ e' = \mathbb E\big[x \mid z_t - \lambda\,\sqrt{\bar\alpha_t}\,W_t\, \mathbb E[E(c) \mid z_t]\big],
+#    \qquad 0 < \lambda \le 1 . $$
+#
+# With $\lambda = 1$ this is section 5 of notebook 09. With $\lambda < 1$ the caption looks *noisier than it is*, which any
+# joint model has seen: no modality has to be absent in training. All ways to draw below cost the same 60 evaluations of the
+# network. *Agreement*: how much of what the judge reads off the image the other four say, too. *Told apart*: how well a
+# fresh classifier tells drawn scenes, with all they have, from true ones; 50% is not at all.
+
+# %%
+ways = json.loads((folder / "benchmark-any-to-any.json").read_text())
+agree = {way: sum(row[kind] for kind in names if kind in row) / 4 for way, row in ways["ways"].items()}
+apart = {way: row["told apart"]["accuracy"] for way, row in ways["ways"].items()}
+first, best = "at once", max(agree, key=agree.get)
+title = f"At once {agree[first]:.1%} agree; the best of {len(agree)} ways, {best}, has {agree[best]:.1%}"
+figure, ((left, right),) = plots.panels(1, 2, (8, 0.8 + 0.3 * len(agree)), title)
+for axis, values, text in ((left, agree, "agreement (higher is better)"), (right, apart, "told apart (lower is better)")):
+    axis.plot(list(values.values()), list(values), "o", color=plots.COLOURS["image"])
+    axis.axvline(values[first], color="0.8", zorder=0)
+    axis.set(xlabel=text)
+    axis.invert_yaxis()
+    axis.label_outer()
+plots.show(figure, "Agreement of jointly drawn modalities, and how well they are told from data, for each way to draw.")
+
+# %% [markdown]
+# The grey line is drawing at once. With as many draws as here a share has a standard error of about a hundredth, so small
+# steps to either side say nothing.
+#
+# A given caption can be pushed by plain classifier-free guidance (notebook 05), since captions were also absent in training.
+# And what a head reads off an image can be read at several noise levels, and the log-probabilities be added. Does the sum
+# know more than the best single look?
+
+# %%
+looks = ways["looks"]
+scales = {float(scale): sum(kinds.values()) / len(kinds) for scale, kinds in ways["given"].items()}
+figure, ((left, right),) = plots.panels(1, 2, (8, 2.6), "Pushing a given caption, and looking more than once")
+left.plot(list(scales), list(scales.values()), "o-", color="C4")
+left.set(xlabel="guidance scale", ylabel="words found in the image")
+for kind in ("caption", "label", "segmentation"):
+    right.plot(list(looks), [row[kind] for row in looks.values()], "o", label=kind, color=f"C{names.index(kind)}")
+right.set(xlabel="log-SNR of the looks", ylabel="read right")
+right.legend(frameon=False, fontsize=8)
+plots.show(figure, "Words found in images over the guidance scale; what heads read right at one noise level and at several.")
+
+# %% [markdown] tags=["slide"]
+# ## 6 · What does the shared space buy?
+#
+# The claim needs controls, trained with the same scenes, steps and trunk (16×16, three seeds): `own-channels`, where the
+# segmentation has channels of its own; `unshared`, where *each* modality has channels and a noise level of its own, as in
+# UniDiffuser; and a **specialist** for three of the pairs, which is given one modality always and learns to draw one other,
+# nothing else. All numbers are shares of what two modalities both say, less those of `shared`.
+
+# %%
+variants = ("shared", "own-channels", "unshared", *(f"{a}-to-{b}" for b, a in any_to_any.SPECIALISTS))
+controls = {name: json.loads((folder / f"any-to-any-shapes16-{name}.json").read_text()) for name in variants}
+
+
+def against_shared(result):
+    """{pair: its score minus that of the shared space}, where a variant has that pair."""
+    scored = result["runs"][0]["metrics"]["matrix"]
+    cells = [(one, other) for one, row in scored.items() for other in row]
+    paths = {f"{one} to {other}": ("metrics", "matrix", one, other) for one, other in cells}
+    return {pair: paired(by_seed(result, *path), by_seed(controls["shared"], *path)) for pair, path in paths.items()}
+
+
+found = {name: against_shared(result) for name, result in controls.items() if name != "shared"}
+mine = {pair: row for name, row in found.items() if "-to-" in name for pair, row in row.items()}
+columns = {"own channels": found["own-channels"], "no shared space": found["unshared"], "specialists": mine}
+plots.show(
+    plots.difference_panels(columns, (), "Shares of what both say, minus those of the shared space"),
+    "For each pair of modalities, the differences of three controls to the shared space, over three seeds.",
+)
+Markdown(report.findings(columns))
+
+# %% [markdown]
+# And what if modalities are *missing* in the training data, as they are in the world? Each was taken out of 20, 50 and 80%
+# of the examples, by a coin of its own; the loss leaves out what is not there (notebook 03), and nothing else is changed.
+
+# %%
+shares = {0: controls["shared"]}
+for percent in any_to_any.SHARES:
+    shares[percent] = json.loads((folder / f"any-to-any-shapes16-missing-{percent}.json").read_text())
+
+
+def drawn_well(result, kind):
+    """How well a modality is drawn, mean over the other one that is given: a number for each seed."""
+    rows = [by_seed(result, "metrics", "matrix", one, kind).values() for one in names if one != kind]
+    return [sum(seed) / len(rows) for seed in zip(*rows, strict=True)]
+
+
+figure, ((axis,),) = plots.panels(1, 1, (6, 2.8), "Accuracy over the share of the data in which each modality is missing")
+for k, kind in enumerate(names):
+    means = [mean_and_error(drawn_well(result, kind)) for result in shares.values()]
+    mean, error = zip(*((one["mean"], one["stderr"]) for one in means), strict=True)
+    axis.errorbar(list(shares), mean, error, marker="o", capsize=2, label=kind, color=f"C{k}")
+axis.set(xlabel="missing, in percent", ylabel="agreement with what is given", xticks=list(shares))
+axis.legend(frameon=False, fontsize=8, title="drawn", title_fontsize=8)
+plots.show(figure, "Agreement of each drawn modality, mean over the given ones, over the share of missing values.")
+
+# %% [markdown] tags=["slide"]
+# ## 7 · A modality of your own, in ten lines
 #
 # Now somebody has *sketches* of a few scenes. Does the model have to be trained again? `extended` makes a copy with one more
 # modality. Its weight in the sum is 0: a sketch is given to the backbone, or read off it, and the state of the others stays
@@ -295,8 +405,30 @@ plots.show(
     "Eight scenes, their sketches, the sketches drawn for the images, and images drawn for the sketches.",
 )
 
+# %% [markdown]
+# How many sketches does it take, and does the trunk have to learn? Measured with 1,000 steps and three seeds: *sketch*, the
+# SSIM of sketches drawn for images; *image*, how much of size and shape is found in images drawn for sketches; and
+# *forgotten*, what images drawn for captions lose, which the model could do before.
+
+# %%
+added = json.loads((folder / "benchmark-add-modality.json").read_text())
+figure, (axes,) = plots.panels(1, 3, (9, 2.6), "Sketches learned from few examples and many")
+for frozen, name in ((True, "trunk frozen"), (False, "all trained")):
+    for axis, kind in zip(axes, ("sketch", "image", "caption"), strict=True):
+        rows = {}
+        for row in added["rows"]:
+            if row["frozen"] == frozen:
+                lost = added["before"][str(row["seed"])] - row["caption"]
+                rows.setdefault(row["examples"], []).append(lost if kind == "caption" else row[kind])
+        means = [mean_and_error(values) for values in rows.values()]
+        mean, error = zip(*((one["mean"], one["stderr"]) for one in means), strict=True)
+        axis.errorbar(list(rows), mean, error, marker="o", capsize=2, label=name)
+        axis.set(xscale="log", xlabel="examples with a sketch", title="forgotten" if kind == "caption" else kind)
+axes[0].legend(frameon=False, fontsize=8)
+plots.show(figure, "Quality of sketches, of images drawn for sketches, and what is forgotten, over the number of examples.")
+
 # %% [markdown] tags=["slide"]
-# ## 6 · Play
+# ## 8 · Play
 #
 # Tick what is given of a scene (with the control key, several), or type a sentence, and see the rest appear. **Look for**
 # what is certain from the first step (sizes from a depth) and what is decided late (colours, where no one told them); give a
@@ -313,7 +445,7 @@ plots.show(
 )
 
 # %% [markdown]
-# ## 7 · Exercises
+# ## 9 · Exercises
 #
 # **Exercise 1 (warm-up, easy, 10 minutes). How often is a question asked?**
 # Each of `n` modalities is given with chance $g$, by a coin of its own. Return the share of training examples in which
@@ -402,3 +534,63 @@ solved, sure = check_2(read_without_noise_solution), check_2(lambda codes: 1.0)
 assert solved, solved.message
 assert not sure, sure.message
 solved
+
+# %% [markdown]
+# **Exercise 3 (a small research question, hard, 30 minutes). Does it know that it does not know?**
+# A depth map shows sizes and shapes, and no colour. Draw 60 captions for the same held-out depth, and return the entropy, in
+# bits, of the drawn *colours* and of the drawn *shapes* (places 2 and 3 of a caption, counted among the draws). What would
+# an ideal model have? (The colour that is not the background's is uniform over six.)
+
+
+# %% tags=["exercise"]
+def entropies(depth):
+    """Bits of the drawn (colours, shapes) for one depth map (1, 1, 32, 32), from 60 draws."""
+    ...  # your code
+
+
+# %% tags=["check"]
+def bits(values):
+    """Entropy of what was counted."""
+    share = values.unique(return_counts=True)[1] / len(values)
+    return -float((share * share.log2()).sum())
+
+
+def check_3(function):
+    found = [function(test.values["depth"][k : k + 1]) for k in (0, 1)]
+    if any(pair is None for pair in found):
+        return widgets.Verdict(False, "the function returns nothing yet")
+    colour, shape = (sum(float(pair[k]) for pair in found) / 2 for k in (0, 1))
+    text = f"colours {colour:.2f} bits (six alike: {math.log2(6):.2f}), shapes {shape:.2f}"
+    return widgets.Verdict(1.5 < colour <= math.log2(6) + 1e-6 and shape < 0.5, text)
+
+
+check_3(entropies)
+
+
+# %% tags=["solution"]
+def entropies_solution(depth):
+    drawn = mt.sample(model, 60, given={"depth": depth.expand(60, -1, -1, -1)}, steps=20, generator=rng(11))["caption"]
+    return bits(drawn[:, 2]), bits(drawn[:, 3])
+
+
+solved, turned = check_3(entropies_solution), check_3(lambda depth: entropies_solution(depth)[::-1])
+assert solved, solved.message
+assert not turned, turned.message
+solved
+
+# %% [markdown] tags=["slide"]
+# ## What we learned, what comes next
+#
+# - A sentence is a sum of codes; its exact posterior, seen through noise, is a softmax at each place.
+# - One model answers all 31 questions if each kind of question was met in training: a coin for each modality says whether it
+#   is given, another whether it is absent.
+# - A drawn modality is scored by what it shares with what was given, and the judge's own error is the ceiling.
+# - The order of drawing and a push are free choices for exact estimates; for a trained model they are measured.
+# - A modality that never enters the sum can be added to a trained model, with the trunk frozen.
+#
+# | notebook | question |
+# |---|---|
+# | 08 image and label | what does a label cost and buy? |
+# | 09 image and representation | does a summary make images better? |
+# | **10 any to any** | you are here |
+# | 11 scaling up | what changes on a GPU? |
