@@ -225,18 +225,14 @@ for column, name in enumerate(names):
     if name in scores["judges"]:
         matrix[5, column] = share_of(scores["judges"][name])
 pairs = matrix[:5][~matrix[:5].isnan()]
+
+# %%
 title = f"Of what both say, {pairs.mean():.1%} is right; in the worst pair {pairs.min():.1%}"
 figure, ((axis,),) = plots.panels(1, 1, (6, 3.4), title)
 axis.imshow(matrix, vmin=0.5, vmax=1, cmap="viridis")
-for (row, column), value in ((at, matrix[at]) for at in itertools.product(range(6), range(5))):
-    axis.text(
-        column,
-        row,
-        "" if value.isnan() else f"{value:.3f}",
-        ha="center",
-        va="center",
-        color="white" if value < 0.9 else "black",
-    )
+for row, column in itertools.product(range(6), range(5)):
+    value, ink = matrix[row, column], "white" if matrix[row, column] < 0.9 else "black"
+    axis.text(column, row, "" if value.isnan() else f"{value:.3f}", ha="center", va="center", color=ink)
 axis.set_xticks(range(5), names)
 axis.set_yticks(range(6), [f"{name} given" for name in names] + ["the truth, judged"])
 axis.tick_params(length=0)
