@@ -25,7 +25,7 @@ FOLDED = {"jupyter": {"source_hidden": True, "outputs_hidden": True}, "cellView"
 """What folds a solution away: JupyterLab and Notebook go by the first, Colab by the second; each ignores the other's."""
 HIDDEN = "hide-cell"
 """The tag that folds it away in MyST and Jupyter Book."""
-READING = ("theory.md", "walkthrough.md", "measured.md")
+READING = ("theory.md", "walkthrough.md", "measured.md", "relatives.md", "quiz.md")
 """The pages that notebooks refer to."""
 
 
@@ -122,6 +122,35 @@ def hand_out(out: Path, only: Collection[str] = (), solutions: bool = False) -> 
         shutil.copy(root / "notebooks" / name, out / "notebooks")
     shutil.copytree(root / "data" / "results", out / "data" / "results")
     return written
+
+
+@dataclass(frozen=True)
+class Question:
+    """One of the quiz: the notebook it is from, its options by their letters, the right letter, and why."""
+
+    notebook: str
+    text: str
+    options: dict[str, str]
+    right: str
+    why: str
+
+
+def quiz(only: Collection[str] = ()) -> list[Question]:
+    """The questions of quiz.md, all or those of some notebooks ("05").
+
+    Raises:
+        ValueError: there is no question of one of them.
+    """
+    found = []
+    for part in re.split(r"^## \d+ · notebook ", (home() / "notebooks" / "quiz.md").read_text(), flags=re.M)[1:]:
+        text, answer = re.sub(r"\]\([^)]*\)", "]", part).split("<details>")  # links lead nowhere in a terminal
+        (notebook, question), options = text.split("\n\n")[:2], dict(re.findall(r"^- \*\*(\w)\*\* (.*)$", text, re.M))
+        right, why = re.search(r"\*\*(\w)\.\*\* (.*)", answer).groups()
+        found.append(Question(notebook, question, options, right, why))
+    for name in only:
+        if name not in (known := sorted({one.notebook for one in found})):
+            raise ValueError(f"no question on notebook {name!r}; there are some on {known}")
+    return [one for one in found if not only or one.notebook in only]
 
 
 @dataclass(frozen=True)

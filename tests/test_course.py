@@ -3,6 +3,7 @@
 import ast
 import builtins
 import csv
+import io
 import json
 import re
 import sys
@@ -300,3 +301,37 @@ def test_a_solved_notebook_passes(tmp_path):
     nbformat.write(notebook, tmp_path / "notebooks" / page.name)
     rows = [*course.grade(tmp_path, 10)]
     assert [(row.exercise, row.passed) for row in rows] == [(1, True), (2, True), (3, True)], rows
+
+
+# ---- the quiz ----
+
+
+def test_every_question_has_options_and_a_reason_that_leads_to_its_notebook():
+    questions, page = course.quiz(), (course.home() / "notebooks" / "quiz.md").read_text()
+    assert len(questions) == 30
+    assert {one.notebook for one in questions} == {path.stem[:2] for path in course.pages()}
+    for one in questions:
+        assert list(one.options) == list("abcd"[: len(one.options)])
+        assert len(one.options) >= 3
+        assert one.right in one.options
+        assert re.search(rf"\(\[{one.notebook} §\d+\]\)$", one.why)
+    assert re.findall(r"^## (\d+) · ", page, re.M) == [str(k) for k in range(1, 31)]
+
+
+def test_a_quiz_counts_right_answers_and_asks_again_for_what_is_no_letter(monkeypatch, capsys):
+    questions = course.quiz(["01"])
+    wrong = next(letter for letter in questions[1].options if letter != questions[1].right)
+    answers = ["x", f" {questions[0].right.upper()} ", wrong]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(answers) + "\n"))
+    command(monkeypatch, "quiz", "--only", "01")
+    out = capsys.readouterr().out
+    assert f"1 of {len(questions)} (notebook 01)" in out
+    assert "one of a, b, c" in out
+    assert f"Right. {questions[0].why}" in out
+    assert f"No: {questions[1].right}. {questions[1].why}" in out
+    assert out.endswith("1 of 2 answers are right\n")  # the input ended
+
+
+def test_a_quiz_on_no_notebook_says_which_there_are():
+    with pytest.raises(ValueError, match=r"no question on notebook '99'; there are some on .*'00'"):
+        course.quiz(["99"])

@@ -69,7 +69,31 @@ class Grade:
 
 
 @dataclass
-class Course:
-    """Hand the course out, for students or for teachers, and grade what returns."""
+class Quiz:
+    """Ask the thirty questions of the course one by one, say why, and count."""
 
-    action: tyro.conf.OmitSubcommandPrefixes[Students | Solutions | Grade]
+    only: tuple[str, ...] = ()  # Numbers of notebooks, such as 00 05; default: all.
+
+    def run(self) -> None:
+        """Ask until all are answered, or the input ends."""
+        from mtdiff import course
+
+        questions, right = course.quiz(self.only), []
+        for k, one in enumerate(questions, 1):
+            print(f"\n{k} of {len(questions)} (notebook {one.notebook}): {one.text}")
+            print(*(f"  {letter}  {text}" for letter, text in one.options.items()), sep="\n")
+            try:
+                while (answer := input("> ").strip().lower()) not in one.options:
+                    print(f"one of {', '.join(one.options)}")
+            except EOFError:
+                break
+            right.append(answer == one.right)
+            print(f"{'Right.' if right[-1] else f'No: {one.right}.'} {one.why}")
+        print(f"\n{sum(right)} of {len(right)} answers are right")
+
+
+@dataclass
+class Course:
+    """Hand the course out, for students or for teachers, grade what returns, or be asked about it."""
+
+    action: tyro.conf.OmitSubcommandPrefixes[Students | Solutions | Grade | Quiz]
