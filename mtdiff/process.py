@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mtdiff.checks import check_names, check_real, check_steps
-from mtdiff.schedules import Levels, NoiseSchedule, tabulate
+from mtdiff.schedules import Levels, NoiseSchedule, check_levels, tabulate
 
 Present = Collection[str] | Mapping[str, Tensor] | None
 """Who is in the aggregate: names, the same for all examples, or {name: (B,) bool} of those not all have; None: all."""
@@ -140,9 +140,9 @@ class ForwardProcess:
         self, n: int, levels: Levels = None, generator: torch.Generator | None = None, device: str | torch.device = "cpu"
     ) -> Tensor:
         """Steps (n,) to train at, stratified: one in each n-th part of `NoiseSchedule.chances`."""
-        key = torch.device(device), levels
+        key = torch.device(device), None if levels is None else check_levels(levels)
         if key not in self._ends:
-            self._ends[key] = self.schedule.chances(levels).cumsum(0).to(device)
+            self._ends[key] = self.schedule.chances(key[1]).cumsum(0).to(device)
         where = (torch.arange(n, device=device) + torch.rand(n, generator=generator, device=device)) / n
         return torch.searchsorted(self._ends[key], where.double(), right=True).clamp(self.first, self.steps)
 

@@ -21,6 +21,8 @@ Guide = Callable[[Prediction, Tensor, int], Prediction]
 AfterStep = Callable[[Tensor, int], Tensor]
 Rule = str | Mapping[str, str] | None
 """One of `RULES` for all that is given, or {name: rule}; None: as the model has it."""
+OF_A_PATH = ("start", "repeats", "towards", "guide", "after_step")
+"""Options of `sample` that are explained in `sample_path`."""
 
 
 def sample(
@@ -57,13 +59,14 @@ def sample(
             its own such as {"steps": 20, "guidance": 2.0}; guidance is 1 there). All modalities are carried each time, and
             one is kept; the last time draws the rest.
         generator: source of all noise, on the model's device.
-        **options: what else `sample_path` takes: `start`, `repeats`, `towards`, `guide`, `after_step`.
+        **options: what else `sample_path` takes, `OF_A_PATH`.
 
     Returns:
         {name: (n, ...)} all modalities, the given ones as copies.
 
     Raises:
         KeyError: given, rule or chain names an unknown modality.
+        TypeError: an option that neither has.
         ValueError: an unknown sampler or rule, steps out of range, guidance that is not finite or that the rule does not
             take, a given value that does not fit, rule "conditioned" for what the model was never given in training, a
             transition whose source is not given, a present set without something it needs, a start that does not fit, or a
@@ -72,6 +75,8 @@ def sample(
 
     Source: rules 1 and 2 follow Chen et al. 2024 (classifier guidance as a special case); see theory 4.
     """
+    if unknown := sorted(options.keys() - OF_A_PATH):
+        raise TypeError(f"sample() got unexpected options {unknown}; beside its own it takes {list(OF_A_PATH)}")
     if chain:
         usual = {"sampler": sampler, "steps": steps, "guidance": guidance, "present": present, **options}
         return _one_by_one(model, n, dict(given or {}), rule, chain, generator, usual)

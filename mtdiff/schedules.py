@@ -128,7 +128,7 @@ class Curve:
 
 def check_levels(levels: Sequence[float]) -> tuple[float, float]:
     """Mean and standard deviation as numbers; a ValueError where they are none."""
-    if len(levels) != 2 or not all(map(math.isfinite, levels)) or levels[1] <= 0:
+    if not isinstance(levels, Sequence) or len(levels) != 2 or not all(map(math.isfinite, levels)) or levels[1] <= 0:
         raise ValueError(f"levels must be a mean and a positive standard deviation of log-SNR, got {levels!r}")
     return float(levels[0]), float(levels[1])
 

@@ -3,6 +3,7 @@
 import ast
 import builtins
 import csv
+import io
 import json
 import re
 import sys
@@ -300,3 +301,78 @@ def test_a_solved_notebook_passes(tmp_path):
     nbformat.write(notebook, tmp_path / "notebooks" / page.name)
     rows = [*course.grade(tmp_path, 10)]
     assert [(row.exercise, row.passed) for row in rows] == [(1, True), (2, True), (3, True)], rows
+
+
+# ---- the quiz ----
+
+
+def test_every_question_has_options_and_a_reason_that_leads_to_its_notebook():
+    questions, page = course.quiz(), (course.home() / "notebooks" / "quiz.md").read_text()
+    assert len(questions) == 30
+    assert {one.notebook for one in questions} == {path.stem[:2] for path in course.pages()}
+    for one in questions:
+        assert list(one.options) == list("abcd"[: len(one.options)])
+        assert len(one.options) >= 3
+        assert one.right in one.options
+        assert re.search(rf"\(\[{one.notebook} §\d+\]\)$", one.why)
+    assert re.findall(r"^## (\d+) · ", page, re.M) == [str(k) for k in range(1, 31)]
+
+
+def test_a_quiz_counts_right_answers_and_asks_again_for_what_is_no_letter(monkeypatch, capsys):
+    questions = course.quiz(["01"])
+    wrong = next(letter for letter in questions[1].options if letter != questions[1].right)
+    answers = ["x", f" {questions[0].right.upper()} ", wrong]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(answers) + "\n"))
+    command(monkeypatch, "quiz", "--only", "01")
+    out = capsys.readouterr().out
+    assert f"1 of {len(questions)} (notebook 01)" in out
+    assert "one of a, b, c" in out
+    assert f"Right. {questions[0].why}" in out
+    assert f"No: {questions[1].right}. {questions[1].why}" in out
+    assert out.endswith("1 of 2 answers are right\n")  # the input ended
+
+
+def test_a_quiz_on_no_notebook_says_which_there_are():
+    with pytest.raises(ValueError, match=r"no question on notebook '99'; there are some on .*'00'"):
+        course.quiz(["99"])
+
+
+# ---- the challenge ----
+
+
+def entry(folder, name, change=lambda run: None, source="image-label-digits-fade-in"):
+    result = json.loads((course.home() / "data" / "results" / f"{source}.json").read_text())
+    result["runs"] = result["runs"][:1]
+    change(result["runs"][0])
+    (folder / f"{name}.json").write_text(json.dumps(result))
+
+
+def test_models_are_ranked_by_their_bound_and_what_broke_a_rule_is_last(tmp_path, monkeypatch, capsys):
+    entry(tmp_path, "anna")
+    entry(tmp_path, "ben", lambda run: run["metrics"]["bound"].update(joint=-90.0))
+    entry(tmp_path, "long", lambda run: run["card"]["training"].update(wall_seconds=601.0))
+    entry(tmp_path, "many", lambda run: run["card"]["provenance"].update(threads=2))
+    entry(tmp_path, "tuned", lambda run: run["card"].update({"based on": {}}))
+    entry(tmp_path, "scenes", source="image-label-shapes16-fade-in")
+    entry(tmp_path, "alone", source="image-label-digits-image-only")
+    (tmp_path / "notes.json").write_text("[]")
+    found = {one.who: one for one in course.board(tmp_path)}
+    assert list(found)[:2] == ["ben", "anna"]
+    assert not found["ben"].barred + found["anna"].barred
+    assert found["anna"].nats == pytest.approx(-102.362)
+    barred = {who: one.barred for who, one in found.items()}
+    assert barred["long"] == "601 s on 1 thread(s), 600 s are allowed on one"
+    assert "on 2 thread" in barred["many"]
+    assert barred["tuned"] == "began with a trained model"
+    assert "other data" in barred["scenes"] or "no result" in barred["scenes"]
+    assert "no result of mtdiff evaluate image-label" in barred["notes"]
+    assert barred["alone"]
+    command(monkeypatch, "board", tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    assert re.match(r"  1  ben +-90\.00 ± 0\.79 nats  agree 0\.990   368 s", lines[0])
+    assert all(line.startswith("  -  ") for line in lines[2:])
+
+
+def test_a_challenge_without_entries_is_named(tmp_path):
+    with pytest.raises(ValueError, match="no JSON files in"):
+        course.board(tmp_path)

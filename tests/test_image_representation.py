@@ -169,17 +169,18 @@ def test_the_probe_notes_both_kinds_of_drawing(few):
     assert set(look(random_model("image-only"))) == {"features"}
 
 
-def test_it_is_trained_sampled_and_judged_from_the_command_line(few, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("variant", ["lifted", "features"])
+def test_it_is_trained_sampled_and_judged_from_the_command_line(variant, few, tmp_path, monkeypatch, capsys):
     def run(*words):
         monkeypatch.setattr("sys.argv", ["mtdiff", *map(str, words)])
         cli.main()
 
     folder, picture = tmp_path / "m", tmp_path / "s.png"
-    run("train", "image-representation", "--steps", 1, "--batch-size", 4, "--out", folder)
-    assert mt.load(folder).card["variant"] == "lifted"
+    run("train", "image-representation", "--variant", variant, "--steps", 1, "--batch-size", 4, "--out", folder)
+    assert mt.load(folder).card["variant"] == variant
     run("sample", folder, "--n", 2, "--steps", 2, "--given", "representation=test:3", "--out", picture)
     assert picture.read_bytes().startswith(b"\x89PNG")
     run("evaluate", "image-representation", "--models", folder, "--n", 12, "--out", tmp_path / "r.json")
-    assert "| lifted | " in capsys.readouterr().out
+    assert f"| {variant} | " in capsys.readouterr().out
     with pytest.raises(SystemExit, match="only classes, captions, pictures and masks can be given, or an example as"):
         run("sample", folder, "--given", "representation=0.3")

@@ -53,6 +53,14 @@ def test_a_class_is_built_again_from_its_config_where_it_belongs():
             family.from_config(config)
 
 
+def test_a_name_belongs_to_the_class_that_had_it_first_unless_its_module_defines_it_again():
+    with pytest.raises(TypeError, match=r"mtdiff.modalities.continuous has a modality Image already: give"):
+        type("Image", (Modality,), {"__module__": "mine"})
+    assert Modality.kinds["Image"] is mt.Image
+    first, again = (type("Redone", (Family,), {"__module__": "notebook"}) for _ in range(2))
+    assert Family.kinds["Redone"] is again is not first
+
+
 def test_wrong_arguments_are_refused_by_the_class_itself():
     with pytest.raises(TypeError, match=r"Member.__init__\(\) got an unexpected keyword argument 'size'"):
         Member(slice(1), size=3)

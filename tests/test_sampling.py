@@ -1,3 +1,4 @@
+import inspect
 import itertools
 import math
 
@@ -1034,3 +1035,14 @@ def test_one_state_that_is_not_finite_is_enough():
     model.predict = lambda z, t, **options: mt.Prediction(z.nan_to_num(), {}, {"x": z.nan_to_num()})
     with pytest.raises(FloatingPointError, match="left the finite numbers"):
         mt.sample(model, 3, steps=4, after_step=spoil, generator=generator())
+
+
+@pytest.mark.parametrize("chain", [(), "label"])
+def test_an_option_that_there_is_not_is_named(chain):
+    with pytest.raises(TypeError, match=r"sample\(\) got unexpected options \['step'\]; beside its own it takes \['start'"):
+        mt.sample(image_label_model(), 2, chain=chain, step=5)
+
+
+def test_every_option_of_a_path_is_one_of_sample():
+    own = inspect.signature(mt.sample).parameters.keys()
+    assert inspect.signature(mt.sample_path).parameters.keys() - own == set(sampling.OF_A_PATH)

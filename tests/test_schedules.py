@@ -175,7 +175,15 @@ def test_without_levels_all_steps_are_alike(schedule):
     assert schedule.chances().tolist() == [0.0] * schedule.first + [pytest.approx(1 / steps)] * steps
 
 
-@pytest.mark.parametrize("levels", [(1.0,), (1.0, 0.0), (1.0, -2.0), (math.nan, 1.0), (0.0, math.inf)])
+@pytest.mark.parametrize("levels", [1.0, (1.0,), (1.0, 0.0), (1.0, -2.0), (math.nan, 1.0), (0.0, math.inf)])
 def test_levels_that_are_no_bell_are_refused(levels):
     with pytest.raises(ValueError, match="mean and a positive standard deviation"):
         mt.NoiseSchedule.log_snr(10).chances(levels)
+    with pytest.raises(ValueError, match="mean and a positive standard deviation"):
+        mt.ForwardProcess(mt.NoiseSchedule.log_snr(10), {"x": 1.0}).draw_steps(4, levels)
+
+
+def test_levels_may_be_a_list():
+    process, levels = mt.ForwardProcess(mt.NoiseSchedule.log_snr(10), {"x": 1.0}), (1.5, 2.4)
+    a, b = (process.draw_steps(8, kind(levels), torch.Generator().manual_seed(0)) for kind in (tuple, list))
+    assert torch.equal(a, b)

@@ -16,7 +16,7 @@ COMMANDS = {
     "list": "Say what there is: experiments with their data and variants, and the models that come with mtdiff.",
     "info": "Say what a model is: its modalities and their curves, how it was trained, and how good it is.",
     "data": "Fetch real images and pack them for training.",
-    "course": "Hand the course out, for students or for teachers, and grade what returns.",
+    "course": "Hand the course out, for students or for teachers, grade what returns, or be asked about it.",
 }
 """{name: what it does}; a class of this name, in capitals, does it."""
 

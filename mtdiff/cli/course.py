@@ -69,7 +69,53 @@ class Grade:
 
 
 @dataclass
-class Course:
-    """Hand the course out, for students or for teachers, and grade what returns."""
+class Quiz:
+    """Ask the thirty questions of the course one by one, say why, and count."""
 
-    action: tyro.conf.OmitSubcommandPrefixes[Students | Solutions | Grade]
+    only: tuple[str, ...] = ()  # Numbers of notebooks, such as 00 05; default: all.
+
+    def run(self) -> None:
+        """Ask until all are answered, or the input ends."""
+        from mtdiff import course
+
+        questions, right = course.quiz(self.only), []
+        for k, one in enumerate(questions, 1):
+            print(f"\n{k} of {len(questions)} (notebook {one.notebook}): {one.text}")
+            print(*(f"  {letter}  {text}" for letter, text in one.options.items()), sep="\n")
+            try:
+                while (answer := input("> ").strip().lower()) not in one.options:
+                    print(f"one of {', '.join(one.options)}")
+            except EOFError:
+                break
+            right.append(answer == one.right)
+            print(f"{'Right.' if right[-1] else f'No: {one.right}.'} {one.why}")
+        print(f"\n{sum(right)} of {len(right)} answers are right")
+
+
+@dataclass
+class Board:
+    """Rank the models of a challenge: who says most about digits and their labels after ten minutes on one thread?
+
+    Ranked by the bound on log p(image, label) of held-out digits, in nats; higher is better.
+    """
+
+    LIMITS: ClassVar = {"minutes": (0.01, 10**4)}
+
+    # JSON files, named after their authors: mtdiff evaluate image-label --data digits --models MODEL --out anna.json
+    folder: Annotated[Path, tyro.conf.Positional]
+    minutes: float = 10.0  # Training time on one thread that is allowed.
+
+    def run(self) -> None:
+        """Print a line for each model, best first."""
+        from mtdiff import course
+
+        for place, entry in enumerate(course.board(self.folder, self.minutes), 1):
+            scores = f"{entry.nats:9.2f} ± {entry.stderr:.2f} nats  agree {entry.agreement:.3f}  {entry.seconds:4.0f} s"
+            print(f"{'-' if entry.barred else place:>3}  {entry.who:24} {entry.barred or scores}")
+
+
+@dataclass
+class Course:
+    """Hand the course out, for students or for teachers, grade what returns, or be asked about it."""
+
+    action: tyro.conf.OmitSubcommandPrefixes[Students | Solutions | Grade | Quiz | Board]

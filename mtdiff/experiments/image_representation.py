@@ -85,7 +85,7 @@ def scenes(data: str, split: str, of: str | None = None) -> Dataset:
     else:
         value = summary(data, of)(known.values["image"])
     values = {**known.values, "representation": value}
-    return replace(known, name=known.name.replace("represented", of), values=values, source=f"{known.source}, {of}")
+    return replace(known, name=f"{known.name}, {of}", values=values, source=f"{known.source}, {of}")
 
 
 def examples(data: Callable[[str], Dataset], variant: str, seed: int) -> Dataset:
