@@ -21,6 +21,7 @@ with needed("mtdiff.plots"):
     import seaborn as sns
     from IPython.display import display
     from matplotlib.axes import Axes
+    from matplotlib.colors import to_rgb
     from matplotlib.figure import Figure
 
 _CYCLE = sns.color_palette("colorblind")
@@ -235,8 +236,13 @@ def picture_rows(rows: Mapping[str, Tensor], titles: Sequence[str] = (), title: 
 
 def coloured(classes: Tensor) -> Tensor:
     """A class at each pixel, (N, H, W) ids, as a picture (N, 3, H, W) in [-1, 1]: 0 nearly black, others a colour each."""
-    colours = torch.tensor([(0.1, 0.1, 0.1), *sns.color_palette("colorblind", max(1, int(classes.max())))])
+    colours = torch.tensor([to_rgb(colour) for colour in class_colours(int(classes.max()) + 1)])
     return (2 * colours[classes.cpu()] - 1).movedim(-1, 1)
+
+
+def class_colours(n: int) -> list[str]:
+    """Colours of n classes, "#rrggbb": the first nearly black."""
+    return ["#1a1a1a", *sns.color_palette("colorblind", n - 1).as_hex()]
 
 
 def save_grid(drawn: Mapping[str, Tensor], labels: Mapping[str, Sequence[str]], path: str | Path) -> None:

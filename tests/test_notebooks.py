@@ -590,7 +590,7 @@ BOARDS = {
     ),
     "draw_any": (
         lambda: widgets.any_board(any_model(), any_to_any.world("shapes16", "test")),
-        {"given": ("image", "label"), "words": "a red circle", "scene": 2, "steps": 5, "seed": 3},
+        {"given": ("image", "label"), "words": "a red circle", "painted": [1] * 256, "scene": 2, "steps": 5, "seed": 3},
     ),
     "draw_bound": (widgets.bound_board, {"start": 0.5, "end": 2.0, "T": 2, "low": -8.0}),
     "draw_class": (

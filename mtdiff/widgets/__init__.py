@@ -2,6 +2,7 @@
 
 # ruff: noqa: F401, I001 (names that are found here, listed once)
 from mtdiff.widgets.base import Board, Verdict
+from mtdiff.widgets.canvas import Canvas
 from mtdiff.widgets.experiments import (
     amplification_board, any_board, class_sampler, inpainting_board, representation_board, transition_board,
     draw_amplification, draw_any, draw_between, draw_class, draw_inpainting, draw_transition,

@@ -1,5 +1,6 @@
 """Boards over trained models: a class, a transition, an inpainting, guidance, what lies between two representations."""
 
+from collections.abc import Sequence
 from textwrap import shorten
 
 import ipywidgets
@@ -18,6 +19,7 @@ from mtdiff.model import MTDiffusion
 from mtdiff.plots import CLASSES, pair_grid, panels, picture_rows
 from mtdiff.sampling import sample, sample_path
 from mtdiff.widgets.base import Board
+from mtdiff.widgets.canvas import Canvas
 
 
 def draw_class(model: MTDiffusion, label: int, guidance: float = 1.0, steps: int = 25, seed: int = 0, n: int = 10) -> Figure:
@@ -157,13 +159,14 @@ representation_board = Board(
 
 
 def draw_any(
-    model: MTDiffusion, scenes: Dataset, given: tuple[str, ...] = (), words: str = "", scene: int = 0, steps: int = 12,
-    seed: int = 0,
+    model: MTDiffusion, scenes: Dataset, given: tuple[str, ...] = (), words: str = "", painted: Sequence[int] = (),
+    scene: int = 0, steps: int = 12, seed: int = 0,
 ) -> Figure:  # fmt: skip
     """All modalities of a scene, those that are given and the others: as they would be read at five steps, and drawn.
 
-    Given are those of one of the scenes, or a caption in words of its own; words that are no scene of the shapes world are
-    left out, and the title says why. Caption and label stand in the title.
+    Given are those of one of the scenes, or a caption in words of its own, or a segmentation that was painted (its classes,
+    row by row); words that are no scene of the shapes world are left out, and the title says why. Caption and label stand in
+    the title.
     """
     values, title = {name: scenes.values[name][scene : scene + 1].to(model.device) for name in given}, []
     try:
@@ -171,6 +174,8 @@ def draw_any(
             values["caption"] = model.modalities["caption"].tokens(read_caption(words, seed)).to(model.device)
     except ValueError as error:
         title.append(shorten(str(error), 90))
+    if painted:
+        values["segmentation"] = torch.tensor(painted, device=model.device).reshape(1, *scenes.shape("segmentation"))
     generator = torch.Generator(model.device).manual_seed(seed)
     path = list(sample_path(model, 1, given=values, steps=steps, generator=generator))
     looks, rows = [path[i] for i in torch.linspace(0, steps, 6).round().long().tolist()], {}
@@ -187,10 +192,11 @@ def draw_any(
 
 
 any_board = Board(
-    draw_any, "What a model draws for {setting}",
+    draw_any, "What a model draws for what is given: {given}, words {words!r}, scene {scene}, seed {seed}",
     given=lambda model, scenes: ipywidgets.SelectMultiple(options=list(model.modalities), description="given"),
     words=lambda model, scenes: ipywidgets.Text(
         placeholder="a small red circle on grey", continuous_update=False, description="words"
     ),
+    painted=lambda model, scenes: Canvas(model.modalities["segmentation"].names, scenes.shape("segmentation")[0]),
     scene=lambda model, scenes: (0, 0, min(99, len(scenes) - 1)), steps=(12, 5, 50), seed=(0, 0, 99),
 )  # fmt: skip
