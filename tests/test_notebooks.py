@@ -670,6 +670,30 @@ def test_every_control_of_a_board_redraws_with_its_new_value(drawn):
     assert len({id(figure) for figure in shown}) == len(calls) == len(changes) + 1
 
 
+def test_a_picture_is_faint_until_it_is_of_its_setting_and_a_wrong_setting_says_why(monkeypatch):
+    said, shown = [], []
+
+    def draw(value):
+        said.append(widget.said.value if shown else "")
+        if value == 2:
+            raise ValueError("2 < 3 is too little")
+        return plt.figure()
+
+    monkeypatch.setattr("mtdiff.widgets.base.show", lambda figure, alt: (plt.close(figure), shown.append(alt)))
+    widget = widgets.Board(draw, "of {value}", value=(1, 0, 3))()
+    faint = f".mtdiff-{widget.children[-1].model_id} "
+    assert f"mtdiff-{widget.children[-1].model_id}" in widget.children[-1]._dom_classes
+    assert faint not in widget.said.value
+    widget.controls["value"].value = 2
+    assert faint in said[1]
+    assert "drawing" in said[1]
+    assert faint in widget.said.value
+    assert "2 &lt; 3 is too little" in widget.said.value
+    widget.controls["value"].value = 3
+    assert shown == ["of 1", "of 3"]
+    assert faint not in widget.said.value
+
+
 @pytest.mark.parametrize("drawn", ["draw_cloud"], indirect=True)
 def test_an_error_of_a_redraw_comes_out(drawn, monkeypatch):
     """So that no test of a board passes over a picture that cannot be drawn."""

@@ -10,6 +10,7 @@ from mtdiff.plots import show
 
 with needed("mtdiff.widgets"):
     import ipywidgets
+    from IPython.display import clear_output
     from matplotlib.figure import Figure
 
 
@@ -30,16 +31,36 @@ class Board:
         self.draw, self.alt, self.text, self.live, self.controls = draw, alt, text or {}, live, controls
 
     def __call__(self, *shown, **options) -> ipywidgets.Widget:
-        """The widget; its `.controls` are the controls by name. Options are arguments of `draw` without a control."""
-        controls = {name: self._control(name, s(*shown) if callable(s) else s) for name, s in self.controls.items()}
+        """The widget; its `.controls` are the controls by name. Options are arguments of `draw` without a control.
 
-        def redraw(**setting) -> None:
+        While a picture is drawn the old one is faint, below the word "drawing"; where a setting cannot be drawn it stays so,
+        below the reason.
+        """
+        controls = {name: self._control(name, s(*shown) if callable(s) else s) for name, s in self.controls.items()}
+        picture, said = ipywidgets.Output(), ipywidgets.HTML()
+        faint = f"<style>.mtdiff-{picture.model_id} {{opacity: 0.35}}</style>"
+
+        def redraw(_=None) -> None:
+            setting = {name: control.value for name, control in controls.items()}
             call = inspect.signature(self.draw).bind(*shown, **options, **setting)
             call.apply_defaults()
-            show(self.draw(*shown, **options, **setting), self.alt.format(setting=setting, **call.arguments))
+            said.value = f"{faint}drawing ..."
+            with picture:
+                clear_output(wait=True)
+                try:
+                    figure = self.draw(*shown, **options, **setting)
+                except (ValueError, KeyError, FloatingPointError) as error:
+                    said.value = f"{faint}{html.escape(str(error.args[0]))}"
+                else:
+                    show(figure, self.alt.format(setting=setting, **call.arguments))
+                    said.value = "&nbsp;"
 
-        widget = ipywidgets.VBox([*controls.values(), ipywidgets.interactive_output(redraw, controls)])
-        widget.controls = controls
+        picture.add_class(f"mtdiff-{picture.model_id}")
+        for control in controls.values():
+            control.observe(redraw, "value")
+        redraw()
+        widget = ipywidgets.VBox([*controls.values(), said, picture])
+        widget.controls, widget.said = controls, said
         return widget
 
     def _control(self, name: str, control) -> ipywidgets.Widget:
