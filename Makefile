@@ -1,7 +1,7 @@
 # mtdiff: `make course` sets up and runs the quickstart, `make test` sets up and passes the tests. `make help` lists the rest.
 
 .DEFAULT_GOAL := help
-.PHONY: help course test lab notebooks slides lint table benchmark gpu clean
+.PHONY: help course test lab explorer notebooks slides lint table benchmark gpu clean
 VENV := .venv
 PY := $(VENV)/bin/python
 PAGE := build/00_quickstart.html
@@ -45,6 +45,9 @@ lint: $(VENV)/.test  ## style of code and docstrings
 
 lab: $(VENV)/.course  ## open the course in JupyterLab
 	$(VENV)/bin/jupyter lab notebooks
+
+explorer: $(VENV)/.course  ## open everything that moves, on one page
+	$(VENV)/bin/jupyter lab notebooks/explorer.ipynb
 
 notebooks: $(VENV)/.course  ## execute the notebooks whose code or checkpoint changed; carry text and tags over
 	$(PY) tests/notebooks.py

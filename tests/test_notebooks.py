@@ -51,6 +51,19 @@ def test_both_halves_of_a_pair_agree(source):
     assert course.cells(jupytext.read(source)) == course.cells(nbformat.read(source.with_suffix(".ipynb"), 4))
 
 
+def test_the_explorer_is_a_pair_too_and_comes_without_pictures():
+    source = course.FOLDER / "explorer.py"
+    page = nbformat.read(source.with_suffix(".ipynb"), 4)
+    assert course.cells(jupytext.read(source)) == course.cells(page)
+    assert not any(cell.get("outputs") for cell in page.cells)
+
+
+def test_the_explorer_has_boards():
+    boards = re.findall(r"^widgets\.(\w+)\(", (course.FOLDER / "explorer.py").read_text(), re.M)
+    assert len(boards) == 6
+    assert all(isinstance(getattr(widgets, name), widgets.Board) for name in boards)
+
+
 @every_notebook
 def test_the_page_is_what_its_source_and_its_tags_say(source):
     """Folds, slides and stamp as well; `make notebooks` carries them over."""
