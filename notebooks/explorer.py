@@ -55,8 +55,8 @@ widgets.class_sampler(mt.load("image-label/digits"))
 # %% [markdown]
 # ## Any to any: tick, type or paint
 #
-# With *given* (control and click for several) modalities of a held-out scene are given. Words make a caption of your own, and
-# what you paint is a segmentation. All else is drawn ([10 §8](10_any_to_any.ipynb)).
+# With *given* (control and click for several) modalities of a held-out scene are given. Words make a caption of your own,
+# and what you paint is a segmentation. All else is drawn ([10 §8](10_any_to_any.ipynb)).
 
 # %% tags=["nbval-ignore-output"]
 widgets.any_board(mt.load("any-to-any/shapes16"), any_to_any.world("shapes16", "test"))
