@@ -127,7 +127,7 @@ def test_docstrings_are_shown_as_they_are_written(site):
     page = Shown((site / "api" / "process.html").read_text()).text
     assert "with cumulative weights W_t^i" in page
     assert "{name: E_i(x_i) (B, *Z)}" in page
-    assert 'href="../notebooks/theory.html#2-forward-aggregation"' in (site / "api" / "process.html").read_text()
+    assert 'href="../notebooks/theory.html#theory-2"' in (site / "api" / "process.html").read_text()
 
 
 def test_search_finds_text_of_notebooks_and_functions(site):

@@ -127,6 +127,8 @@ class Source:
             self.files.add(file)
             return f"[{said}]({path}.md)"
 
+        if name == "notebooks/theory.md":
+            text = re.sub(r"^## (\d)\. ", r"(theory-\1)=\n\g<0>", text, flags=re.M)
         parts = CODE.split(re.sub(BADGES, "", text, flags=re.M))
         self.put(name, "".join(LINK.sub(link, p) if not p.startswith("```") else p for p in joined(parts)))
 
@@ -289,7 +291,7 @@ def card(file: Path) -> None:
         ((0.05, 0.36, 0.9, 0.26), Image.open(ROOT / "data" / "results" / "digits-samples.png")),
         ((0.05, 0.04, 0.28, 0.28), thumbnail("02_one_space_many_modalities")),
         ((0.36, 0.04, 0.28, 0.28), thumbnail("05_sampling_and_conditioning")),
-        ((0.67, 0.04, 0.28, 0.28), thumbnail("08_image_label")),
+        ((0.67, 0.04, 0.28, 0.28), thumbnail("06_image_transition")),
     ):
         axes = figure.add_axes(corner)
         axes.imshow(picture, cmap="gray")
@@ -385,23 +387,12 @@ def display_math(writer, node: nodes.math_block) -> None:
     raise nodes.SkipNode
 
 
-@functools.cache
-def theory() -> dict[str, str]:
-    """The anchors of theory's sections, by number."""
-    titles = re.findall(r"^## ((\d)\. .*)$", (FOLDER / "theory.md").read_text(), re.M)
-    return {number: re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title, number in titles}
-
-
 def plain(app: Sphinx, what: str, name: str, found: object, options: object, lines: list[str]) -> None:
     """Read docstrings as the plain text that they are; `theory 2` leads to that section."""
-    section = theory()
     for k, line in enumerate(lines):
         parts = re.split(r"(`[^`]*`)", line)
         parts[::2] = [re.sub(r"(\*\w+\*)|([*|_\\])", lambda m: m[1] or f"\\{m[2]}", part) for part in parts[::2]]
-        parts[::2] = [
-            re.sub(r"theory (\d)", lambda m: f"`theory {m[1]} <../notebooks/theory.html#{section[m[1]]}>`__", part)
-            for part in parts[::2]
-        ]
+        parts[::2] = [re.sub(r"theory (\d)", r"`\g<0> <../notebooks/theory.html#theory-\1>`__", part) for part in parts[::2]]
         lines[k] = "".join(part if n % 2 == 0 else f"`{part}`" for n, part in enumerate(parts))
     if what in {"data", "attribute"} and lines:
         lines[0] = f": {lines[0]}"  # napoleon takes what is before the first colon for a type
@@ -436,6 +427,7 @@ def settings(address: str = "") -> dict:
     return {
         "project": "mtdiff",
         "extensions": ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "website"],
+        "highlight_language": "sh",
         "html_theme": "furo",
         "html_title": "mtdiff",
         "html_static_path": ["_static"],
