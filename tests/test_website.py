@@ -10,6 +10,7 @@ import nbformat
 import pytest
 import yaml
 
+import mtdiff as mt
 from notebooks import figures
 
 pytest.importorskip("furo", reason="needs mtdiff[site]")
@@ -128,6 +129,12 @@ def test_docstrings_are_shown_as_they_are_written(site):
     assert "with cumulative weights W_t^i" in page
     assert "{name: E_i(x_i) (B, *Z)}" in page
     assert 'href="../notebooks/theory.html#theory-2"' in (site / "api" / "process.html").read_text()
+
+
+def test_public_names_lead_to_their_docstrings(site):
+    page = (site / "api" / "index.html").read_text()
+    for name in set(mt.__all__) - {"MISSING", "datasets", "exact"}:
+        assert re.search(rf'href="\w+\.html#mtdiff\.[\w.]*\.{name}"', page), name
 
 
 def test_search_finds_text_of_notebooks_and_functions(site):

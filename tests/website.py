@@ -15,10 +15,12 @@ import ast
 import base64
 import functools
 import html
+import inspect
 import io
 import re
 import shutil
 import sys
+import types
 from collections.abc import Collection, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -31,6 +33,7 @@ from PIL import Image
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 
+import mtdiff as mt
 from mtdiff.course import tags
 from notebooks import FOLDER, ROOT, figures, formula
 
@@ -211,7 +214,33 @@ class Source:
         listed = "".join(f"{room}\n" for room in rooms)
         table = re.search(r"^\| room \| holds \|\n.*?\n\n", README, re.S | re.M)[0]
         table = re.sub(r"`(\w+)/?`", lambda m: f"[`{m[1]}`]({m[1]}.rst)" if m[1] in rooms else m[0], table)
-        self.put("api/index.md", f"# Modules\n\n{table}\n```{{toctree}}\n:hidden:\n\n{listed}```\n")
+        names = "".join(f"| {public(name)} | {summary(name)} |\n" for name in sorted(mt.__all__, key=str.lower))
+        names = f"## `import mtdiff as mt`\n\n| name | what |\n|---|---|\n{names}"
+        toctree = f"```{{toctree}}\n:hidden:\n\n{listed}```\n"
+        self.put("api/index.md", f"# Modules\n\n{table}\n{names}\n{toctree}")
+
+
+def public(name: str) -> str:
+    """A link to the docstring of a public name, in Markdown."""
+    found = getattr(mt, name)
+    if isinstance(found, types.ModuleType):
+        return f"[`{name}`]({name}.rst)"
+    home = getattr(found, "__module__", None) or next(home for home, names in mt.HOMES.items() if name in names.split())
+    return f"{{py:obj}}`{name} <{home}.{name}>`" if callable(found) else f"`{name}`"
+
+
+def summary(name: str) -> str:
+    """The first sentence of a public name's docstring."""
+    found = getattr(mt, name)
+    return escaped((inspect.getdoc(found) if callable(found) or inspect.ismodule(found) else repr(found)).splitlines()[0])
+
+
+def escaped(line: str, ticks: str = "`") -> str:
+    """Plain text with code in backticks, where a formula's signs are signs and *emphasis* is kept."""
+    parts = re.split(r"`([^`]*)`", line)
+    parts[::2] = [re.sub(r"(\*\w+\*)|([*|_\\<\[])", lambda m: m[1] or f"\\{m[2]}", part) for part in parts[::2]]
+    parts[1::2] = [f"{ticks}{code}{ticks}" for code in parts[1::2]]
+    return "".join(parts)
 
 
 def joined(parts: list[str]) -> Iterator[str]:
@@ -390,10 +419,7 @@ def display_math(writer, node: nodes.math_block) -> None:
 def plain(app: Sphinx, what: str, name: str, found: object, options: object, lines: list[str]) -> None:
     """Read docstrings as the plain text that they are; `theory 2` leads to that section."""
     for k, line in enumerate(lines):
-        parts = re.split(r"(`[^`]*`)", line)
-        parts[::2] = [re.sub(r"(\*\w+\*)|([*|_\\])", lambda m: m[1] or f"\\{m[2]}", part) for part in parts[::2]]
-        parts[::2] = [re.sub(r"theory (\d)", r"`\g<0> <../notebooks/theory.html#theory-\1>`__", part) for part in parts[::2]]
-        lines[k] = "".join(part if n % 2 == 0 else f"`{part}`" for n, part in enumerate(parts))
+        lines[k] = re.sub(r"theory (\d)", r"`\g<0> <../notebooks/theory.html#theory-\1>`__", escaped(line, "``"))
     if what in {"data", "attribute"} and lines:
         lines[0] = f": {lines[0]}"  # napoleon takes what is before the first colon for a type
 
