@@ -1,5 +1,6 @@
 """The site: every page is there, no link is dead, nothing is fetched, and what publishes it calls what there is."""
 
+import html
 import json
 import re
 import subprocess
@@ -148,6 +149,7 @@ def test_a_published_page_says_where_it_can_be_run_and_has_a_card(site):
     page = (site / "notebooks" / "00_quickstart.html").read_text()
     assert "https://colab.research.google.com/github/someone/course/blob/main/notebooks/00_quickstart.ipynb" in page
     assert "https://mybinder.org/v2/gh/someone/course/HEAD?labpath=notebooks%2F00_quickstart.ipynb" in page
+    assert "!pip install -q './course[notebooks]'" in html.unescape(re.sub(r"<[^>]*>", "", page))
     assert '<meta property="og:image" content="https://example.org/course/_static/card.png">' in page
     assert (site / "_static" / "card.png").stat().st_size > 10_000
 
@@ -166,12 +168,21 @@ def test_a_dead_link_a_dead_anchor_and_what_is_fetched_elsewhere_are_noticed(tmp
     ]
 
 
-def test_a_page_that_is_not_there_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(website, "PAGES", {"The course": []})
+@pytest.mark.parametrize(
+    ("link", "said"),
+    [
+        ("[a page](nowhere.md)", r"index\.md leads to nowhere\.md, which is not there"),
+        ("[a section](#nothing)", r"WARNING: .*nothing"),
+        ("<a href='nowhere.html'>a page</a>", r"index\.html leads to nowhere\.html"),
+    ],
+)
+def test_a_link_that_leads_nowhere_stops_the_site(link, said, tmp_path, monkeypatch):
+    monkeypatch.setattr(website, "PAGES", {})
+    monkeypatch.setattr(website, "symbols", lambda: "---\norphan: true\n---\n# Symbols\n")
     monkeypatch.setattr(website.Source, "api", lambda self: None)
-    monkeypatch.setattr(website.Source, "map", lambda self: "# Title\n\n[a page](nowhere.md)\n")
-    with pytest.raises(RuntimeError, match=r"index\.md leads to nowhere\.md, which is not there"):
-        website.build(tmp_path / "site", only=["00_quickstart"])
+    monkeypatch.setattr(website.Source, "map", lambda self: f"# Title\n\n{link}\n")
+    with pytest.raises(RuntimeError, match=said):
+        website.build(tmp_path / "site", only=["none"])
 
 
 def test_badges_are_written_once_and_the_site_leaves_them_out():

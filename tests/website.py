@@ -165,15 +165,14 @@ class Source:
     def ways(self, name: str) -> str:
         """How to run a notebook."""
         ways = [f"{{download}}`the notebook <{name}.ipynb>`", "`make lab` opens the course in JupyterLab"]
+        install = ""
         if self.repository:
             colab, binder = addresses(self.repository, name)
+            ways.append(f"[Binder]({binder}) · [Colab]({colab}), there with a first cell of these lines:")
             folder = self.repository.split("/")[1]
-            ways.append(
-                f"[Binder]({binder}) · [Colab]({colab}), there with a first cell "
-                f"`!git clone https://github.com/{self.repository} && pip install -q -e '{folder}[notebooks]'`, "
-                f"and a second `import os; os.chdir('{folder}/notebooks')`"
-            )
-        return f"```{{rst-class}} ways\n```\n{' · '.join(ways)}\n"
+            clone = f"!git clone -q https://github.com/{self.repository}\n!pip install -q './{folder}[notebooks]'"
+            install = f"\n```ipython\n{clone}\n%cd {folder}/notebooks\n```\n"
+        return f"```{{rst-class}} ways\n```\n{' · '.join(ways)}\n{install}"
 
     def map(self) -> str:
         """The first page: what it is, and the notebooks by their pictures and questions."""
@@ -382,8 +381,10 @@ def symbols() -> str:
 
 
 def link_symbols(app: Sphinx, tree: nodes.document, name: str) -> None:
-    """Link the first formula in a page's text that uses a symbol to the page of symbols."""
+    """Link the first formula in a page's text that uses a symbol to the page of symbols; every class is an object."""
     seen: set[str] = set()
+    for node in [node for node in tree.findall(nodes.paragraph) if node.astext() == "Bases: object"]:
+        node.parent.remove(node)
     linked = name.startswith("notebooks/") and name != "notebooks/theory"
     for node in list(tree.findall(nodes.math)) if linked else []:
         new = [symbol for symbol in used(node.astext()) if symbol not in seen]
