@@ -66,13 +66,13 @@ for k, (image, label) in enumerate(zip(real.values["image"], real.values["label"
         PIL.Image.fromarray(((image[0] + 1) * 127.5).byte().numpy()).save(file)
 sorted(path.name for path in (place / "pictures").iterdir())
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # Now the way from there to a result. The folder is packed once; a tenth of it is held out, by a hash of the names. A
 # model is a process (a curve $W_t$ for each modality), the modalities, and a network on their common space. With
 # `"heads"` and `remove_known` what is given is taken out of $z_t$ before the network looks, and the aggregate is what
 # is known and what the heads say: such a model obeys a label after few steps of training.
 
-# %%
+# %% tags=["slide"]
 train, test = (mt.datasets.folder(place / "pictures", size=8, split=split) for split in ("train", "test"))
 names, space = list(train.names), (3, 8, 8)
 process = mt.ForwardProcess(mt.NoiseSchedule.log_snr(200), {"image": 1.0, "label": mt.fade_in(1.0, 0.1)})
@@ -121,7 +121,7 @@ plots.show(figure, "Three rows of eight small pictures, each under the name of t
 # what samplers work with.
 
 
-# %%
+# %% tags=["slide"]
 class Ink(mt.Modality):
     def build(self, backbone):
         self.out = vector_head(backbone, 5)
@@ -144,7 +144,7 @@ class Ink(mt.Modality):
 # their linear guess.
 
 
-# %%
+# %% tags=["slide"]
 class Net(mt.Backbone):
     def __init__(self, space, width=48):
         super().__init__()
@@ -160,7 +160,7 @@ class Net(mt.Backbone):
         return zero(nn.Conv2d(self.pooled, shape[0], 3, padding=1))
 
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # Nothing has to be registered: both train, draw, save and load with all that there is.
 
 # %%
@@ -225,7 +225,7 @@ assert not unscaled, unscaled.message
 solved
 
 # %% [markdown]
-# **Exercise 2 (medium, 15 minutes, medium, 15 minutes). A solver of your own.**
+# **Exercise 2 (do it yourself, medium, 15 minutes). A solver of your own.**
 # A step goes from $t$ to $s$: `look(z, t)` is what the model guesses, with `.moved(process, t, s)`, the aggregate $\hat
 # m_s$, and `.noise(process, z, t)`, the noise $\hat\varepsilon$; `process.at(s, z)` has `signal` and `noise`, the
 # numbers $\sqrt{\bar\alpha_s}$ and $\sqrt{1 - \bar\alpha_s}$. Write the step without fresh noise, $z_s =
