@@ -47,7 +47,7 @@ PAGES = {
     "The course": [f"notebooks/{file}" for _, file, _ in COURSE],
     "The method": ["notebooks/theory", "symbols", "notebooks/walkthrough", "notebooks/measured", "notebooks/relatives"],
     "Teaching": ["notebooks/teaching", "notebooks/quiz", "notebooks/errata"],
-    "The library": ["README", "api/index"],
+    "The library": ["README", "notebooks/own", "api/index"],
     "The project": ["CHANGELOG", "CONTRIBUTING", "CODE_OF_CONDUCT"],
 }
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\((?![a-z]+:|#)([^)\s#]+)(#[^)\s]*)?\)")
@@ -122,7 +122,7 @@ class Source:
                 module = re.sub(r"/(__init__)?", ".", inside).strip(".")
                 found = said.strip("`")
                 return f"{{py:obj}}`{found} <{module}.{found}>`"
-            if file.startswith("tests/test_"):
+            if file.startswith("tests/test_") and f"\ndef {said.strip('`')}(" in target.read_text():
                 self.tests.setdefault(file, []).append(said.strip("`"))
                 return f"[{said}](#{target.stem}-{said.strip('`')})"
             if any(inside.removeprefix(".github/") in group for group in PAGES.values()):
