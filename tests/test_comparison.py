@@ -157,6 +157,7 @@ QUOTED = {  # name: (difference, digits, is it clear, where)
     "told": (less(SUMMARY, "told", "image-only", *LAST), 1, False, "measured"),
     "lifted, jointly": (less(SUMMARY, "lifted", "image-only", *JOINT, control=LAST), 1, True, "README measured walkthrough"),
     "own channels, jointly": (less(SUMMARY, "own-channels", "image-only", *JOINT, control=LAST), 1, False, "measured"),
+    "caption, jointly": (less(SUMMARY, "caption", "image-only", *JOINT, control=LAST), 1, True, "measured"),
     "features, jointly": (less(SUMMARY, "features", "image-only", *JOINT, control=LAST), 1, False, "measured"),
     "segments, jointly": (
         less(SUMMARY, "segments", "image-only", *JOINT, control=LAST), 1, True, "README measured walkthrough"),
