@@ -1,7 +1,7 @@
 # mtdiff: `make course` sets up and runs the quickstart, `make test` sets up and passes the tests. `make help` lists the rest.
 
 .DEFAULT_GOAL := help
-.PHONY: help course test lab explorer notebooks slides lint table benchmark gpu clean
+.PHONY: help course test lab explorer notebooks slides site badges lint table benchmark gpu clean
 VENV := .venv
 PY := $(VENV)/bin/python
 PAGE := build/00_quickstart.html
@@ -27,9 +27,13 @@ $(VENV)/.course: pyproject.toml constraints.txt | $(PY)
 	$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[notebooks]'
 	@touch $@
 
+$(VENV)/.site: pyproject.toml constraints.txt | $(PY)
+	$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[site]'
+	@touch $@ $(VENV)/.course
+
 $(VENV)/.test: pyproject.toml constraints.txt | $(PY)
 	$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test]'
-	@touch $@ $(VENV)/.course
+	@touch $@ $(VENV)/.course $(VENV)/.site
 
 course: $(VENV)/.course  ## set up .venv, run the quickstart, write it as a web page
 	@$(PY) tests/notebooks.py --html $(PAGE) 00_quickstart
@@ -54,6 +58,16 @@ notebooks: $(VENV)/.course  ## execute the notebooks whose code or checkpoint ch
 
 slides: $(VENV)/.course  ## write the notebooks as slides, one HTML file each, which need no network
 	$(PY) tests/notebooks.py --slides build/slides
+
+# REPOSITORY=owner/name on GitHub adds links to Colab and Binder, ADDRESS is where the site will be: workflows give both.
+REPOSITORY :=
+ADDRESS :=
+site: $(VENV)/.site  ## write the course, its results and the library's docstrings as a web site, which needs no network
+	@$(PY) tests/website.py build/site --repository "$(REPOSITORY)" --address "$(ADDRESS)"
+	@echo "open this page in a browser: $(CURDIR)/build/site/index.html"
+
+badges: $(VENV)/.site  ## write links to Colab and Binder into the README (make badges REPOSITORY=owner/name)
+	$(PY) tests/website.py --badges "$(or $(REPOSITORY),$(error make badges REPOSITORY=owner/name))"
 
 SEEDS := 0 1 2
 # STEPS=5000 trains shorter than the full budget: the figures in data/results say how long.

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from mtdiff.checkpoint import load, transfer
     from mtdiff.datasets import Dataset
     from mtdiff.elbo import Bound, elbo
+    from mtdiff.export import export_onnx
     from mtdiff.fit import fit
     from mtdiff.losses import multitask_loss
     from mtdiff.modalities import (
@@ -41,6 +42,7 @@ HOMES = {
     "mtdiff.checkpoint": "load transfer",
     "mtdiff.datasets": "Dataset",
     "mtdiff.elbo": "Bound elbo",
+    "mtdiff.export": "export_onnx",
     "mtdiff.fit": "fit",
     "mtdiff.losses": "multitask_loss",
     "mtdiff.modalities": "MISSING Caption Continuous Encoded Image Label LabelMap Mask Modality Vector vocabulary",
@@ -56,8 +58,8 @@ HOMES = {
 __all__ = [
     "MISSING", "MLP", "Backbone", "Bound", "Caption", "Continuous", "Dataset", "Denoiser", "DiT", "Encoded",
     "ForwardProcess", "Image", "Label", "LabelMap", "MTDiffusion", "Mask", "Modality", "NoiseSchedule", "Prediction",
-    "TrainConfig", "Trainer", "UNet", "Vector", "constant", "datasets", "elbo", "exact", "fade_in", "fade_out", "fit",
-    "load", "multitask_loss", "sample", "sample_path", "transfer", "vocabulary",
+    "TrainConfig", "Trainer", "UNet", "Vector", "constant", "datasets", "elbo", "exact", "export_onnx", "fade_in",
+    "fade_out", "fit", "load", "multitask_loss", "sample", "sample_path", "transfer", "vocabulary",
 ]  # fmt: skip
 
 

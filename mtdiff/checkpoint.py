@@ -7,7 +7,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from mtdiff import files
+from mtdiff import files, hub
 from mtdiff.files import CARD, Network
 from mtdiff.model import MTDiffusion
 from mtdiff.reading import read_json
@@ -32,7 +32,8 @@ def load(
     """Rebuild a saved model, in evaluation mode; `.card` holds its card.
 
     Args:
-        path_or_name: a folder that `save` wrote, or the name of a shipped model such as "image-label/digits".
+        path_or_name: a folder that `save` wrote, the name of a shipped model such as "image-label/digits", or
+            "hf:USER/MODEL" on the Hugging Face hub (see `mtdiff.hub`).
         kind: what it has to be.
         room: the folder of shipped checkpoints that names are looked up in.
 
@@ -40,6 +41,8 @@ def load(
         FileNotFoundError: neither a folder nor a shipped name, or a folder without weights.
         ValueError: the files are damaged, of another format or kind, or do not fit each other.
     """
+    if str(path_or_name).startswith(hub.PREFIX):
+        return files.load(hub.fetched(str(path_or_name)), kind).to(device)
     ships = shipped() / room
     folder = next((each for each in (Path(path_or_name), ships / path_or_name) if (each / CARD).is_file()), None)
     if folder is None:

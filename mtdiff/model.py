@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mtdiff.backbones.base import Backbone
 from mtdiff.checks import check_choice
 from mtdiff.files import save, to_json
+from mtdiff.hub import published
 from mtdiff.laws import Law
 from mtdiff.modalities.base import Modality
 from mtdiff.prediction import Denoiser, Given, Prediction, check_state
@@ -319,6 +320,10 @@ class MTDiffusion(Recorded, nn.Module, Denoiser):
     def save(self, path: str | Path, card: Mapping | None = None, half: bool = False) -> Path:
         """Write the model to a folder; see `mtdiff.files.save`."""
         return save(path, self, card, half)
+
+    def push_to_hub(self, repo: str, license: str, private: bool = False) -> str:
+        """Upload the model to the Hugging Face hub as USER/MODEL; see `mtdiff.hub.published`."""
+        return published(self, repo, license, private)
 
 
 def _check_parts(process, modalities, backbone, space, prediction, conditions) -> None:

@@ -53,8 +53,8 @@ def head_logits(
     Without a step t it is asked at the first, as good as clean.
     """
     t, logits = model.process.first if t is None else t, []
-    values = {k: v for k, v in data.values.items() if k in model.modalities and k != "label"}
     for rows in torch.arange(len(data)).split(batch):
-        z, present = noised(model, {k: v[rows] for k, v in values.items()}, t, generator)
+        values = {k: v for k, v in data[rows].items() if k in model.modalities and k != "label"}
+        z, present = noised(model, values, t, generator)
         logits.append(model.predict(z, t, present=present).law["label"].logits)
     return torch.cat(logits)

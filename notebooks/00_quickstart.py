@@ -464,3 +464,4 @@ solved
 # | 09 image and representation | does a summary of the image, drawn along with it, make the image better? | ready |
 # | 11 scaling up | what changes on a GPU, or on many, and what must not? | ready |
 # | 12 ImageNet | do drawing, naming and filling work on photographs, and at what price? | ready; 32x32, trained on a CPU |
+# | 16 your own | how do my data, my modality and my network get in? | ready |

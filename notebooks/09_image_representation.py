@@ -340,6 +340,7 @@ assert torch.allclose(guided.estimate["image"], by_hand, atol=1e-5)
 # batches (`random`, our first attempt, was trained longer, so its distances cannot be compared):
 
 # %%
+LADDER = ("lifted", "caption", "features", "segments", "segments-told")  # by what they know
 folder = Path("../data/results")
 files = {name: folder / f"image-representation-shapes16-{name}.json" for name in image_representation.VARIANTS}
 results = {name: json.loads(file.read_text()) for name, file in files.items() if file.is_file()}
@@ -502,6 +503,27 @@ plots.show(
 )
 Markdown(report.findings(moves, {"feature distance"}))
 
+# %% [markdown] tags=["slide"]
+# ### If the representation knew more
+#
+# Our encoder was trained on the same scenes and knows little that pixels do not say. So ask **oracles**, summaries that
+# nobody has for real images. `caption`: all words that describe the scene; `features`: what the judge of scenes sees; each
+# as 16 numbers. `segments`: the kind of shape at each pixel, a plan that says *where*, in channels of its own. Each is in
+# the sum, as `lifted` is; `segments-told` is given the segments in a fifth of the examples and never has them in the sum. If
+# a plan helps a network of this size, a right one, that says where, should.
+
+# %%
+knows = {name: against_image_only(results[name], results["image-only"]) for name in LADDER if name in results}
+ways = ("alone, DDIM", "jointly, DDIM", "given")
+ladder = {way: {name: row[way] for name, row in knows.items() if way in row} for way in ways}
+where = ladder["jointly, DDIM"]["segments"]
+title = f"Drawn with a plan that says where, scenes are {-where.mean:.1f} ± {where.stderr:.1f} nearer to the data"
+plots.show(
+    plots.difference_panels(ladder, ladder, title),
+    "For each kind of summary, the feature distance drawn alone, jointly and given, less that of the image alone.",
+)
+Markdown(report.findings(ladder, ladder))
+
 # %% [markdown]
 # *And at 32×32?* The joint model there was trained longer, and with more channels, than any model of the image alone, so
 # those two cannot be compared. Within the one model they can: images drawn alone, with $S = \{x\}$, and drawn together
@@ -519,12 +541,13 @@ axis.invert_yaxis()
 plots.show(figure, "Feature distance of scenes at 32 by 32: drawn alone, jointly, and jointly with guidance 2.")
 
 # %% [markdown]
-# **How far does this carry?** Look at section 1 again: these models were trained for minutes, and no representation can
-# help a network that does not draw a clean circle. ReDi's gains (second-hand) are of large latent transformers with
-# DINOv2, a network that knows things that a generator's own images do not teach it, and whose representation says *where*
-# things are. Ours is sixteen numbers of a whole scene, learned from the same scenes, and knows little that pixels do not
-# say. So nothing here speaks against the claim at that scale. But at any scale it needs the controls above, and seeds: two
-# seeds of one variant can differ by more than the effect that is looked for.
+# **How far does this carry?** At this scale it is not the idea that fails but the summary. Sixteen numbers of a whole
+# scene are a plan that is drawn wrong too often, and that a convolution cannot follow to a place. A map is a plan that
+# it reads off next to where it draws; so a map that is right helps most (*given*), and one that the model has to draw
+# along still helps. ReDi's gains (second-hand) are of large latent transformers with DINOv2, whose features say what is
+# *where*, at each patch, and come from a network that has seen other images. Ours had the truth, which nobody has: the
+# ladder shows what a representation would have to know, not that one can be had for free. And at any scale the claim
+# needs the controls above, and seeds.
 
 # %% [markdown] tags=["slide"]
 # ## 6 · Does the network learn more, if not draw better?
@@ -570,7 +593,7 @@ Markdown(report.findings(reads))
 # %% [markdown]
 # As a **target** a representation is learned: the head has to read it off the image in every example. As a
 # **companion** in the sum it can be copied, and only three of ten examples ask the network to look at the image
-# instead. So where the joint models read less, and their trunks name fewer objects, it is because a loss teaches what
+# instead. So where the joint models read less, it is because a loss teaches what
 # is missing, and nothing else.
 #
 # ## 7 · Exercises
@@ -710,8 +733,9 @@ solved
 # - It matters where it is written: where images vary little, in a pattern that a convolution finds. Showing the network
 #   what the state says adds no knowledge, and decides whether the code is used.
 # - With exact estimates a representation cannot make images better. It changes what is decided first.
-# - Whether it makes a *network's* images better is measured against the image alone, the loss without the shared space, and
-#   being given it, seed by seed. Section 5 counts the clear gains and losses.
+# - Whether it makes a *network's* images better depends on what it knows. Measured against the image alone, seed by
+#   seed: our encoder's summary does not, without guidance; a map of what is where does, even if the model has to draw it
+#   first.
 # - As a target a representation is learned; in the sum it is copied. A wrong plan costs more than a right one gains.
 #
 # | notebook | question |

@@ -12,16 +12,18 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from helpers import randomise
 from test_imagenet import class_folders, picture, save, write
 
 import mtdiff as mt
 from mtdiff import cli
 from mtdiff.cli.common import chosen_data, data_of
-from mtdiff.datasets import folder
+from mtdiff.datasets import Dataset, folder
 from mtdiff.datasets.imagenet import find, pack, prepare
 from mtdiff.datasets.prepared import prepared
 from mtdiff.experiments import EXPERIMENTS, imagenet_scores, label_scores, masked_image
 from mtdiff.experiments.base import UNETS, noise_schedule, recipe, seeded
+from mtdiff.probes import head_accuracy
 
 ROOT = Path(__file__).parent.parent
 
@@ -138,6 +140,17 @@ def as_jsonl(root, texts):
 
 def as_csv(root, texts):
     write(root / "metadata.csv", "\ufefffile_name,text\n" + "".join(f'{name},"{text}"\n' for name, text in texts.items()))
+
+
+def test_a_head_reads_the_pictures_of_a_folder_as_a_model_sees_them(place):
+    data, space = folder(class_folders(place / "pictures"), 8), (3, 8, 8)
+    process = mt.ForwardProcess(mt.NoiseSchedule.log_snr(20), {"image": 1.0, "label": 1.0})
+    parts = {"image": mt.Image(space), "label": mt.Label(3)}
+    model = randomise(mt.MTDiffusion(process, parts, mt.MLP(space, width=16, blocks=1), space))
+    as_floats = Dataset("the same", data[:])
+    a, b = (head_accuracy(model, one, torch.Generator().manual_seed(0)) for one in (data, as_floats))
+    assert data.values["image"].dtype == torch.uint8
+    assert a == b
 
 
 @pytest.mark.parametrize("write_them", [as_texts, as_jsonl, as_csv])

@@ -15,6 +15,7 @@ COMMANDS = {
     "evaluate": "Judge trained models (several seeds of one variant are averaged) and write the figures as JSON.",
     "list": "Say what there is: experiments with their data and variants, and the models that come with mtdiff.",
     "info": "Say what a model is: its modalities and their curves, how it was trained, and how good it is.",
+    "export": "Write what a model predicts as an ONNX graph, and the tables that a sampler needs as JSON beside it.",
     "data": "Fetch real images and pack them for training.",
     "course": "Hand the course out, for students or for teachers, grade what returns, or be asked about it.",
 }
