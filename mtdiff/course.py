@@ -1,7 +1,6 @@
 """The course, handed out and handed back: versions for students and for teachers, and grades for what returns."""
 
 import html
-import json
 import logging
 import math
 import os
@@ -297,54 +296,3 @@ def _line(text: str) -> str:
     """A text as one short line."""
     text = "".join(c if c.isprintable() else " " for c in text)
     return text if len(text := " ".join(text.split())) <= 300 else text[:299] + "…"
-
-
-# ---- a challenge ----
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A model in the challenge: its file, the bound on log p(image, label) in nats with its error, and what bars it."""
-
-    who: str
-    nats: float = -math.inf
-    stderr: float = math.nan
-    agreement: float = math.nan
-    seconds: float = math.nan
-    barred: str = ""
-
-
-def board(folder: Path, minutes: float = 10.0) -> list[Entry]:
-    """The models of a folder of JSON files from `mtdiff evaluate image-label --data digits`, best bound first.
-
-    Barred, and last, is what took more than so many minutes on one thread, learned from other data, or began with a trained
-    model; and what is no such file.
-
-    Raises:
-        ValueError: there is no JSON file.
-    """
-    found = [entry for path in sorted(Path(folder).glob("*.json")) for entry in _entries(path, 60 * minutes)]
-    if not found:
-        raise ValueError(f"there are no JSON files in {folder}")
-    return sorted(found, key=lambda entry: (bool(entry.barred), -entry.nats, entry.who))
-
-
-def _entries(path: Path, most: float) -> Iterator[Entry]:
-    from mtdiff.experiments import EXPERIMENTS
-
-    try:
-        runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
-        for k, run in enumerate(runs):
-            who, card, metrics = f"{path.stem}{f' {k + 1}' * (len(runs) > 1)}", run["card"], run["metrics"]
-            threads, seconds = card["provenance"]["threads"], card["training"]["wall_seconds"]
-            theirs, learned = card["data"]["sha256"], EXPERIMENTS["image-label"].data["digits"]("train")
-            reasons = {
-                f"{seconds:.0f} s on {threads} thread(s), {most:.0f} s are allowed on one": threads != 1 or seconds > most,
-                "trained on other data than digits/train": not learned.has_hash(theirs),
-                "began with a trained model": "based on" in card,
-            }
-            barred = "; ".join(reason for reason, holds in reasons.items() if holds)
-            bound = metrics["bound"]
-            yield Entry(who, bound["joint"], bound["joint_stderr"], metrics["joint"]["agreement"], seconds, barred)
-    except (ValueError, KeyError, TypeError) as error:
-        yield Entry(path.stem, barred=f"no result of mtdiff evaluate image-label --data digits ({_line(repr(error))})")

@@ -30,9 +30,9 @@ class Recorded:
         super().__init_subclass__(**kwargs)
         if Recorded in cls.__bases__:
             cls.kinds, cls.family = {}, vars(cls).get("family", cls.__name__.lower())
-        other = cls.kinds.get(cls.__name__, cls)
-        if other.__module__ != cls.__module__:  # in the same module it is the same class, defined again
-            raise TypeError(f"{other.__module__} has a {cls.family} {cls.__name__} already: give yours another name")
+        home = cls.kinds.get(cls.__name__, cls).__module__
+        if home.startswith("mtdiff.") and home != cls.__module__:
+            raise TypeError(f"{home} has a {cls.family} {cls.__name__} already: give yours another name")
         cls.kinds[cls.__name__] = cls
 
     def __new__(cls, *args, **kwargs):

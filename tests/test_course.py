@@ -12,6 +12,7 @@ import nbformat
 import pytest
 
 from mtdiff import cli, course
+from mtdiff.challenge import board
 from mtdiff.widgets import Verdict
 
 every_page = pytest.mark.parametrize("page", course.pages(), ids=lambda page: page.stem)
@@ -356,7 +357,7 @@ def test_models_are_ranked_by_their_bound_and_what_broke_a_rule_is_last(tmp_path
     entry(tmp_path, "scenes", source="image-label-shapes16-fade-in")
     entry(tmp_path, "alone", source="image-label-digits-image-only")
     (tmp_path / "notes.json").write_text("[]")
-    found = {one.who: one for one in course.board(tmp_path)}
+    found = {one.who: one for one in board(tmp_path)}
     assert list(found)[:2] == ["ben", "anna"]
     assert not found["ben"].barred + found["anna"].barred
     assert found["anna"].nats == pytest.approx(-102.362)
@@ -375,4 +376,4 @@ def test_models_are_ranked_by_their_bound_and_what_broke_a_rule_is_last(tmp_path
 
 def test_a_challenge_without_entries_is_named(tmp_path):
     with pytest.raises(ValueError, match="no JSON files in"):
-        course.board(tmp_path)
+        board(tmp_path)

@@ -705,6 +705,10 @@ def served():
     server.server_close()
 
 
+filtered = pytest.mark.skipif(not hasattr(tarfile, "data_filter"), reason="a Python without filters for archives")
+every_kind = pytest.mark.parametrize("kind", [pytest.param("tar", marks=filtered), "zip"])
+
+
 def packed_up(root, kind="tar", names=None):
     """An archive of a folder in memory."""
     stream = io.BytesIO()
@@ -728,7 +732,7 @@ def toy(served, content):
     return Archive(served.url, hashlib.md5(content).hexdigest(), "toy", 1)
 
 
-@pytest.mark.parametrize("kind", ["tar", "zip"])
+@every_kind
 def test_an_archive_is_fetched_checked_unpacked_and_usable(tmp_path, served, kind):
     archive = toy(served, packed_up(class_folders(tmp_path / "toy"), kind))
     folder = get("toy", tmp_path / "data", archive, progress=False)
@@ -740,7 +744,7 @@ def test_an_archive_is_fetched_checked_unpacked_and_usable(tmp_path, served, kin
 
 @pytest.mark.parametrize("ranges", [True, False])
 def test_a_broken_transfer_goes_on(tmp_path, served, ranges):
-    archive = toy(served, packed_up(class_folders(tmp_path / "toy")))
+    archive = toy(served, packed_up(class_folders(tmp_path / "toy"), "zip"))
     served.break_at, served.ranges = len(served.content) // 2, ranges
     with pytest.raises(ConnectionError, match="goes on from there"):
         get("toy", tmp_path / "data", archive, progress=False)
@@ -750,7 +754,7 @@ def test_a_broken_transfer_goes_on(tmp_path, served, ranges):
 
 
 def test_a_transfer_that_was_complete_is_not_asked_for_again(tmp_path, served):
-    archive = toy(served, packed_up(class_folders(tmp_path / "toy")))
+    archive = toy(served, packed_up(class_folders(tmp_path / "toy"), "zip"))
     write(tmp_path / "data" / "toy.tar.part", "")
     (tmp_path / "data" / "toy.tar.part").write_bytes(served.content)
     assert get("toy", tmp_path / "data", archive, progress=False).is_dir()
@@ -763,7 +767,7 @@ def test_a_wrong_checksum_is_refused_and_the_file_deleted(tmp_path, served):
     assert not list((tmp_path / "data").iterdir())
 
 
-@pytest.mark.parametrize("kind", ["tar", "zip"])
+@every_kind
 @pytest.mark.parametrize("name", ["../evil", "/evil", "toy/../../evil", "C:\\evil"])
 def test_nothing_is_written_outside_the_folder(tmp_path, served, kind, name):
     """It is refused, or, as zipfile does, written inside."""
@@ -778,7 +782,7 @@ def test_nothing_is_written_outside_the_folder(tmp_path, served, kind, name):
     assert not Path("/evil").exists()
 
 
-@pytest.mark.parametrize("kind", ["tar", "zip"])
+@every_kind
 def test_an_archive_that_unpacks_to_far_more_than_itself_is_refused(tmp_path, served, kind, monkeypatch):
     """A megabyte of zeros in a kilobyte or so, where 64 KiB and ten times its size are allowed."""
     stream, zeros = io.BytesIO(), bytes(2**20)
@@ -801,7 +805,7 @@ def test_an_archive_that_unpacks_to_far_more_than_itself_is_refused(tmp_path, se
     assert not (tmp_path / "data" / "toy").exists()
 
 
-@pytest.mark.skipif(not hasattr(tarfile, "data_filter"), reason="a Python without filters for archives")
+@filtered
 def test_archives_are_unpacked_by_pythons_own_filter_for_data(tmp_path, served, monkeypatch):
     asked, extract = [], tarfile.TarFile.extractall
 
@@ -819,6 +823,7 @@ def test_archives_are_unpacked_by_pythons_own_filter_for_data(tmp_path, served, 
     assert asked == ["data"]
 
 
+@filtered
 def test_links_and_other_folders_are_refused(tmp_path, served):
     for kind, where, why in (
         (tarfile.SYMTYPE, "/etc", "link"),

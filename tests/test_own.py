@@ -21,8 +21,8 @@ HANDMADE = """
 import mtdiff as mt
 
 class Handmade(mt.MLP):
-    def __init__(self, space):
-        super().__init__(space, width=16, blocks=1)
+    def __init__(self, space, width=16):
+        super().__init__(space, width=width, blocks=1)
 
 class Planar(mt.MLP):
     def __init__(self, space):
@@ -69,7 +69,7 @@ def test_a_backbone_of_ones_own_trains_is_drawn_and_judged(folder, monkeypatch, 
     made = "runs/image-label/digits/fade-in-Handmade-0"
     assert f"mtdiff sample {made} --import handmade " in capsys.readouterr().out
     card = json.loads((folder / made / "card.json").read_text())
-    assert card["config"]["backbone"] == {"kind": "Handmade", "space": [1, 8, 8]}
+    assert card["config"]["backbone"] == {"kind": "Handmade", "space": [1, 8, 8], "width": 16}
     assert card["imports"] == ["handmade"]
     assert card["training"]["backbone"] == "handmade:Handmade"
     run(monkeypatch, *train)
@@ -104,8 +104,30 @@ def test_a_model_of_the_library_needs_no_import(folder, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
+    ("name", "run_folder", "expected"),
+    [
+        ("unet(base=8, multipliers=(1, 2))", "fade-in-unet-base-8-multipliers-1-2", {"base": 8, "multipliers": [1, 2]}),
+        ("dit(width=32, blocks=2)", "fade-in-dit-width-32-blocks-2", {"width": 32, "blocks": 2}),
+        ("handmade:Handmade(width=4)", "fade-in-Handmade-width-4", {"width": 4}),
+    ],
+)
+def test_a_backbone_is_made_with_the_arguments_in_parentheses(name, run_folder, expected, folder, monkeypatch):
+    run(monkeypatch, "train", "image-label", "--steps", 1, "--batch-size", 4, "--backbone", name)
+    card = json.loads((folder / f"runs/image-label/digits/{run_folder}-0/card.json").read_text())
+    made = card["config"]["backbone"]
+    assert {key: made[key] for key in expected} == expected
+    assert card["training"]["backbone"] == name
+
+
+@pytest.mark.parametrize(
     ("name", "message"),
     [
+        ("unet(width=8)", r"the U-Net takes no \['width'\]; it takes \['base', 'multipliers'"),
+        ("unet(8)", r"--backbone 'unet\(8\)': write NAME, or NAME\(argument=value, ...\)"),
+        ("unet(base=8", r"write NAME, or NAME\(argument=value, ...\)"),
+        ("unet(base=size)", r"write NAME, or NAME\(argument=value, ...\)"),
+        ("unet(base=8)(base=4)", r"write NAME, or NAME\(argument=value, ...\)"),
+        ("dit(base=8)", r"dit\(base=8\) does not take the space \(1, 8, 8\): .*unexpected keyword argument 'base'"),
         ("resnet", "--backbone must be unet, dit or MODULE:CLASS, got 'resnet'"),
         (":Net", "--backbone must be unet, dit or MODULE:CLASS, got ':Net'"),
         ("missing:Net", "--backbone missing cannot be imported: ModuleNotFoundError: No module named 'missing'"),

@@ -53,11 +53,11 @@ def test_a_class_is_built_again_from_its_config_where_it_belongs():
             family.from_config(config)
 
 
-def test_a_name_belongs_to_the_class_that_had_it_first_unless_its_module_defines_it_again():
+def test_the_name_of_a_class_of_the_library_is_its_own_and_others_may_be_defined_again():
     with pytest.raises(TypeError, match=r"mtdiff.modalities.continuous has a modality Image already: give"):
         type("Image", (Modality,), {"__module__": "mine"})
     assert Modality.kinds["Image"] is mt.Image
-    first, again = (type("Redone", (Family,), {"__module__": "notebook"}) for _ in range(2))
+    first, again = (type("Redone", (Family,), {"__module__": home}) for home in ("notebook", "mine"))
     assert Family.kinds["Redone"] is again is not first
 
 

@@ -107,9 +107,9 @@ class Board:
 
     def run(self) -> None:
         """Print a line for each model, best first."""
-        from mtdiff import course
+        from mtdiff.challenge import board
 
-        for place, entry in enumerate(course.board(self.folder, self.minutes), 1):
+        for place, entry in enumerate(board(self.folder, self.minutes), 1):
             scores = f"{entry.nats:9.2f} ± {entry.stderr:.2f} nats  agree {entry.agreement:.3f}  {entry.seconds:4.0f} s"
             print(f"{'-' if entry.barred else place:>3}  {entry.who:24} {entry.barred or scores}")
 

@@ -1,5 +1,6 @@
 """Parts of one's own on the command line: modules that are imported because the command says so."""
 
+import ast
 import importlib
 import os
 import sys
@@ -32,23 +33,40 @@ def imported(names: Iterable[str], option: str = "--import") -> list[ModuleType]
     return found
 
 
-def chosen_backbone(name: str) -> Make | None:
-    """What makes the backbone of this name, or MODULE:CLASS; None for the U-Net of the experiment."""
-    if name in ("unet", "dit"):
-        return DiT if name == "dit" else None
-    home, _, which = name.partition(":")
-    if not home or not which:
+def chosen_backbone(name: str) -> Make:
+    """What makes the backbone of this name, or MODULE:CLASS, with what stands in parentheses; of the U-Net its arguments."""
+    which, options = _called(name)
+    if which == "unet":
+        return options
+    home, _, kind = which.partition(":")
+    if which == "dit":
+        made = DiT
+    elif home and kind:
+        (module,) = imported([home], "--backbone")
+        made = getattr(module, kind, None)
+        if not isinstance(made, type) or not issubclass(made, Backbone):
+            problem = "is no mt.Backbone" if hasattr(module, kind) else f"is not in {module.__file__}"
+            raise ValueError(f"--backbone {name}: {kind} {problem}")
+    else:
         raise ValueError(f"--backbone must be unet, dit or MODULE:CLASS, got {name!r}")
-    (module,) = imported([home], "--backbone")
-    kind = getattr(module, which, None)
-    if not isinstance(kind, type) or not issubclass(kind, Backbone):
-        problem = "is no mt.Backbone" if hasattr(module, which) else f"is not in {module.__file__}"
-        raise ValueError(f"--backbone {name}: {which} {problem}")
 
     def make(space: tuple[int, ...]) -> Backbone:
         try:
-            return kind(space)
+            return made(space, **options)
         except (TypeError, ValueError) as error:
             raise ValueError(f"--backbone {name} does not take the space {space}: {error}") from None
 
     return make
+
+
+def _called(text: str) -> tuple[str, dict]:
+    """NAME and the values of "NAME(argument=value, ...)", as Python writes them."""
+    which, bracket, rest = text.partition("(")
+    try:
+        call = ast.parse(f"f({rest}" if bracket else "f()", mode="eval").body
+        options = {word.arg: ast.literal_eval(word.value) for word in call.keywords}
+        if call.args or None in options or not isinstance(call.func, ast.Name):
+            raise ValueError
+    except (SyntaxError, ValueError, AttributeError):
+        raise ValueError(f"--backbone {text!r}: write NAME, or NAME(argument=value, ...)") from None
+    return which, options

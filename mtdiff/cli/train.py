@@ -1,6 +1,7 @@
 """mtdiff train: one variant of an experiment, from the start or from where it stopped."""
 
 import math
+import re
 import signal
 import sys
 from dataclasses import dataclass, replace
@@ -70,7 +71,8 @@ class Train:
     # Parts in which a batch is computed, one after the other, where memory is short: the same steps.
     accumulate: int | None = None
     precision: Literal["fp32", "bf16"] | None = None  # Of the network's products; bf16 is faster on a GPU.
-    # The network: unet, dit, or MODULE:CLASS, an mt.Backbone of your own that is made as CLASS(space).
+    # The network: unet, dit, or MODULE:CLASS, an mt.Backbone of your own that is made as CLASS(space); with arguments, too:
+    # "unet(base=32)", "dit(width=64)".
     backbone: str = "unet"
     imports: Imports = ()
     seed: int = 0  # Seed of the initial weights, batches and noise.
@@ -103,7 +105,8 @@ class Train:
             if data not in experiment.data:  # of few pictures a batch is all
                 config.batch_size = min(config.batch_size, len(prepared(data, "train", ("image",))))
             config = replace(config, **chosen)
-            which = variant if self.backbone == "unet" else f"{variant}-{self.backbone.rpartition(':')[2]}"
+            named = re.sub(r"[^\w.]+", "-", self.backbone.rpartition(":")[2]).strip("-")
+            which = variant if self.backbone == "unet" else f"{variant}-{named}"
             out = self.out or Path("runs") / self.experiment / Path(data).name / f"{which}-{self.seed}"
             trainer = experiment.trainer(data, variant, config, out, device, **options)
             with trainer.alone():

@@ -1,6 +1,7 @@
 """What an experiment is: data, a model, a training budget and a way to judge it."""
 
 import functools
+import inspect
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -24,8 +25,8 @@ from mtdiff.training import TrainConfig, Trainer
 
 Look = Callable[[MTDiffusion], dict[str, float]]
 """What a trainer notes along the way: averaged model -> figures."""
-Make = Callable[[tuple[int, ...]], Backbone]
-"""What makes a backbone for a space."""
+Make = Callable[[tuple[int, ...]], Backbone] | Mapping
+"""What makes a backbone for a space; or arguments of the U-Net, in place of those of the experiment."""
 UNETS: Mapping[int, dict] = {
     8: {"base": 16, "multipliers": (1, 1)},
     16: {"base": 16, "multipliers": (1, 2, 2)},
@@ -108,8 +109,10 @@ def noise_schedule(size: int, power: float) -> NoiseSchedule:
 
 
 def sized(space: tuple[int, ...], unet: Mapping) -> UNet:
-    """The U-Net of `UNETS` that fits a space, with some arguments of one's own."""
+    """The U-Net of `UNETS` that fits a space, with some arguments of one's own; ValueError where it takes none of a name."""
     size, known = space[-1], recipe(space[-1])
+    if unknown := sorted(unet.keys() - (takes := inspect.signature(UNet).parameters).keys()):
+        raise ValueError(f"the U-Net takes no {unknown}; it takes {[name for name in takes if name != 'space']}")
     unet = {**UNETS[known], **unet}
     unet |= {name: tuple(size * height // known for height in unet[name]) for name in {"attention", "cross"} & unet.keys()}
     return UNet(space, **unet)
@@ -128,9 +131,11 @@ def seeded(
 ) -> MTDiffusion:
     """A model of modalities and their curves, {name: (W, modality)}, whose initial weights are those of a seed.
 
-    It is sampled by "ddpm". `unet` holds arguments of the U-Net in place of those in `UNETS`, `options` those of the model.
+    It is sampled by "ddpm". `unet` holds arguments of the U-Net in place of those in `UNETS`, a backbone that is a mapping
+    more of them; `options` are those of the model.
     """
-    backbone = backbone or functools.partial(sized, unet=unet or {})
+    if not callable(backbone):
+        backbone = functools.partial(sized, unet={**(unet or {}), **(backbone or {})})
     process = ForwardProcess(schedule, {name: curve for name, (curve, _) in parts.items()}, prior)
     modalities = {name: modality for name, (_, modality) in parts.items()}
     with torch.random.fork_rng(devices=[]):
