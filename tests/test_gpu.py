@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import zipfile
@@ -88,6 +89,25 @@ def test_part_2_says_how_to_make_what_it_lacks(tmp_path, monkeypatch):
     ):
         gpu.main()
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_processes_share_the_card_where_the_service_starts(tmp_path, monkeypatch, status):
+    """A stand-in for the service's control notes what it is told: -d, and "quit" at the end if it had started."""
+    control, said = tmp_path / "nvidia-cuda-mps-control", tmp_path / "said"
+    control.write_text(f'#!/bin/sh\n[ "$1" ] && echo "$1" >> {said} && exit {status}\ncat >> {said}\n')
+    control.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    report = []
+    with gpu.shared_card("cuda", tmp_path, report) as names:
+        assert set(names) == (set() if status else {"CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY"})
+    assert said.read_text().split() == (["-d"] if status else ["-d", "quit"])
+    assert ("take turns" in report[0]) == bool(status)
+
+
+def test_a_cpu_needs_no_service(tmp_path):
+    with gpu.shared_card("cpu", tmp_path, []) as names:
+        assert names == {}
 
 
 def test_one_question_from_end_to_end(tmp_path):

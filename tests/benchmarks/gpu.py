@@ -2,18 +2,21 @@
 
     python tests/benchmarks/gpu.py [--part 1] [--minutes 9] [--device cuda] [--out build/gpu] [--only NAME ...] [--tiny]
 
-Part 1. Speed (at most 3 minutes of 9): `throughput.py`, compiled bf16 steps of three networks at 64x64 beside diffusers', a
-minute each. Then the `QUESTIONS` at 16x16 (the rest, about 6 minutes): every variant with three seeds, at most 12 processes
-side by side, in two waves of about 2 minutes whose learning rates fall by the clock (`mtdiff train --minutes`); a variant is
-judged as soon as its seeds are trained and a place is free, the last ones in a minute that is kept for them.
+Part 1. Speed (at most 3 minutes of 9): `throughput.py`, compiled bf16 steps of three networks at 64x64 beside diffusers',
+one network after the other, as far as the time suffices, most of which torch.compile takes. Then the `QUESTIONS` at 16x16
+(the rest, about 6 minutes): every variant with three seeds, at most 12 processes side by side, in two waves of about 2
+minutes whose learning rates fall by the clock (`mtdiff train --minutes`); a variant is judged as soon as its seeds are
+trained and a place is free, the last ones in a minute that is kept for them. Processes compute at the same time where
+NVIDIA's multi-process service (MPS) is installed, else in turns.
 
 Part 2. Photographs at 64x64: the `PHOTOGRAPHS` one after the other, about 2.5 minutes each, a minute of which torch.compile
 may take, from a packed set in the folder that MTDIFF_DATA names. They are judged afterwards, on a CPU: unpack a file, then
 `mtdiff evaluate imagenet --data imagenette64 --models FOLDER`.
 
-What comes back in `--out`: part 1 speed.json, for each question QUESTION.json (one `mtdiff evaluate` of all variants) and
-QUESTION-models.zip, part 2 a VARIANT.zip for each; weights are in half precision, beside their history. And report.txt:
-how long each process took, and the end of the log of each that failed. One that fails or runs out of time stops no other.
+What comes back in `--out`: part 1 speed-NETWORK.json, for each question QUESTION.json (one `mtdiff evaluate` of all
+variants) and QUESTION-models.zip, part 2 a VARIANT.zip for each; weights are in half precision, beside their history. And
+report.txt: how long each process took, and the end of the log of each that failed. One that fails or runs out of time stops
+no other.
 
 `--tiny` tries all of it on a CPU in small sizes; `--only speed masked-image/plain` does parts of it.
 
@@ -23,13 +26,15 @@ this checkout.
 """
 
 import argparse
+import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +54,7 @@ QUESTIONS = {  # {experiment: (samples for each figure, variants)}; the one that
 DATA, SEEDS, MOST = "shapes16", (0, 1, 2), 12
 """Of the questions; `MOST` processes share the card."""
 PHOTOGRAPHS = ("plain", "label", "masked")
+NETWORKS = ("small", "transformer", "large")
 SPEED = 1 / 3
 """Share of the time that the speed may take."""
 START, JUDGE, END = 25.0, 60.0, 20.0
@@ -60,7 +66,7 @@ FULL = {
 }
 TINY = {
     "speed": [
-        *("--modes", "bf16", "--networks", "small", "--scale", 4),
+        *("--modes", "bf16", "--scale", 4),
         *("--batch", 2, "--rounds", 2, "--repeats", 1, "--matrix", 512),
     ],
     "question": ["--budget", "quick", "--look-every", 0, "--steps", 2, "--batch-size", 8],
@@ -175,6 +181,25 @@ def bundle(path: Path, folders: Sequence[Path]) -> None:
         write_atomic(path, (half / "all.zip").read_bytes())
 
 
+@contextlib.contextmanager
+def shared_card(device: str, folder: Path, report: list[str]) -> Iterator[dict[str, str]]:
+    """Variables by which processes compute on a card at the same time; none where MPS is not there or does not start."""
+    control = shutil.which("nvidia-cuda-mps-control") if device.startswith("cuda") else None
+    names = {"CUDA_MPS_PIPE_DIRECTORY": str(folder / "mps"), "CUDA_MPS_LOG_DIRECTORY": str(folder / "mps")}
+    if control:
+        (folder / "mps").mkdir()
+        started = subprocess.run(
+            [control, "-d"], env={**os.environ, **names}, capture_output=True, text=True, start_new_session=True
+        )
+        control = None if started.returncode else control
+    report.append("processes share the card by MPS" if control else "no MPS: processes take turns on the card")
+    try:
+        yield names if control else {}
+    finally:
+        if control:
+            subprocess.run([control], input="quit\n", env={**os.environ, **names}, text=True, check=False)
+
+
 def train(experiment: str, data: str, variant: str, seed: int, words: Sequence, minutes: float, device: str) -> Job:
     """A training by the clock; its name is its folder."""
     out = f"runs/{experiment}/{data}/{variant}-{seed}"
@@ -187,7 +212,10 @@ def questions(options, work: Path, environment: Mapping[str, str], clock: Clock,
     size, seeds = (TINY, SEEDS[:2]) if options.tiny else (FULL, SEEDS)
     if chosen("speed", options.only):
         words = [Path(__file__).with_name("throughput.py"), *size["speed"], "--device", options.device]
-        jobs = [Job("speed", [*words, "--out", (options.out / "speed.json").resolve()])]
+        jobs = []
+        for network in ("small",) if options.tiny else NETWORKS:
+            file = (options.out / f"speed-{network}.json").resolve()
+            jobs.append(Job(f"speed-{network}", [*words, "--networks", network, "--out", file]))
         work_through(jobs, work, environment, Clock(SPEED * clock.left), 1, report)
     asked = {name: (8 if options.tiny else n, [v for v in variants if chosen(f"{name}/{v}", options.only)])
              for name, (n, variants) in QUESTIONS.items()}  # fmt: skip
@@ -205,7 +233,8 @@ def questions(options, work: Path, environment: Mapping[str, str], clock: Clock,
             judgements.append(Job(result, [*words, "--out", result], tuple(job.name for job in each)))
             trainings += each
     rest = Clock(clock.left - END)
-    work_through([*trainings, *judgements], work, environment, rest, options.most, report)
+    with shared_card(options.device, work, report) as shared:
+        work_through([*trainings, *judgements], work, {**environment, **shared}, rest, options.most, report)
     for name, (_, variants) in asked.items():
         found = [read_json(path, "is no result") for v in variants if (path := work / f"{name}-{DATA}-{v}.json").is_file()]
         if found:
