@@ -462,7 +462,7 @@ solved
 # | 07 masked image | how are holes filled, and does training with masks help plain generation? | ready |
 # | 08 image and label | what does a label cost and buy, how does it get in, and what does guidance draw? | ready |
 # | 09 image and representation | does a summary of the image, drawn along with it, make the image better? | ready |
-# | 10 any to any | do five modalities of a scene draw each other, in one model, and what does the shared space buy? | ready |
+# | 10 any to any | do five modalities of a scene draw each other in one model, and what does the shared space buy? | ready |
 # | 11 scaling up | what changes on a GPU, or on many, and what must not? | ready |
 # | 12 ImageNet | do drawing, naming and filling work on photographs, and at what price? | ready; 32x32, trained on a CPU |
 # | 16 your own | how do my data, my modality and my network get in? | ready |

@@ -59,7 +59,7 @@ widgets.class_sampler(mt.load("image-label/digits"))
 # and what you paint is a segmentation. All else is drawn ([10 §8](10_any_to_any.ipynb)).
 
 # %% tags=["nbval-ignore-output"]
-widgets.any_board(mt.load("any-to-any/shapes16"), any_to_any.world("shapes16", "test"))
+widgets.any_board(mt.load("any-to-any/shapes32"), any_to_any.world("shapes32", "test"))
 
 # %% [markdown]
 # ## From one picture to another, and holes

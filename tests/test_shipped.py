@@ -8,7 +8,8 @@ import torch
 import mtdiff as mt
 from mtdiff.checkpoint import shipped
 from mtdiff.datasets import Dataset, digits, masks
-from mtdiff.experiments import EXPERIMENTS, image_label, image_transition, imagenet, masked_image
+from mtdiff.experiments import EXPERIMENTS, any_to_any, image_label, image_transition, imagenet, masked_image
+from mtdiff.experiments.any_scores import agreement
 from mtdiff.experiments.label_scores import image_label_metrics
 from mtdiff.judges import label_judge, svm_judge
 from mtdiff.metrics import psnr, ssim
@@ -118,6 +119,23 @@ def test_scenes_for_a_representation_are_as_good_as_the_card_within_four_standar
     drawn = mt.sample(model, n, generator=torch.Generator().manual_seed(5), **options)["image"]
     each = torch.nn.functional.cosine_similarity(representation("shapes16")(drawn), given)
     assert abs(float(each.mean()) - card["given"]["cosine"]) < 4 * float(each.std()) * (1 / n + 1 / card["n"]) ** 0.5
+
+
+@pytest.mark.parametrize("data", ["shapes16", "shapes32", "scenes32"])
+@pytest.mark.parametrize(("given", "drawn"), [("caption", "image"), ("image", "caption")])
+def test_words_and_images_draw_each_other_as_well_as_the_card_says_within_four_standard_errors(data, given, drawn):
+    """A scene's mean over kinds of words is one figure, whose spread over scenes is that of the draws themselves."""
+    model, n = mt.load(f"any-to-any/{data}"), 24
+    test, card = any_to_any.world(data, "test"), model.card["metrics"]
+    assert model.card["data"]["sha256"] == any_to_any.world(data, "train").hash()
+    truth, noise = {name: value[:n] for name, value in test.values.items()}, torch.Generator().manual_seed(5)
+    value = mt.sample(model, n, given={given: truth[given]}, steps=20, generator=noise)[drawn]
+    rows = ({name: v[k : k + 1] for name, v in truth.items()} for k in range(n))
+    size = truth["image"].shape[-1]
+    found = [agreement(drawn, value[k : k + 1], row, [given], size) for k, row in enumerate(rows)]
+    each = torch.tensor([sum(kinds.values()) / len(kinds) for kinds in found])
+    claim, spread = card["matrix"][given][drawn], max(float(each.std()), 0.1)
+    assert abs(float(each.mean()) - claim) < 4 * spread * (1 / n + 1 / card["n"]) ** 0.5
 
 
 def test_photographs_of_a_class_are_called_so_by_a_classifier_that_was_trained_apart():

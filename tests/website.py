@@ -316,7 +316,7 @@ def card(file: Path) -> None:
     figure.text(0.06, 0.82, "mtdiff", fontsize=52, weight="bold", color="#0b3d66")
     figure.text(0.06, 0.71, "A course and a library on multi-modal diffusion", fontsize=25, color="#1f2328")
     for corner, picture in (
-        ((0.05, 0.36, 0.9, 0.26), Image.open(ROOT / "data" / "results" / "digits-samples.png")),
+        ((0.05, 0.36, 0.9, 0.26), Image.open(ROOT / "data" / "results" / "any-to-any.png")),
         ((0.05, 0.04, 0.28, 0.28), thumbnail("02_one_space_many_modalities")),
         ((0.36, 0.04, 0.28, 0.28), thumbnail("05_sampling_and_conditioning")),
         ((0.67, 0.04, 0.28, 0.28), thumbnail("06_image_transition")),

@@ -101,7 +101,8 @@ def markdown(results: Iterable[Mapping | str | Path]) -> str:
 
 def conditionals(results: Iterable[Mapping]) -> str:
     """The table of any-to-any: how much of what one modality says, another that is drawn for it says, too."""
-    return _table(["variant"], ANY, _rows(results))
+    rows = [(result["data"], *row) for result in results for row in _rows([result])]
+    return _table(["data", "variant"], ANY, rows)
 
 
 def labels(results: Iterable[Mapping]) -> str:
