@@ -17,6 +17,7 @@ import functools
 import html
 import inspect
 import io
+import json
 import re
 import shutil
 import sys
@@ -38,13 +39,15 @@ from mtdiff.course import tags
 from notebooks import FOLDER, ROOT, figures, formula
 
 STYLE = Path(__file__).with_suffix(".css")
+LIVE = Path(__file__).parent / "live"
+"""The page on which a model runs, and its scripts."""
 README = (ROOT / "README.md").read_text()
 COURSE = re.findall(r"^\| \[(\d\d [^\]]+)\]\(notebooks/(\S+)\.ipynb\) \| (.+) \| .+ \|$", README, re.M)
 """Title, file and question of each notebook."""
 THUMBNAILS = {"00": 1, "06": 1, "08": 2, "11": 1}
 """Which figure stands for a notebook on the map, where it is not the first."""
 PAGES = {
-    "The course": [f"notebooks/{file}" for _, file, _ in COURSE],
+    "The course": ["live", *(f"notebooks/{file}" for _, file, _ in COURSE)],
     "The method": ["notebooks/theory", "symbols", "notebooks/walkthrough", "notebooks/measured", "notebooks/relatives"],
     "Teaching": ["notebooks/teaching", "notebooks/quiz", "notebooks/errata"],
     "The library": ["README", "notebooks/own", "api/index"],
@@ -84,6 +87,7 @@ class Source:
         for name in self.notebooks:
             self.page(f"notebooks/{name}.md", self.notebook(name))
         self.page("symbols.md", symbols())
+        self.page("live.md", (LIVE / "page.md").read_text())
         self.page("index.md", self.map())
         self.api()
         for file, names in self.tests.items():
@@ -91,6 +95,9 @@ class Source:
         for file in self.files:
             self.put(f"{file}.md", f"---\norphan: true\n---\n# {file}\n\n```text\n{(ROOT / file).read_text()}\n```\n")
         self.put("_static/site.css", STYLE.read_text())
+        self.put("_static/live/weights.js", weights("image-label/digits"))
+        for script in LIVE.glob("*.js"):
+            self.put(f"_static/live/{script.name}", script.read_text())
         card(self.folder / "_static" / "card.png")
 
     def put(self, name: str, text: str) -> None:
@@ -192,7 +199,8 @@ class Source:
             for caption, names in PAGES.items()
         ]
         grid = f'<div class="map">\n{"".join(cards)}\n</div>'
-        return f"{README.partition('## Start')[0]}\n## The course\n\n{grid}\n\n{''.join(trees)}"
+        live = "{doc}`A model in this page <live>` draws the digit that you choose, in your browser."
+        return f"{README.partition('## Start')[0]}\n## The course\n\n{live}\n\n{grid}\n\n{''.join(trees)}"
 
     def has(self, page: str) -> bool:
         """Whether a page of the table of contents is on this site: a notebook may have been left out."""
@@ -299,6 +307,14 @@ def badged(readme: str, repository: str) -> str:
     )
     title, _, rest = re.sub(BADGES, "", readme, flags=re.M).partition("\n\n")
     return f"{title}\n\n{line}\n\n{rest}"
+
+
+def weights(name: str) -> str:
+    """A shipped model as a script, for pages that are opened from a folder and can load nothing else: config and weights."""
+    folder = ROOT / "data" / "checkpoints" / name
+    config = json.loads((folder / "card.json").read_text())["config"]
+    data = base64.b64encode((folder / "model.safetensors").read_bytes()).decode()
+    return f"const MODEL = {json.dumps({'config': config, 'weights': data})};\n"
 
 
 def thumbnail(name: str) -> Image.Image:
