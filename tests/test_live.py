@@ -1,5 +1,6 @@
 """The page on which a model runs: its numbers are the library's, in node and in a browser that opens it from a folder."""
 
+import base64
 import html
 import json
 import re
@@ -8,6 +9,7 @@ import subprocess
 
 import pytest
 import torch
+from safetensors.torch import save
 
 import mtdiff as mt
 
@@ -91,6 +93,17 @@ def test_the_steps_of_a_chain_are_the_librarys(tmp_path):
 
 
 @needs_node
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_a_file_of_weights_is_read_exactly(dtype, tmp_path):
+    smallest = torch.finfo(dtype).smallest_normal
+    numbers = torch.tensor([0.0, -1.5, 1 / 3, 2049.0, smallest, -smallest / 4, torch.finfo(dtype).max], dtype=dtype)
+    data = base64.b64encode(save({"a.0/b": numbers.reshape(1, -1)})).decode()
+    read = f"parameters(Uint8Array.from(atob('{data}'), (c) => c.charCodeAt(0))).a[0].b"
+    found = node(f"{NETWORK}const {{ shape, data }} = {read}; report([shape, [...data]]);", tmp_path)
+    assert found == [[1, len(numbers)], numbers.tolist()]
+
+
+@needs_node
 def test_noise_is_standard_normal_and_its_seed_matters(tmp_path):
     report = "report(Array.from({ length: 500 }, (_, seed) => [...noise(64, seed)]));"
     found = torch.tensor(node(f"{NETWORK}{report}", tmp_path), dtype=torch.float64)  # 32,000 numbers
@@ -105,7 +118,8 @@ def test_noise_is_standard_normal_and_its_seed_matters(tmp_path):
 @pytest.mark.parametrize("name", ["image-label/shapes16", "masked-image/shapes16"])
 def test_a_model_of_another_kind_is_refused(name, tmp_path):
     run = "try { report(new Model(MODEL).T); } catch (error) { report(error.message); }"
-    assert node(scripts(name) + run, tmp_path) == "only a U-Net that predicts v of an image and a label can be run here"
+    said = "only a U-Net that predicts v of a label and an image of weight 1 can be run here"
+    assert node(scripts(name) + run, tmp_path) == said
 
 
 # ---- the page ----
@@ -119,6 +133,11 @@ def site(tmp_path_factory):
         patch.setattr(website, "symbols", lambda: "---\norphan: true\n---\n# Symbols\n")
         patch.setattr(website.Source, "api", lambda self: None)
         return website.build(tmp_path_factory.mktemp("live") / "site", only=["none"])
+
+
+def test_the_first_page_leads_to_it(site):
+    article = (site / "index.html").read_text().partition('<article role="main"')[2].partition("</article>")[0]
+    assert 'href="live.html"' in article
 
 
 def test_the_page_is_as_small_as_it_says(site):

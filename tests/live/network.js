@@ -145,9 +145,11 @@ function runs({ kind, prediction, prior, remove_known: removed, backbone, modali
 /** A model of an image and a label as a page has it: {config, weights}, of its card and its file in base64. */
 class Model {
   constructor({ config, weights }) {
-    if (!runs(config)) throw new Error("only a U-Net that predicts v of an image and a label can be run here");
     const { process, ...net } = parameters(Uint8Array.from(atob(weights), (c) => c.charCodeAt(0)));
-    Object.assign(this, { net, abar: process.abar.data, W: { image: process.image.data, label: process.label.data } });
+    if (!runs(config) || process.image.data.some((w) => w !== 1)) {
+      throw new Error("only a U-Net that predicts v of a label and an image of weight 1 can be run here");
+    }
+    Object.assign(this, { net, abar: process.abar.data, W: process.label.data });
     this.T = this.abar.length - 1;
     this.first = this.abar[0] === 1 ? 1 : 0;
     this.size = config.space.reduce((a, b) => a * b);
@@ -164,11 +166,11 @@ class Model {
     const { image, label: words } = this.net.modalities, width = words.embed.weight.shape[1];
     const told = label === null ? null : words.embed.weight.data.subarray(label * width, (label + 1) * width);
     const [features, pooled] = unet(this.net.backbone, z, t / this.T, told);
-    const signal = Math.sqrt(this.abar[t]), noise = Math.sqrt(1 - this.abar[t]), mine = this.W.image[t] * signal;
-    const power = mine ** 2 + noise ** 2, v = conv(features, this.net.denoise), rest = conv(features, image.out);
+    const signal = Math.sqrt(this.abar[t]), noise = Math.sqrt(1 - this.abar[t]);
+    const v = conv(features, this.net.denoise), rest = conv(features, image.out);
     return {
       aggregate: z.map((x, i) => signal * x - noise * v[i]),
-      image: z.map((x, i) => (mine / power) * x + Math.sqrt(noise ** 2 / power) * rest[i]),
+      image: z.map((x, i) => signal * x + noise * rest[i]),
       chances: softmax(conv(silu(conv(pooled, words.out[0])), words.out[2])),
     };
   }
@@ -201,7 +203,7 @@ class Model {
 
   /** z_s = sqrt(abar_s) m_s + sqrt(1 - abar_s) eps with m_s = m_t + (W_s - W_t) e: the label alone moves (theory 4). */
   ddim(z, t, s, { aggregate, code }) {
-    const [abar, then] = [this.abar[t], this.abar[s]], moved = this.W.label[s] - this.W.label[t];
+    const [abar, then] = [this.abar[t], this.abar[s]], moved = this.W[s] - this.W[t];
     return z.map((x, i) => {
       const eps = (x - Math.sqrt(abar) * aggregate[i]) / Math.sqrt(1 - abar);
       return Math.sqrt(then) * (aggregate[i] + moved * code[i]) + Math.sqrt(1 - then) * eps;
