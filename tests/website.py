@@ -5,7 +5,8 @@
 
 Nothing is executed: a notebook's page shows the outputs that are stored in it. Formulas are pictures, and nothing is fetched
 from elsewhere. With the name of the repository on GitHub each notebook has links to Colab and Binder, and the second form
-writes them into the README; with the site's address a link to it shows a picture elsewhere.
+writes them into the README, and into each notebook a first cell that gets the course where it is missing; with the site's
+address a link to it shows a picture elsewhere.
 
 Sphinx (with MyST and Furo) renders. What it reads is written to a folder beside OUT, and this module is its extension, too.
 """
@@ -33,10 +34,12 @@ from docutils import nodes
 from PIL import Image
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
+from sphinx.util.docutils import docutils_namespace
 
 import mtdiff as mt
 from mtdiff.course import tags
-from notebooks import FOLDER, ROOT, figures, formula
+from notebooks import FOLDER, ROOT, figures, formula, reachable, sources
+from notebooks import setup as first_cell
 
 STYLE = Path(__file__).with_suffix(".css")
 LIVE = Path(__file__).parent / "live"
@@ -175,10 +178,10 @@ class Source:
         install = ""
         if self.repository:
             colab, binder = addresses(self.repository, name)
-            ways.append(f"[Binder]({binder}) · [Colab]({colab}), there with a first cell of these lines:")
-            folder = self.repository.split("/")[1]
-            clone = f"!git clone -q https://github.com/{self.repository}\n!pip install -q './{folder}[notebooks]'"
-            install = f"\n```ipython\n{clone}\n%cd {folder}/notebooks\n```\n"
+            ways += [f"[Binder]({binder})", f"[Colab]({colab})"]
+            if 'tags=["setup"]' not in (FOLDER / f"{name}.py").read_text():
+                ways[-1] += ", there with a first cell of these lines:"
+                install = f"\n```python\n{first_cell(self.repository)}```\n"
         return f"```{{rst-class}} ways\n```\n{' · '.join(ways)}\n{install}"
 
     def map(self) -> str:
@@ -543,8 +546,8 @@ def build(out: Path, repository: str = "", address: str = "", only: Collection[s
     Source(source, repository, only).write()
     address = address and f"{address.rstrip('/')}/"
     warnings = io.StringIO()
-    sphinx = Sphinx(source, None, out, source / ".doctrees", "html", settings(address), status=None, warning=warnings)
-    sphinx.build()
+    with docutils_namespace():  # what one site registers, another one may, too
+        Sphinx(source, None, out, source / ".doctrees", "html", settings(address), status=None, warning=warnings).build()
     wrong = [*warnings.getvalue().splitlines(), *dead(out)]
     if wrong:
         raise RuntimeError("\n".join(wrong))
@@ -558,10 +561,12 @@ def main():
     parser.add_argument("--repository", default="", help="OWNER/NAME on GitHub, for links to Colab and Binder")
     parser.add_argument("--address", default="", help="where the site will be")
     parser.add_argument("--only", nargs="*", default=[], help="notebooks such as 00_quickstart; default: all")
-    parser.add_argument("--badges", default="", help="OWNER/NAME on GitHub, for the README")
+    parser.add_argument("--badges", default="", help="OWNER/NAME on GitHub, for the README and the notebooks")
     arguments = parser.parse_args()
     if arguments.badges:
         (ROOT / "README.md").write_text(badged(README, arguments.badges))
+        for source in sources():
+            source.write_text(reachable(source.read_text(), arguments.badges))
     if arguments.out:
         try:
             build(arguments.out, arguments.repository, arguments.address, arguments.only)
