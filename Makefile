@@ -66,8 +66,9 @@ site: $(VENV)/.site  ## write the course, its results and the library's docstrin
 	@$(PY) tests/website.py build/site --repository "$(REPOSITORY)" --address "$(ADDRESS)"
 	@echo "open this page in a browser: $(CURDIR)/build/site/index.html"
 
-badges: $(VENV)/.site  ## write links to Colab and Binder into the README (make badges REPOSITORY=owner/name)
+badges: $(VENV)/.site  ## links to Colab and Binder, and notebooks that run there (make badges REPOSITORY=owner/name)
 	$(PY) tests/website.py --badges "$(or $(REPOSITORY),$(error make badges REPOSITORY=owner/name))"
+	$(PY) tests/notebooks.py
 
 SEEDS := 0 1 2
 # STEPS=5000 trains shorter than the full budget: the figures in data/results say how long.

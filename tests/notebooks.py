@@ -43,6 +43,18 @@ FOLDING = (
     "{% endblock %}"
 )
 """A solution opens by a click: nbconvert's own template knows no folded cells."""
+SETUP = """\
+import importlib.util
+import os
+import subprocess
+import sys
+
+if importlib.util.find_spec("mtdiff") is None:  # as on Colab: get the course, and what it needs
+    subprocess.run(["git", "clone", "-q", "https://github.com/{repository}"], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "./{folder}[notebooks]"], check=True)
+    os.chdir("{folder}/notebooks")
+"""
+"""The first code cell of a notebook whose repository has an address; see `setup`."""
 ziamath.config.svg2, ziamath.config.precision = False, 2  # each picture holds its own glyphs
 
 
@@ -53,7 +65,7 @@ def sources() -> list[Path]:
 
 def fingerprint(source: Path) -> str:
     """What outputs depend on: the code, and the shipped checkpoints and result files that it names."""
-    text = "\0".join(cell.source for cell in jupytext.read(source).cells if cell.cell_type == "code")
+    text = "\0".join(cell.source for cell in code(jupytext.read(source)))
     digest = hashlib.sha256(text.encode())
     files = [ROOT / "data" / "checkpoints" / name / "*" for name in re.findall(r'mt\.load\("([^"]+)"', text)]
     named = [re.sub(r"{.*?}", "*", name) for name in re.findall(r'"([\w*{}-]+\.json)"', text)]
@@ -62,6 +74,11 @@ def fingerprint(source: Path) -> str:
         for file in sorted(pattern.parent.glob(pattern.name)):
             digest.update(file.read_bytes())
     return digest.hexdigest()
+
+
+def code(notebook) -> list:
+    """Its code cells, but the one of `SETUP`."""
+    return [cell for cell in notebook.cells if cell.cell_type == "code" and "setup" not in tags(cell)]
 
 
 def cells(notebook) -> list[tuple]:
@@ -97,9 +114,8 @@ def execute(source: Path):
 def refreshed(source: Path):
     """The page of a source whose code has not changed: text and tags are new, outputs stay."""
     notebook, page = jupytext.read(source), nbformat.read(source.with_suffix(".ipynb"), 4)
-    both = ([cell for cell in half.cells if cell.cell_type == "code"] for half in (notebook, page))
-    for cell, old in zip(*both, strict=True):
-        cell.outputs, cell.execution_count = old.outputs, old.execution_count
+    for cell, old in zip(code(notebook), code(page), strict=True):
+        cell.outputs = old.outputs
     return finished(notebook, source)
 
 
@@ -108,6 +124,9 @@ def finished(notebook, source: Path):
 
     A solution is folded away. A cell tagged so is a slide, and each cell with figures is one below it.
     """
+    for count, cell in enumerate((cell for cell in notebook.cells if cell.cell_type == "code"), start=1):
+        for numbered in [cell, *(output for output in cell.outputs if "execution_count" in output)]:
+            numbered.execution_count = count
     for k, cell in enumerate(notebook.cells):
         cell.id = f"cell-{k:02d}"
         drawn = figures(cell) and not {"exercise", "check", "solution"} & {*tags(cell)}
@@ -140,6 +159,18 @@ def timed(text: str, number: str) -> str:
 
     effort_said = r"(?:, \w+, \d+ minutes)?"
     return re.sub(rf"^# \*\*Exercise (\d) \((.*?){effort_said}\)([.:] .*?)\*\*(.*)$", heading, text, flags=re.M)
+
+
+def setup(repository: str) -> str:
+    """What gets the course, of OWNER/NAME on GitHub, where it is missing."""
+    return SETUP.format(repository=repository, folder=repository.split("/")[1])
+
+
+def reachable(text: str, repository: str) -> str:
+    """The source of a notebook with `setup` as its first code cell, once, so that it runs wherever it is opened."""
+    text = re.sub(r'^# %% tags=\["setup"\]\n(?:(?!# %%).*\n)*', "", text, flags=re.M)
+    first = re.search(r"^# %%(?! \[markdown\])", text, re.M).start()
+    return f'{text[:first]}# %% tags=["setup"]\n{setup(repository)}\n{text[first:]}'
 
 
 def clean(output):

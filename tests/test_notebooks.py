@@ -7,6 +7,8 @@ import importlib.util
 import inspect
 import os
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -31,7 +33,7 @@ spec = importlib.util.spec_from_file_location("course_notebooks", Path(__file__)
 course = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(course)
 
-TAGS = {"exercise", "solution", "check", "slide", "slow", "nbval-check-output", "nbval-ignore-output"}
+TAGS = {"setup", "exercise", "solution", "check", "slide", "slow", "nbval-check-output", "nbval-ignore-output"}
 every_notebook = pytest.mark.parametrize("source", course.sources(), ids=lambda source: source.stem)
 
 
@@ -257,6 +259,38 @@ def test_changed_code_is_noticed_and_changed_text_is_carried_over(tmp_path):
     assert page.cells[:-1] == old.cells[:-1]
     copy.write_text(source.read_text() + "\n# %%\n1")
     assert course.out_of_date(copy)
+
+
+@every_notebook
+def test_a_notebook_gets_a_first_cell_once_and_nothing_else_changes(source, tmp_path):
+    copy = tmp_path / source.name
+    copy.write_text(course.reachable(course.reachable(source.read_text(), "other/name"), "someone/course"))
+    copy.with_suffix(".ipynb").write_text(source.with_suffix(".ipynb").read_text())
+    assert not course.out_of_date(copy)
+    page, old = course.refreshed(copy), nbformat.read(source.with_suffix(".ipynb"), 4)
+    assert course.cells(page) == course.cells(jupytext.read(copy))
+    first, *rest = [cell for cell in page.cells if cell.cell_type == "code"]
+    assert (first.source, tags_of(first)) == (course.setup("someone/course").strip(), ["setup"])
+    assert first.outputs == []
+    assert [cell.execution_count for cell in (first, *rest)] == [*range(1, len(rest) + 2)]
+    texts = ([cell.source for cell in half.cells if "setup" not in tags_of(cell)] for half in (page, old))
+    assert next(texts) == next(texts)
+    shown = ([o.get("data", o.get("text")) for c in cells for o in c.outputs] for cells in (rest, course.code(old)))
+    assert next(shown) == next(shown)
+
+
+def test_the_first_cell_gets_the_course_where_it_is_missing_and_only_there(monkeypatch):
+    ran = []
+    monkeypatch.setattr(subprocess, "run", lambda command, check: ran.append(command))
+    monkeypatch.setattr(os, "chdir", lambda folder: ran.append(folder))
+    exec(course.setup("someone/course"), {})
+    assert ran == []
+    monkeypatch.setattr(importlib.util, "find_spec", {"mtdiff": None}.get)
+    exec(course.setup("someone/course"), {})
+    clone, (python, *install), folder = ran
+    assert clone == ["git", "clone", "-q", "https://github.com/someone/course"]
+    assert (python, install) == (sys.executable, ["-m", "pip", "install", "-q", "./course[notebooks]"])
+    assert folder == "course/notebooks"
 
 
 # ---- the teacher's guide ----

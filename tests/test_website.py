@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 import mtdiff as mt
-from notebooks import figures
+from notebooks import figures, setup
 
 pytest.importorskip("furo", reason="needs mtdiff[site]")
 import website
@@ -149,9 +149,19 @@ def test_a_published_page_says_where_it_can_be_run_and_has_a_card(site):
     page = (site / "notebooks" / "00_quickstart.html").read_text()
     assert "https://colab.research.google.com/github/someone/course/blob/main/notebooks/00_quickstart.ipynb" in page
     assert "https://mybinder.org/v2/gh/someone/course/HEAD?labpath=notebooks%2F00_quickstart.ipynb" in page
-    assert "!pip install -q './course[notebooks]'" in html.unescape(re.sub(r"<[^>]*>", "", page))
+    assert setup("someone/course") in html.unescape(re.sub(r"<[^>]*>", "", page))
     assert '<meta property="og:image" content="https://example.org/course/_static/card.png">' in page
     assert (site / "_static" / "card.png").stat().st_size > 10_000
+
+
+def test_a_notebook_that_gets_the_course_by_itself_is_not_told_how(tmp_path, monkeypatch):
+    source, page = website.Source(tmp_path, "someone/course"), tmp_path / "00_quickstart.py"
+    monkeypatch.setattr(website, "FOLDER", tmp_path)
+    page.write_text("# %%\n1\n")
+    assert setup("someone/course") in source.ways("00_quickstart")
+    page.write_text(website.reachable(page.read_text(), "someone/course"))
+    assert "pip" not in source.ways("00_quickstart")
+    assert "colab.research.google.com" in source.ways("00_quickstart")
 
 
 def test_a_dead_link_a_dead_anchor_and_what_is_fetched_elsewhere_are_noticed(tmp_path):
@@ -191,7 +201,9 @@ def test_badges_are_written_once_and_the_site_leaves_them_out():
     again = website.badged(once, "other/name")
     assert "someone" not in again
     assert again.replace("other/name", "someone/course") == once
-    assert re.sub(website.BADGES, "", once, flags=re.M) == website.README
+    bare, also = (re.sub(website.BADGES, "", text, flags=re.M) for text in (once, website.README))
+    assert bare == also
+    assert "colab" not in bare
 
 
 def commands(step):

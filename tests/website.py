@@ -5,7 +5,8 @@
 
 Nothing is executed: a notebook's page shows the outputs that are stored in it. Formulas are pictures, and nothing is fetched
 from elsewhere. With the name of the repository on GitHub each notebook has links to Colab and Binder, and the second form
-writes them into the README; with the site's address a link to it shows a picture elsewhere.
+writes them into the README, and into each notebook a first cell that gets the course where it is missing; with the site's
+address a link to it shows a picture elsewhere.
 
 Sphinx (with MyST and Furo) renders. What it reads is written to a folder beside OUT, and this module is its extension, too.
 """
@@ -17,6 +18,7 @@ import functools
 import html
 import inspect
 import io
+import json
 import re
 import shutil
 import sys
@@ -32,19 +34,23 @@ from docutils import nodes
 from PIL import Image
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
+from sphinx.util.docutils import docutils_namespace
 
 import mtdiff as mt
 from mtdiff.course import tags
-from notebooks import FOLDER, ROOT, figures, formula
+from notebooks import FOLDER, ROOT, figures, formula, reachable, sources
+from notebooks import setup as first_cell
 
 STYLE = Path(__file__).with_suffix(".css")
+LIVE = Path(__file__).parent / "live"
+"""The page on which a model runs, and its scripts."""
 README = (ROOT / "README.md").read_text()
 COURSE = re.findall(r"^\| \[(\d\d [^\]]+)\]\(notebooks/(\S+)\.ipynb\) \| (.+) \| .+ \|$", README, re.M)
 """Title, file and question of each notebook."""
 THUMBNAILS = {"00": 1, "06": 1, "08": 2, "11": 1}
 """Which figure stands for a notebook on the map, where it is not the first."""
 PAGES = {
-    "The course": [f"notebooks/{file}" for _, file, _ in COURSE],
+    "The course": ["live", *(f"notebooks/{file}" for _, file, _ in COURSE)],
     "The method": ["notebooks/theory", "symbols", "notebooks/walkthrough", "notebooks/measured", "notebooks/relatives"],
     "Teaching": ["notebooks/teaching", "notebooks/quiz", "notebooks/errata"],
     "The library": ["README", "notebooks/own", "api/index"],
@@ -84,6 +90,7 @@ class Source:
         for name in self.notebooks:
             self.page(f"notebooks/{name}.md", self.notebook(name))
         self.page("symbols.md", symbols())
+        self.page("live.md", (LIVE / "page.md").read_text())
         self.page("index.md", self.map())
         self.api()
         for file, names in self.tests.items():
@@ -91,6 +98,9 @@ class Source:
         for file in self.files:
             self.put(f"{file}.md", f"---\norphan: true\n---\n# {file}\n\n```text\n{(ROOT / file).read_text()}\n```\n")
         self.put("_static/site.css", STYLE.read_text())
+        self.put("_static/live/weights.js", weights("image-label/digits"))
+        for script in LIVE.glob("*.js"):
+            self.put(f"_static/live/{script.name}", script.read_text())
         card(self.folder / "_static" / "card.png")
 
     def put(self, name: str, text: str) -> None:
@@ -168,10 +178,10 @@ class Source:
         install = ""
         if self.repository:
             colab, binder = addresses(self.repository, name)
-            ways.append(f"[Binder]({binder}) · [Colab]({colab}), there with a first cell of these lines:")
-            folder = self.repository.split("/")[1]
-            clone = f"!git clone -q https://github.com/{self.repository}\n!pip install -q './{folder}[notebooks]'"
-            install = f"\n```ipython\n{clone}\n%cd {folder}/notebooks\n```\n"
+            ways += [f"[Binder]({binder})", f"[Colab]({colab})"]
+            if 'tags=["setup"]' not in (FOLDER / f"{name}.py").read_text():
+                ways[-1] += ", there with a first cell of these lines:"
+                install = f"\n```python\n{first_cell(self.repository)}```\n"
         return f"```{{rst-class}} ways\n```\n{' · '.join(ways)}\n{install}"
 
     def map(self) -> str:
@@ -192,7 +202,8 @@ class Source:
             for caption, names in PAGES.items()
         ]
         grid = f'<div class="map">\n{"".join(cards)}\n</div>'
-        return f"{README.partition('## Start')[0]}\n## The course\n\n{grid}\n\n{''.join(trees)}"
+        live = "{doc}`A model in this page <live>` draws the digit that you choose, in your browser."
+        return f"{README.partition('## Start')[0]}\n## The course\n\n{live}\n\n{grid}\n\n{''.join(trees)}"
 
     def has(self, page: str) -> bool:
         """Whether a page of the table of contents is on this site: a notebook may have been left out."""
@@ -299,6 +310,14 @@ def badged(readme: str, repository: str) -> str:
     )
     title, _, rest = re.sub(BADGES, "", readme, flags=re.M).partition("\n\n")
     return f"{title}\n\n{line}\n\n{rest}"
+
+
+def weights(name: str) -> str:
+    """A shipped model as a script, for pages that are opened from a folder and can load nothing else: config and weights."""
+    folder = ROOT / "data" / "checkpoints" / name
+    config = json.loads((folder / "card.json").read_text())["config"]
+    data = base64.b64encode((folder / "model.safetensors").read_bytes()).decode()
+    return f"const MODEL = {json.dumps({'config': config, 'weights': data})};\n"
 
 
 def thumbnail(name: str) -> Image.Image:
@@ -527,8 +546,8 @@ def build(out: Path, repository: str = "", address: str = "", only: Collection[s
     Source(source, repository, only).write()
     address = address and f"{address.rstrip('/')}/"
     warnings = io.StringIO()
-    sphinx = Sphinx(source, None, out, source / ".doctrees", "html", settings(address), status=None, warning=warnings)
-    sphinx.build()
+    with docutils_namespace():  # what one site registers, another one may, too
+        Sphinx(source, None, out, source / ".doctrees", "html", settings(address), status=None, warning=warnings).build()
     wrong = [*warnings.getvalue().splitlines(), *dead(out)]
     if wrong:
         raise RuntimeError("\n".join(wrong))
@@ -542,10 +561,12 @@ def main():
     parser.add_argument("--repository", default="", help="OWNER/NAME on GitHub, for links to Colab and Binder")
     parser.add_argument("--address", default="", help="where the site will be")
     parser.add_argument("--only", nargs="*", default=[], help="notebooks such as 00_quickstart; default: all")
-    parser.add_argument("--badges", default="", help="OWNER/NAME on GitHub, for the README")
+    parser.add_argument("--badges", default="", help="OWNER/NAME on GitHub, for the README and the notebooks")
     arguments = parser.parse_args()
     if arguments.badges:
         (ROOT / "README.md").write_text(badged(README, arguments.badges))
+        for source in sources():
+            source.write_text(reachable(source.read_text(), arguments.badges))
     if arguments.out:
         try:
             build(arguments.out, arguments.repository, arguments.address, arguments.only)
