@@ -426,40 +426,33 @@ plots.show(figure, "Agreement of each drawn modality, mean over the given ones, 
 #
 # Now somebody has *sketches* of a few scenes. Does the model have to be trained again? `extended` makes a copy with one more
 # modality. Its weight in the sum is 0: a sketch is given to the backbone, or read off it, and the state of the others stays
-# what the trunk was trained on. So the trunk can be **frozen**, and only the new encoder and head be trained. Here with 200
-# scenes, at 16×16, for some seconds:
+# what the network was trained on. So one can train only the new encoder and head, the trunk *frozen*, or go on with all of
+# it. Here all of it, from 500 scenes, at 16×16, for some seconds:
 
 # %%
 trained = mt.load("any-to-any/shapes16")
 shown = (*any_to_any.MODALITIES, "sketch")
-scenes = any_to_any.scenes("shapes16", "train", 200, shown)
+scenes = any_to_any.scenes("shapes16", "train", 500, shown)
 mine = trained.extended("sketch", mt.Image((1, 16, 16), channels=slice(3, 4), start="nothing", tell=True))
-for name, parameter in mine.named_parameters():
-    parameter.requires_grad_("sketch" in name)
 settings = trained.card["training"]
 give, weights = {**settings["give"], "sketch": 0.5}, {**settings["weights"], "sketch": 1.0}
-config = mt.TrainConfig(
-    150, batch_size=32, lr=4e-3, levels=any_to_any.LEVELS, give=give, drop=settings["drop"], weights=weights
-)
-mine = mt.Trainer(mine, scenes, config).run(progress=False)
-new = sum(p.numel() for p in mine.parameters() if p.requires_grad)
-print(f"{new:,} of {sum(p.numel() for p in mine.parameters()):,} parameters were trained")
+options = {"give": give, "drop": settings["drop"], "weights": weights, "levels": any_to_any.LEVELS}
+mine = mt.Trainer(mine, scenes, mt.TrainConfig(150, batch_size=32, lr=1e-3, **options)).run(progress=False)
 
 # %%
-held = any_to_any.scenes("shapes16", "test", 8, shown)[:]
-out = mt.sample(mine, 8, given={"image": held["image"]}, steps=12, generator=rng(8))
-back = mt.sample(mine, 8, given={"sketch": held["sketch"]}, steps=25, generator=rng(9))
-rows = {"image": held["image"], "its sketch": held["sketch"].expand(-1, 3, -1, -1)}
-rows |= {"drawn sketch": out["sketch"].expand(-1, 3, -1, -1), "image for a sketch": back["image"]}
+held = any_to_any.scenes("shapes16", "test", 10, shown)[:]
+out = mt.sample(mine, 10, given={"image": held["image"]}, steps=12, generator=rng(8))
+gray = {"its sketch": held["sketch"], "drawn sketch": out["sketch"]}
+rows = {"image": held["image"], **{name: sketch.expand(-1, 3, -1, -1) for name, sketch in gray.items()}}
 plots.show(
-    plots.picture_rows(rows, title="Sketches, learned from 200 scenes with the trunk frozen"),
-    "Eight scenes, their sketches, the sketches drawn for the images, and images drawn for the sketches.",
+    plots.picture_rows(rows, title="Sketches, learned from 500 scenes in 150 steps"),
+    "Ten held-out scenes, their sketches, and the sketches that are drawn for the images.",
 )
 
 # %% [markdown]
 # How many sketches does it take, and does the trunk have to learn? Measured with 500 steps and three seeds: *sketch*, the
-# SSIM of sketches drawn for images; *image*, how much of size and shape is found in images drawn for sketches; and
-# *forgotten*, what images drawn for captions lose, which the model could do before.
+# SSIM of sketches drawn for images; *image*, how much of size and shape is found in images drawn for sketches (0.42 is
+# chance); and *forgotten*, what images drawn for captions lose, which the model could do before.
 
 # %%
 added = json.loads((folder / "benchmark-add-modality.json").read_text())
@@ -477,6 +470,12 @@ for frozen, name in ((True, "trunk frozen"), (False, "all trained")):
         axis.set(xscale="log", xlabel="examples with a sketch", title="forgotten" if kind == "caption" else kind)
 axes[0].legend(frameon=False, fontsize=8)
 plots.show(figure, "Quality of sketches, of images drawn for sketches, and what is forgotten, over the number of examples.")
+
+# %% [markdown]
+# A sketch is read off an image after 50 examples already (0.83), and after 30,000 no better than after 500 (0.90): what it
+# takes is in the network, and training all of it lets it out, at the price of some hundredths of what captions could do
+# before. A frozen trunk does not let it out (0.48, from however many examples), since its last features were made for other
+# heads. And in 500 steps nobody learned to draw *for* a sketch: to obey something new takes longer than to read it.
 
 # %% [markdown] tags=["slide"]
 # ## 8 · Play
@@ -637,7 +636,7 @@ solved
 #   is given, another whether it is absent.
 # - A drawn modality is scored by what it shares with what was given, and the judge's own error is the ceiling.
 # - The order of drawing and a push are free choices for exact estimates; for a trained model they are measured.
-# - A modality that never enters the sum can be added to a trained model, with the trunk frozen.
+# - A modality that never enters the sum can be added to a trained model in ten lines; it is soon read, and late obeyed.
 #
 # | notebook | question |
 # |---|---|

@@ -126,6 +126,7 @@ def holes(a, b, share, what):
 
 
 HEAD = ("metrics", "head", "accuracy")
+ANY, PAIRS, FROM = "any-to-any-shapes16", ("metrics", "pairs", "mean"), ("metrics", "matrix")
 QUOTED = {  # name: (difference, digits, is it clear, where)
     "constant FD": (less(DIGITS, "constant", "fade-in", "metrics", "joint", "frechet_pixels"), 2, True, "measured"),
     "label's price": (less(DIGITS, "fade-in", "image-only", "metrics", "bound", "image"), 1, True, "measured"),
@@ -168,6 +169,13 @@ QUOTED = {  # name: (difference, digits, is it clear, where)
     "features, guided": (less(SUMMARY, "features", "image-only", *guided(2), control=ALONE), 1, True, "measured"),
     "guidance of lifted": (
         less(SUMMARY, "lifted", "lifted", *guided(2), control=guided(1)), 1, True, "measured walkthrough"),
+    "any to any, own channels": (less(ANY, "own-channels", "shared", *PAIRS), 3, True, "README measured walkthrough"),
+    "any to any, unshared": (less(ANY, "unshared", "shared", *PAIRS), 3, True, "README measured walkthrough"),
+    "words to image": (
+        less(ANY, "caption-to-image", "shared", *FROM, "caption", "image"), 3, True, "README measured walkthrough"),
+    "image to words": (less(ANY, "image-to-caption", "shared", *FROM, "image", "caption"), 3, True, "measured"),
+    "segments to image": (
+        less(ANY, "segmentation-to-image", "shared", *FROM, "segmentation", "image"), 3, True, "measured"),
     "photographs, label": (less("imagenet-imagenette32", "label", "plain", "card", "probes", -1, "error"), 5, True, ""),
     "photographs, masked": (less("imagenet-imagenette32", "masked", "plain", "card", "probes", -1, "error"), 5, False, ""),
 }  # fmt: skip

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 import mtdiff
+from mtdiff.experiments import any_to_any
 from mtdiff.experiments.report import bounds, guidances, heads, markdown
 
 ROOT = Path(__file__).parent.parent
@@ -127,6 +128,7 @@ def measured(setting, *variants):
     return [json.loads((ROOT / "data" / "results" / f"{setting}-{variant}.json").read_text()) for variant in variants]
 
 
+ALONE = [f"{given}-to-{drawn}" for drawn, given in any_to_any.SPECIALISTS]
 REPRESENTED = ["image-only", "predicted", "told", "lifted", "own-channels", "caption", "features", "segments"]
 
 
@@ -150,6 +152,8 @@ def test_the_tables_are_the_measured_ones():
         ("masked-image-shapes16", "masked", "plain", "augment", "own-channels", "unshared"),
         ("masked-image-shapes32", "masked"),
         ("imagenet-imagenette32", "label-long", "masked-long"),
+        ("any-to-any", "shapes32-shared", "scenes32-shared", "shapes16-shipped"),
+        ("any-to-any-shapes16", "shared", "own-channels", "unshared", "missing-50", "missing-80", *ALONE),
     ):
         assert markdown(measured(setting, *variants)) in MEASURED, setting
     assert heads(measured("image-label-shapes16", "fade-in", "classifier")) in MEASURED
