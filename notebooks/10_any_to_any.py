@@ -150,7 +150,7 @@ plots.show(
 
 # %%
 L, V, a, b = 3, 4, 0.5, 1.0
-small = mt.Caption(["a", "b", "c", "d"], L, "simplex", sense=True)
+small = mt.Caption(["a", "b", "c", "d"], L, "simplex", tell="vector")
 small.attach("caption", (2, 4, 4), mt.MLP((2, 4, 4)))
 every = torch.tensor(list(itertools.product(range(V), repeat=L)))  # (64, 3)
 frequent = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64)
@@ -261,7 +261,7 @@ pairs = matrix[:5][~matrix[:5].isnan()]
 # %%
 title = f"Of what both say, {pairs.mean():.1%} is right; in the worst pair {pairs.min():.1%}"
 figure, ((axis,),) = plots.panels(1, 1, (6, 3.4), title)
-axis.imshow(matrix, vmin=0.5, vmax=1, cmap="viridis")
+axis.imshow(matrix, vmin=0.5, vmax=1, cmap="viridis", aspect="auto")
 for row, column in itertools.product(range(6), range(5)):
     value, ink = matrix[row, column], "white" if matrix[row, column] < 0.9 else "black"
     axis.text(column, row, "" if value.isnan() else f"{value:.3f}", ha="center", va="center", color=ink)
@@ -280,11 +280,12 @@ by_count = {count: [] for count in range(1, 5)}
 for given, drawn_scores in scores["given"].items():
     if "image" in drawn_scores:
         by_count[given.count("+") + 1].append((given, share_of(drawn_scores["image"])))
-figure, ((axis,),) = plots.panels(1, 1, (6, 2.6), "Images drawn for one to four given modalities")
+figure, ((axis,),) = plots.panels(1, 1, (6, 2.6), "The more is given, the more of it is in the image")
 for count, found in by_count.items():
     axis.plot([count] * len(found), [value for _, value in found], "o", color="C0", alpha=0.6)
-    axis.annotate(min(found, key=lambda pair: pair[1])[0], (count, min(value for _, value in found)), xytext=(6, -4),
-                  textcoords="offset points", fontsize=7)  # fmt: skip
+    given, least = min(found, key=lambda pair: pair[1])
+    if least < 1:
+        axis.annotate(given, (count, least), xytext=(6, -3), textcoords="offset points", fontsize=8)
 axis.set(xlabel="how many are given", ylabel="agreement of the image", xticks=range(1, 5))
 plots.show(
     figure, "Agreement of drawn images with what is given, over the number of given modalities; the worst set is named."
