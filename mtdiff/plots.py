@@ -26,6 +26,7 @@ with needed("mtdiff.plots"):
 
 _CYCLE = sns.color_palette("colorblind")
 COLOURS = {"image": _CYCLE[0], "label": _CYCLE[1], "denoise": _CYCLE[2], "x": _CYCLE[0], "total": _CYCLE[7]}
+COLOURS |= {"segmentation": _CYCLE[3], "depth": _CYCLE[9], "caption": _CYCLE[4]}
 """One colour for each modality, everywhere."""
 CLASSES = (_CYCLE[4], _CYCLE[2], _CYCLE[3])
 """Colours of the values of a label, where points are coloured by it."""

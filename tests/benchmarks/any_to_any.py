@@ -9,7 +9,8 @@ Every way to draw takes as many evaluations of the network; two in a step where 
   classifier tells draws from data (`told_apart`).
 - "given": images for a given caption, with classifier-free guidance: how much of the caption the judge reads.
 - "orders": images for a given caption, at once and with one modality drawn before the rest: the same "words", and the share
-  of "grainy" images. Scenes are flat: the median of |x_ij - x_kj - x_il + x_kl| is 0; grainy is above `GRAIN`.
+  of "grainy" images. Scenes are flat: the median of |x_ij - x_kj - x_il + x_kl| is 0; grainy is above `GRAIN`. "wrong": how
+  many labels name no object of the caption, and how many of their images are grainy.
 - "looks": captions, labels and segmentations read off images at one noise level, and by the sum of the log-probabilities at
   several.
 """
@@ -23,7 +24,7 @@ import torch
 import mtdiff as mt
 from mtdiff.baselines import representation_guidance
 from mtdiff.experiments import any_to_any
-from mtdiff.experiments.any_scores import agreement, read
+from mtdiff.experiments.any_scores import WORDS, agreement, holds, read
 from mtdiff.files import to_json, write_atomic
 from mtdiff.judges import label_judge, told_apart
 from mtdiff.probes import noised
@@ -55,10 +56,10 @@ def ways(model):
 
 
 def grainy(image):
-    """Share of images (N, C, H, W), in [-1, 1], that are grainy."""
+    """Which of the images (N, C, H, W), in [-1, 1], are grainy, (N,) bool."""
     across = image[..., 1:] - image[..., :-1]
     mixed = (across[..., 1:, :] - across[..., :-1, :]).abs()
-    return float((mixed.flatten(1).median(1).values > GRAIN).double().mean())
+    return mixed.flatten(1).median(1).values > GRAIN
 
 
 def consistency(drawn, size):
@@ -113,8 +114,14 @@ def main():
 
     def ordered(first, steps):
         chain = {"chain": [(first, {"steps": steps})]} if first else {}
-        image = draw(given=words, steps=EVALUATIONS - steps, **chain)["image"]
-        return {"words": agreement("image", image, truth, ["caption"], size), "grainy": grainy(image)}
+        drawn = draw(given=words, steps=EVALUATIONS - steps, **chain)
+        right, grain = (
+            holds(read("caption", truth["caption"], size), drawn["label"], WORDS["caption"]),
+            grainy(drawn["image"]),
+        )
+        wrong = {"labels": int((~right).sum()), "grainy": int((grain & ~right).sum())}
+        found = agreement("image", drawn["image"], truth, ["caption"], size)
+        return {"words": found, "grainy": float(grain.double().mean()), "wrong": wrong}
 
     parts = {
         "ways": {one: functools.partial(way, **options) for one, options in ways(model).items()},
