@@ -98,9 +98,11 @@ def test_the_scores_of_the_truth_are_those_of_the_judges(monkeypatch):
     assert found["given"]["depth"]["image"].keys() == {"size", "shape"}
     assert found["pairs"]["mean"] > 0.97
     assert found["matrix"]["depth"]["image"] == sum(found["given"]["depth"]["image"].values()) / 2
-    table = markdown([{"experiment": "any-to-any", "variants": {"shared": _average([found])}}]).splitlines()
-    assert table[0].startswith("| variant | all pairs | worst | words to image |")
-    assert table[2].startswith(f"| shared | {found['pairs']['mean']:.3f} | ")
+    table = markdown(
+        [{"experiment": "any-to-any", "data": "scenes16", "variants": {"shared": _average([found])}}]
+    ).splitlines()
+    assert table[0].startswith("| data | variant | all pairs | worst | words to image |")
+    assert table[2].startswith(f"| scenes16 | shared | {found['pairs']['mean']:.3f} | ")
     assert found["joint"]["image"]["caption"]["colour"] > 0.97
     wrong = evaluate(Knowing(monkeypatch, test, ["caption"]), test, n=100)
     assert wrong["given"]["image"]["caption"]["background"] < 0.5

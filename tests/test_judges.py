@@ -217,7 +217,7 @@ def test_another_size_is_refused():
 
 
 def test_an_unknown_name_is_refused():
-    with pytest.raises(FileNotFoundError, match=r"no judge at 'digits', .*'shapes16', 'shapes32'"):
+    with pytest.raises(FileNotFoundError, match=r"no judge at 'digits', .*'shapes16', 'shapes16-depth', .*'shapes32'"):
         scene_judge("digits")
 
 

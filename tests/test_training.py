@@ -586,7 +586,7 @@ def with_values(**values):
     ("data", "error", "message"),
     [
         (
-            with_values(x=DATA.values["x"].clone().index_fill_(0, torch.tensor([7]), torch.nan)),
+            with_values(x=torch.where(torch.arange(200).reshape(100, 2) == 15, torch.nan, DATA.values["x"])),
             ValueError,
             r"data set 'bad': 'x' .*rows \[7\]",
         ),
