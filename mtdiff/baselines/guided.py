@@ -16,9 +16,9 @@ def representation_guidance(model: MTDiffusion, scale: float, by: str = "represe
 
     With e the image's estimate: e + (s - 1) (e - e'), where e' is the estimate from the state in which the code of the other
     weighs less, z_t - less sqrt(abar_t) W_t E[r | z_t]. With less = 1 nothing is left, and the network is told that it is
-    absent (the present set S without it); with less than 1 it is as if it were noised more, beside an image that is not, which
-    no training has shown.
-    Scale s = 1 is no guidance. A representation that is given has no code in what the network sees: guide by the rule then.
+    absent (the present set S without it); with less than 1 it is as if it were noised more, beside an image that is not: no
+    training shows such a state. Scale s = 1 is no guidance. A representation that is given has no code in what the network
+    sees: guide by the rule then.
 
     Raises:
         KeyError: `by` is no modality.
