@@ -52,5 +52,5 @@ def test_the_table_is_the_measured_one_and_at_most_half_as_long():
     now = [ten.own_lines(language, code) for _, language, code in ten.tasks()]
     assert now[0] == 0
     assert now[7] > 5
-    assert all(2 * now[number - 1] <= before for number, before in ten.BEFORE.items())
+    assert all(before == "no way" or 2 * now[number - 1] <= before for number, before in ten.BEFORE.items())
     assert "notebooks/own.md" in (ROOT / "README.md").read_text()
