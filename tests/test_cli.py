@@ -80,6 +80,7 @@ def test_list_and_info_say_what_there_is(monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "image-transition\n  data: shapes16, shapes32\n" in said
     assert "image-label/digits" in said
+    assert "5,834 steps of 256 on shapes32-any/train" in said, "taken until time was over, not the 60,000 that were allowed"
     assert "judge/" not in said
     run(monkeypatch, "info", "image-label/digits")
     said = capsys.readouterr().out

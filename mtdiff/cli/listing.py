@@ -23,5 +23,7 @@ class List:
         for path in sorted(shipped().rglob(CARD)):
             card = read_json(path, "is not a model card")
             if card["config"]["kind"] in MTDiffusion.known():
-                said = f"{card['variant']:14} {card['training']['steps']:,} steps on {card['data']['name']}"
-                print(f"  {path.parent.relative_to(shipped())!s:34} {said}")
+                training = card["training"]
+                steps = f"{training.get('taken', training['steps']):,} steps of {training['batch_size']}"
+                name = f"{path.parent.relative_to(shipped())!s:34}"
+                print(f"  {name} {card['variant']:14} {steps} on {card['data']['name']}")
