@@ -169,6 +169,7 @@ QUOTED = {  # name: (difference, digits, is it clear, where)
     "features, guided": (less(SUMMARY, "features", "image-only", *guided(2), control=ALONE), 1, True, "measured"),
     "guidance of lifted": (
         less(SUMMARY, "lifted", "lifted", *guided(2), control=guided(1)), 1, True, "measured walkthrough"),
+    "transformer": (less("benchmark-backbone", "dit", "unet", "metrics", "joint", "agreement"), 3, True, "measured"),
     "any to any, own channels": (less(ANY, "own-channels", "shared", *PAIRS), 3, True, "README measured walkthrough"),
     "any to any, unshared": (less(ANY, "unshared", "shared", *PAIRS), 3, True, "README measured walkthrough"),
     "words to image": (
