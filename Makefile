@@ -107,7 +107,7 @@ benchmark: $(VENV)/.test  ## time our U-Net, count evaluations of each solver, d
 	$(PY) tests/benchmarks/unet.py --out data/results/benchmark-unet-cpu.json
 	$(PY) tests/benchmarks/samplers.py --out data/results/benchmark-samplers.json
 	$(PY) tests/benchmarks/any_to_any.py --n 200 --out data/results/benchmark-any-to-any-shapes32.json
-	$(PY) tests/benchmarks/any_to_any.py --data scenes32 --only orders --n 200 --out data/results/benchmark-any-to-any-scenes32.json
+	$(PY) tests/benchmarks/any_to_any.py --data scenes32 --only given orders --n 200 --out data/results/benchmark-any-to-any-scenes32.json
 	$(PY) tests/benchmarks/add_modality.py --steps 500 --n 100 --out data/results/benchmark-add-modality.json
 
 # GPU_PART=2 is the second part; with PYTHON=python3 that one is used, and no virtual environment.

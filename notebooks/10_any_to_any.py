@@ -460,7 +460,7 @@ plots.show(
 
 # %% [markdown]
 # How many sketches does it take, and does the trunk have to learn? Measured with 500 steps and three seeds: *sketch*, the
-# SSIM of sketches drawn for images (an all-black one has 0.19); *image*, how much of size and shape is found in images
+# SSIM of sketches drawn for images (grey: that of an all-black one); *image*, how much of size and shape is found in images
 # drawn for sketches (guessing two sizes and three shapes, $(1/2 + 1/3)/2 = 0.42$); and *forgotten*, what images drawn for
 # captions lose, which the model could do before.
 
@@ -478,6 +478,8 @@ for frozen, name in ((True, "trunk frozen"), (False, "all trained")):
         mean, error = zip(*((one["mean"], one["stderr"]) for one in means), strict=True)
         axis.errorbar(list(rows), mean, error, marker="o", capsize=2, label=name)
         axis.set(xscale="log", xlabel="examples with a sketch", title="forgotten" if kind == "caption" else kind)
+for axis, nothing in zip(axes, (added["black"], (1 / 2 + 1 / 3) / 2, 0), strict=True):
+    axis.axhline(nothing, color="0.8", zorder=0)
 axes[0].legend(frameon=False, fontsize=8)
 plots.show(figure, "Quality of sketches, of images drawn for sketches, and what is forgotten, over the number of examples.")
 

@@ -4,7 +4,7 @@
 
 The model is extended by a sketch of weight 0 and trained with the settings it was trained with. Judged on held-out scenes:
 
-- "sketch": SSIM of sketches drawn for images with the true ones, which images determine;
+- "sketch": SSIM of sketches drawn for images with the true ones, which images determine ("black": that of no sketch at all);
 - "image": how much of size and shape, which a sketch shows, the judge reads off images that are drawn for sketches;
 - "caption": how much of a caption it reads off images drawn for captions, which the model could do before ("before").
 """
@@ -89,10 +89,11 @@ def main():
                 mine = mt.Trainer(extended(model, size, frozen), scenes, settings).run(progress=False)
                 rows.append({"seed": seed, "examples": count, "frozen": frozen, **judged(mine, truth, seed)})
                 print(rows[-1], flush=True)
+    black = float(ssim(torch.full_like(truth["sketch"], -1.0), truth["sketch"]).mean())
     before = {str(seed): words(model, truth, "caption", seed) for seed in arguments.seeds}
     settings = {key: getattr(arguments, key) for key in ("model", "data", "steps", "n")}
     command = "python tests/benchmarks/add_modality.py"
-    result = {**settings, "before": before, "rows": rows, "provenance": {**provenance(), "command": command}}
+    result = {**settings, "before": before, "black": black, "rows": rows, "provenance": {**provenance(), "command": command}}
     write_atomic(arguments.out, (to_json(result, indent=1) + "\n").encode())
 
 

@@ -31,6 +31,7 @@ from mtdiff.probes import noised
 from mtdiff.provenance import provenance
 from mtdiff.sampling import sample_many
 
+PARTS = ("ways", "given", "orders", "looks")
 EVALUATIONS = 60
 ORDERS = {"at once": (None, 0), "label first": ("label", 10), "segmentation first": ("segmentation", 30)}
 """What is drawn before the rest, and in how many steps."""
@@ -90,7 +91,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="shapes32", choices=any_to_any.WORLDS)
     parser.add_argument("--model", help="default: any-to-any/DATA")
-    parser.add_argument("--only", choices=("ways", "given", "orders", "looks"), help="one part of it")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="some parts of it")
     parser.add_argument("--n", type=int, default=500, help="draws of each kind")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
@@ -115,10 +116,8 @@ def main():
     def ordered(first, steps):
         chain = {"chain": [(first, {"steps": steps})]} if first else {}
         drawn = draw(given=words, steps=EVALUATIONS - steps, **chain)
-        right, grain = (
-            holds(read("caption", truth["caption"], size), drawn["label"], WORDS["caption"]),
-            grainy(drawn["image"]),
-        )
+        right = holds(read("caption", truth["caption"], size), drawn["label"], WORDS["caption"])
+        grain = grainy(drawn["image"])
         wrong = {"labels": int((~right).sum()), "grainy": int((grain & ~right).sum())}
         found = agreement("image", drawn["image"], truth, ["caption"], size)
         return {"words": found, "grainy": float(grain.double().mean()), "wrong": wrong}
@@ -132,7 +131,7 @@ def main():
     result: dict = {"model": name, "n": n, "seed": seed}
     for part, each in parts.items():
         result[part] = {}
-        for one, measure in each.items() if arguments.only in (None, part) else ():
+        for one, measure in each.items() if part in arguments.only else ():
             result[part][one] = measure()
             print(part, one, result[part][one], flush=True)
     result["provenance"] = {**provenance(), "command": f"python tests/benchmarks/any_to_any.py --data {arguments.data}"}
