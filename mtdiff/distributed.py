@@ -1,6 +1,8 @@
 """Several processes of one training, as torchrun starts them; alone, every function here is the obvious one."""
 
 import contextlib
+import gc
+import importlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
@@ -31,11 +33,13 @@ def joined(device: str | torch.device) -> Iterator[torch.device]:
             raise ValueError(f"process {here} of this node has no GPU, there are {gpus}: torchrun --nproc-per-node {gpus}")
         device = torch.device("cuda", here)
         torch.cuda.set_device(device)
+    importlib.import_module("torch.distributed.nn.functional")  # its defaults keep the group that is there by then
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
         yield device
     finally:
         dist.destroy_process_group()
+        gc.collect()  # with the last owner of the group its threads end: one that outlives the interpreter may abort
 
 
 def rank() -> int:

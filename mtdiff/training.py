@@ -167,7 +167,9 @@ class Trainer:
         with self.alone(), stop_requests(safe) as requests:
             if self.folder:
                 distributed.first(lambda: self.folder.begin(self.history, self.probes))
-            self._train(requests, progress, 60 * max_minutes)
+            reason = self._train(requests, progress, 60 * max_minutes)
+            if reason:  # said here, where no traceback keeps what the processes share alive
+                raise self._farewell(reason)
         return self.averaged()
 
     def alone(self) -> contextlib.AbstractContextManager:
@@ -212,8 +214,8 @@ class Trainer:
             restore(self, state)
         return True
 
-    def _train(self, requests: list, progress: str, seconds: float) -> None:
-        """All steps that are left, until a signal or so many seconds."""
+    def _train(self, requests: list, progress: str, seconds: float) -> float:
+        """All steps that are left, until a signal or so many seconds: why it stopped before the end, or 0."""
         config, entered, last = self.config, time.perf_counter(), self.over
         began = entered - self.seconds
         share = config.batch_size // distributed.world()
@@ -242,7 +244,8 @@ class Trainer:
                 if self.folder and (self.step % config.save_every == 0 or last or reason):
                     self.save()
                 if reason and not last:
-                    raise self._farewell(reason)
+                    return reason
+        return 0.0
 
     def _objective(self) -> nn.Module:
         """The loss as a module: compiled, timed and shared among processes as was asked for."""

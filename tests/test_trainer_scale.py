@@ -473,9 +473,20 @@ def test_the_progress_line_says_how_fast_it_is(capsys):
 WORDS = ["train", "image-label", "--device", "cpu", "--batch-size", "8", "--save-every", "2"]
 
 
-def torchrun(out, *words, **options):
+THREADS = """
+import atexit
+from pathlib import Path
+from mtdiff import cli
+left = lambda: (f.read_text().strip() for f in Path("/proc/self/task").glob("*/comm"))
+atexit.register(lambda: print("threads:", *left()))
+cli.main()
+"""
+"""The command line, which says at its end what threads are left."""
+
+
+def torchrun(out, *words, program=("-m", "mtdiff"), **options):
     """The command line in two processes."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "mtdiff"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *program]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MTDIFF_THREADS": "1"}
     return subprocess.Popen(
         [*command, *WORDS, *words, "--out", str(out)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -532,14 +543,20 @@ def test_two_processes_take_the_steps_of_one(tmp_path, monkeypatch):
     not torch.distributed.is_gloo_available() or not Path("/proc/self/task").is_dir(), reason="needs gloo and /proc"
 )
 def test_processes_that_are_stopped_save_and_one_goes_on(tmp_path, monkeypatch):
-    """One of two gets a scheduler's signal, twice: both stop after the same step, saved, and say so with status 0."""
-    out = tmp_path / "run"
-    process = torchrun(out, "--steps", "100000")
+    """One of two gets a scheduler's signal, twice: both stop after the same step, saved, and say so with status 0.
+
+    No thread of their group outlives it: one that lets go of a tensor after the interpreter aborts the process.
+    """
+    out, script = tmp_path / "run", tmp_path / "script.py"
+    script.write_text(THREADS)
+    process = torchrun(out, "--steps", "100000", program=[str(script)])
     wait_for(out / "training.pt", process)
     last = workers(process)[-1]
     os.kill(last, signal.SIGTERM), os.kill(last, signal.SIGTERM)
     code, text = finish(process)
     assert code == 0, text
+    assert text.count("threads:") == 2
+    assert "gloo" not in text
     step = torch.load(out / "training.pt", weights_only=True)["step"]
     assert f"SIGTERM: stopped at step {step} of 100000; saved in" in text
     with monkeypatch.context() as patch:
