@@ -45,6 +45,7 @@ class Denoiser(Protocol):
         rule: as `sampler`, what `sample` does by default.
         conditions: modalities that are always given.
         taught: those that it can be given by rule "conditioned"; None: not known.
+        remove_known: whether codes of given values are taken out of z_t before it is looked at.
     """
 
     process: ForwardProcess
@@ -56,6 +57,7 @@ class Denoiser(Protocol):
     sampler: str = "ddim"
     conditions: Sequence[str] = ()
     taught: Collection[str] | None = None
+    remove_known: bool = False
 
     def check(self, values: Mapping[str, Tensor], what: str = "batch", n: int | None = None) -> int:
         """Values are known modalities (else KeyError), valid, and equally many, n if given (else ValueError): how many."""

@@ -52,7 +52,8 @@ def sample(
         sampler: "ddpm" (ancestral), "ddim", "heun" or "dpm++" (2M), or a `mtdiff.solvers.Step` of your own; None is the
             model's own choice, "ddim" unless its card says that another one measured better.
         steps: number of intervals between t = T and the read-out, 1..T (Heun evaluates twice in each).
-        guidance: scale of "bayes", "conditioned" or `towards`; 1 is none beyond the rule itself.
+        guidance: scale of "bayes", "conditioned" or `towards`; 1 is none beyond the rule itself. Of "conditioned" it is
+            classifier-free guidance; a model with `remove_known` must have been trained with the given modality absent, too.
         present: the set S of modalities that the chain carries; None is all. The heads read the others off it. What is
             given outside of S only conditions the backbone.
         chain: what to draw first, one after the other, each for what is given and drawn before: names, or (name, options of
@@ -271,12 +272,20 @@ class _Chain:
         return out if self.guide is None else self.guide(out, z, t)
 
     def _extrapolated(self, z, t, at, aggregate, estimate, unknown):
-        """Classifier-free guidance: from what the model says without the given values to what it says with them."""
+        """Classifier-free guidance: from what the model says without the given values to what it says with them.
+
+        Where their codes are taken out of z_t before the network sees it, they are not in what it sees without them either.
+        """
+        kept = {self.process.prior, *self.model.conditions}
+        told = {n: c for n, c in self.codes.items() if self.model.remove_known and n in self.told and n not in kept}
+        nobody = torch.zeros(self.n, dtype=torch.bool, device=z.device)
+        present = self.masks | dict.fromkeys(told, nobody) if told else self.present
+        shift = at.mix(told)
         with torch.no_grad():
-            without = self.model.predict(z, t, present=self.present)
+            without = self.model.predict(z - at.signal * shift, t, present=present)
         estimate = {name: torch.lerp(without.estimate[name], e, self.guidance) for name, e in estimate.items()}
         if unknown is None:
-            return torch.lerp(without.aggregate, aggregate, self.guidance), estimate
+            return torch.lerp(without.aggregate + shift, aggregate, self.guidance), estimate
         guided = {i: self.codes[i] if i in self.told else estimate[i] for i in self.process.entering}
         # made of the heads: what is known stays as it is
         return torch.where(unknown, at.mix(guided), aggregate), estimate

@@ -597,16 +597,40 @@ def test_guidance_scales_what_the_value_adds():
 
 
 def test_guidance_of_an_aggregate_that_heads_make_up():
-    """What is told keeps its code, the rest is untold + g (told - untold), weighed by the curves at the step."""
+    """What is told keeps its code, the rest is untold + g (told - untold), weighed by the curves at the step.
+
+    The untold estimate has not heard it in z_t either: the known code is taken out, as before the told one.
+    """
     model, label = image_label_model("heads", remove_known=True), torch.tensor([0, 1, 2])
     path = mt.sample_path(model, 3, given={"label": label}, rule="conditioned", guidance=2.5, steps=5, generator=generator())
     t, z, guided = list(path)[2]
     with torch.no_grad():
-        told, untold = (model.predict(z, t, given=given) for given in ({"label": label}, None))
+        code, at = model.encode({"label": label})["label"].double(), model.process.at(t, z)
+        told = model.predict(z, t, given={"label": label})
+        untold = model.predict(z - at.signal * at.W["label"] * code, t, present={"image"})
         image = untold.estimate["image"] + 2.5 * (told.estimate["image"] - untold.estimate["image"])
-        expected = model.process.aggregate({"image": image, "label": model.encode({"label": label})["label"].double()}, t)
+        expected = model.process.aggregate({"image": image, "label": code}, t)
     assert (guided.aggregate - expected).abs().max() < 1e-5
     assert (guided.aggregate - told.aggregate).abs().max() > 1e-3
+
+
+def test_what_is_taken_out_may_be_in_the_sum_or_not():
+    """With `remove_known`, guidance by a given label is the same whether the chain carries the label or not."""
+    model, label = image_label_model(remove_known=True), torch.tensor([0, 1, 2])
+    code, start = model.encode({"label": label})["label"], torch.randn(3, *model.space, generator=generator()).double()
+
+    def carried(t):
+        at = model.process.at(t, start)
+        return at.signal * at.W["label"] * code
+
+    def path(guidance, z, present=None):
+        options = {"given": {"label": label}, "rule": "conditioned", "sampler": "ddim", "steps": 5, "present": present}
+        return [(t, z) for t, z, _ in mt.sample_path(model, 3, guidance=guidance, start=(50, z), **options)]
+
+    guided, plain, apart = path(2.5, start + carried(50)), path(1.0, start + carried(50)), path(2.5, start, {"image"})
+    for (t, z), (_, without) in zip(guided, apart, strict=True):
+        assert torch.allclose(z - carried(t), without, atol=1e-6)
+    assert not torch.allclose(guided[-1][1], plain[-1][1], atol=1e-2)
 
 
 def test_the_untold_prediction_of_guidance_knows_what_is_present():

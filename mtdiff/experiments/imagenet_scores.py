@@ -41,8 +41,6 @@ def evaluate(
 
     Returns:
         "alone", "joint" and "guidance S": {name of the network: `compared`, "classes": share whose label it confirms};
-        "apart S" the same with the given label kept out of the sum, where it would be in it: guidance compares the estimate
-        that is given the label with one that is not, and a z_t with the label's code has told that one, too;
         "real": the same share of real images, where there are labels; of what draws "bound" (`image_bound`); of a label
         "head" and "levels" (`head_scores`); with masks `fillings`; with boxes "box": `box_overlap`.
     """
@@ -75,9 +73,6 @@ def evaluate(
         label = each_class(model, n)
         for scale in GUIDANCE:
             out[f"guidance {scale}"] = judged(label, rule="conditioned", guidance=scale)
-            if "label" in model.process.entering:
-                apart = set(model.process.entering) - {"label"}
-                out[f"apart {scale}"] = judged(label, rule="conditioned", guidance=scale, present=apart)
     if "mask" in model.modalities:
         out |= fillings(model, real.values["image"][: max(4, n // 10)], network, generator)
     if "box" in model.modalities:

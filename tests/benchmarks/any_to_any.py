@@ -7,8 +7,7 @@ Every way to draw takes as many evaluations of the network; two in a step where 
 - "ways": all five modalities from nothing, at once, one after the other (`sample(chain=...)`), or guided by one
   (`representation_guidance`): how much of what a judge reads off the image the others say, too, and how well a fresh
   classifier tells draws from data (`told_apart`).
-- "given": images for a given caption, with classifier-free guidance: how much of the caption the judge reads;
-- "given, apart": the same with the caption's code out of the sum: what guidance compares with has not heard the caption.
+- "given": images for a given caption, with classifier-free guidance: how much of the caption the judge reads.
 - "orders": images for a given caption, at once and with one modality drawn before the rest: the same "words", and the share
   of "grainy" images. Scenes are flat: the median of |x_ij - x_kj - x_il + x_kl| is 0; grainy is above `GRAIN`. "wrong": how
   many labels name no object of the caption, and how many of their images are grainy.
@@ -32,7 +31,7 @@ from mtdiff.probes import noised
 from mtdiff.provenance import provenance
 from mtdiff.sampling import sample_many
 
-PARTS = ("ways", "given", "given, apart", "orders", "looks")
+PARTS = ("ways", "given", "orders", "looks")
 EVALUATIONS = 60
 ORDERS = {"at once": (None, 0), "label first": ("label", 10), "segmentation first": ("segmentation", 30)}
 """What is drawn before the rest, and in how many steps."""
@@ -101,7 +100,7 @@ def main():
     name, n, seed = arguments.model or f"any-to-any/{arguments.data}", arguments.n, arguments.seed
     model, test = mt.load(name), any_to_any.world(arguments.data, "test")
     truth, size = {kind: value[:n] for kind, value in test.values.items()}, test.values["image"].shape[-1]
-    words, apart = {"caption": truth["caption"]}, set(model.process.entering) - {"caption"}
+    words = {"caption": truth["caption"]}
 
     def draw(**options):
         return sample_many(model, n, generator=torch.Generator().manual_seed(seed), **options)
@@ -110,9 +109,8 @@ def main():
         drawn = draw(**options)
         return {**consistency(drawn, size), "told apart": told_apart(truth, drawn, seed=seed)}
 
-    def guided(scale, present):
-        steps = EVALUATIONS if scale == 1 else EVALUATIONS // 2
-        drawn = draw(given=words, guidance=scale, present=present, steps=steps)
+    def guided(scale):
+        drawn = draw(given=words, guidance=scale, steps=EVALUATIONS if scale == 1 else EVALUATIONS // 2)
         return agreement("image", drawn["image"], truth, ["caption"], size)
 
     def ordered(first, steps):
@@ -126,8 +124,7 @@ def main():
 
     parts = {
         "ways": {one: functools.partial(way, **options) for one, options in ways(model).items()},
-        "given": {str(scale): functools.partial(guided, scale, None) for scale in GUIDANCE},
-        "given, apart": {str(scale): functools.partial(guided, scale, apart) for scale in GUIDANCE},
+        "given": {str(scale): functools.partial(guided, scale) for scale in GUIDANCE},
         "orders": {one: functools.partial(ordered, *order) for one, order in ORDERS.items()},
         "looks": {one: functools.partial(looked, model, truth, levels, seed) for one, levels in LOOKS.items()},
     }
