@@ -27,8 +27,9 @@
 # **You need** notebooks 01 and 02, and for the price in section 4 the bound of notebook 03. **Time**: about two
 # hours to read and 50 minutes for the exercises; about a minute to run on a laptop CPU.
 #
-# That guidance is a special case of the paper's framework is second-hand ([walkthrough.md](walkthrough.md)). The
-# rules, their errors and their prices are our derivation; section 4 of [theory.md](theory.md) has the result.
+# That guidance is a special case of the paper's framework is reported second-hand
+# ([walkthrough.md](walkthrough.md)). The rules, their errors and their prices are our derivation; section 4 of
+# [theory.md](theory.md) has the result.
 
 # %%
 import itertools
@@ -158,8 +159,7 @@ assert torch.allclose(z_s, mean + std * fresh, atol=1e-9), "ancestral is the pos
 #
 # $$ \hat m_s = \hat m_t + \sum_i (W_s^i - W_t^i)\, e_i . $$
 #
-# Only modalities whose weight moves need their $e_i$ here. We check the first step by hand against the library's
-# sampler.
+# Only modalities whose weight moves need their $e_i$ here. We check the first step against the library's sampler.
 
 # %%
 for sampler, share in (("ddpm", 1.0), ("ddim", 0.0)):
@@ -566,8 +566,8 @@ plots.show(
 # own head as the classifier. Rule 3 with $\hat m = m^{\text{free}} + g\,(m^{\text{given}} - m^{\text{free}})$, where
 # $m^{\text{given}}$ is the guess with $y$ and $m^{\text{free}}$ the one without, is **classifier-free guidance** (Ho
 # and Salimans 2022). Tweedie's difference of section 4 says $m^{\text{given}} - m^{\text{free}} = \frac{1 -
-# \bar\alpha_t}{\sqrt{\bar\alpha_t}} \nabla_z \log p(y \mid z_t)$. So for exact models the two are the same at
-# *every* scale.
+# \bar\alpha_t}{\sqrt{\bar\alpha_t}} \nabla_z \log p(y \mid z_t)$. So for exact models both are the same at *every*
+# scale.
 
 # %%
 worst = 0.0
@@ -583,12 +583,12 @@ assert worst < 1e-7
 # %% [markdown]
 # ### A scale above 1 does not sample what it seems to
 #
-# The guided score is $\nabla \log q(z_t \mid y) + (g - 1) \nabla \log p(y \mid z_t)$. At $t = 0$ that is the score
-# of the *tilted* law $\pi(x) \propto p(x \mid y)\, p(y \mid x)^{g - 1}$, which has more of what is typical for $y$.
-# Does guidance sample $\pi$? For that a chain needs the score of the *diffused* $\pi$ at every $t$, and diffusing
-# does not commute with tilting. Check both sides at one step: the guided aggregate, and the true $\mathbb E_\pi[m_t
-# \mid z_t]$ by weighted averages over 200,000 points of $p(x \mid y)$. We use wider clusters that overlap, so that a
-# tilt matters.
+# The guided score is $\nabla \log q(z_t \mid y) + (g - 1) \nabla \log p(y \mid z_t)$. At $t = 0$, where hardly any
+# noise is left, that is the score of the *tilted* law $\pi(x) \propto p(x \mid y)\, p(y \mid x)^{g - 1}$, which has
+# more of what is typical for $y$. Does guidance sample $\pi$? For that a chain needs the score of the *diffused*
+# $\pi$ at every $t$, and diffusing does not commute with tilting. Check both sides at one step: the guided
+# aggregate, and the true $\mathbb E_\pi[m_t \mid z_t]$ by weighted averages over 200,000 points of $p(x \mid y)$. We
+# use wider clusters that overlap, so that a tilt matters.
 
 # %%
 model, n = mixture(mt.fade_in(1.0), stds=(0.8, 0.6, 0.7)), 200_000
@@ -651,8 +651,8 @@ plots.show(
 # $$ u_s - u_t = \hat\varepsilon\, (r_s - r_t) + \sum_i e_i\, (W_s^i - W_t^i)
 #    \qquad\longrightarrow\qquad \mathrm du = \hat\varepsilon\,\mathrm dr + \sum_i e_i\,\mathrm dW^i . $$
 #
-# For ever smaller steps that is an ordinary differential equation: at each state it says in which direction to go.
-# It is called the *probability flow* (Song et al. 2021), here with moving weights.
+# For ever smaller steps that is an ordinary differential equation: at each state it says where to go. It is called
+# the *probability flow* (Song et al. 2021), here with moving weights.
 #
 # - **DDIM** takes the direction at the start of a step for the whole step. Its error falls like 1/steps (order 1).
 # - **Heun** takes the step, looks again at its far end, and repeats it with the mean of both estimates. That is of
