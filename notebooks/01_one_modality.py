@@ -476,9 +476,9 @@ print(f"log q of the first trajectory: forwards {forwards[0]:.6f}, backwards {ba
 # $\mathrm{SNR}_t = \bar\alpha_t / (1 - \bar\alpha_t)$ be the signal-to-noise ratio. With $\mu$ and $\tilde\beta_t$
 # put in (Kingma et al. 2021),
 #
-# $$ \mathrm{KL}_t = \mathbb E\, \frac{\|\mu(x) - \mu(\hat x)\|^2}{2 \tilde\beta_t} = \frac{\bar\alpha_{t-1} (1 - \alpha_t)^2}{2
-#    \tilde\beta_t\, (1 - \bar\alpha_t)^2}\, \mathbb E\, \|x - \hat x\|^2 = \tfrac12\, (\mathrm{SNR}_{t-1} - \mathrm{SNR}_t)\,
-#    \mathbb E\, \|x - \hat x\|^2 , $$
+# $$ \mathrm{KL}_t = \mathbb E\, \frac{\|\mu(x) - \mu(\hat x)\|^2}{2 \tilde\beta_t}
+#    = \frac{\bar\alpha_{t-1} (1 - \alpha_t)^2}{2 \tilde\beta_t\, (1 - \bar\alpha_t)^2}\, \mathbb E\, \|x - \hat x\|^2
+#    = \tfrac12\, (\mathrm{SNR}_{t-1} - \mathrm{SNR}_t)\, \mathbb E\, \|x - \hat x\|^2 , $$
 #
 # because $\frac{\bar\alpha_{t-1} (1 - \alpha_t)^2}{\tilde\beta_t (1 - \bar\alpha_t)^2} = \frac{\bar\alpha_{t-1} -
 # \bar\alpha_t}{(1 - \bar\alpha_{t-1})(1 - \bar\alpha_t)}$, and $\mathrm{SNR}_{t-1} - \mathrm{SNR}_t$ is the same
