@@ -515,7 +515,7 @@ for (name, values), look in zip(costs.items(), ("o-", "s--", "D:", "^-."), stric
 axis.set(xlabel="steps T", ylabel="moving target + history (nats)")
 axis.set_xticks(lengths, lengths)
 axis.minorticks_off()
-axis.set_title("Smooth curves cost the same at every T, a jump costs more and more")
+axis.set_title("With more steps smooth curves level off, a jump costs more and more")
 axis.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
 plots.show(
     figure,
@@ -856,8 +856,8 @@ print(f"noise at t = {switch}: standard deviation {noise:.3f}; grey levels are 0
 # ### What does the moving label cost here?
 #
 # The label fades in from 0.1 to 1, which cost a nat in section 3. The upper bound on the news from there holds for
-# any data, and for any guess in the place of the mean. With the model's own estimate it is $\sum_t (\Delta W_t)^2\,
-# \mathbb E\,\| c_y - \hat c(z_{t-1}) \|^2 / (2\, \Delta\tau_t)$.
+# any data, and for any guess in the place of the mean. With the model's estimate $\hat c$ of the label's code
+# $c_y$ it is $\sum_t (\Delta W_t)^2\, \mathbb E\,\| c_y - \hat c(z_{t-1}) \|^2 / (2\, \Delta\tau_t)$.
 
 
 # %%
