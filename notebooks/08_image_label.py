@@ -25,7 +25,7 @@
 # **Why?** A model that draws a class and names an image sounds like two tools for the price of one. You will compare
 # each with a network that does nothing else, and see where the pair goes wrong.
 #
-# **You need** notebook 05 (rules for given values, guidance). **Time**: about 50 minutes to read, one minute to run
+# **You need** notebook 05 (rules for given values, guidance). **Time**: about 100 minutes to read, one minute to run
 # on a laptop CPU. No GPU, no download.
 #
 # Joint image-label training is one of the settings of the paper (Chen et al. 2024,
