@@ -15,12 +15,14 @@
 # # 01 · One modality: a diffusion model from nothing
 #
 # **After this notebook you can**
-# - derive an ordinary diffusion model from five facts about Gaussians: forward process, posterior, bound, loss,
-#   sampler;
-# - say what the best possible denoiser is, compute it exactly for a mixture of Gaussians, and say what its bound still
-#   loses;
-# - turn predictions of $v$, $\varepsilon$ and $x$ into each other, and say which weight each loss puts on which step;
-# - judge a trained network against the exact answer, by picture and by number.
+# - derive an ordinary diffusion model from five facts about Gaussians;
+# - say what the best possible denoiser is, compute it exactly for a mixture of Gaussians, and say what its bound
+#   still loses;
+# - turn predictions of $v$, $\varepsilon$ and $x$ into each other, and say which steps each loss listens to;
+# - judge a trained network against the exact answer.
+#
+# **Why start here?** The course puts several modalities into one diffusion. Each of its steps is a step of this
+# notebook, and here you can check it against an exact answer.
 #
 # **You need** Gaussians, conditional probability, and some PyTorch. You need not know diffusion models. **Time**:
 # about 90 minutes to read and 45 for the exercises; a minute to run on a laptop CPU. No GPU, no download.
@@ -63,15 +65,15 @@ def normal(x, mean, variance):
 # %% [markdown] tags=["slide"]
 # ## 1 · Noise turns data into a Gaussian, and the model is the way back
 #
-# Take data $x$ on the line whose law $q(x)$ we know: a mixture of two Gaussians. Shrink every point a little and add a
-# little noise, and do so $T = 100$ times. After $t$ steps the point has become $z_t$.
+# Take data $x$ on the line whose law $q(x)$ we know: a mixture of two Gaussians. Shrink every point a little and add
+# a little noise, and do so $T = 100$ times. After $t$ steps the point has become $z_t$.
 #
-# How much noise each step adds is fixed by a **schedule**. It is a list of numbers $\bar\alpha_t$ that say which share
-# of the signal's *power* is left at step $t$; the signal's amplitude is then $\sqrt{\bar\alpha_t}$. They fall from
-# almost 1 to almost 0. Ours are chosen such that $\log \frac{\bar\alpha_t}{1 - \bar\alpha_t}$, the *log
-# signal-to-noise ratio*, falls in a straight line from 8 to -8.
+# How much noise each step adds is fixed by a **schedule**. It is a list of numbers $\bar\alpha_t$ that say which
+# share of the signal's *power* is left at step $t$; the signal's amplitude is then $\sqrt{\bar\alpha_t}$. They fall
+# from almost 1 to almost 0. In ours the *log signal-to-noise ratio*, $\log \frac{\bar\alpha_t}{1 - \bar\alpha_t}$,
+# falls in a straight line from 8 to -8.
 #
-# Because $q(x)$ is known, the law $q(z_t)$ can be computed as well: on a fine grid, by summing over all $x$. That is
+# Because $q(x)$ is known, we can compute the law $q(z_t)$ as well, by summing over all $x$ on a fine grid. That is
 # called *quadrature*, and it is how this notebook knows the right answers.
 
 # %%
@@ -117,19 +119,18 @@ plots.show(
 
 
 # %% [markdown]
-# The way forward needs no training, since it only adds noise. A diffusion model is the way **back**: it starts from a
-# draw of $\mathcal N(0, 1)$ on the right and goes step by step to a draw of the data on the left. We will find that
-# this takes one function only, the best guess of $x$ given $z_t$.
+# The way forward needs no training, since it only adds noise. A diffusion model is the way **back**: it starts from
+# a draw of $\mathcal N(0, 1)$ on the right and goes step by step to a draw of the data on the left. You will find
+# that this takes one function only, the best guess of $x$ given $z_t$.
 #
 # ## 2 · Five facts about Gaussians are all we need
 #
-# **Fact 1: a sum of Gaussians is Gaussian.** For independent $X \sim \mathcal N(\mu, \sigma^2)$ and
-# $Y \sim \mathcal N(\nu, \tau^2)$ the sum $aX + bY$ is Gaussian, with mean $a\mu + b\nu$ and variance
-# $a^2\sigma^2 + b^2\tau^2$.
+# **Fact 1: a sum of Gaussians is Gaussian.** For independent $X \sim \mathcal N(\mu, \sigma^2)$ and $Y \sim \mathcal
+# N(\nu, \tau^2)$ the sum $aX + bY$ is Gaussian, with mean $a\mu + b\nu$ and variance $a^2\sigma^2 + b^2\tau^2$.
 #
 # We check this against 100,000 draws. A mean of $n$ draws has the standard error $\sigma/\sqrt n$, a variance
-# $\sigma^2\sqrt{2/n}$. For the shape we count how many draws lie within one standard deviation: of a Gaussian these
-# are 68.27%. Every simulation of this course has to agree within four standard errors.
+# $\sigma^2\sqrt{2/n}$. For the shape we count the draws within one standard deviation, which are 68.27% for a
+# Gaussian. Every simulation of this course has to agree within four standard errors.
 
 
 # %%
@@ -150,23 +151,23 @@ assert agree("inside  ", inside, math.erf(0.5**0.5), (0.6827 * 0.3173 / n) ** 0.
 
 
 # %% [markdown]
-# **Fact 2: a noisy measurement of a Gaussian leaves a Gaussian.** Before we measure, we know that
-# $x \sim \mathcal N(m, s^2)$. Then we see $z = a x + b\, \varepsilon$ with noise $\varepsilon \sim \mathcal N(0, 1)$.
-# Bayes' rule multiplies the densities, $p(x \mid z) \propto p(x)\, p(z \mid x)$, so it adds their exponents. Both are
-# quadratic in $x$, and so is their sum:
+# **Fact 2: a noisy measurement of a Gaussian leaves a Gaussian.** Before you measure, you know that $x \sim \mathcal
+# N(m, s^2)$. Then you see $z = a x + b\, \varepsilon$ with noise $\varepsilon \sim \mathcal N(0, 1)$. Bayes' rule
+# multiplies the densities, $p(x \mid z) \propto p(x)\, p(z \mid x)$, so it adds their exponents. Both are quadratic
+# in $x$, and so is their sum:
 #
 # $$ -\frac{(x - m)^2}{2 s^2} - \frac{(z - a x)^2}{2 b^2}
 #    = -\frac12 \Big( \frac1{s^2} + \frac{a^2}{b^2} \Big) x^2 + \Big( \frac{m}{s^2} + \frac{a\, z}{b^2} \Big) x +
 #    \text{const} . $$
 #
-# Compare this with the exponent $-\frac{1}{2v} x^2 + \frac{\mu}{v} x$ of $\mathcal N(\mu, v)$. Then $x \mid z$ is
+# Compare this with the exponent $-\frac{1}{2v} x^2 + \frac{\mu}{v} x$ of $\mathcal N(\mu, v)$. So $x \mid z$ is
 # Gaussian with
 #
 # $$ \frac{1}{v} = \frac{1}{s^2} + \frac{a^2}{b^2}, \qquad
 #    \mathbb E[x \mid z] = v\,\Big( \frac{m}{s^2} + \frac{a\, z}{b^2} \Big). $$
 #
-# One over a variance is called a *precision*: precisions add, and the mean is weighted by them. We check without
-# algebra: multiply the two densities on the grid, and read mean and variance of the product off.
+# One over a variance is called a *precision*: precisions add, and the mean is weighted by them. To check without
+# algebra, multiply the two densities on the grid, and read the mean and the variance of the product off.
 
 
 # %%
@@ -187,10 +188,9 @@ print(f"mean {mean:.6f}, on the grid {grid_mean:.6f}; variance {variance:.6f}, o
 
 
 # %% [markdown]
-# **Fact 3: how far apart two Gaussians are.** The *Kullback-Leibler divergence*
-# $\mathrm{KL}(q\,\|\,p) = \mathbb E_q \log \frac{q(z)}{p(z)}$ measures how much $p$ differs from $q$. Its unit is the
-# nat (natural logarithm). It is never negative, and 0 only if both laws are equal. For two Gaussians, put their
-# densities in:
+# **Fact 3: how far apart two Gaussians are.** The *Kullback-Leibler divergence* $\mathrm{KL}(q\,\|\,p) = \mathbb E_q
+# \log \frac{q(z)}{p(z)}$ measures how much $p$ differs from $q$. Its unit is the nat (natural logarithm). It is
+# never negative, and 0 only if both laws are equal. For two Gaussians, put their densities in:
 #
 # $$ \mathrm{KL}\big(\mathcal N(\mu, \sigma^2)\,\|\,\mathcal N(\nu, \tau^2)\big) = \frac12\Big(
 #    \frac{\sigma^2}{\tau^2} + \frac{(\mu - \nu)^2}{\tau^2} - 1 - \log\frac{\sigma^2}{\tau^2} \Big) . $$
@@ -211,23 +211,23 @@ log_ratio = normal(draws, 0.3, 0.7).log() - normal(draws, -0.4, 1.1).log()
 assert agree("KL", log_ratio.mean(), kl(0.3, 0.7, -0.4, 1.1), log_ratio.std() / n**0.5)
 
 # %% [markdown] tags=["slide"]
-# **Fact 4: Jensen's inequality gives a bound on a likelihood.** A *latent variable* $z$ is one that we do not see. The
-# likelihood of what we do see is called the **evidence**, and it sums over all $z$:
-# $p(x) = \int p(z)\, p(x \mid z)\, dz$. Usually nobody can compute this sum. So take any law $q(z)$ instead. The
-# logarithm is concave, so the logarithm of a mean is at least the mean of the logarithm:
+# **Fact 4: Jensen's inequality gives a bound on a likelihood.** A *latent variable* $z$ is one that we do not see.
+# The likelihood of what we do see is called the **evidence**, and it sums over all $z$: $p(x) = \int p(z)\, p(x \mid
+# z)\, dz$. Usually nobody can compute this sum. So take any law $q(z)$ instead. The logarithm is concave, so the
+# logarithm of a mean is at least the mean of the logarithm:
 #
 # $$ \log p(x) = \log \mathbb E_q \frac{p(z)\, p(x \mid z)}{q(z)}
 #    \;\ge\; \mathbb E_q \log \frac{p(z)\, p(x \mid z)}{q(z)}
 #    = \underbrace{\mathbb E_q \log p(x \mid z) - \mathrm{KL}\big(q(z)\,\|\,p(z)\big)}
 #      _{\text{evidence lower bound, ELBO}} . $$
 #
-# What is lost? Write $p(z)\, p(x \mid z) = p(x)\, p(z \mid x)$ in the middle. The factor $p(x)$ does not depend on $z$
-# and comes out of the mean, so that
+# What is lost? Write $p(z)\, p(x \mid z) = p(x)\, p(z \mid x)$ in the middle. The factor $p(x)$ does not depend on
+# $z$ and comes out of the mean, so that
 #
 # $$ \mathbb E_q \log \frac{p(z)\, p(x \mid z)}{q(z)} = \log p(x) - \mathrm{KL}\big(q(z)\,\|\,p(z \mid x)\big) . $$
 #
-# Nothing is lost if $q$ is the posterior $p(z \mid x)$. We check this where the evidence is known: for
-# $z \sim \mathcal N(0, 1)$ and $x \mid z \sim \mathcal N(z, 0.5)$, fact 1 says $p(x) = \mathcal N(0, 1.5)$.
+# Nothing is lost if $q$ is the posterior $p(z \mid x)$. We check this where the evidence is known: for $z \sim
+# \mathcal N(0, 1)$ and $x \mid z \sim \mathcal N(z, 0.5)$, fact 1 says $p(x) = \mathcal N(0, 1.5)$.
 
 # %%
 x = torch.tensor(1.4, dtype=torch.float64)
@@ -246,14 +246,15 @@ for name, (mean, var) in {"the prior": (0.0, 1.0), "a guess": (0.5, 0.5), "the p
 #
 # $$ \mathbb E[x \mid z] = \frac{z + b^2\, \nabla \log p(z)}{a} . $$
 #
-# To prove it, differentiate $p(z) = \int p(x)\, \mathcal N(z; a x, b^2)\, dx$ under the integral. Since
-# $p(x)\, \mathcal N(z; a x, b^2) = p(z)\, p(x \mid z)$, the result is a mean over $x$ given $z$:
+# The gradient $\nabla \log p(z)$ is called the **score**. To prove the formula, differentiate $p(z) = \int p(x)\,
+# \mathcal N(z; a x, b^2)\, dx$ under the integral. Since $p(x)\, \mathcal N(z; a x, b^2) = p(z)\, p(x \mid z)$, the
+# result is a mean over $x$ given $z$:
 #
 # $$ \nabla p(z) = \int p(x)\, \mathcal N(z; a x, b^2)\, \frac{a x - z}{b^2}\, dx
 #    = p(z)\, \frac{a\, \mathbb E[x \mid z] - z}{b^2} . $$
 #
-# The gradient $\nabla \log p(z)$ is called the **score**. We check on our mixture, with $p(z)$ from fact 1 and its
-# score by automatic differentiation, against $\mathbb E[x \mid z]$ by quadrature.
+# Divide by $p(z)$ and solve for $\mathbb E[x \mid z]$. We check it on our mixture, with the score by automatic
+# differentiation, against $\mathbb E[x \mid z]$ by quadrature.
 
 # %%
 a, b2 = 0.8, 0.36
@@ -276,8 +277,8 @@ print("by quadrature ", [f"{value:.6f}" for value in quadrature.tolist()])
 #
 # $$ q(z_t \mid z_{t-1}) = \mathcal N\big(\sqrt{\alpha_t}\, z_{t-1},\ (1 - \alpha_t) I\big). $$
 #
-# The two are balanced: if $z_{t-1}$ has variance 1, so has $z_t$. Here $I$ is the identity matrix, which says that
-# each coordinate gets noise of its own; on the line it is 1.
+# If $z_{t-1}$ has variance 1, so has $z_t$. The identity matrix $I$ says that each coordinate gets noise of its own;
+# on the line it is 1.
 #
 # **The marginal.** Where are we after $t$ steps? If $q(z_t \mid x) = \mathcal N(\sqrt{\bar\alpha_t}\, x,\ (1 -
 # \bar\alpha_t) I)$ holds at $t = 0$, it holds at every step. The proof is by induction, with fact 1: one more step
@@ -303,9 +304,9 @@ assert agree("mean    ", z.mean(), mean[0], std[0] / n**0.5)
 assert agree("variance", z.var(), std[0] ** 2, std[0] ** 2 * (2 / n) ** 0.5)
 
 # %% [markdown] tags=["slide"]
-# **One step back, if $x$ is known.** Take fact 2. What we know before is the marginal of $z_{t-1}$, so
-# $m = \sqrt{\bar\alpha_{t-1}}\, x$ and $s^2 = 1 - \bar\alpha_{t-1}$. The noisy measurement is the step to $z_t$, so
-# $a = \sqrt{\alpha_t}$ and $b^2 = 1 - \alpha_t$. The precisions add up to
+# **One step back, if $x$ is known.** Take fact 2. What we know before is the marginal of $z_{t-1}$, so $m =
+# \sqrt{\bar\alpha_{t-1}}\, x$ and $s^2 = 1 - \bar\alpha_{t-1}$. The noisy measurement is the step to $z_t$, so $a =
+# \sqrt{\alpha_t}$ and $b^2 = 1 - \alpha_t$. The precisions add up to
 #
 # $$ \frac{1}{\tilde\beta_t} = \frac{1}{1 - \bar\alpha_{t-1}} + \frac{\alpha_t}{1 - \alpha_t}
 #    = \frac{1 - \alpha_t + \alpha_t - \alpha_t \bar\alpha_{t-1}}{(1 - \bar\alpha_{t-1})(1 - \alpha_t)}
@@ -319,9 +320,7 @@ assert agree("variance", z.var(), std[0] ** 2, std[0] ** 2 * (2 / n) ** 0.5)
 #    \bar\alpha_t}, \quad
 #    \tilde\beta_t = \frac{(1 - \alpha_t)(1 - \bar\alpha_{t-1})}{1 - \bar\alpha_t} . $$
 #
-# The step back goes to a weighted mean of $z_t$ and $x$. In the library this is `process.back`, from any $t$ to any
-# $s < t$. The sampler (section 8) and the bound (section 5) call the same function, with a guess in the place of $x$.
-# Below, the formula, the library and Bayes' rule on a grid agree.
+# The step back goes to a weighted mean of $z_t$ and $x$. In the library this is `process.back`.
 
 # %%
 t, z_t = 50, 0.4
@@ -344,17 +343,17 @@ print(f"mean {mu:.6f} and variance {beta:.6f}: formula, library and grid agree")
 #
 # To go back *without* knowing $x$, we need a guess of it, a **denoiser** $\hat x(z_t, t)$. Which guess $c$ has the
 # smallest mean squared error? Given $z_t$, the error splits into two parts, $\mathbb E[(x - c)^2 \mid z_t] =
-# \operatorname{Var}(x \mid z_t) + (\mathbb E[x \mid z_t] - c)^2$. The first does not depend on $c$, and the second is
-# 0 for the posterior mean $c = \mathbb E[x \mid z_t]$.
+# \operatorname{Var}(x \mid z_t) + (\mathbb E[x \mid z_t] - c)^2$. The first does not depend on $c$, and the second
+# is 0 for the posterior mean $c = \mathbb E[x \mid z_t]$.
 #
-# For a mixture of Gaussians the posterior mean has a closed form. Bayes' rule says with which probability $r_k$ the
-# point $z_t$ comes from component $k$, and fact 2 says what $x$ is if it does:
+# For a mixture of Gaussians the posterior mean has a closed form. Let component $k$ have the share $\pi_k$, the mean
+# $\mu_k$ and the variance $s_k^2$. Bayes' rule says with which probability $r_k$ the point $z_t$ comes from it, and
+# fact 2 says what $x$ is if it does:
 #
 # $$ r_k \propto \pi_k\, \mathcal N\big(z_t;\ \sqrt{\bar\alpha_t}\, \mu_k,\ \bar\alpha_t s_k^2 + 1 - \bar\alpha_t\big),
 #    \qquad \mathbb E[x \mid z_t] = \sum_k r_k\, \mathbb E[x \mid z_t, k] . $$
 #
-# The variance $\operatorname{Var}(x \mid z_t)$ follows in the same way, as the mean of $x^2$ minus the square of the
-# mean.
+# The variance $\operatorname{Var}(x \mid z_t)$ follows in the same way.
 
 
 # %%
@@ -378,12 +377,11 @@ for t in (10, 50, 90):
 print("by hand and by quadrature: the same mean, variance and density, at t = 10, 50, 90")
 
 # %% [markdown]
-# The library has this model as `mt.exact.LabelledMixture`. It has the methods of a trained network, and a second
-# modality, the "label", which says which component a point comes from. Here the label's weight is 0, so that it is not
-# in $z_t$ at all.
+# The library has this model as `mt.exact.LabelledMixture`. It also has a label, which says which component a point
+# comes from. Here the label has the weight 0, which keeps it out of $z_t$.
 #
-# Compare its guess at $t = 50$ with two others: $z_t / \sqrt{\bar\alpha_t}$, which takes the noise for signal, and the
-# best straight line.
+# Compare its guess at $t = 50$ with two others: $z_t / \sqrt{\bar\alpha_t}$, which takes the noise for signal, and
+# the best straight line.
 
 # %%
 one_modality = {"x": 1.0, "label": 0.0}
@@ -424,25 +422,25 @@ plots.show(
 #
 # **The model.** Start from $p(z_T) = \mathcal N(0, I)$. Take each step back as if the guess were the truth,
 # $p(z_{t-1} \mid z_t) = q(z_{t-1} \mid z_t, x = \hat x(z_t, t))$. At $z_0$, where hardly any noise is left, read out
-# the data by some $p(x \mid z_0)$. Then all of $z_{0:T} = (z_0, \dots, z_T)$ together is *one* latent variable. So
-# fact 4 applies, and we take the forward process as its $q$:
+# the data by some $p(x \mid z_0)$. Then $z_{0:T} = (z_0, \dots, z_T)$ is *one* latent variable. So fact 4 applies,
+# with the forward process as its $q$:
 #
 # $$ \log p(x) \;\ge\; \mathbb E_q \Big[ \log p(z_T) + \sum_{t=1}^T \log p(z_{t-1} \mid z_t) + \log p(x \mid z_0) -
 #    \log q(z_{0:T} \mid x) \Big] . $$
 #
-# **Turn $q$ around.** In this formula $p$ runs backwards and $q$ forwards. To compare them step by step, write $q$
-# backwards, too. A forward step does not look at $x$, so $q(z_t \mid z_{t-1}) = q(z_t \mid z_{t-1}, x)$, and Bayes'
-# rule given $x$ turns it around:
+# **Turn $q$ around.** Here $p$ runs backwards and $q$ forwards. To compare them step by step, write $q$ backwards,
+# too. A forward step does not look at $x$, so $q(z_t \mid z_{t-1}) = q(z_t \mid z_{t-1}, x)$, and Bayes' rule given
+# $x$ turns it around:
 #
 # $$ q(z_t \mid z_{t-1}) = q(z_{t-1} \mid z_t, x)\, \frac{q(z_t \mid x)}{q(z_{t-1} \mid x)} . $$
 #
-# In the product over all $t$ each marginal $q(z_t \mid x)$ stands once above and once below the line. What is left of
-# them is $q(z_T \mid x) / q(z_0 \mid x)$, and $q(z_0 \mid x)$ cancels against the chain's first factor:
+# In the product over all $t$ each marginal $q(z_t \mid x)$ stands once above and once below the line. What is left
+# of them is $q(z_T \mid x) / q(z_0 \mid x)$, and $q(z_0 \mid x)$ cancels against the chain's first factor:
 #
 # $$ q(z_{0:T} \mid x) = q(z_0 \mid x) \prod_{t=1}^T q(z_t \mid z_{t-1}) = q(z_T \mid x) \prod_{t=1}^T q(z_{t-1} \mid
 #    z_t, x) . $$
 #
-# So each trajectory must get the same density both ways. (A chain of 20 steps is enough to see it.)
+# So each trajectory must get the same density both ways. Here are chains of 20 steps.
 
 # %%
 coarse = mt.ForwardProcess(mt.NoiseSchedule.log_snr(20, 8.0, -8.0), one_modality)
@@ -464,23 +462,23 @@ assert torch.allclose(forwards, backwards, atol=1e-8)
 print(f"log q of the first trajectory: forwards {forwards[0]:.6f}, backwards {backwards[0]:.6f}")
 
 # %% [markdown] tags=["slide"]
-# **Pair up.** Now $p$ and $q$ have factors for the same steps. Look at one of them,
-# $\mathbb E_q \log \frac{q(z_{t-1} \mid z_t, x)}{p(z_{t-1} \mid z_t)}$. Draw $z_t$ first and then $z_{t-1}$ given
-# $z_t$ and $x$. The mean over $z_{t-1}$ is, by definition, a KL divergence for that $z_t$, and the mean over $z_t$
-# stays outside. So the bound falls into three parts:
+# **Pair up.** Now $p$ and $q$ have factors for the same steps. Look at one of them, $\mathbb E_q \log
+# \frac{q(z_{t-1} \mid z_t, x)}{p(z_{t-1} \mid z_t)}$. Draw $z_t$ first and then $z_{t-1}$ given $z_t$ and $x$. The
+# mean over $z_{t-1}$ is, by definition, a KL divergence for that $z_t$, and the mean over $z_t$ stays outside. So
+# the bound falls into three parts:
 #
 # $$ \mathrm{ELBO} = - \underbrace{\mathrm{KL}\big(q(z_T \mid x)\,\|\,p(z_T)\big)}_{\text{prior}}
 #    - \sum_{t=1}^T \underbrace{\mathbb E\,\mathrm{KL}\big(q(z_{t-1} \mid z_t, x)\,\|\,p(z_{t-1} \mid
 #    z_t)\big)}_{\text{diffusion, } \mathrm{KL}_t} + \underbrace{\mathbb E \log p(x \mid z_0)}_{\text{read-out}} . $$
 #
-# **The diffusion term.** Both laws in $\mathrm{KL}_t$ are Gaussians of the same variance $\tilde\beta_t$. So by fact 3
-# only the distance of their means counts, and these differ in one place: one has $x$, the other $\hat x$. Let
-# $\mathrm{SNR}_t = \bar\alpha_t / (1 - \bar\alpha_t)$ be the signal-to-noise ratio. With $\mu$ and $\tilde\beta_t$ put
-# in (Kingma et al. 2021),
+# **The diffusion term.** Both laws in $\mathrm{KL}_t$ are Gaussians of the same variance $\tilde\beta_t$. So by fact
+# 3 only the distance of their means counts, and these differ in one place: one has $x$, the other $\hat x$. Let
+# $\mathrm{SNR}_t = \bar\alpha_t / (1 - \bar\alpha_t)$ be the signal-to-noise ratio. With $\mu$ and $\tilde\beta_t$
+# put in (Kingma et al. 2021),
 #
-# $$ \mathrm{KL}_t = \frac{\|\mu(x) - \mu(\hat x)\|^2}{2 \tilde\beta_t} = \frac{\bar\alpha_{t-1} (1 - \alpha_t)^2}{2
-#    \tilde\beta_t\, (1 - \bar\alpha_t)^2}\, \|x - \hat x\|^2 = \tfrac12\, (\mathrm{SNR}_{t-1} - \mathrm{SNR}_t)\, \|x -
-#    \hat x\|^2 , $$
+# $$ \mathrm{KL}_t = \mathbb E\, \frac{\|\mu(x) - \mu(\hat x)\|^2}{2 \tilde\beta_t}
+#    = \frac{\bar\alpha_{t-1} (1 - \alpha_t)^2}{2 \tilde\beta_t\, (1 - \bar\alpha_t)^2}\, \mathbb E\, \|x - \hat x\|^2
+#    = \tfrac12\, (\mathrm{SNR}_{t-1} - \mathrm{SNR}_t)\, \mathbb E\, \|x - \hat x\|^2 , $$
 #
 # because $\frac{\bar\alpha_{t-1} (1 - \alpha_t)^2}{\tilde\beta_t (1 - \bar\alpha_t)^2} = \frac{\bar\alpha_{t-1} -
 # \bar\alpha_t}{(1 - \bar\alpha_{t-1})(1 - \bar\alpha_t)}$, and $\mathrm{SNR}_{t-1} - \mathrm{SNR}_t$ is the same
@@ -504,14 +502,14 @@ print(f"over 100 steps and 4000 examples they differ by at most {worst:.0e} of t
 
 
 # %% [markdown]
-# **What is the best one can reach?** The mean of $\log p(x)$ over the data is at most $\mathbb E \log q(x)$, because
-# the difference, $\mathbb E_q \log \frac{q(x)}{p(x)}$, is a KL divergence. We call $\mathbb E \log q(x)$ the
-# **ceiling**. It is a number of the data alone, minus their entropy, and for the mixture quadrature gives it. The
-# distance from the mean bound up to the ceiling is the **gap**.
+# **The best one can reach.** The mean of $\log p(x)$ over the data is at most $\mathbb E \log q(x)$, because the
+# difference, $\mathbb E_q \log \frac{q(x)}{p(x)}$, is a KL divergence. We call $\mathbb E \log q(x)$ the
+# **ceiling**. It depends on the data alone, and for the mixture quadrature gives it. The distance from the mean
+# bound up to the ceiling is the **gap**.
 #
 # **All terms by quadrature.** Now take the exact denoiser. The mean of $(x - \hat x)^2$ given $z_t$ is then
 # $\operatorname{Var}(x \mid z_t)$, so each diffusion term is an integral over $z_t$. Let the read-out be exact, too:
-# $p(x \mid z_0) = q(x \mid z_0)$, whose mean logarithm is, by Bayes' rule, $\mathbb E \log q(x) + \mathbb E \log q(z_0
+# $p(x \mid z_0) = q(x \mid z_0)$. By Bayes' rule its mean logarithm is $\mathbb E \log q(x) + \mathbb E \log q(z_0
 # \mid x) - \mathbb E \log q(z_0)$.
 
 
@@ -560,25 +558,24 @@ assert agree("its diffusion term", library.diffusion, terms["diffusion"], librar
 
 
 # %% [markdown] tags=["slide"]
-# **What is lost?** The denoiser is exact, the read-out is exact, and the prior costs almost nothing. And yet the bound
-# with 20 steps is 1.46 nats below the ceiling. By fact 4, averaged over the data, this gap is the KL divergence
-# between two whole chains, the true one and the model's. Both run backwards in single steps, so it splits into those
-# steps:
+# **What is lost?** The denoiser is exact, the read-out is exact, and the prior costs almost nothing. And yet the
+# bound with 20 steps is 1.46 nats below the ceiling. By fact 4, averaged over the data, this gap is the KL
+# divergence between two whole chains, the true one and the model's. Both run backwards in single steps, so it splits
+# into those steps:
 #
 # $$ \text{gap} = \mathrm{KL}\big(q(z_T)\,\|\,p(z_T)\big) + \sum_{t=1}^T \mathbb E\, \mathrm{KL}\big(q(z_{t-1} \mid
 #    z_t)\,\|\,p(z_{t-1} \mid z_t)\big) . $$
 #
-# Here $q(z_{t-1} \mid z_t)$ is the true step back *without* knowing $x$: the step of section 3, averaged over all $x$
-# that fit $z_t$. The mean of that average is $\mu(\hat x)$, which is the model's mean. But it is wider than the
-# model's step. The variance of an average over $x$ is the mean variance, $\tilde\beta_t$, plus the variance of the
-# means:
+# Here $q(z_{t-1} \mid z_t)$ is the true step back *without* knowing $x$: the step of section 3, averaged over all
+# $x$ that fit $z_t$. Its mean is $\mu(\hat x)$, which is the model's mean. But it is wider than the model's step.
+# The variance of an average over $x$ is the mean variance, $\tilde\beta_t$, plus the variance of the means:
 #
 # $$ \operatorname{Var}(z_{t-1} \mid z_t) = \tilde\beta_t\, (1 + \rho_t), \qquad
 #    \rho_t = (\mathrm{SNR}_{t-1} - \mathrm{SNR}_t)\, \operatorname{Var}(x \mid z_t) . $$
 #
-# And it need not be Gaussian at all: where $z_t$ may come from either component, it has two humps. Which of the two
-# costs more, the wrong variance or the wrong shape? Give the model's Gaussian the right variance and keep its mean. By
-# fact 3 this saves $\frac12\, (\rho_t - \log(1 + \rho_t))$ nats for each $z_t$.
+# And where $z_t$ may come from either component, it has two humps. Which costs more, the wrong variance or the wrong
+# shape? Give the model's Gaussian the right variance and keep its mean. By fact 3 this saves $\frac12\, (\rho_t -
+# \log(1 + \rho_t))$ nats for each $z_t$.
 
 
 # %%
@@ -643,21 +640,21 @@ plots.show(
 
 # %% [markdown]
 # So 96% to 99% of the gap is the *fixed variance*. The model puts $\tilde\beta_t$, which would be right if $x$ were
-# known, and leaves out what is unknown of $x$. The two humps cost 0.05 of 1.46 nats at $T = 20$, and vanish faster.
+# known, and leaves out what is unknown of $x$. The two humps cost 0.05 of 1.46 nats at $T = 20$.
 #
-# Why does the gap shrink like $1/T$? With $T$ times as many steps each $\rho_t$ is $T$ times smaller. For small $\rho$
-# the cost $\frac12 (\rho - \log(1 + \rho))$ is about $\rho^2 / 4$, so each step costs $T^2$ times less, and there are
-# $T$ of them. This is also why models that learn the variance need fewer steps (Nichol and Dhariwal 2021; Bao et al.
-# 2022). The course keeps $\tilde\beta_t$ and takes more steps.
+# Why does the gap shrink like $1/T$? With $k$ times as many steps each $\rho_t$ is $k$ times smaller. For small
+# $\rho$ a step costs about $\rho^2 / 4$, so $k^2$ times less, and there are $k$ times as many. Models that learn the
+# variance need fewer steps (Nichol and Dhariwal 2021; Bao et al. 2022); the course keeps $\tilde\beta_t$ and takes
+# more.
 
 # %% [markdown] tags=["slide"]
 # ## 6 · Each loss is a weight on the same squared error
 #
-# **Three things to predict.** Write $z_t = a\, x + b\, \varepsilon$ with $a = \sqrt{\bar\alpha_t}$ and
-# $b = \sqrt{1 - \bar\alpha_t}$. A network that sees $z_t$ may put out $\hat x$, or the noise $\hat\varepsilon$, or a
-# guess $\hat v$ of the *velocity* $v = a\, \varepsilon - b\, x$ (Salimans and Ho 2022). Each of them gives the other
-# two. Since $a^2 + b^2 = 1$, the pair $(z_t, v)$ is the pair $(x, \varepsilon)$ turned by an angle, and turning back
-# gives $x = a z_t - b v$ and $\varepsilon = b z_t + a v$.
+# **Three things to predict.** Write $z_t = a\, x + b\, \varepsilon$ with $a = \sqrt{\bar\alpha_t}$ and $b =
+# \sqrt{1 - \bar\alpha_t}$. A network may put out $\hat x$, or the noise $\hat\varepsilon$, or a guess $\hat v$ of
+# the *velocity* $v = a\, \varepsilon - b\, x$ (Salimans and Ho 2022). Each of them gives the other two. Since $a^2 +
+# b^2 = 1$, the pair $(z_t, v)$ is the pair $(x, \varepsilon)$ turned by an angle, and turning back gives $x = a
+# z_t - b v$ and $\varepsilon = b z_t + a v$.
 #
 # By Tweedie's formula the best $\hat\varepsilon$ is $-b$ times the score. To denoise is to learn the score (Vincent
 # 2011, Song et al. 2021).
@@ -681,8 +678,8 @@ print("x -> target -> x: the same, for all three kinds of output")
 
 # %% [markdown] tags=["slide"]
 # **The same error in three units.** Given $z_t$, a wrong output is a wrong $\hat x$. From the formulas above,
-# $\varepsilon - \hat\varepsilon = -\frac ab (x - \hat x)$ and $v - \hat v = -\frac1b (x - \hat x)$. So each loss is a
-# weight on $\|x - \hat x\|^2$, and so is the bound:
+# $\varepsilon - \hat\varepsilon = -\frac ab (x - \hat x)$ and $v - \hat v = -\frac1b (x - \hat x)$. So each loss is
+# a weight on $\|x - \hat x\|^2$, and so is the bound:
 #
 # | what is squared | weight on $\lVert x - \hat x \rVert^2$ |
 # |---|---|
@@ -693,7 +690,7 @@ print("x -> target -> x: the same, for all three kinds of output")
 #
 # On *our* schedule $\mathrm{SNR}_{t-1} = e^{\delta}\, \mathrm{SNR}_t$ with a constant $\delta = 16/T$. So the simple
 # loss *is* the diffusion term of the bound, up to a constant factor. On other schedules it weighs the same errors in
-# another way. The library keeps the last three rows in `mtdiff.model.AGGREGATES`.
+# another way.
 
 # %%
 for t in (1, 30, 60, 100):
@@ -712,8 +709,7 @@ assert torch.allclose(0.5 * (snr[:-1] - snr[1:]), 0.5 * math.expm1(delta) * snr[
 print("eps: SNR, v: SNR + 1; and here the bound's weight is", f"{0.5 * math.expm1(delta):.4f} SNR, at every step")
 
 # %% [markdown]
-# Which steps does each loss listen to? The plot shows what even the best denoiser of our mixture pays at each step,
-# which is the floor under each loss.
+# Which steps does each loss listen to? The plot shows what even the best denoiser of our mixture pays at each step.
 
 # %%
 left = torch.tensor([mean_of(q_z, variance) for _, variance, q_z in (denoiser(grid, ab) for ab in abar[1:])])
@@ -738,10 +734,9 @@ plots.show(
 # %% [markdown] tags=["slide"]
 # ## 7 · A network learns it, and its excess error is below 1%
 #
-# We take two coordinates now: three Gaussians in the plane, `datasets.toy("mixture")`, whose exact model is known as
-# well. The network is an `mt.MLP` that puts out $\hat v$. In the library a network has one loss for the denoiser and
-# one for each modality. With a single modality both are the same number, as the cell shows, so we count it once and
-# give the second the weight 0. (`head=False` says that the modality needs no output of its own.)
+# Now take three Gaussians in the plane, whose exact model is known as well. The network is an `mt.MLP` that puts out
+# $\hat v$. The library's loss has a term for the denoiser and one for each modality. With a single modality both are
+# the same number, so we count it once.
 
 # %%
 exact = mt.exact.LabelledMixture(**datasets.MIXTURE, process=process)
@@ -755,8 +750,8 @@ print(f"{sum(p.numel() for p in network.parameters()):,} parameters; loss before
 print(f"{before.terms['denoise']:.4f} (denoise) and {before.terms['x']:.4f} (x): the same")
 
 # %% [markdown]
-# `mt.fit` is the training loop at its shortest, and worth reading (`mtdiff/fit.py`). It also averages the weights over
-# the last 100 steps or so, and that average is what the network holds in the end. (Ten seconds.)
+# `mt.fit` is the training loop at its shortest (`mtdiff/fit.py`). What the network holds in the end is an average of
+# its weights over about the last 100 steps.
 
 # %%
 loss, batches = functools.partial(mt.multitask_loss, weights={"x": 0.0}), train.batches(256, seed=0)
@@ -765,8 +760,7 @@ last = sum(row["denoise"] for row in history[-50:]) / 50
 
 # %% [markdown] tags=["slide"]
 # **How good is it?** The loss alone does not say, because most of it is noise that nobody can predict. So split it.
-# The error of the best guess is uncorrelated with every function of $z_t$, and therefore the two parts add up without
-# a cross term:
+# The error of the best guess is uncorrelated with every function of $z_t$, so there is no cross term:
 #
 # $$ \mathbb E\,\|x - \hat x_\theta\|^2 \;=\;
 #    \underbrace{\mathbb E\,\|x - \mathbb E[x \mid z_t]\|^2}_{\text{nobody can do better}} \;+\;
@@ -791,12 +785,11 @@ assert float((excess / floor).max()) < 0.03
 
 # %% [markdown]
 # The loss moved only a little during training, and its estimates from the last steps and from fresh data differ by
-# more than the whole excess. The excess says what we want to know: the network is close to the exact denoiser.
+# more than the excess. The excess tells: the network is close to the exact denoiser.
 #
-# Where does it err? In the figure, arrows show which way the exact denoiser pulls a point,
-# $\sqrt{\bar\alpha_t}\, \mathbb E[x \mid z_t] - z_t$. (By Tweedie's formula that is the score times
-# $1 - \bar\alpha_t$.) The shade is the network's distance from it. The lines enclose about 50% and 99% of the
-# examples.
+# Where does it err? In the figure, arrows show which way the exact denoiser pulls a point, $\sqrt{\bar\alpha_t}\,
+# \mathbb E[x \mid z_t] - z_t$. The shade is the network's distance from the exact guess. The lines enclose 50% and
+# 99% of the examples.
 
 # %%
 side = torch.linspace(-3, 3, 61, dtype=torch.float64)
@@ -841,9 +834,8 @@ plots.show(
 # %% [markdown] tags=["slide"]
 # ## 8 · Sampling takes the same step back, with the guess in the place of $x$
 #
-# Run the model as it was defined: draw $z_T$ from noise, take $T$ Gaussian steps with the guess in the place of $x$,
-# and read out. This is *ancestral* sampling, the sampler of DDPM. We write it by hand and compare with the library's
-# `mt.sample`.
+# Run the model of section 5: draw $z_T$ from noise, take $T$ steps back, and read out. This is *ancestral* sampling,
+# the sampler of DDPM. We write it by hand and compare with `mt.sample`.
 
 
 # %%
@@ -872,8 +864,9 @@ print(f"the network's first sample: by hand {first[0]}, mt.sample {first[1]}; th
 
 # %% [markdown]
 # How good are the samples? The *energy distance* $2\,\mathbb E|a - b| - \mathbb E|a - a'| - \mathbb E|b - b'|$
-# compares two sets of points. It is 0 for equal laws, up to the noise of finite sets, which twelve pairs of fresh data
-# sets show. That it can tell two laws apart, a single Gaussian with the data's mean and covariance shows.
+# compares two sets of points $a$ and $b$. It is 0 for equal laws, up to a **noise floor** that twelve pairs of fresh
+# data sets show. As a control we add a single Gaussian with the data's mean and covariance, which the distance must
+# tell from the data.
 
 # %% tags=["nbval-ignore-output"]
 real = exact.draw(2000, rng(13))["x"]
@@ -901,15 +894,13 @@ ceiling = float(noise.mean() + 4 * noise.std())
 assert max(samples["exact model"], samples["network"]) < ceiling < samples["one Gaussian"] / 5
 
 # %% [markdown] tags=["slide"]
-# Colours say which centre is nearest; the models know nothing of labels.
+# The colours say which centre is nearest; the models know nothing of labels.
 #
 # ## 9 · DDPM is this model with another schedule
 #
-# The library is built for several modalities. With one of them, the identity as its encoder ($E(x) = x$) and the
-# weight $W = 1$, it must be the published model: Ho et al. (2020) with $\beta_t = 1 - \alpha_t$ rising linearly from
-# $10^{-4}$ to 0.02 in $T = 1000$ steps. We compare the schedule, the posterior's mean and variance, the same mean
-# written with the noise, and the weight of their bound. (The library's tests also run the samplers of the diffusers
-# package: from the same noise they lead to the same points.)
+# The library is built for several modalities. With one of them it must be the published model: Ho et al. (2020) with
+# $\beta_t = 1 - \alpha_t$ rising linearly from $10^{-4}$ to 0.02 in $T = 1000$ steps. We compare schedule, posterior
+# and the weight of the bound.
 
 # %%
 ddpm = mt.ForwardProcess(mt.NoiseSchedule.linear(1000), {"x": 1.0})
@@ -932,16 +923,14 @@ for t in (2, 10, 500, 1000):
 print("schedule, posterior mean (two forms), variance and bound: those of DDPM, at t = 2, 10, 500, 1000")
 
 # %% [markdown]
-# One difference is a matter of counting. DDPM has $\bar\alpha_0 = 1$, so that $z_0$ *is* the data, and its last step,
-# from $t = 1$, is the read-out. Our schedules keep a little noise at $t = 0$ and read there. `process.first` says at
-# which step a process reads, 1 or 0.
+# DDPM has $\bar\alpha_0 = 1$ and reads out at $t = 1$; our schedules read at $t = 0$, with a little noise left.
 #
 # ## 10 · Play: where the guess turns into a decision
 #
-# Move through time. The upper panel shows the density $q(z_t)$, the lower one the best guess $\mathbb E[x \mid z_t]$.
-# **Look for** the step at which the two humps melt, and for what the guess does with a $z_t$ between them. It turns
-# from a line into a step and then into a flat line; where it is steep, a small change of $z_t$ *decides* for one hump.
-# On a static page the slider does not move; below it are three settings.
+# The upper panel shows the density $q(z_t)$, the lower one the best guess $\mathbb E[x \mid z_t]$. **Look for** the
+# step at which the two humps melt, and for what the guess does with a $z_t$ between them. Where the guess is steep,
+# a small change of $z_t$ *decides* for one hump. On a static page the slider does not move; below it are three
+# settings.
 
 # %% tags=["nbval-ignore-output"]
 widgets.noised_density_slider(line)
@@ -956,9 +945,8 @@ for t in (15, 42, 80):
 # ## 11 · Exercises
 #
 # **Exercise 1 (warm-up, easy, 15 minutes): the denoiser of a single Gaussian.**
-# The data are $x \sim \mathcal N(m, s^2)$. Write the
-# function that returns mean *and* variance of $x$ given $z_t = z$, where $\bar\alpha_t$ is `ab`. Do it without calling
-# `posterior`. *Hint*: fact 2.
+# The data are $x \sim \mathcal N(m, s^2)$. Write the function that returns the mean *and* the variance of $x$ given
+# $z_t = z$, where $\bar\alpha_t$ is `ab`. Do not call `posterior`. *Hint*: fact 2.
 
 
 # %% tags=["exercise"]
@@ -1004,12 +992,11 @@ solved
 
 # %% [markdown]
 # **Exercise 2 (break it, medium, 15 minutes): not enough noise at the end.**
-# Sampling starts from $\mathcal N(0, I)$. What if
-# $\bar\alpha_T$ is not near 0? Write a function that takes the log-SNR at $t = T$ and returns two numbers for the
-# exact model of the mixture in the plane, with 100 steps from log-SNR 8: the prior term of the bound in nats, averaged
-# over `fresh`, and the energy distance of 2000 ancestral samples to `real`. *Hint*: `mt.NoiseSchedule.log_snr`,
-# `process.marginal` at $T$, `kl` summed over coordinates, `mt.sample(..., sampler="ddpm")`. Does the prior term say
-# how biased the samples are?
+# Sampling starts from $\mathcal N(0, I)$. What if $\bar\alpha_T$ is not near 0? Take the exact model of the mixture
+# in the plane, with 100 steps that start at log-SNR 8. Write a function of the log-SNR at $t = T$ that returns two
+# numbers: the prior term of the bound in nats, averaged over `fresh`, and the energy distance of 2000 ancestral
+# samples to `real`. *Hint*: `mt.NoiseSchedule.log_snr`, `process.marginal` at $T$, `kl` summed over coordinates,
+# `mt.sample(..., sampler="ddpm")`. Does the prior term say how biased the samples are?
 
 
 # %% tags=["exercise"]
@@ -1058,16 +1045,16 @@ solved
 
 
 # %% [markdown]
-# The prior term warns, and errs on the safe side. Averaged over the data it is $\mathrm{KL}(q(z_T)\,\|\,p(z_T))$, the
-# bias of the start, *plus* the information that $z_T$ still holds about $x$, which is no bias (Hoffman and Johnson
-# 2016). At log-SNR -2 it is 0.16 nats, and yet 2000 samples cannot be told from data.
+# The prior term warns, and errs on the safe side. Averaged over the data it is $\mathrm{KL}(q(z_T)\,\|\,p(z_T))$,
+# the bias of the start, *plus* the information that $z_T$ still holds about $x$, which is no bias (Hoffman and
+# Johnson 2016). At log-SNR -2 it is 0.16 nats, and yet 2000 samples cannot be told from data.
 #
 # **Exercise 3 (a small research question, medium, 15 minutes): which output forgives errors?**
-# A network is never exact. Suppose its
-# output is off by the same `offset` in every coordinate, at every $z$ and $t$. Write the function that returns the
-# guess of $x$ after the offset, given the exact guess `x_hat` (B, 2), the step, and the kind of output. *Hint*: which
-# output stands for `x_hat`? (Section 6.) The check then samples with your function. Before you look: which of $v$,
-# $\varepsilon$, $x$ has a bounded effect on the guess at *low* SNR? And which on the sample at the end?
+# Suppose a network's output is off by the same `offset` in every coordinate, at every $z$ and $t$. Write the
+# function that returns the guess of $x$ after the offset, given the exact guess `x_hat` (B, 2), the step, and the
+# kind of output. *Hint*: which output stands for `x_hat`? (Section 6.) The check then samples with your function.
+# Before you look: for which of $v$, $\varepsilon$, $x$ does the guess stay bounded at *low* SNR? And which of them
+# hurts the samples most?
 
 
 # %% tags=["exercise"]
@@ -1125,22 +1112,19 @@ solved
 # An error of $v$ moves the guess by $\sqrt{1 - \bar\alpha_t}$ times itself, an error of $\varepsilon$ by
 # $1/\sqrt{\mathrm{SNR}_t}$ times, without limit as the signal fades, and an error of $x$ always by itself. At the
 # *clean* end the last is the worst: the denoiser believes $z_t$ there, so a shift stays, and the next step adds
-# another. This is why the course predicts $v$. *Further*: train networks with `prediction="eps"` and `"x"`, and plot
-# excess over floor as in section 7. Where is each of them weak?
+# another. This is why the course predicts $v$. *Further*: train networks with `prediction="eps"` and `"x"`. Where is
+# the excess of each large?
 
 # %% [markdown] tags=["slide"]
 # ## What we learned, what comes next
 #
-# - Five facts about Gaussians are enough: sums, posteriors, KL, Jensen, Tweedie.
-# - Forwards, $q(z_t \mid x) = \mathcal N(\sqrt{\bar\alpha_t}\, x, (1 - \bar\alpha_t) I)$. Backwards, a Gaussian step
-#   around a weighted mean of $z_t$ and the guess of $x$.
-# - The bound is a weighted sum of squared errors of that guess; $v$-, $\varepsilon$- and $x$-losses differ in the
-#   weight.
-# - Even with the best denoiser the bound stays below the ceiling $\mathbb E \log q(x)$. Nearly all of that gap is the
-#   fixed variance of the steps, which leaves out what is unknown of $x$; between fixed ends of the schedule it shrinks
-#   like $1/T$.
-# - Judge a network by its *excess* over the best denoiser, and by samples against a noise floor; the loss itself hides
-#   it.
+# - Forwards, $q(z_t \mid x)$ is $\mathcal N(\sqrt{\bar\alpha_t}\, x, (1 - \bar\alpha_t) I)$. A step back is a
+#   Gaussian around a weighted mean of $z_t$ and the best guess of $x$.
+# - The bound is a weighted sum of squared errors of that guess. The $v$-, $\varepsilon$- and $x$-losses differ in
+#   the weight only.
+# - Even with the best denoiser the bound stays below the ceiling. Nearly all of that gap is the fixed variance of
+#   the steps.
+# - Judge a network by its *excess* over the best denoiser, and by samples against a noise floor.
 #
-# Next: **02 · One space, many modalities**. What happens when not one $x$, but several codes enter $z_t$, each with a
-# weight of its own? Everything above stays, with a weighted sum of the codes in the place of $x$.
+# Next: **02 · One space, many modalities**. There a weighted sum of several codes takes the place of $x$, and
+# everything above stays.

@@ -64,8 +64,8 @@ def short(vector):
 # - The point is its own code: $E_x(x) = x$ (the *identity* encoder).
 # - The label gets a code: each class owns a fixed vector, $E_y(y) = c_y$.
 #
-# The codes are added with weights, $m_t = W^x\, x + W_t^y\, c_y$, and noise is added to the sum. The weight of the
-# point stays 1. The label *fades in*: $W_t^y$ grows from 0 to 1.
+# The codes are added with weights. Their sum $m_t = W^x\, x + W_t^y\, c_y$ is called the **aggregate**, and noise is
+# added to it. The weight of the point stays 1. The label *fades in*: $W_t^y$ grows from 0 to 1.
 
 # %%
 T = 100
@@ -92,13 +92,14 @@ plots.show(
 # %% [markdown] tags=["slide"]
 # ## 2 · An encoder turns each modality into a code of the same size
 #
-# An **encoder** $E_i$ turns a datum $x_i$ of modality $i$ into a **code**, a point of the common diffusion space $Z$.
-# The paper, as others report, names three kinds: the identity; a *generator*, pretrained or learned, that maps into
-# $Z$; and cross-attention into the *backbone*, the network that looks at $z_t$. With the third there is no code in $Z$
-# at all.
+# An **encoder** $E_i$ turns a datum $x_i$ of modality $i$ into a **code**, a point of the common diffusion space
+# $Z$. The paper, as others report, names three kinds: the identity; a *generator*, pretrained or learned, that maps
+# into $Z$; and cross-attention into the *backbone*, the network that looks at $z_t$. With the third there is no code
+# in $Z$ at all.
 #
 # A weight should mean the same for each modality, so codes should be comparable. The library's label codes have a
-# *root mean square* (RMS) of 1, are centred over the classes, and lie equally far from each other.
+# *root mean square* (RMS) of 1, are centred over the classes, and lie equally far from each other (the corners of a
+# *simplex*).
 
 # %%
 label_codes = simplex_codes(10, (1, 8, 8))  # the ten patterns of notebook 00
@@ -170,17 +171,17 @@ assert worst < 1e-12
 print(f"largest difference over all steps, points and coordinates: {worst:.0e}")
 
 # %% [markdown]
-# **Line 2, the variance.** Given $X$ the codes are constants, and constants do not touch a variance. So it is that of
-# notebook 01, $\alpha_t (1 - \bar\alpha_{t-1}) + (1 - \alpha_t) = 1 - \bar\alpha_t$.
+# **Line 2, the variance.** Given $X$ the codes are constants, and constants do not touch a variance. So it is that
+# of notebook 01, $\alpha_t (1 - \bar\alpha_{t-1}) + (1 - \alpha_t) = 1 - \bar\alpha_t$.
 #
 # **Line 3, the name of the sum.** What has been injected up to $t$, in units of the aggregate, is the **cumulative
-# weight** $W_t^i$, and the aggregate is the weighted sum of the codes:
+# weight** $W_t^i$, and the aggregate is the sum of the codes with these weights:
 #
 # $$ W_t^i = W_{t-1}^i + \frac{w_t^i}{\sqrt{\bar\alpha_{t-1}}} \quad\Longleftrightarrow\quad
 #    w_t^i = \sqrt{\bar\alpha_{t-1}}\,\big(W_t^i - W_{t-1}^i\big), \qquad m_t = \sum_i W_t^i\, E_i(x_i). $$
 #
-# Hand the accumulated table to the library, and ask it for the injected weights. We must get back what we put in, and
-# its transition must be our hand-written step.
+# Hand the accumulated table to the library, and ask it for the injected weights. We must get back what we put in,
+# and its transition must be our hand-written step.
 
 # %%
 W = torch.cat([torch.zeros(1, dtype=torch.float64), (w[1:] / abar[:-1].sqrt()).cumsum(0)])
@@ -219,9 +220,9 @@ print(f"off by {short(off_mean)} standard errors; variances by {short(off_varian
 # %% [markdown] tags=["slide"]
 # ### Why the library thinks in cumulative weights
 #
-# The paper's $w_t$ and our $W_t$ say the same. But $W_t$ is what one *sees*: how much of the code is in $m_t$. As far
-# as we know the paper does not say how its weights are set. What would a natural guess do, constant injected weights,
-# as in our example?
+# The paper's $w_t$ and our $W_t$ say the same. But $W_t$ is what you *see*: how much of the code is in $m_t$. As far
+# as we know the paper does not say how its weights are set. What would a natural guess do, constant injected
+# weights, as in our example?
 
 # %%
 figure = plots.curve_panels(by_hand, "A constant injected weight makes the cumulative one explode at the noisy end")
@@ -237,8 +238,8 @@ assert W[-1] > 5 * W[60]
 # The panel on the right shows the *signal-to-noise ratio* (SNR) of each modality, which section 7 defines. Late
 # injections are not shrunk by many steps any more, and in units of the aggregate they count
 # $1/\sqrt{\bar\alpha_{t-1}}$ times. So the label outlives the point. Its SNR levels off, however long the chain, and
-# $z_T$ is not quite the standard normal noise that sampling starts from. It is better to choose the curve $W_t$ one
-# wants, and let $w_t$ follow. A linear `fade_in(1.0)` injects less and less:
+# $z_T$ is not quite the standard normal noise that sampling starts from. It is better to choose the curve $W_t$ that
+# you want, and let $w_t$ follow. A linear `fade_in(1.0)` injects less and less:
 
 # %%
 plots.show(
@@ -449,13 +450,13 @@ assert abs(peak - calculus) < 0.002
 print(f"the label's SNR peaks at u = t/T = {peak:.3f} (calculus: 1/9 = {calculus:.3f}); at u = 1/2 the point's log SNR is 0")
 
 # %% [markdown]
-# So a label that fades in linearly is *most visible* when there is hardly any noise, and gone, like the point, at the
-# end. If one wants something else, one can invert the formula:
-# $W_t = \sqrt{\mathrm{SNR}_t\,(1 - \bar\alpha_t)/\bar\alpha_t}$.
+# So a label that fades in linearly is *most visible* when there is hardly any noise, and gone, like the point, at
+# the end. If you want something else, invert the formula: $W_t = \sqrt{\mathrm{SNR}_t\,(1 -
+# \bar\alpha_t)/\bar\alpha_t}$.
 #
-# This has a consequence. A "noise schedule of its own" for each modality is nothing but an aggregation curve. Look at
-# the label's part of $z_t$ alone, and let its curve have the SNR of another schedule $\bar\alpha^y$. Its marginal is
-# then that of a separate diffusion, up to a change of units.
+# This has a consequence. A "noise schedule of its own" for each modality is nothing but an aggregation curve. Look
+# at the label's part of $z_t$ alone, and let its curve have the SNR of another schedule $\bar\alpha^y$. Its marginal
+# is then that of a separate diffusion, up to a change of units.
 
 # %%
 own = mt.NoiseSchedule.log_snr(T, high=3.0, low=-5.0)  # the label's own schedule
@@ -474,17 +475,17 @@ print("mean and std of the label's part = those of a diffusion with its own sche
 #
 # ### What counts at the end is SNR times dimension
 #
-# Sampling starts from $\mathcal N(0, I)$, so $z_T$ should have this law, for any $X$. How far is it from it? Given $X$
-# it is a Gaussian of mean $\sqrt{\bar\alpha_T}\, m_T$ and of almost unit variance, so the KL divergence is half of the
-# squared mean. A single code $E$ of unit RMS has $\|E\|^2 = \dim Z$, and therefore
+# Sampling starts from $\mathcal N(0, I)$, so $z_T$ should have this law, for any $X$. How far is it from it? Given
+# $X$ it is a Gaussian of mean $\sqrt{\bar\alpha_T}\, m_T$ and of almost unit variance, so the KL divergence is half
+# of the squared mean. A single code $E$ of unit RMS has $\|E\|^2 = \dim Z$, and therefore
 #
 # $$ \mathrm{KL}\big(q(z_T \mid X)\,\|\,\mathcal N(0, I)\big) \;\approx\; \tfrac12\, \bar\alpha_T\, \|m_T\|^2
 #    \;\approx\; \tfrac12\, \mathrm{SNR}_T \, \dim Z . $$
 #
-# So the same weight, at the same log-SNR, leaves more behind the larger the space is. On average over $X$ this is the
-# prior term of the bound (notebook 03). It is at least what $z_T$ still tells of the label, the *mutual information*
-# $I(y; z_T) = H(y) - H(y \mid z_T)$, where $H$ is the entropy. We compute both for ten classes, a weight of 1, and the
-# schedule above, whose log-SNR ends at -8.
+# So the same weight, at the same log-SNR, leaves more behind the larger the space is. On average over $X$ this is
+# the prior term of the bound (notebook 03). It is at least what $z_T$ still tells of the label, the *mutual
+# information* $I(y; z_T) = H(y) - H(y \mid z_T)$, where $H$ is the entropy. We compute both for ten classes, a
+# weight of 1, and the schedule of section 1, whose log-SNR ends at -8.
 
 # %%
 loud, found = mt.ForwardProcess(schedule, {"label": 1.0}), {}
@@ -518,11 +519,11 @@ plots.show(
 )
 
 # %% [markdown]
-# At 8×8 nothing is left. At 64×64 $z_T$ knows more than half of the label, and a chain that starts from
-# $\mathcal N(0, I)$ starts somewhere else. There are two ways out. One divides the weight by $\sqrt{\dim Z}$, relative
-# to a size where it was right; the other lets the log-SNR end lower by $\log \dim Z$. Our settings take the second,
-# because an *image* leaves more behind in the same way. A model looks at its first batch, and says so when more than
-# 0.1 nats are left.
+# At 8×8 nothing is left. At 64×64 $z_T$ knows more than half of the label, and a chain that starts from $\mathcal
+# N(0, I)$ starts somewhere else. There are two ways out. You can divide the weight by $\sqrt{\dim Z}$, relative to a
+# size where it was right, or let the log-SNR end lower by $\log \dim Z$. Our settings take the second, because an
+# *image* leaves more behind in the same way. A model of the library warns when its first batch leaves more than 0.1
+# nats.
 
 # %%
 for weight, low in ((1.0, -8.0), (64**0.5 / 12288**0.5, -8.0), (1.0, -8.0 - math.log(12288 / 64))):
@@ -546,8 +547,8 @@ print("the library:", said[0].message)
 #
 # The paper adds all codes up in the same coordinates: **superposition**. The alternative that most joint models take
 # gives each modality **channels of its own** (concatenation). In our formula that is not another model but another
-# encoder, one that writes 0 into the others' channels. Check: with the point in coordinates 0 and 1 and the label in 2
-# and 3, the process in four dimensions is two processes side by side.
+# encoder, one that writes 0 into the others' channels. We check it: with the point in coordinates 0 and 1 and the
+# label in 2 and 3, the process in four dimensions is two processes side by side.
 
 # %%
 nothing = torch.zeros(600, 2, dtype=torch.float64)
@@ -561,19 +562,20 @@ print("orthogonal encoders = separate diffusions in separate channels")
 
 
 # %% [markdown] tags=["slide"]
-# What does sharing cost? First by thought. How well can two classes $k, l$ be told apart in $z_t$? Let
-# $\Delta\mu = \mu_k - \mu_l$ be the distance of their clouds, $\Delta c = c_k - c_l$ that of their codes, and $\sigma$
-# the width of the clouds. Compare squared distances in units of the variance around them,
-# $\tau^2 = \bar\alpha \sigma^2 + 1 - \bar\alpha$:
+# What does sharing cost? Think first, and compute afterwards. How well can two classes $k, l$ be told apart in
+# $z_t$? Let $\Delta\mu = \mu_k - \mu_l$ be the distance of their clouds, $\Delta c = c_k - c_l$ that of their codes,
+# and $\sigma$ the width of the clouds. Compare squared distances in units of the variance around them, $\tau^2 =
+# \bar\alpha \sigma^2 + 1 - \bar\alpha$:
 #
 # $$ \text{side by side: } \bar\alpha \Big( \frac{|\Delta\mu|^2}{\tau^2} + \frac{W^2 |\Delta c|^2}{1 - \bar\alpha} \Big),
 #    \qquad \text{superposed: } \bar\alpha\, \frac{|\Delta\mu + W \Delta c|^2}{\tau^2} . $$
 #
 # Two things happen when codes share coordinates. The data's own width $\sigma$ now blurs the label's code, too. That
-# is a loss, largest at clean steps and for wide clouds. And the vectors add up before they are squared. That is a gain
-# of $2 W \Delta\mu \cdot \Delta c$ where codes point the way the data do, and a loss where they point against it.
+# is a loss, largest at clean steps and for wide clouds. And the vectors add up before they are squared. That is a
+# gain of $2 W \Delta\mu \cdot \Delta c$ where codes point the way the data do, and a loss where they point against
+# it.
 #
-# Now by number. On the mixture $p(y \mid z_t)$ is Bayes' rule over three Gaussians. Superposed, the library has it
+# Now compute it. On the mixture $p(y \mid z_t)$ is Bayes' rule over three Gaussians. Superposed, the library has it
 # (`LabelledMixture`). Side by side we write it down: given $y = k$, the two halves of $z$ are independent Gaussians.
 
 
@@ -660,9 +662,9 @@ for width in (0.3, 1.2):
 #
 # ## 9 · A missing modality is left out of the sum
 #
-# Real data have holes, such as an image without a label. Let $S$ be the set of modalities that are **present** in an
-# example. The aggregate then runs over $S$ only, $m_t = \sum_{i \in S} W_t^i E_i(x_i)$. Write `present={"x"}` for all
-# examples, or `present={name: mask}` per example. For $z_t$, an absent code and a zero code are the same thing:
+# Real data have holes, such as an image without a label. The **present set** $S$ holds the modalities that an
+# example has, and the aggregate runs over $S$ only, $m_t = \sum_{i \in S} W_t^i E_i(x_i)$. Write `present={"x"}` for
+# all examples, or `present={name: mask}` per example. For $z_t$, an absent code and a zero code are the same thing:
 
 # %%
 half = {"label": torch.arange(600) % 2 == 0}
@@ -675,16 +677,16 @@ print("aggregate over the present set = aggregate with the absent codes set to z
 
 # %% [markdown]
 # For the *model* they are not the same. It has to know that the label is absent, or it would take the zero for
-# evidence. Training with random present sets is what lets one network classify, too (notebook 05).
+# evidence. Training with random present sets lets one network classify, too (notebook 05).
 #
 # ## 10 · Play: bend a curve, and watch its SNR
 #
-# Move through time, and bend the label's curve: $W(u) = \text{start} + (\text{end} - \text{start})\, u^{\text{bend}}$
-# with $u = t/T$. **Look for** the answer of the label's SNR: a bend below 1 injects early, above 1 late. The right
-# panel draws pairs with the exact model by DDIM, a sampler with few and long steps (notebook 05). Its title has the
-# energy distance to the truth (0 is perfect; 500 points cannot tell less than about 0.005 from 0). Can you find a
-# curve that makes it clearly worse? Then lower the number of steps. (On a static page the sliders do not move; below
-# them are three settings.)
+# Move through time, and bend the label's curve: $W(u) = \text{start} + (\text{end} - \text{start})\,
+# u^{\text{bend}}$ with $u = t/T$. **Look for** the answer of the label's SNR: a bend below 1 injects early, above 1
+# late. The right panel draws pairs with the exact model by DDIM, a sampler with few and long steps (notebook 05).
+# Its title has the energy distance to the truth (0 is perfect; 500 points cannot tell less than about 0.005 from 0).
+# Can you find a curve that makes it clearly worse? Then lower the number of steps. (On a static page the sliders do
+# not move; below them are three settings.)
 
 # %% tags=["nbval-ignore-output"]
 widgets.cloud_slider(process, codes, points["label"])

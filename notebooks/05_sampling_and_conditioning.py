@@ -17,15 +17,18 @@
 # **After this notebook you can**
 # - write one reverse step, ancestral (DDPM) and DDIM alike, for weights that move;
 # - condition on a label by three rules, say what each computes, and which of them is exact;
-# - put a price in nats on a wrong rule, without drawing a single sample;
+# - put a price in nats on a wrong rule;
 # - say why the two kinds of guidance are one formula, and what a scale above 1 does not do;
-# - find out which rule to use for a *trained* model, by measurement.
+# - find out which rule to use for a *trained* model.
 #
-# **You need** notebooks 01 and 02, and for the price in section 4 the bound of notebook 03. **Time**: about two hours
-# to read and 50 minutes for the exercises; about a minute to run on a laptop CPU.
+# **Why?** A model of several modalities is made to be asked: a picture for this label, a label for this picture. An
+# obvious way to ask draws wrong samples that look obedient.
 #
-# That guidance is a special case of the paper's framework is reported second-hand ([walkthrough.md](walkthrough.md)).
-# The rules, their errors and the prices below are our derivation and our measurements; section 4 of
+# **You need** notebooks 01 and 02, and for the price in section 4 the bound of notebook 03. **Time**: about two
+# hours to read and 50 minutes for the exercises; about a minute to run on a laptop CPU.
+#
+# That guidance is a special case of the paper's framework is reported second-hand
+# ([walkthrough.md](walkthrough.md)). The rules, their errors and their prices are our derivation; section 4 of
 # [theory.md](theory.md) has the result.
 
 # %%
@@ -63,9 +66,9 @@ def rng(seed):
 #
 # $$ z_t = \sqrt{\bar\alpha_t}\,(x + W_t\, c_y) + \sqrt{1 - \bar\alpha_t}\;\varepsilon . $$
 #
-# For this problem everything that a network would have to learn is known in closed form (`mt.exact.LabelledMixture`).
-# So what we see below are properties of the *method*, not of a network. Two curves $W_t$ go through the whole
-# notebook: *constant*, and *fade-in*, which starts from 0 at $t = 0$.
+# For this problem everything that a network would have to learn is known in closed form
+# (`mt.exact.LabelledMixture`). So what we see below are properties of the *method*, not of a network. Two curves
+# $W_t$ go through the whole notebook: *constant*, and *fade-in*, which starts from 0 at $t = 0$.
 
 
 # %%
@@ -99,8 +102,8 @@ plots.show(
 
 
 # %% [markdown]
-# Nothing was given here: both modalities were made up, and read **together at $t = 0$**. A chain has the colour of the
-# label that was read at its end. On the right all colours are mixed, so the label is decided on the way.
+# Nothing was given here: both modalities were made up, and read **together at $t = 0$**. A chain has the colour of
+# the label that was read at its end. On the right all colours are mixed, so the label is decided on the way.
 
 # %% [markdown] tags=["slide"]
 # ## 2 · One step back: the aggregate moved, some old noise, some fresh noise
@@ -113,11 +116,11 @@ plots.show(
 #    \qquad n \sim \mathcal N(0, I). $$
 #
 # This is right for every $\sigma$ between 0 and $\sqrt{1 - \bar\alpha_s}$. Since $\varepsilon$ and $n$ are
-# independent, the variance is $1 - \bar\alpha_s$, and $z_s$ has the law $q(z_s \mid X)$. (For one modality this is the
-# idea of DDIM, Song et al. 2021.) With $\sigma = 0$ the step is **DDIM**. With $\sigma^2 = (1 -
+# independent, the variance is $1 - \bar\alpha_s$, and $z_s$ has the law $q(z_s \mid X)$. (For one modality this is
+# the idea of DDIM, Song et al. 2021.) With $\sigma = 0$ the step is **DDIM**. With $\sigma^2 = (1 -
 # \bar\alpha_t/\bar\alpha_s)(1 - \bar\alpha_s)/(1 - \bar\alpha_t)$ it is **ancestral**, the step of DDPM: it is then
-# the posterior $q(z_s \mid z_t, X)$ itself, `process.back` in the library. Our function has a `share` between them: 0
-# is DDIM, 1 is ancestral.
+# the posterior $q(z_s \mid z_t, X)$ itself, `process.back` in the library. Our function has a `share` between them:
+# 0 is DDIM, 1 is ancestral.
 
 
 # %%
@@ -149,15 +152,14 @@ assert torch.allclose(z_s, mean + std * fresh, atol=1e-9), "ancestral is the pos
 # %% [markdown] tags=["slide"]
 # ### The model guesses
 #
-# In truth $X$ is not known. The model's best guesses take its place, conditional means given what we see:
-# $\hat m_t = \mathbb E[m_t \mid z_t]$ from the denoising output, and the *expected codes*
-# $e_i = \mathbb E[E_i(x_i) \mid z_t]$ from the heads. (For a label that is the mean of the codes under the head's
-# probabilities.) Between $t$ and $s$ the weights move, so
+# In truth $X$ is not known. The model's best guesses take its place, conditional means given what we see: $\hat
+# m_t = \mathbb E[m_t \mid z_t]$ from the denoising output, and the *expected codes* $e_i = \mathbb E[E_i(x_i) \mid
+# z_t]$ from the heads. (For a label that is the mean of the codes under the head's probabilities.) Between $t$ and
+# $s$ the weights move, so
 #
 # $$ \hat m_s = \hat m_t + \sum_i (W_s^i - W_t^i)\, e_i . $$
 #
-# Only modalities whose weight moves need their $e_i$ here. We check the first step by hand against the library's
-# sampler.
+# Only modalities whose weight moves need their $e_i$ here. We check the first step against the library's sampler.
 
 # %%
 for sampler, share in (("ddpm", 1.0), ("ddim", 0.0)):
@@ -203,11 +205,9 @@ for curve, make in CURVES.items():
         assert off < 4
 
 # %% [markdown]
-# All four samplers are at the noise floor, for both curves. That is not obvious where the weight moves. Then the
-# forward states are no Markov chain: later states tell things of $z_{t-1}$ that $z_t$ does not hold, and a reverse
-# chain, which looks only at $z_t$, cannot have the right *paths*. But it has the right *single states*. If $z_t$ has
-# the right law and the step is the true $q(z_{t-1} \mid z_t)$, then $z_{t-1}$ has the right law as well; and a short
-# true step is close to the Gaussian step of section 2 (notebook 04, section 4).
+# All four samplers are at the noise floor, for both curves. That is not obvious where the weight moves. A reverse
+# chain looks only at $z_t$, and then it cannot have the right *paths*. But each *single state* has the right law, as
+# section 4 of notebook 04 shows.
 #
 # So one must not read from two states of a path. What if we read $x$ at the end of the chain, but the label a little
 # earlier? Then $z_\tau$ may not know the label yet. The head draws from a belief that is still open, and the chain
@@ -239,16 +239,16 @@ plots.show(figure, "The share of fitting pairs is one for labels read below step
 
 
 # %% [markdown]
-# The remedy costs nothing: `mt.sample` reads every modality from the *last* state.
+# So `mt.sample` reads every modality from the *last* state.
 #
 # ## 4 · A label is given: two rules are exact, one is not
 #
 # Now somebody asks for $y$. Every step needs $\mathbb E[m_t \mid z_t, y]$ where it had $\mathbb E[m_t \mid z_t]$.
 # There are three rules.
 #
-# **Rule 1, substitution.** The model guessed the label's code, $e_y = \sum_k p(k \mid z_t)\, c_k$. We know better, so
-# swap the guess for the truth, $\hat m_t \mathrel{+}= W_t (c_y - e_y)$. This is cheap, and the first thing that a sum
-# of codes suggests. What does it compute? Since $m_t = x + W_t c_y$,
+# **Rule 1, substitution.** The model guessed the label's code, $e_y = \sum_k p(k \mid z_t)\, c_k$. We know better,
+# so swap the guess for the truth, $\hat m_t \mathrel{+}= W_t (c_y - e_y)$. This is cheap, and the first thing that a
+# sum of codes suggests. What does it compute? Since $m_t = x + W_t c_y$,
 #
 # $$ \mathbb E[m_t \mid z_t, y] - \underbrace{\big(\mathbb E[m_t \mid z_t] + W_t(c_y - e_y)\big)}_{\text{substitution}}
 #    = \mathbb E[x \mid z_t, y] - \mathbb E[x \mid z_t] . $$
@@ -258,18 +258,17 @@ plots.show(figure, "The share of fitting pairs is one for labels read below step
 #
 # **Rule 2, Bayes.** Tweedie's formula (notebook 01) reads the conditional mean off a score,
 # $\sqrt{\bar\alpha_t}\;\mathbb E[m_t \mid z_t] = z_t + (1 - \bar\alpha_t)\,\nabla_z \log q(z_t)$, and it holds with
-# $y$ given on both sides, too. Subtract the two. By Bayes' rule
-# $\log q(z_t \mid y) - \log q(z_t) = \log p(y \mid z_t) - \log p(y)$, so
+# $y$ given on both sides, too. Subtract the two. By Bayes' rule $\log q(z_t \mid y) - \log q(z_t) = \log p(y \mid
+# z_t) - \log p(y)$, so
 #
 # $$ \mathbb E[m_t \mid z_t, y] = \mathbb E[m_t \mid z_t]
 #    + \frac{1 - \bar\alpha_t}{\sqrt{\bar\alpha_t}}\;\nabla_z \log p(y \mid z_t) . $$
 #
-# This is exact, and $p(y \mid z_t)$ is the model's own label head, so that no second network is needed. (It has
-# limits. Several given modalities need their *joint* probability, which is not the product of separate heads, and a
-# continuous one needs a density.)
+# This is exact, and $p(y \mid z_t)$ is the model's own label head, so that no second network is needed. (Several
+# given modalities would need their *joint* probability, which is not the product of separate heads.)
 #
-# **Rule 3, conditioned backbone.** Give the network $y$ as an extra input. In training the input is dropped at random,
-# so that one network learns both means. It computes $\mathbb E[m_t \mid z_t, y]$ as well as it was trained.
+# **Rule 3, conditioned backbone.** Give the network $y$ as an extra input. In training the input is dropped at
+# random, so that one network learns both means. It computes $\mathbb E[m_t \mid z_t, y]$ as well as it was trained.
 
 
 # %%
@@ -300,8 +299,8 @@ def bayes(model, z, t, y, source=None):
 rule_of = {"substitute": substituted, "bayes": bayes, "conditioned": conditioned}
 
 # %% [markdown]
-# First we compare our three functions with the library's rules. Then, at random states and labels, we compare rule 2
-# with the exact conditional mean, and rule 1 with the algebra of its error.
+# First we compare our functions with the library's rules. Then, at random states and labels, we compare rule 2 with
+# the exact conditional mean, and rule 1 with the algebra of its error.
 
 # %%
 for make in CURVES.values():
@@ -350,13 +349,13 @@ plots.show(
 
 # %% [markdown]
 # The stray points lie where *no* class has any, and yet the head reads class 2 off every one of them. How come? Near
-# the end $\hat m_t$ is about $z_t$ itself. As long as the head says another label $k$, substitution adds
-# $W (c_y - c_k)$ and pushes the state. Once the state is across the border and the head says $y$, nothing pushes any
-# more, and there it stays. The label is satisfied; the point was never asked.
+# the end $\hat m_t$ is about $z_t$ itself. As long as the head says another label $k$, substitution adds $W (c_y -
+# c_k)$ and pushes the state. Once the state is across the border and the head says $y$, nothing pushes any more, and
+# there it stays. The label is satisfied; the point was never asked.
 #
 # How much does that depend on weight, curve and sampler? The next cells draw 800 samples for each class and setting.
 # For Bayes one setting will do: once $y$ is known, $W_t c_y$ is a known shift, and what is left is a plain diffusion
-# of $x$, whatever the curve. (The cell checks it.)
+# of $x$, whatever the curve.
 
 
 # %%
@@ -409,23 +408,23 @@ plots.show(
 
 # %% [markdown]
 # A large weight means a label with a large signal-to-noise ratio, which is decided early, so that there is less left
-# to average over. A fading label has a smaller one. And **ddim makes every number of substitution worse**, while Bayes
-# does not care. Why should a sampler matter to a rule? The price of a rule will tell.
+# to average over. A fading label has a smaller one. And **ddim makes every number of substitution worse**, while
+# Bayes does not care. Why should a sampler matter to a rule?
 
 # %% [markdown] tags=["slide"]
 # ### The price of a rule, in nats
 #
-# Can we tell how bad a rule is without drawing a sample? Take two ancestral chains, the right one $P$, whose steps use
-# $\mathbb E[m_t \mid z_t, y]$, and one $Q$ that follows a rule. Both start from the same noise, and each step of both
-# is a Gaussian with the same variance $\sigma_t^2$. Only the means $\mu_t$ differ. So the divergence of the two chains
-# is a sum over steps, as in section 5 of notebook 01:
+# Can we tell how bad a rule is without drawing a sample? Take two ancestral chains, the right one $P$, whose steps
+# use $\mathbb E[m_t \mid z_t, y]$, and one $Q$ that follows a rule. Both start from the same noise, and each step of
+# both is a Gaussian with the same variance $\sigma_t^2$. Only the means $\mu_t$ differ. So the divergence of the two
+# chains is a sum over steps, as in section 5 of notebook 01:
 #
 # $$ \mathrm{KL}(P \,\|\, Q) = \sum_t \mathbb E_P\,
 #    \frac{\|\mu_t^P(z_t) - \mu_t^Q(z_t)\|^2}{2 \sigma_t^2}\quad\text{nats} . $$
 #
-# This is, for short steps, what the rule costs in a bound on $\log p(x \mid y)$. (In continuous time it is Girsanov's
-# formula; Song et al. 2021.) For constant weights a step costs $\tfrac12 (\mathrm{SNR}_s - \mathrm{SNR}_t)\,
-# \|\text{error of } \hat m_t\|^2$, which the cell checks.
+# This is, for short steps, what the rule costs in a bound on $\log p(x \mid y)$. (In continuous time it is
+# Girsanov's formula; Song et al. 2021.) For constant weights a step costs $\tfrac12 (\mathrm{SNR}_s -
+# \mathrm{SNR}_t)\, \|\text{error of } \hat m_t\|^2$, which the cell checks.
 
 
 # %%
@@ -483,8 +482,8 @@ plots.show(
 #
 # $$ a \log\frac ab + (1 - a) \log\frac{1 - a}{1 - b} \;\le\; \mathrm{KL}(P \,\|\, Q) . $$
 #
-# Our event is that the drawn point lies in the cluster of the label that was asked for. Under the right chain that is
-# all but certain, and the samples above say how often it happens under substitution.
+# Our event is that the drawn point lies in the cluster of the label that was asked for. Under the right chain that
+# is all but certain, and the samples above say how often it happens under substitution.
 
 
 # %%
@@ -523,10 +522,10 @@ plots.show(figure, "Eighteen settings: full dots of ddpm lie below the diagonal,
 
 
 # %% [markdown]
-# The samples of ddpm keep the promise everywhere, those of **ddim break it**. This is no contradiction. ddim has no
-# noise, so its paths are curves, and two bundles of curves have no finite divergence to bound anything by. If that is
-# the cause, a share of the noise should buy a share of the quality. Our own `step` has that knob. The library takes it
-# as a sampler.
+# The samples of ddpm keep the promise everywhere, those of **ddim break it**. A ddim chain has no noise, so its
+# paths are curves, and two bundles of curves have no finite divergence to bound anything by. If that is the cause, a
+# share of the noise should buy a share of the quality. Our `step` has that knob, and `mt.sample_path` takes it as a
+# sampler.
 
 
 # %%
@@ -567,8 +566,8 @@ plots.show(
 # own head as the classifier. Rule 3 with $\hat m = m^{\text{free}} + g\,(m^{\text{given}} - m^{\text{free}})$, where
 # $m^{\text{given}}$ is the guess with $y$ and $m^{\text{free}}$ the one without, is **classifier-free guidance** (Ho
 # and Salimans 2022). Tweedie's difference of section 4 says $m^{\text{given}} - m^{\text{free}} = \frac{1 -
-# \bar\alpha_t}{\sqrt{\bar\alpha_t}} \nabla_z \log p(y \mid z_t)$. So for exact models the two are the same at *every*
-# scale. (If the weight of $x$ moved, too, a step would also need $e_x$, for which Bayes has to solve.)
+# \bar\alpha_t}{\sqrt{\bar\alpha_t}} \nabla_z \log p(y \mid z_t)$. So for exact models both are the same at *every*
+# scale.
 
 # %%
 worst = 0.0
@@ -584,12 +583,12 @@ assert worst < 1e-7
 # %% [markdown]
 # ### A scale above 1 does not sample what it seems to
 #
-# The guided score is $\nabla \log q(z_t \mid y) + (g - 1) \nabla \log p(y \mid z_t)$. At $t = 0$ that is the score of
-# the *tilted* law $\pi(x) \propto p(x \mid y)\, p(y \mid x)^{g - 1}$, which has more of what is typical for $y$. It is
-# tempting to say that guidance samples $\pi$. But for that a chain needs the score of the *diffused* $\pi$ at every
-# $t$, and diffusing does not commute with tilting. Check both sides at one step: the guided aggregate, and the true
-# $\mathbb E_\pi[m_t \mid z_t]$ by weighted averages over 200,000 points of $p(x \mid y)$. We use wider clusters that
-# overlap, so that a tilt matters.
+# The guided score is $\nabla \log q(z_t \mid y) + (g - 1) \nabla \log p(y \mid z_t)$. At $t = 0$, where hardly any
+# noise is left, that is the score of the *tilted* law $\pi(x) \propto p(x \mid y)\, p(y \mid x)^{g - 1}$, which has
+# more of what is typical for $y$. Does guidance sample $\pi$? For that a chain needs the score of the *diffused*
+# $\pi$ at every $t$, and diffusing does not commute with tilting. Check both sides at one step: the guided
+# aggregate, and the true $\mathbb E_\pi[m_t \mid z_t]$ by weighted averages over 200,000 points of $p(x \mid y)$. We
+# use wider clusters that overlap, so that a tilt matters.
 
 # %%
 model, n = mixture(mt.fade_in(1.0), stds=(0.8, 0.6, 0.7)), 200_000
@@ -639,8 +638,7 @@ plots.show(
 
 # %% [markdown]
 # With either sampler the miss is larger than the tilt itself, and that of ddim is ten times that of ddpm or more.
-# (Bradley and Nakkiran 2024 show it in general.) Guidance is a useful knob, and not a law; notebook 08 measures what
-# it does to images.
+# (Bradley and Nakkiran 2024 show it in general.) Guidance is a useful knob, and not a law.
 
 # %% [markdown] tags=["slide"]
 # ## 6 · DDIM follows a flow, and two solvers follow it better
@@ -653,13 +651,16 @@ plots.show(
 # $$ u_s - u_t = \hat\varepsilon\, (r_s - r_t) + \sum_i e_i\, (W_s^i - W_t^i)
 #    \qquad\longrightarrow\qquad \mathrm du = \hat\varepsilon\,\mathrm dr + \sum_i e_i\,\mathrm dW^i . $$
 #
-# For ever smaller steps that is an ordinary differential equation: at each state it says in which direction to go, and
-# no chance is left. It is called the *probability flow* (Song et al. 2021), here with moving weights. **DDIM** takes
-# the direction at the start of a step for the whole step, so that its error falls like 1/steps (order 1). **Heun**
-# takes the step, looks again at its far end, and repeats it with the mean of both estimates. That is of order 2, with
-# two evaluations of the model in a step. **DPM-Solver++(2M)** (Lu et al. 2022) draws a line through the last two
-# estimates instead, up to the middle of the step: order 2 with one evaluation. We measure the distance to a very fine
-# solution, for the label that fades in.
+# For ever smaller steps that is an ordinary differential equation: at each state it says where to go. It is called
+# the *probability flow* (Song et al. 2021), here with moving weights.
+#
+# - **DDIM** takes the direction at the start of a step for the whole step. Its error falls like 1/steps (order 1).
+# - **Heun** takes the step, looks again at its far end, and repeats it with the mean of both estimates. That is of
+#   order 2, with two evaluations of the model in a step.
+# - **DPM-Solver++(2M)** (Lu et al. 2022) draws a line through the last two estimates instead, up to the middle of
+#   the step: order 2 with one evaluation.
+#
+# We measure the distance to a very fine solution, for the label that fades in.
 
 # %%
 model = mixture(mt.fade_in(1.0), T=800)
@@ -700,10 +701,9 @@ plots.show(
 # *present set* $S$ of notebook 02 is what is in the sum. The model has to know $S$, because a sum without a label
 # looks like a sum with another label.
 #
-# Read $y$ off $x$ alone, with $S = \{x\}$. The head's probabilities must be those of Bayes' rule,
-# $p(y \mid x) \propto p(y)\, p(x \mid y)$. We take the wide clusters again, since certainty would be no test, and deal
-# the three codes to other labels, so that a code does not point to where its own points are. The read-out may happen
-# at any $t$, but noise costs knowledge.
+# Read $y$ off $x$ alone, with $S = \{x\}$. The head's probabilities must be those of Bayes' rule, $p(y \mid x)
+# \propto p(y)\, p(x \mid y)$. We take the wide clusters again, since certainty would be no test, and deal the three
+# codes to other labels, so that a code does not point to where its own points are. You may read at any $t$.
 
 # %%
 codes = torch.tensor(MIXTURE["label_codes"]).roll(1, 0)
@@ -738,8 +738,8 @@ plots.show(
 )
 
 # %% [markdown]
-# The other way round, $x$ is read off the label alone: with $S = \{y\}$ the head draws $x$ from $p(x \mid y)$ itself.
-# And for *every* present set the aggregate is a conditional mean. There is a test of that which needs no formula: the
+# The other way round, $x$ is read off the label alone: with $S = \{y\}$ the head draws $x$ from $p(x \mid y)$
+# itself. And for *every* present set the aggregate is a conditional mean. You can test that without a formula: the
 # error of a conditional mean is uncorrelated with any function of what it has seen, here of $z_t$.
 
 # %%
@@ -765,10 +765,10 @@ for name, S, other in (("x and y", {"x", "label"}, {"x"}), ("x alone", {"x"}, {"
 # %% [markdown] tags=["slide"]
 # ## 8 · With trained heads, measure which rule is best
 #
-# So far the verdict is clear: Bayes and conditioning are exact, substitution is wrong. Now the same with networks, on
-# 8×8 digits: four kinds of model, three seeds each, 1000 samples for each rule, by the ancestral sampler with 50
-# steps. The judge is a support-vector machine that only ever saw real digits. *Agreement* is the share of images that
-# it reads as the label that was given.
+# So far Bayes and conditioning are exact, and substitution is wrong. Now the same with networks, on 8×8 digits: four
+# kinds of model, three seeds each, 1000 samples for each rule, by the ancestral sampler with 50 steps. The judge is
+# a support-vector machine that only ever saw real digits. *Agreement* is the share of images that it reads as the
+# label that was given.
 
 # %%
 files = (
@@ -802,10 +802,10 @@ plots.show(
 )
 
 # %% [markdown]
-# With ancestral steps *substitution beats Bayes* clearly for every kind of model. (A star means clear, as section 8 of
-# notebook 04 defines it.) Conditioning is ahead of substitution, clearly where the label fades in. Does that depend on
-# the sampler, as it did in section 4? We draw from the model that ships with the library by ddim: 500 samples, so that
-# each share is good to ±0.02.
+# With ancestral steps *substitution beats Bayes* clearly for every kind of model. (A star means clear, as section 8
+# of notebook 04 defines it.) Conditioning is ahead of substitution, clearly where the label fades in. Does that
+# depend on the sampler, as it did in section 4? We draw from the model that ships with the library by ddim: 500
+# samples, so that each share is good to ±0.02.
 
 # %% tags=["nbval-ignore-output"]
 digits = mt.load("image-label/digits")
@@ -820,17 +820,17 @@ assert by_ddim["substitute"] < by_ddim["bayes"] + 0.05, "substitution is not ahe
 
 
 # %% [markdown]
-# Yes. By ddim both approximate rules obey far less, and substitution is not ahead of Bayes any more. The ranking of
-# the plot is that of ancestral steps. Only conditioning is best by either.
+# Yes. By ddim both approximate rules obey far less, and substitution is not ahead of Bayes any more. Only
+# conditioning is best by either sampler.
 
 # %% [markdown] tags=["slide"]
 # ### Why is Bayes not best, although it is exact?
 #
-# There are two suspects. First, substitution is less wrong here: a digit's code has 64 pixels of unit size, so its
-# length is 8, where the plane's codes had length 1, and a label with a large signal-to-noise ratio is decided early.
-# Second, the head's *gradient* may be worse than the head. Training asks the head for probabilities and never for
-# their slope, and Bayes uses the slope times $(1 - \bar\alpha_t)/\sqrt{\bar\alpha_t}$. (Notebook 08, section 5, shows
-# a head that is right and has next to no gradient.)
+# There are two suspects. First, substitution is less wrong here: the code of a digit has length 8, where the plane's
+# codes had length 1, so that the label is decided early. Second, the head's *gradient* may be worse than the head.
+# Training asks the head for probabilities and never for their slope, and Bayes uses the slope times $(1 -
+# \bar\alpha_t)/\sqrt{\bar\alpha_t}$. (Notebook 08, section 5, shows a head that is right and has next to no
+# gradient.)
 #
 # If this is so, a larger $W$ should turn the ranking round on *our* problem, too, where the truth is known. We train
 # the same small network with $W = 1$ and with $W = 4$, and price all three rules against the exact chain.
@@ -881,23 +881,23 @@ plots.show(
 
 # %% [markdown]
 # The ranking turned round by the weight alone. With the network's gradient and all else exact, Bayes costs several
-# times what substitution costs with all exact: it is the gradient. And mind the conditioned network at $W = 4$. It is
-# the best one for the first half of the chain, and in the end costs more than substitution: "exact" is a word about
-# exact models. (One training seed.)
+# times what substitution costs with all exact: it is the gradient. The conditioned network at $W = 4$ is the best
+# one for the first half of the chain, and in the end costs more than substitution: "exact" is a word about exact
+# models. (One training seed.)
 
 # %% [markdown] tags=["slide"]
 # ### Held-out data can price a rule
 #
-# The price above needs the exact chain. Its *differences* do not. Take held-out examples $X = (x, y)$, diffuse them to
-# $z_t$, and measure how far a rule's step is from the posterior's, which knows $X$. Given $z_t$ and $y$, the mean of
-# $\mu_t^X$ is $\mu_t^P$, so that Pythagoras splits the miss:
+# The price above needs the exact chain. Its *differences* do not. Take held-out examples $X = (x, y)$, diffuse them
+# to $z_t$, and measure how far a rule's step is from the posterior's, which knows $X$. Given $z_t$ and $y$, the mean
+# of $\mu_t^X$ is $\mu_t^P$, so that Pythagoras splits the miss:
 #
 # $$ \mathbb E\,\|\mu_t^X - \mu_t^Q\|^2 =
 #    \underbrace{\mathbb E\,\|\mu_t^X - \mu_t^P\|^2}_{\text{the same for every rule}}
 #    + \mathbb E\,\|\mu_t^P - \mu_t^Q\|^2 . $$
 #
 # So real data rank the rules as the truth would, up to the size of the steps. The first cell checks this on the
-# mixture, where both ways can be walked. The second takes the digits model and 150 held-out images.
+# mixture. The second takes the digits model and 150 held-out images.
 
 
 # %% tags=["nbval-ignore-output"]
@@ -949,15 +949,15 @@ plots.show(
 
 # %% [markdown]
 # On digits, too, Bayes has the higher price, and pays it where the label is being decided. That its cause is the
-# length of the codes, as on the mixture, is suggested and not proved. For a new model, measure: the library's exact
-# models default to Bayes, and a trained model carries the rule and the sampler that *measured* best in its card.
+# length of the codes, as on the mixture, is suggested and not proved. For a new model, measure. A trained model of
+# the library carries the rule and the sampler that *measured* best in its card.
 
 # %% [markdown] tags=["slide"]
 # ## 9 · Play: what does each knob do to a rule?
 #
-# Grey are true points of the class, in colour the samples. **Look for** substitution going from ddim to ddpm, and from
-# W = 0.5 to 4; for Bayes, which cares for neither; and for what a guidance above 1 does with ddim. (On a static page
-# the controls do not move; below are four settings.)
+# Grey are true points of the class, in colour the samples. **Look for** substitution going from ddim to ddpm, and
+# from W = 0.5 to 4; for Bayes, which cares for neither; and for what a guidance above 1 does with ddim. (For a
+# static page four settings follow.)
 
 # %% tags=["nbval-ignore-output"]
 board = widgets.rule_board()
@@ -981,11 +981,11 @@ for setting in (
 # ## 10 · Exercises
 #
 # **Exercise 1 (warm-up, medium, 15 minutes): DDIM from the flow.**
-# Section 6 has the probability flow in $u = z/\sqrt{\bar\alpha}$ and
-# $r = \sqrt{(1 - \bar\alpha)/\bar\alpha}$. Freeze $\hat\varepsilon$ and the $e_i$ over a step, integrate, and go back
-# to $z_s$. It should be the library's DDIM step (do not call it), although no $\hat m_s$ appears. *Hint*:
-# `guess.noise(process, z, t)` is $\hat\varepsilon$, `guess.codes` are the $e_i$ of the weights that move,
-# `process.at(t, z)` has the rest, `.signal`, `.noise` and the weights `.W`.
+# Section 6 has the probability flow in $u = z/\sqrt{\bar\alpha}$ and $r = \sqrt{(1 - \bar\alpha)/\bar\alpha}$.
+# Freeze $\hat\varepsilon$ and the $e_i$ over a step, integrate, and go back to $z_s$. It should be the library's
+# DDIM step (do not call it), although no $\hat m_s$ appears. *Hint*: `guess.noise(process, z, t)` is
+# $\hat\varepsilon$, `guess.codes` are the $e_i$ of the weights that move, `process.at(t, z)` has the rest,
+# `.signal`, `.noise` and the weights `.W`.
 
 
 # %% tags=["exercise"]
@@ -1032,11 +1032,10 @@ solved
 
 # %% [markdown]
 # **Exercise 2 (break it, medium, 15 minutes): codes that mislead substitution.**
-# How bad substitution is depends on how the codes lie
-# against the data. Find three codes of length 1 (a tensor of shape (3, 2)) with which substitution, constant $W = 1$,
-# asked for a class, draws *another* class more than six times in seven, for every class; Bayes should still get it
-# right. *Hint*: the means are `MIXTURE["means"]`. In which direction would a code have to point, so that the sums
-# $x + W c_y$ are hard to tell apart? (Where they overlap, $z_0$ alone does not tell its label. So the check also
+# How bad substitution is depends on how the codes lie against the data. Find three codes of length 1 (a tensor of
+# shape (3, 2)) with which substitution, constant $W = 1$, asked for a class, draws *another* class more than six
+# times in seven, for every class; Bayes should still get it right. *Hint*: the means are `MIXTURE["means"]`. In
+# which direction would a code have to point, so that the sums $x + W c_y$ are hard to tell apart? (The check also
 # *reads* $x$ with the label given.)
 
 
@@ -1084,12 +1083,11 @@ solved
 
 # %% [markdown]
 # **Exercise 3 (a small research question, hard, 20 minutes): two stages.**
-# Bayes needs a gradient of the network at every step,
-# substitution needs none. The price plot of section 4 says where substitution pays. So use Bayes while $t >$ `switch`,
-# and substitution from there on. Write the ancestral chain for `mixture(mt.constant(1.0))`: 100 steps of two, from
-# $z_{200} \sim \mathcal N(0, I)$ to $z_0$, for the labels `y`; return $x$ as $\mathbb E[x \mid z_0]$. *Hint*: `step`,
-# `substituted`, `bayes`; the weight does not move, so `codes` is empty. How late can you switch? *Further*: what about
-# the other order, and about digits, where `misses` tells a different story?
+# Bayes needs a gradient of the network at every step, substitution needs none. The price plot of section 4 says
+# where substitution pays. So use Bayes while $t >$ `switch`, and substitution from there on. Write the ancestral
+# chain for `mixture(mt.constant(1.0))`: 100 steps of two, from $z_{200} \sim \mathcal N(0, I)$ to $z_0$, for the
+# labels `y`; return $x$ as $\mathbb E[x \mid z_0]$. *Hint*: `step`, `substituted`, `bayes`; the weight does not
+# move, so `codes` is empty. How late can you switch? *Further*: what about the other order?
 
 
 # %% tags=["exercise"]
@@ -1140,18 +1138,13 @@ solved
 # %% [markdown] tags=["slide"]
 # ## What we learned, what comes next
 #
-# - One formula is every sampler: the aggregate moved to $s$, a part of the old noise, some fresh noise. Moving weights
-#   only add $\sum_i (W_s^i - W_t^i)\, e_i$.
+# - One formula is every sampler: the aggregate moved to $s$, a part of the old noise, some fresh noise. Moving
+#   weights only add $\sum_i (W_s^i - W_t^i)\, e_i$.
 # - Single states come out right although paths do not. So read all modalities **together, at one time**.
-# - Given a label, exact Bayes and exact conditioning compute $\mathbb E[m_t \mid z_t, y]$, and substitution misses
-#   $\mathbb E[x \mid z_t, y] - \mathbb E[x \mid z_t]$. The error has a **price in nats**, paid where the label is
-#   decided.
-# - Ancestral samples cannot show more than the price. DDIM's can: without noise nothing forgives a wrong rule.
+# - Given a label, Bayes and conditioning compute $\mathbb E[m_t \mid z_t, y]$ if they are exact. Substitution does
+#   not, and its error has a **price in nats**.
+# - Ancestral samples cannot show more than the price, those of DDIM can.
 # - Guidance by a classifier or without one is one formula. Above scale 1 it is not the tilted law.
-# - With trained networks the ranking is open, and differs from sampler to sampler. Held-out data can measure it.
+# - With trained networks the ranking of the rules is open. Measure it on held-out data.
 #
-# | notebook | question |
-# |---|---|
-# | 03 the multi-modal bound, 04 how tight | what the diffusion term is, and what moving weights cost in it |
-# | **05 sampling and conditioning** | you are here |
-# | 06 image transition, 07 masked image | the given modality is an image: is the label's story the same? |
+# Next: **06 · Image transition**. What changes when the given modality is an image?

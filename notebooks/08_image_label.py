@@ -17,16 +17,21 @@
 # **After this notebook you can**
 # - draw, draw on demand and classify with one set of weights, and name the control that each claim about it needs;
 # - say what a code for a label should be, and why a loss that may choose its codes chooses badly;
-# - split a label head's cross-entropy into what nobody can know and what it has not learned, and measure its calibration;
+# - split a label head's cross-entropy into what nobody can know and what it has not learned, and measure its
+#   calibration;
 # - explain how a head can name every image right and still be useless for guidance;
 # - tell whether a model reproduces a correlation of its data or amplifies it.
 #
-# **You need** notebook 05 (rules for given values, guidance). **Time**: about 50 minutes to read, one minute to run on a
-# laptop CPU. No GPU, no download.
+# **Why?** A model that draws a class and names an image sounds like two tools for the price of one. You will compare
+# each with a network that does nothing else, and see where the pair goes wrong.
+#
+# **You need** notebook 05 (rules for given values, guidance). **Time**: about 100 minutes to read, one minute to run
+# on a laptop CPU. No GPU, no download.
 #
 # Joint image-label training is one of the settings of the paper (Chen et al. 2024,
-# [arXiv:2407.17571](https://arxiv.org/abs/2407.17571), which we know second-hand). The derivations and all measurements
-# here are ours; what is proved stands in [theory.md](theory.md), and every number in [measured.md](measured.md).
+# [arXiv:2407.17571](https://arxiv.org/abs/2407.17571), which we know second-hand). The derivations and all
+# measurements here are ours; what is proved stands in [theory.md](theory.md), and every number in
+# [measured.md](measured.md).
 
 # %%
 import itertools
@@ -61,12 +66,12 @@ def rng(seed):
 
 
 # %% [markdown] tags=["slide"]
-# ## 1 · What a small model draws
+# ## 1 · A small model draws the class it is given, and pairs that fit
 #
-# An image $x$ and its label $y$ share one space: $m_t = x + W_t\,c_y$, where $c_y$ is a fixed picture for each class (a
-# corner of a simplex, notebook 02) and $W_t$ grows from 0.1 to 1. The network sees the noisy sum and answers twice, with
-# an estimate of the sum and with a logit for each class. Scenes of 32×32 pixels have eighteen classes, a shape in a
-# colour. First the class is given, then nothing is:
+# An image $x$ and its label $y$ share one space: $m_t = x + W_t\,c_y$, where $c_y$ is a fixed picture for each class
+# (a corner of a simplex, notebook 02) and $W_t$ grows from 0.1 to 1. The network sees the noisy sum and answers
+# twice, with an estimate of the sum and with a logit for each class. Scenes of 32×32 pixels have eighteen classes, a
+# shape in a colour. First the class is given, then nothing is:
 
 # %%
 large = mt.load("image-label/shapes32")
@@ -113,7 +118,8 @@ plots.show(
 # %% [markdown] tags=["slide"]
 # ## 2 · Does the label cost the image?
 #
-# Digits, three seeds for each variant, equal steps and backbone. The reference is `fade-in`, the joint model above.
+# We compare variants of the joint model on digits, with three seeds for each, equal steps and the same backbone. The
+# reference is `fade-in`, the joint model above.
 #
 # | variant | the label | question |
 # |---|---|---|
@@ -123,10 +129,10 @@ plots.show(
 # | `unshared` | has a diffusion of its own, one trunk | and having no space in common? |
 # | `constant`, `from-zero` | is in the sum with $W = 1$, or $W$ from 0 | what does the curve do? |
 #
-# *Agreement* is the share of drawn images that a judge calls by their label; the judge is a support-vector machine that
-# never saw a generator. *Pixel FD* is a Fréchet distance of pixels to held-out digits. The *bound* is on the image alone,
-# in nats (notebook 03). Differences are taken seed by seed, and what *clear* means says [04 §8](04_how_tight.ipynb); in
-# the plots, clear differences are filled, blue is better and red is worse.
+# *Agreement* is the share of drawn images that a judge calls by their label; the judge is a support-vector machine
+# that never saw a generator. *Pixel FD* is a Fréchet distance of pixels to held-out digits. The *bound* is on the
+# image alone, in nats (notebook 03). Differences are taken seed by seed, and what *clear* means says [04
+# §8](04_how_tight.ipynb); in the plots, clear differences are filled, blue is better and red is worse.
 
 # %%
 VARIANTS = (
@@ -175,14 +181,14 @@ print(f"for scale: two halves of the real digits are at a pixel FD of {halves:.2
 Markdown(report.findings(spaces, less))
 
 # %% [markdown]
-# `image-only` tells the price: what this network could do for the image if it had no label to care for. `conditional` has
-# one task instead of three, and practises it in nine of ten examples, the joint model in one of five. What it draws
-# better is the recipe's as much as the method's. `constant` says whether fading in is worth having. Between superposed
-# codes and channels of their own, look at the bound: [04 §8](04_how_tight.ipynb) finds that the sum as such costs next
-# to nothing; the rest is the network's.
+# `image-only` tells the price: what this network could do for the image if it had no label to care for.
+# `conditional` has one task instead of three, and practises it in nine of ten examples, the joint model in one of
+# five. So practice may explain what it draws better. `constant` says whether fading in is worth having. Between
+# superposed codes and channels of their own, look at the bound: [04 §8](04_how_tight.ipynb) finds that the sum as
+# such costs next to nothing; the rest is the network's.
 #
-# The recipe of `fade-in` was chosen in about a dozen single trials by this judge and these data, and given to the others
-# unchanged, which flatters it. (What guidance buys and costs on digits stands in [measured.md](measured.md).)
+# The recipe of `fade-in` was chosen in about a dozen single trials by this judge and these data, and given to the
+# others unchanged, which flatters it. (What guidance buys and costs on digits stands in [measured.md](measured.md).)
 
 # %% [markdown] tags=["slide"]
 # ## 3 · How should a label get in?
@@ -202,9 +208,11 @@ Markdown(report.findings(spaces, less))
 # $$ \frac{2}{K(K-1)} \sum_{a<b} \|c_a - c_b\|^2
 #    = \frac{2}{K(K-1)} \Big(K \sum_a \|c_a\|^2 - \big\|\textstyle\sum_a c_a\big\|^2\Big) \le \frac{2 n K}{K - 1}, $$
 #
-# with equality when they sum to zero. The least distance is at most the mean, so no codes keep their nearest pair farther
-# apart than the simplex, whose distances are all equal. For someone who knows the image, two classes are confused with
-# probability $\Phi\big(-\tfrac12 W_t \sqrt{\mathrm{SNR}_t}\,\|c_a - c_b\|\big)$. Both sides:
+# with equality when they sum to zero. The least distance is at most the mean, so no codes keep their nearest pair
+# farther apart than the simplex, whose distances are all equal. Someone who knows the image confuses two classes
+# with probability $\Phi\big(-\tfrac12 W_t \sqrt{\mathrm{SNR}_t}\,\|c_a - c_b\|\big)$, where $\Phi$ is the
+# distribution function of $\mathcal N(0, 1)$ and $\mathrm{SNR}_t = \bar\alpha_t / (1 - \bar\alpha_t)$. The cell
+# checks the mean distance, and counts confusions.
 
 # %%
 codes = model.modalities["label"].codes.double()
@@ -232,9 +240,9 @@ assert abs(wrong - expected) < 4 * (expected / n) ** 0.5
 
 # %% [markdown]
 # Would *learned* codes end up as far apart? The loss asks for an aggregate that is easy to guess, and the fewer
-# different codes there are, the easier that is. **One** code for all classes would be the easiest; the library rules it
-# out by centring. But ten classes that share **two** codes, $+u$ and $-u$, are centred and have RMS 1, too. What the
-# best guess of the code, alone in noise, leaves open:
+# different codes there are, the easier that is. **One** code for all classes would be the easiest; the library rules
+# it out by centring. But ten classes that share **two** codes, $+u$ and $-u$, are centred and have RMS 1, too. The
+# plot shows what the best guess of a code leaves open, when the code is alone in noise:
 
 
 # %%
@@ -295,15 +303,15 @@ plots.show(figure, "Nearest pair and directions used, for learned and generated 
 # %% [markdown] tags=["slide"]
 # ## 4 · Is the head as good as a classifier?
 #
-# The bound has a term for the label, $\mathbb E \log p(y \mid z_t)$, and the head is trained on it at *every* $t$. The
-# cross-entropy of any head $p$ splits in two:
+# The bound has a term for the label, $\mathbb E \log p(y \mid z_t)$, and the head is trained on it at *every* $t$.
+# The cross-entropy of any head $p$ splits in two:
 #
 # $$ \underbrace{-\,\mathbb E_q \log p(y \mid z_t)}_{\text{what the head pays}}
 #    = \underbrace{H_q(y \mid z_t)}_{\text{nobody can know}}
 #    + \!\!\underbrace{\mathbb E_q\,\mathrm{KL}\big(q(y \mid z_t)\,\|\,p(y \mid z_t)\big)}_{\text{not learned}}$$
 #
-# On the mixture of notebook 05 all three can be computed. As a head that has not learned everything we take the exact one
-# with its logits doubled, which is too sure of itself. Both sides:
+# On the mixture of notebook 05 all three can be computed. As a head that has not learned everything we take the
+# exact one with its logits doubled, which is too sure of itself. The cell computes both sides:
 
 # %%
 process = mt.ForwardProcess(mt.NoiseSchedule.log_snr(200, 8.0, -8.0), {"x": 1.0, "label": mt.constant(0.0)})
@@ -345,12 +353,12 @@ Markdown(report.findings(found))
 #
 # ### Is 90% sure right in 90%?
 #
-# A head is **calibrated** if, among all images of which it is 90% sure, 90% are named right. The **expected calibration
-# error** sorts images by confidence into $B$ bins and averages the gap (Guo et al. 2017):
+# A head is **calibrated** if, among all images of which it is 90% sure, 90% are named right. The **expected
+# calibration error** sorts images by confidence into $B$ bins and averages the gap (Guo et al. 2017):
 #
 # $$ \mathrm{ECE} = \sum_{b} \frac{n_b}{n}\,\Big|\,\mathrm{accuracy}_b - \mathrm{confidence}_b\,\Big| . $$
 #
-# By hand, and by the library:
+# We compute it by hand and by the library:
 
 # %%
 logits, truth = head_logits(model, test, generator=rng(4)), test.values["label"]
@@ -379,10 +387,10 @@ print(f"ours: {by_hand:.4f}, {'above' if by_hand > high else 'within'} that rang
 assert low > 0
 
 # %% [markdown]
-# A **temperature**, one number that divides all logits $\ell_k$, changes how sure the head is, and never which class is
-# the likeliest. Cross-entropy is convex in $b$, one over the temperature, with the slope
-# $\mathbb E\big[\sum_k p_k \ell_k - \ell_y\big]$, $p = \operatorname{softmax}(b\,\ell)$. The slope by differences, and
-# the minimum by the library:
+# A **temperature**, one number that divides all logits $\ell_k$, changes how sure the head is, and never which class
+# is the likeliest. Cross-entropy is convex in $b$, one over the temperature, with the slope $\mathbb E\big[\sum_k
+# p_k \ell_k - \ell_y\big]$, $p = \operatorname{softmax}(b\,\ell)$. We check the slope by differences, and the
+# minimum against the library's:
 
 # %%
 by_library = temperature(logits, truth)
@@ -426,8 +434,8 @@ print(f"accuracy {p:.3f}; by the choice of 360 digits, which all seeds share, ±
 Markdown(report.findings(calibration, [text for text in calibration if text != "accuracy"]))
 
 # %% [markdown]
-# A temperature far above 1 says that a head is too sure of itself. Noise in training is a cure, with or without a joint
-# model. For *scaled* figures each fifth of the images got the temperature of the others.
+# A temperature far above 1 says that a head is too sure of itself. Noise in training is a cure, with or without a
+# joint model. The *scaled* figures of each fifth of the images use the temperature of the other four fifths.
 
 # %% [markdown] tags=["slide"]
 # ## 5 · A right head with a useless gradient
@@ -483,9 +491,9 @@ print(f"t = {t}: by the gradient and by the formula, largest difference {gap.abs
 assert gap.abs().max() < 1e-6
 
 # %% [markdown]
-# Now the network. It can be asked in two ways: by the slope of its head, and by *giving* it the label. Noisy scenes
-# with a label's code in them are asked for another class: the coefficient along $W (c_y - e)$, and the RMS of what lies
-# across.
+# Now to the network. It can be asked in two ways: by the slope of its head, and by *giving* it the label. We take
+# noisy scenes with a label's code in them, and ask for another class. The plot shows the coefficient along $W (c_y -
+# e)$, and the RMS of what lies across.
 
 
 # %%
@@ -574,7 +582,8 @@ assert torch.allclose(by_hand, library, atol=1e-4)
 assert torch.allclose(log_p.exp().sum(1), torch.ones(64).double())
 
 # %% [markdown]
-# Does it draw? The third chain has $\log p(y \mid z_t)$ by the code *alone*, to see how much is the head's:
+# Does the mend help a chain to draw? The third chain has $\log p(y \mid z_t)$ by the code *alone*, to see how much
+# is the head's:
 
 
 # %%
@@ -618,10 +627,10 @@ plots.show(
 # %% [markdown] tags=["slide"]
 # ## 6 · Do images without labels help?
 #
-# If the label of an example is missing (`mtdiff.MISSING`), its present set is $S = \{x\}$, and its label term is left
-# out of the sum. If labels are missing *completely at random*, whatever image and label are, the mean over those that
-# are there estimates the mean over all, without bias. Check: over many random subsets, the label's loss averages to
-# that of the full batch (the noise is the same each time):
+# If the label of an example is missing (`mtdiff.MISSING`), its present set is $S = \{x\}$, and its label term is
+# left out of the sum. If labels are missing *completely at random*, whatever image and label are, the mean over
+# those that are there estimates the mean over all, without bias. To check, we average the label's loss over many
+# random subsets; it must come out as that of the full batch (the noise is the same each time):
 
 # %%
 batch = {name: value[:64] for name, value in test.values.items()}
@@ -674,12 +683,12 @@ Markdown(report.findings(scarce, less))
 # rarely given a label hardly learns to obey. The image *alone* gains, for every example without a label is one of it.
 
 # %% [markdown] tags=["slide"]
-# ## 7 · What models amplify
+# ## 7 · Guidance amplifies a correlation, and so does a short training
 #
-# Let a shape have its own colour in 80% of the data, and ask for the shape. Does the model keep the 80%? First without
-# a network: four clusters in the plane, across is the *shape*, up is the *colour*, and left shapes are mostly up. The
-# chain is classifier guidance with exact estimates ([05 §5](05_sampling_and_conditioning.ipynb)), and the label is the
-# shape alone. By hand, and by the library:
+# Let a shape have its own colour in 80% of the data, and ask for the shape. Does the model keep the 80%? First
+# without a network: four clusters in the plane, across is the *shape*, up is the *colour*, and left shapes are
+# mostly up. The chain is classifier guidance with exact estimates ([05 §5](05_sampling_and_conditioning.ipynb)), and
+# the label is the shape alone. We write it by hand and compare with the library:
 
 # %%
 toy = mt.exact.planted_mixture(0.8)
@@ -756,9 +765,10 @@ plots.show(
 )
 
 # %% [markdown]
-# Now networks. Scenes of one large shape, of which **60, 80 or 95%** have their own colour (circles red, squares green,
-# triangles blue; the others one of five colours), all else equal; the label is the shape. Three seeds for each share. Two
-# judges, trained on scenes *without* the correlation, read shape and colour off what is drawn.
+# Now take networks. Their data are scenes of one large shape, of which **60, 80 or 95%** have their own colour
+# (circles red, squares green, triangles blue; the others one of five colours), with all else equal; the label is the
+# shape. There are three seeds for each share. Two judges, trained on scenes *without* the correlation, read shape
+# and colour off what is drawn.
 
 # %%
 eight = {f"{share}%": planted(share / 100, n=8, seed=0).values["image"] for share in (60, 95)}
@@ -820,17 +830,18 @@ axes[0].legend(frameon=False, fontsize=8)
 plots.show(figure, "Own colours above the planted share over training steps, drawn jointly and given the shape.")
 
 # %% [markdown]
-# Two mechanisms, then. **Guidance** exaggerates what goes along with the label in the noise, even with exact estimates.
-# And **a network of finite training** draws the majority first: its curves start above 0 and come down, the later the
-# rarer a colour is. Where they still fall at the end, longer training would take more of it away. That a colour is
-# missing does not show in any single picture, and nobody has to intend it. One kind of scenes and one budget: nothing
-# here says how large models of photographs behave.
+# Two mechanisms, then. **Guidance** exaggerates what goes along with the label in the noise, even with exact
+# estimates. And **a network of finite training** draws the majority first: its curves start above 0, and come down
+# unless the other colours are very rare. Where they still fall at the end, longer training would take more of it
+# away. (With three seeds, no rise from guidance 1 to 4 is clear.) That a colour is missing does not show in any
+# single picture. We looked at one kind of scenes and one budget; nothing here says how large models of photographs
+# behave.
 #
 # ## 8 · Exercises
 #
 # **Exercise 1 (warm-up, easy, 5 minutes). A confidence that means something.**
-# Given logits and labels, return the accuracy among the
-# examples whose confidence is at least $c$, and the share of examples that are kept.
+# Given logits and labels, return the accuracy among the examples whose confidence is at least $c$, and the share of
+# examples that are kept.
 
 
 # %% tags=["exercise"]
@@ -1001,18 +1012,16 @@ solved
 # %% [markdown] tags=["slide"]
 # ## What we learned, what comes next
 #
-# - One set of weights draws pairs, draws classes and names images. Each job has its control: the image alone, a model that
-#   only draws given labels, a classifier of the same size.
-# - What a label costs the image is the difference to a model without it; part of it is how often each job is practised.
-# - Codes should be as far apart as can be. A loss rewards codes that are alike, and a generator of codes takes the reward.
-# - A head's cross-entropy is what nobody can know plus what it has not learned; calibration has a floor that depends on the
-#   number of images. Simulate it before you complain.
+# - One set of weights draws pairs, draws classes and names images. Each job has its control: the image alone, a
+#   model that only draws given labels, a classifier of the same size.
+# - What a label costs the image is the difference to a model without it; part of it is how often each job is
+#   practised.
+# - Codes should be as far apart as can be. A loss rewards codes that are alike, and a generator of codes takes the
+#   reward.
+# - A head's cross-entropy is what nobody can know plus what it has not learned. Calibration has a floor that depends
+#   on the number of images.
 # - A head can be right and its slope useless, where it is shown a probability: there, no slope is left. Logits add.
-# - Guidance amplifies whatever goes along with the label in the noise, with exact estimates; a network draws the majority
-#   too often before any guidance.
+# - Guidance amplifies whatever goes along with the label in the noise, with exact estimates. A network draws the
+#   majority too often before any guidance.
 #
-# | notebook | question |
-# |---|---|
-# | 05 sampling and conditioning | what the rules for given values are, and when they are exact |
-# | **08 image and label** | you are here |
-# | 09 image and representation | does a summary of the image, drawn along with it, make the image better? |
+# Next: **09 · Image and representation**. Does a summary of the image, drawn along with it, make the image better?

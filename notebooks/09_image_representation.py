@@ -22,7 +22,7 @@
 # - judge the claim "a representation makes images better" by the controls that it needs.
 #
 # **You need** notebooks 02 (codes, present sets), 05 (rules for given values, guidance) and 08 (labels). **Time**: about
-# 50 minutes to read, about one minute to run on a laptop CPU. No GPU, no download.
+# 80 minutes to read, about one minute to run on a laptop CPU. No GPU, no download.
 #
 # Joint image-representation training is one of the settings of the paper (Chen et al. 2024,
 # [arXiv:2407.17571](https://arxiv.org/abs/2407.17571)); whether it makes the image better it leaves open, as far as we

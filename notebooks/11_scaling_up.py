@@ -22,7 +22,7 @@
 # - say how many evaluations a sample needs, and what two samples of one law look like to a Fréchet distance.
 #
 # **You need** notebook 01 (the loss, the average of the weights) and 03 (the loss of many modalities). **Time**: about
-# 60 minutes to read, half a minute to run on a laptop CPU. No GPU, no download.
+# 80 minutes to read, half a minute to run on a laptop CPU. No GPU, no download.
 
 # %%
 import json

@@ -33,6 +33,8 @@ spec = importlib.util.spec_from_file_location("course_notebooks", Path(__file__)
 course = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(course)
 
+MOST_WORDS = 3000
+"""A notebook that is longer is split or cut."""
 TAGS = {"setup", "exercise", "solution", "check", "slide", "slow", "nbval-check-output", "nbval-ignore-output"}
 every_notebook = pytest.mark.parametrize("source", course.sources(), ids=lambda source: source.stem)
 
@@ -222,6 +224,31 @@ def test_cells_are_short_tagged_and_without_magics(source):
         if kind == "code":
             assert len([line for line in text.splitlines() if line.strip()]) <= 25, text
             assert not re.match(r"\s*[%!]", text), text
+
+
+def words(markdown):
+    """How many words a text has: a word has a letter or a digit, and a formula is one word."""
+    return len(re.findall(r"\S*[^\W_]\S*", re.sub(r"\$\$.+?\$\$|\$[^$]+\$", "x", markdown, flags=re.S)))
+
+
+@every_notebook
+def test_a_notebook_is_read_in_one_sitting(source):
+    count = sum(words(text) for kind, text, _ in course.cells(jupytext.read(source)) if kind == "markdown")
+    assert count <= MOST_WORDS, f"{source.stem} has {count} words"
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("two  words", 2),
+        ("# One", 1),
+        ("- the $v$-loss is $1 + 2$.", 4),
+        ("so\n$$ a\n = b $$\nand $$ c $$", 4),
+        ("| a | 3 |\n|---|---|", 2),
+    ],
+)
+def test_a_formula_is_one_word_and_a_sign_of_markdown_is_none(text, count):
+    assert words(text) == count
 
 
 @every_notebook
