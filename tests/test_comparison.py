@@ -125,6 +125,14 @@ def holes(a, b, share, what):
     return less(MASKED, a, "plain", "metrics", b, share, what, control=("metrics", "repaint", share, what))
 
 
+def photographs(variant, *path):
+    """A variant less plain diffusion in per cent, over pairs of trainings of three sizes."""
+    pairs = [[measured(f"imagenet-imagenette32-{v}{size}", "metrics", *path) for v in (variant, "plain")] for size in SIZES]
+    found = [(100 * mine[seed] / plain[seed], 100.0) for mine, plain in pairs for seed in mine]
+    return paired(*(dict(enumerate(values)) for values in zip(*found, strict=True)))
+
+
+SIZES, JUDGE = ("", "-long", "-gpu"), "mobilenetv2:imagenette"
 HEAD = ("metrics", "head", "accuracy")
 ANY, PAIRS, FROM = "any-to-any-shapes16", ("metrics", "pairs", "mean"), ("metrics", "matrix")
 QUOTED = {  # name: (difference, digits, is it clear, where)
@@ -177,8 +185,10 @@ QUOTED = {  # name: (difference, digits, is it clear, where)
     "image to words": (less(ANY, "image-to-caption", "shared", *FROM, "image", "caption"), 3, True, "measured"),
     "segments to image": (
         less(ANY, "segmentation-to-image", "shared", *FROM, "segmentation", "image"), 3, True, "measured"),
-    "photographs, label": (less("imagenet-imagenette32", "label", "plain", "card", "probes", -1, "error"), 5, True, ""),
-    "photographs, masked": (less("imagenet-imagenette32", "masked", "plain", "card", "probes", -1, "error"), 5, False, ""),
+    "photographs, label": (photographs("label", "bound", "bits_per_dim"), 1, True, "README measured"),
+    "photographs, masked": (photographs("masked", "bound", "bits_per_dim"), 1, True, "README measured"),
+    "photographs, label, kernel": (photographs("label", "alone", JUDGE, "kernel"), 0, True, "measured"),
+    "photographs, masked, kernel": (photographs("masked", "alone", JUDGE, "kernel"), 0, False, "measured"),
 }  # fmt: skip
 
 

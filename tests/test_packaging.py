@@ -151,7 +151,8 @@ def test_the_tables_are_the_measured_ones():
         ("image-transition-shapes32", "transition"),
         ("masked-image-shapes16", "masked", "plain", "augment", "own-channels", "unshared"),
         ("masked-image-shapes32", "masked"),
-        ("imagenet-imagenette32", "label-long", "masked-long"),
+        ("imagenet-imagenette32", "plain-long", "label-long", "masked-long"),
+        ("imagenet-imagenette32", "plain-gpu", "label-gpu", "masked-gpu", "conditional-gpu"),
         ("any-to-any", "shapes32-shared", "scenes32-shared", "shapes16-shipped"),
         ("any-to-any-shapes16", "shared", "own-channels", "unshared", "missing-50", "missing-80", *ALONE),
     ):
