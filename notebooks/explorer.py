@@ -24,7 +24,7 @@ import mtdiff as mt
 from mtdiff import plots, widgets
 from mtdiff.experiments import any_to_any, image_transition, masked_image
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # on a small shared CPU two threads are slower than one
 plots.style()
 
 # %% [markdown]

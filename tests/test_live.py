@@ -9,6 +9,7 @@ import subprocess
 
 import pytest
 import torch
+from browser import CHROMIUM, OPTIONS
 from safetensors.torch import save
 
 import mtdiff as mt
@@ -21,7 +22,6 @@ NETWORK = (website.LIVE / "network.js").read_text()
 CLOSE = 1e-4
 CHAINS = [(12, 3, 1.0), (5, None, 1.0), (8, 7, 3.0)]
 """Steps, label and guidance."""
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium or Chrome, to open the page")
 needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="needs node, to run the page's script")
 pytestmark = pytest.mark.filterwarnings("ignore::PendingDeprecationWarning", "ignore::DeprecationWarning")  # Sphinx's own
@@ -37,8 +37,8 @@ def node(script, folder):
 
 def opened(page, folder):
     """A page as Chromium has it when all of its timers are done."""
-    options = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}"]
-    command = [CHROMIUM, *options, "--virtual-time-budget=60000", "--dump-dom", page.as_uri()]
+    options = [*OPTIONS, f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=60000", "--dump-dom"]
+    command = [CHROMIUM, *options, page.as_uri()]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
 
 
