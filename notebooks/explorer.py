@@ -18,11 +18,11 @@
 # computed, the old one is faint.
 
 # %%
-import torch
-
 import mtdiff as mt
 from mtdiff import plots, widgets
 from mtdiff.experiments import any_to_any, image_transition, masked_image
+
+import torch
 
 torch.set_num_threads(1)  # on a small shared CPU two threads are slower than one
 plots.style()
