@@ -38,7 +38,7 @@ from sphinx.util.docutils import docutils_namespace
 
 import mtdiff as mt
 from mtdiff.course import tags
-from notebooks import FOLDER, ROOT, figures, formula, reachable, sources
+from notebooks import FOLDER, ROOT, deck, figures, formula, reachable, sources
 from notebooks import setup as first_cell
 
 STYLE = Path(__file__).with_suffix(".css")
@@ -86,9 +86,10 @@ class Source:
         for name in (name for group in PAGES.values() for name in group):
             for file in (ROOT / f"{name}.md", ROOT / ".github" / f"{name}.md"):
                 if file.is_file():
-                    self.page(f"{name}.md", file.read_text())
+                    self.page(f"{name}.md", file.read_text() + self.decks() * (name == "notebooks/teaching"))
         for name in self.notebooks:
             self.page(f"notebooks/{name}.md", self.notebook(name))
+            self.put(f"_extra/slides/{name}.html", self.slides(name))
         self.page("symbols.md", symbols())
         self.page("live.md", (LIVE / "page.md").read_text())
         self.page("index.md", self.map())
@@ -174,7 +175,8 @@ class Source:
 
     def ways(self, name: str) -> str:
         """How to run a notebook."""
-        ways = [f"{{download}}`the notebook <{name}.ipynb>`", "`make lab` opens the course in JupyterLab"]
+        ways = [f"{{download}}`the notebook <{name}.ipynb>`", f'<a href="../slides/{name}.html">slides</a>']
+        ways += ["`make lab` opens the course in JupyterLab"]
         install = ""
         if self.repository:
             colab, binder = addresses(self.repository, name)
@@ -183,6 +185,23 @@ class Source:
                 ways[-1] += ", there with a first cell of these lines:"
                 install = f"\n```python\n{first_cell(self.repository)}```\n"
         return f"```{{rst-class}} ways\n```\n{' · '.join(ways)}\n{install}"
+
+    def slides(self, name: str) -> str:
+        """The slides of a notebook, whose links lead to pages of the site."""
+
+        def link(match: re.Match) -> str:
+            page, kind, anchor, said = match.groups()
+            there = kind == "md" or page in self.notebooks
+            return f'<a href="../notebooks/{page}.html{anchor}">{said}</a>' if there else said
+
+        text = deck(nbformat.read(FOLDER / f"{name}.ipynb", 4), ROOT / "slides")
+        return re.sub(r'<a href="\.\./notebooks/([^"#]*)\.(md|ipynb)([^"]*)">(.*?)</a>', link, text)
+
+    def decks(self) -> str:
+        """The part of the teacher's guide that leads to all slides."""
+        titles = {file: title for title, file, _ in COURSE}
+        decks = [f'<li><a href="../slides/{file}.html">{html.escape(titles[file])}</a></li>' for file in self.notebooks]
+        return f"\n## Slides\n\nArrow keys turn them; printed, they are a PDF.\n\n<ul>\n{chr(10).join(decks)}\n</ul>\n"
 
     def map(self) -> str:
         """The first page: what it is, and the notebooks by their pictures and questions."""
@@ -477,6 +496,7 @@ def settings(address: str = "") -> dict:
         "html_theme": "furo",
         "html_title": "mtdiff",
         "html_static_path": ["_static"],
+        "html_extra_path": ["_extra"],
         "html_css_files": ["site.css"],
         "html_baseurl": address,
         "html_math_renderer": "picture",
@@ -523,7 +543,7 @@ def dead(site: Path) -> list[str]:
         for link in [*page.links, *page.fetched]:
             parts = urlparse(link)
             if parts.scheme or parts.netloc:
-                if link in page.fetched:
+                if link in page.fetched and parts.scheme != "data":
                     wrong.append(f"{file.relative_to(site)} fetches {link}")
                 continue
             target = (file.parent / unquote(parts.path)).resolve() if parts.path else file
