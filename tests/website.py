@@ -30,6 +30,7 @@ from urllib.parse import quote, unquote, urlparse
 
 import matplotlib.pyplot as plt
 import nbformat
+import torch
 from docutils import nodes
 from PIL import Image
 from sphinx.application import Sphinx
@@ -38,19 +39,20 @@ from sphinx.util.docutils import docutils_namespace
 
 import mtdiff as mt
 from mtdiff.course import tags
+from mtdiff.datasets.shapes import BACKGROUNDS, COLOURS, SHAPES, SIZES, VOCABULARY, palette
 from notebooks import FOLDER, ROOT, deck, figures, formula, reachable, sources
 from notebooks import setup as first_cell
 
 STYLE = Path(__file__).with_suffix(".css")
 LIVE = Path(__file__).parent / "live"
-"""The page on which a model runs, and its scripts."""
+"""The pages on which a model runs, and their scripts."""
 README = (ROOT / "README.md").read_text()
 COURSE = re.findall(r"^\| \[(\d\d [^\]]+)\]\(notebooks/(\S+)\.ipynb\) \| (.+) \| .+ \|$", README, re.M)
 """Title, file and question of each notebook."""
 THUMBNAILS = {"00": 1, "06": 1, "08": 2, "11": 1}
 """Which figure stands for a notebook on the map, where it is not the first."""
 PAGES = {
-    "The course": ["live", *(f"notebooks/{file}" for _, file, _ in COURSE)],
+    "The course": ["live", "any", *(f"notebooks/{file}" for _, file, _ in COURSE)],
     "The method": ["notebooks/theory", "symbols", "notebooks/walkthrough", "notebooks/measured", "notebooks/relatives"],
     "Teaching": ["notebooks/teaching", "notebooks/quiz", "notebooks/errata"],
     "The library": ["README", "notebooks/own", "api/index"],
@@ -83,6 +85,7 @@ class Source:
 
     def write(self) -> None:
         """Write all of it."""
+        (self.folder / "_extra").mkdir(parents=True)
         for name in (name for group in PAGES.values() for name in group):
             for file in (ROOT / f"{name}.md", ROOT / ".github" / f"{name}.md"):
                 if file.is_file():
@@ -92,6 +95,7 @@ class Source:
             self.put(f"_extra/slides/{name}.html", self.slides(name))
         self.page("symbols.md", symbols())
         self.page("live.md", (LIVE / "page.md").read_text())
+        self.page("any.md", (LIVE / "any.md").read_text())
         self.page("index.md", self.map())
         self.api()
         for file, names in self.tests.items():
@@ -100,6 +104,7 @@ class Source:
             self.put(f"{file}.md", f"---\norphan: true\n---\n# {file}\n\n```text\n{(ROOT / file).read_text()}\n```\n")
         self.put("_static/site.css", STYLE.read_text())
         self.put("_static/live/weights.js", weights("image-label/digits"))
+        self.put("_static/live/any_weights.js", weights("any-to-any/shapes16") + scenes())
         for script in LIVE.glob("*.js"):
             self.put(f"_static/live/{script.name}", script.read_text())
         card(self.folder / "_static" / "card.png")
@@ -221,7 +226,10 @@ class Source:
             for caption, names in PAGES.items()
         ]
         grid = f'<div class="map">\n{"".join(cards)}\n</div>'
-        live = "{doc}`A model in this page <live>` draws the digit that you choose, in your browser."
+        live = (
+            "{doc}`A model in this page <live>` draws the digit that you choose, in your browser; {doc}`another one <any>` "
+            "draws the image, the depth and the segmentation of your words, or reads words from a picture."
+        )
         return f"{README.partition('## Start')[0]}\n## The course\n\n{live}\n\n{grid}\n\n{''.join(trees)}"
 
     def has(self, page: str) -> bool:
@@ -337,6 +345,13 @@ def weights(name: str) -> str:
     config = json.loads((folder / "card.json").read_text())["config"]
     data = base64.b64encode((folder / "model.safetensors").read_bytes()).decode()
     return f"const MODEL = {json.dumps({'config': config, 'weights': data})};\n"
+
+
+def scenes() -> str:
+    """The world of the page of scenes, as a script: the words at each place of a caption, the colours of classes."""
+    places = [[VOCABULARY.index(word) for word in words] for words in (BACKGROUNDS, SIZES, COLOURS, SHAPES)]
+    colours = palette(torch.arange(1 + len(SHAPES)).reshape(-1, 1, 1)).flatten(1).tolist()
+    return f"const PLACES = {places}, PALETTE = {colours};\n"
 
 
 def thumbnail(name: str) -> Image.Image:
