@@ -9,6 +9,8 @@
 
   const box = (name) => document.querySelector(`.live input[data-given=${name}]`);
   const best = (chances) => chances.indexOf(Math.max(...chances));
+  const limited = (mean) => mean.map((x) => Math.min(1, Math.max(-1, x)));
+  const atPixel = (chances, i) => PALETTE.map((_, k) => chances[k * model.area + i]);
 
   /** A picture of channels in -range..range, black to white; one channel is grey. */
   function paint(name, pixels, range = 1) {
@@ -22,9 +24,9 @@
 
   /** The value that the heads say: a mean, or the most likely class or word. */
   const read = {
-    image: (mean) => mean.map((x) => Math.min(1, Math.max(-1, x))),
-    depth: (mean) => mean.map((x) => Math.min(1, Math.max(-1, x))),
-    segmentation: (chances) => Array.from({ length: model.area }, (_, i) => best(PALETTE.map((_, k) => chances[k * model.area + i]))),
+    image: limited,
+    depth: limited,
+    segmentation: (chances) => Array.from({ length: model.area }, (_, i) => best(atPixel(chances, i))),
     label: (chances) => [best(chances)],
     caption: (chances) => PLACES.map((ids, l) => ids[best(ids.map((id) => chances[l * caption.vocabulary.length + id]))]),
   };
