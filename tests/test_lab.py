@@ -91,6 +91,8 @@ def test_a_slider_of_the_quickstart_redraws_its_samples(lab, capsys):
         run(tab)
         value = "document.querySelectorAll('.widget-vbox .widget-readout')[1].textContent"
         assert tab.evaluate(value) == "1.00"
+        titles = "[...document.querySelectorAll('.widget-vbox .widget-slider label')].map((label) => label.title)"
+        assert tab.evaluate(titles) == ["label", "guidance", "steps", "seed"]
         check(*moved(tab, capsys, "guidance", "document.querySelectorAll('.noUi-handle')[1]", 40))
         assert float(tab.evaluate(value)) > 1.5
         assert tab.errors == []

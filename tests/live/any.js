@@ -156,15 +156,17 @@ class Scenes extends Chain {
     const all = Object.entries(this.modalities), none = new Float64Array(this.size);
     const signal = Math.sqrt(this.abar[t]), noise = Math.sqrt(1 - this.abar[t]);
     const level = (name) => (name in given ? 0 : signal * this.W[name][t]);
-    const encoded = Object.keys(given).map((name) => [name, this.modalities[name].encode(given[name])]);
-    const known = Object.fromEntries(encoded), rest = this.plus(z, known, t, -signal), inputs = { condition: null, context: null };
+    const known = {}, found = {}, inputs = { condition: null, context: null };
     const tell = (slot, value) => (inputs[slot] = inputs[slot] ? add(inputs[slot], value) : value);
-    for (const name of Object.keys(given)) Object.entries(this.modalities[name].told(given[name])).forEach((put) => tell(...put));
+    for (const [name, value] of Object.entries(given)) {
+      known[name] = this.modalities[name].encode(value);
+      for (const put of Object.entries(this.modalities[name].told(value))) tell(...put);
+    }
+    const rest = this.plus(z, known, t, -signal);
 
-    const found = {};
     for (const [name, modality] of all.filter(([name, part]) => part instanceof Words && !(name in given))) {
-      const shares = (other) => other !== name;  // words fill the space: each other code is in their channels
-      const power = all.reduce((sum, [other]) => sum + (shares(other) ? level(other) ** 2 : 0), noise ** 2);
+      const others = all.filter(([other]) => other !== name); // words fill the space: each other code is in their channels
+      const power = others.reduce((sum, [other]) => sum + level(other) ** 2, noise ** 2);
       const chances = modality.sensed(rest, level(name) / power);
       tell("condition", conv(chances, modality.layer.notice));
       found[name] = modality.mix(chances);
