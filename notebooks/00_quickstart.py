@@ -34,11 +34,11 @@
 # [theory.md](theory.md).
 
 # %%
-import matplotlib.pyplot as plt
-import torch
-
 import mtdiff as mt
 from mtdiff import datasets, experiments, judges, plots, probes, widgets
+
+import matplotlib.pyplot as plt
+import torch
 
 torch.set_num_threads(1)  # on a small shared CPU two threads are slower than one
 plots.style()

@@ -35,13 +35,13 @@ import functools
 import itertools
 import math
 
-import matplotlib.pyplot as plt
-import torch
-
 import mtdiff as mt
 from mtdiff import datasets, plots, widgets
 from mtdiff.laws import gaussian_log_prob
 from mtdiff.metrics import energy_distance
+
+import matplotlib.pyplot as plt
+import torch
 
 torch.set_num_threads(1)
 plots.style()

@@ -33,13 +33,13 @@
 import math
 import warnings
 
-import matplotlib.pyplot as plt
-import torch
-
 import mtdiff as mt
 from mtdiff import datasets, plots, widgets
 from mtdiff.laws import gaussian_log_prob
 from mtdiff.modalities import simplex_codes
+
+import matplotlib.pyplot as plt
+import torch
 
 torch.set_num_threads(1)
 plots.style()

@@ -30,15 +30,15 @@
 # %%
 import math
 
-import matplotlib.pyplot as plt
-import torch
-from torch import nn
-
 import mtdiff as mt
 from mtdiff import datasets, plots, widgets
 from mtdiff.laws import Categorical, Gaussian, gaussian_log_prob
 from mtdiff.metrics import energy_distance
 from mtdiff.model import AGGREGATES
+
+import matplotlib.pyplot as plt
+import torch
+from torch import nn
 
 torch.set_num_threads(1)
 plots.style()

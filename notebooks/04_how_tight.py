@@ -36,14 +36,14 @@ import json
 import math
 from pathlib import Path
 
-import matplotlib.pyplot as plt
-import torch
-from torch.distributions import MultivariateNormal
-
 import mtdiff as mt
 from mtdiff import datasets, plots, widgets
 from mtdiff.comparison import by_seed, paired, tally
 from mtdiff.exact import linear_gaussian_gap
+
+import matplotlib.pyplot as plt
+import torch
+from torch.distributions import MultivariateNormal
 
 torch.set_num_threads(1)
 plots.style()

@@ -37,9 +37,6 @@ import json
 import math
 from pathlib import Path
 
-import matplotlib.pyplot as plt
-import torch
-
 import mtdiff as mt
 from mtdiff import datasets, judges, plots, widgets
 from mtdiff.comparison import by_seed, paired, tally
@@ -47,6 +44,9 @@ from mtdiff.datasets import MIXTURE
 from mtdiff.metrics import energy_distance
 from mtdiff.solvers import Guess, frozen
 from mtdiff.training import TrainConfig, Trainer
+
+import matplotlib.pyplot as plt
+import torch
 
 torch.set_num_threads(1)
 plots.style()

@@ -34,10 +34,6 @@ import math
 from pathlib import Path
 from statistics import mean
 
-import matplotlib.pyplot as plt
-import torch
-from IPython.display import Markdown, display
-
 import mtdiff as mt
 from mtdiff import plots, widgets
 from mtdiff.comparison import by_seed, paired
@@ -46,6 +42,10 @@ from mtdiff.experiments import image_transition as transition
 from mtdiff.experiments import report
 from mtdiff.solvers import Guess, frozen
 from mtdiff.state import State
+
+import matplotlib.pyplot as plt
+import torch
+from IPython.display import Markdown, display
 
 torch.set_num_threads(1)
 plots.style()

@@ -31,10 +31,6 @@ import itertools
 import json
 from pathlib import Path
 
-import matplotlib.pyplot as plt
-import torch
-from IPython.display import Markdown
-
 import mtdiff as mt
 from mtdiff import losses, plots, widgets
 from mtdiff.baselines import repaint, sdedit
@@ -44,6 +40,10 @@ from mtdiff.experiments import masked_image, report
 from mtdiff.judges import scene_judge
 from mtdiff.laws import Gaussian
 from mtdiff.metrics import frechet_distance, hidden_psnr, psnr
+
+import matplotlib.pyplot as plt
+import torch
+from IPython.display import Markdown
 
 torch.set_num_threads(1)
 plots.style()

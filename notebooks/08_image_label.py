@@ -39,11 +39,6 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import matplotlib.pyplot as plt
-import torch
-import torch.nn.functional as F
-from IPython.display import Markdown
-
 import mtdiff as mt
 from mtdiff import plots, widgets
 from mtdiff.comparison import by_seed, paired
@@ -55,6 +50,11 @@ from mtdiff.laws import Categorical
 from mtdiff.metrics import calibration_error, frechet_distance, temperature
 from mtdiff.probes import head_logits
 from mtdiff.solvers import Guess, frozen
+
+import matplotlib.pyplot as plt
+import torch
+import torch.nn.functional as F
+from IPython.display import Markdown
 
 torch.set_num_threads(1)
 plots.style()

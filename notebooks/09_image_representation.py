@@ -35,17 +35,17 @@ import json
 import math
 from pathlib import Path
 
-import matplotlib.pyplot as plt
-import torch
-import torch.nn.functional as F
-from IPython.display import Markdown
-
 import mtdiff as mt
 from mtdiff import plots, widgets
 from mtdiff.baselines import representation_guidance
 from mtdiff.comparison import by_seed, paired
 from mtdiff.experiments import image_representation, report
 from mtdiff.representations import Pretrained, contrastive_loss, probes, representation, represented, views
+
+import matplotlib.pyplot as plt
+import torch
+import torch.nn.functional as F
+from IPython.display import Markdown
 
 torch.set_num_threads(1)
 plots.style()

@@ -35,16 +35,16 @@ import json
 import math
 from pathlib import Path
 
-import matplotlib.pyplot as plt
-import torch
-from IPython.display import Markdown
-
 import mtdiff as mt
 from mtdiff import plots, widgets
 from mtdiff.comparison import by_seed, mean_and_error, paired
 from mtdiff.datasets.shapes import OBJECTS, VOCABULARY, read_caption
 from mtdiff.experiments import any_to_any, report
 from mtdiff.losses import coins
+
+import matplotlib.pyplot as plt
+import torch
+from IPython.display import Markdown
 
 torch.set_num_threads(1)
 plots.style()

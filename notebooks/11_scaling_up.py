@@ -31,10 +31,6 @@ import tempfile
 from collections import defaultdict
 from pathlib import Path
 
-import matplotlib.pyplot as plt
-import torch
-from torch import nn
-
 import mtdiff as mt
 from mtdiff import plots, widgets
 from mtdiff.comparison import paired, tally
@@ -46,6 +42,10 @@ from mtdiff.metrics import frechet_distance, kernel_distance
 from mtdiff.speed import training_flops, training_memory
 from mtdiff.stopping import OutOfTime
 from mtdiff.training import TrainConfig, Trainer
+
+import matplotlib.pyplot as plt
+import torch
+from torch import nn
 
 # %%
 torch.set_num_threads(1)

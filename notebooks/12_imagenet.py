@@ -33,9 +33,6 @@ import json
 import operator
 from pathlib import Path
 
-import torch
-from IPython.display import Markdown
-
 import mtdiff as mt
 from mtdiff import plots, widgets
 from mtdiff.baselines import inpaint
@@ -48,6 +45,9 @@ from mtdiff.metrics import psnr
 from mtdiff.probes import head_accuracy, head_logits
 from mtdiff.speed import training_flops
 from mtdiff.training import Trainer
+
+import torch
+from IPython.display import Markdown
 
 torch.set_num_threads(1)
 plots.style()

@@ -27,17 +27,17 @@ import os
 import tempfile
 from pathlib import Path
 
-import matplotlib.pyplot as plt
-import PIL.Image
-import torch
-from torch import nn
-
 import mtdiff as mt
 from mtdiff import plots, widgets
 from mtdiff.backbones import NoiseLevel, vector_head, zero
 from mtdiff.checks import check_ids
 from mtdiff.datasets import digits
 from mtdiff.laws import Categorical
+
+import matplotlib.pyplot as plt
+import PIL.Image
+import torch
+from torch import nn
 
 # %%
 torch.set_num_threads(1)

@@ -18,13 +18,13 @@
 # computed, the old one is faint.
 
 # %%
-import torch
-
 import mtdiff as mt
 from mtdiff import plots, widgets
 from mtdiff.experiments import any_to_any, image_transition, masked_image
 
-torch.set_num_threads(2)
+import torch
+
+torch.set_num_threads(1)  # on a small shared CPU two threads are slower than one
 plots.style()
 
 # %% [markdown]

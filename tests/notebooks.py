@@ -227,15 +227,15 @@ class Renderer(IPythonRenderer):
         return super().link(text, url if elsewhere else f"{self.path}/{url}", title)
 
 
-def to_html(folder: Path):
-    """A function from Markdown to HTML for a page in a folder."""
-    renderer = functools.partial(Renderer, escape=False, path=os.path.relpath(FOLDER, folder))
+def to_html(folder: Path, **options):
+    """A function from Markdown to HTML for a page in a folder; options of nbconvert's renderer."""
+    renderer = functools.partial(Renderer, escape=False, path=os.path.relpath(FOLDER, folder), **options)
     return lambda text: MarkdownWithMath(renderer=renderer()).render(text)
 
 
 def deck(notebook, folder: Path = PAGES / "slides") -> str:
     """The slides of a page as one HTML file for a folder. It fetches nothing; arrows turn slides, printing makes a PDF."""
-    slides, markdown = [], to_html(folder)
+    slides, markdown = [], to_html(folder, exclude_anchor_links=True)
     for cell in notebook.cells:
         if cell.metadata.slideshow.slide_type == "slide":
             slides.append(markdown(cell.source))

@@ -68,6 +68,27 @@ def test_the_explorer_has_boards():
     assert all(isinstance(getattr(widgets, name), widgets.Board) for name in boards)
 
 
+@pytest.mark.parametrize("source", [*course.sources(), course.FOLDER / "explorer.py"], ids=lambda source: source.stem)
+def test_mtdiff_is_imported_before_what_only_it_can_say_is_missing(source):
+    first = next(cell.source for cell in course.code(jupytext.read(source)))
+    lines = [node for node in ast.parse(first).body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    names = [getattr(node, "module", None) or node.names[0].name for node in lines]
+    others = [name.split(".")[0] for name in names if name.split(".")[0] not in sys.stdlib_module_names]
+    assert others[:2] == ["mtdiff", "mtdiff"]
+    assert "mtdiff" not in others[others.count("mtdiff") :]
+
+
+@pytest.mark.parametrize(
+    ("library", "said"), [("matplotlib", "mtdiff.plots needs matplotlib"), ("anywidget", "mtdiff.widgets needs anywidget")]
+)
+def test_a_notebook_stops_with_one_line_where_a_library_is_missing(library, said):
+    first = course.code(jupytext.read(course.sources()[0]))[0].source
+    run = f"import sys; sys.modules[{library!r}] = None; from IPython.core.interactiveshell import InteractiveShell as Shell"
+    code = f"{run}; Shell.instance(colors='nocolor', history_manager_class=None).run_cell({first!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"{said}: pip install 'mtdiff[notebooks]'"
+
+
 @every_notebook
 def test_the_page_is_what_its_source_and_its_tags_say(source):
     """Folds, slides and stamp as well; `make notebooks` carries them over."""

@@ -220,7 +220,7 @@ def test_what_only_the_course_needs_is_asked_for_in_one_line(library, code, what
     """The library is hidden; the rest of mtdiff works without it."""
     code = f"import sys, mtdiff.cli, mtdiff.training; sys.modules['{library}'] = None\n{code}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stderr.strip().splitlines()[-1] == f"ImportError: {what}: pip install 'mtdiff[notebooks]'"
+    assert done.stderr.strip().splitlines()[-1] == f"mtdiff.optional.NotInstalled: {what}: pip install 'mtdiff[notebooks]'"
 
 
 def test_public_names_are_listed_alike_for_readers_type_checkers_and_whoever_asks():

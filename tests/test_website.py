@@ -77,6 +77,18 @@ def test_a_notebook_shows_its_stored_outputs(site, name):
     assert page.count("Solved.</b>") == folded.count("Solved.</b>") == len(solutions)
 
 
+def test_slides_are_linked_from_their_notebook_and_the_teachers_guide_and_lead_to_pages_of_the_site(site):
+    guide = re.findall(r'href="\.\./slides/(\w+)\.html"', article(site / "notebooks" / "teaching.html"))
+    assert guide == NOTEBOOKS
+    led = []
+    for name in NOTEBOOKS:
+        assert f'href="../slides/{name}.html"' in article(site / "notebooks" / f"{name}.html")
+        slides = (site / "slides" / f"{name}.html").read_text()
+        assert slides.count("<section>") >= 10
+        led += re.findall(r'href="\.\./notebooks/(\w+)\.html', slides)
+    assert {"theory", "measured", "walkthrough", "05_sampling_and_conditioning"} <= set(led)
+
+
 def test_the_map_shows_every_notebook_by_a_figure_of_its_own(site):
     page = article(site / "index.html")
     cards = re.findall(r'<a class="card" href="notebooks/(\w+)\.html"><img src="(_static/map/\w+\.png)"', page)
@@ -168,7 +180,7 @@ def test_a_dead_link_a_dead_anchor_and_what_is_fetched_elsewhere_are_noticed(tmp
     (tmp_path / "a.html").write_text(
         '<a href="b.html#here">x</a><a href="https://example.org">x</a><p id="top"><a href="#top">'
     )
-    (tmp_path / "b.html").write_text('<p id="here"></p><img src="c.png"><a href="a.html#there">x</a>')
+    (tmp_path / "b.html").write_text('<p id="here"></p><img src="c.png"><img src="data:,x"><a href="a.html#there">x</a>')
     (tmp_path / "d.html").write_text('<script src="https://example.org/x.js"></script><a href="e%20f.html">x</a>')
     assert website.dead(tmp_path) == [
         "b.html leads to a.html#there",

@@ -30,6 +30,7 @@ from urllib.parse import quote, unquote, urlparse
 
 import matplotlib.pyplot as plt
 import nbformat
+import torch
 from docutils import nodes
 from PIL import Image
 from sphinx.application import Sphinx
@@ -38,19 +39,20 @@ from sphinx.util.docutils import docutils_namespace
 
 import mtdiff as mt
 from mtdiff.course import tags
-from notebooks import FOLDER, ROOT, figures, formula, reachable, sources
+from mtdiff.datasets.shapes import BACKGROUNDS, COLOURS, SHAPES, SIZES, VOCABULARY, palette
+from notebooks import FOLDER, ROOT, deck, figures, formula, reachable, sources
 from notebooks import setup as first_cell
 
 STYLE = Path(__file__).with_suffix(".css")
 LIVE = Path(__file__).parent / "live"
-"""The page on which a model runs, and its scripts."""
+"""The pages on which a model runs, and their scripts."""
 README = (ROOT / "README.md").read_text()
 COURSE = re.findall(r"^\| \[(\d\d [^\]]+)\]\(notebooks/(\S+)\.ipynb\) \| (.+) \| .+ \|$", README, re.M)
 """Title, file and question of each notebook."""
 THUMBNAILS = {"00": 1, "06": 1, "08": 2, "11": 1}
 """Which figure stands for a notebook on the map, where it is not the first."""
 PAGES = {
-    "The course": ["live", *(f"notebooks/{file}" for _, file, _ in COURSE)],
+    "The course": ["live", "any", *(f"notebooks/{file}" for _, file, _ in COURSE)],
     "The method": ["notebooks/theory", "symbols", "notebooks/walkthrough", "notebooks/measured", "notebooks/relatives"],
     "Teaching": ["notebooks/teaching", "notebooks/quiz", "notebooks/errata"],
     "The library": ["README", "notebooks/own", "api/index"],
@@ -83,14 +85,17 @@ class Source:
 
     def write(self) -> None:
         """Write all of it."""
+        (self.folder / "_extra").mkdir(parents=True)
         for name in (name for group in PAGES.values() for name in group):
             for file in (ROOT / f"{name}.md", ROOT / ".github" / f"{name}.md"):
                 if file.is_file():
-                    self.page(f"{name}.md", file.read_text())
+                    self.page(f"{name}.md", file.read_text() + self.decks() * (name == "notebooks/teaching"))
         for name in self.notebooks:
             self.page(f"notebooks/{name}.md", self.notebook(name))
+            self.put(f"_extra/slides/{name}.html", self.slides(name))
         self.page("symbols.md", symbols())
         self.page("live.md", (LIVE / "page.md").read_text())
+        self.page("any.md", (LIVE / "any.md").read_text())
         self.page("index.md", self.map())
         self.api()
         for file, names in self.tests.items():
@@ -99,6 +104,7 @@ class Source:
             self.put(f"{file}.md", f"---\norphan: true\n---\n# {file}\n\n```text\n{(ROOT / file).read_text()}\n```\n")
         self.put("_static/site.css", STYLE.read_text())
         self.put("_static/live/weights.js", weights("image-label/digits"))
+        self.put("_static/live/any_weights.js", weights("any-to-any/shapes16") + scenes())
         for script in LIVE.glob("*.js"):
             self.put(f"_static/live/{script.name}", script.read_text())
         card(self.folder / "_static" / "card.png")
@@ -174,7 +180,8 @@ class Source:
 
     def ways(self, name: str) -> str:
         """How to run a notebook."""
-        ways = [f"{{download}}`the notebook <{name}.ipynb>`", "`make lab` opens the course in JupyterLab"]
+        ways = [f"{{download}}`the notebook <{name}.ipynb>`", f'<a href="../slides/{name}.html">slides</a>']
+        ways += ["`make lab` opens the course in JupyterLab"]
         install = ""
         if self.repository:
             colab, binder = addresses(self.repository, name)
@@ -183,6 +190,23 @@ class Source:
                 ways[-1] += ", there with a first cell of these lines:"
                 install = f"\n```python\n{first_cell(self.repository)}```\n"
         return f"```{{rst-class}} ways\n```\n{' · '.join(ways)}\n{install}"
+
+    def slides(self, name: str) -> str:
+        """The slides of a notebook, whose links lead to pages of the site."""
+
+        def link(match: re.Match) -> str:
+            page, kind, anchor, said = match.groups()
+            there = kind == "md" or page in self.notebooks
+            return f'<a href="../notebooks/{page}.html{anchor}">{said}</a>' if there else said
+
+        text = deck(nbformat.read(FOLDER / f"{name}.ipynb", 4), ROOT / "slides")
+        return re.sub(r'<a href="\.\./notebooks/([^"#]*)\.(md|ipynb)([^"]*)">(.*?)</a>', link, text)
+
+    def decks(self) -> str:
+        """The part of the teacher's guide that leads to all slides."""
+        titles = {file: title for title, file, _ in COURSE}
+        decks = [f'<li><a href="../slides/{file}.html">{html.escape(titles[file])}</a></li>' for file in self.notebooks]
+        return f"\n## Slides\n\nArrow keys turn them; printed, they are a PDF.\n\n<ul>\n{chr(10).join(decks)}\n</ul>\n"
 
     def map(self) -> str:
         """The first page: what it is, and the notebooks by their pictures and questions."""
@@ -202,7 +226,10 @@ class Source:
             for caption, names in PAGES.items()
         ]
         grid = f'<div class="map">\n{"".join(cards)}\n</div>'
-        live = "{doc}`A model in this page <live>` draws the digit that you choose, in your browser."
+        live = (
+            "{doc}`A model in this page <live>` draws the digit that you choose, in your browser; {doc}`another one <any>` "
+            "draws the image, the depth and the segmentation of your words, or reads words from a picture."
+        )
         return f"{README.partition('## Start')[0]}\n## The course\n\n{live}\n\n{grid}\n\n{''.join(trees)}"
 
     def has(self, page: str) -> bool:
@@ -318,6 +345,13 @@ def weights(name: str) -> str:
     config = json.loads((folder / "card.json").read_text())["config"]
     data = base64.b64encode((folder / "model.safetensors").read_bytes()).decode()
     return f"const MODEL = {json.dumps({'config': config, 'weights': data})};\n"
+
+
+def scenes() -> str:
+    """The world of the page of scenes, as a script: the words at each place of a caption, the colours of classes."""
+    places = [[VOCABULARY.index(word) for word in words] for words in (BACKGROUNDS, SIZES, COLOURS, SHAPES)]
+    colours = palette(torch.arange(1 + len(SHAPES)).reshape(-1, 1, 1)).flatten(1).tolist()
+    return f"const PLACES = {places}, PALETTE = {colours};\n"
 
 
 def thumbnail(name: str) -> Image.Image:
@@ -477,6 +511,7 @@ def settings(address: str = "") -> dict:
         "html_theme": "furo",
         "html_title": "mtdiff",
         "html_static_path": ["_static"],
+        "html_extra_path": ["_extra"],
         "html_css_files": ["site.css"],
         "html_baseurl": address,
         "html_math_renderer": "picture",
@@ -523,7 +558,7 @@ def dead(site: Path) -> list[str]:
         for link in [*page.links, *page.fetched]:
             parts = urlparse(link)
             if parts.scheme or parts.netloc:
-                if link in page.fetched:
+                if link in page.fetched and parts.scheme != "data":
                     wrong.append(f"{file.relative_to(site)} fetches {link}")
                 continue
             target = (file.parent / unquote(parts.path)).resolve() if parts.path else file

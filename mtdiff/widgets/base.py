@@ -57,6 +57,7 @@ class Board:
 
         picture.add_class(f"mtdiff-{picture.model_id}")
         for control in controls.values():
+            control.tooltip = getattr(control, "description", "")  # else JupyterLab shows "null" where the mouse rests
             control.observe(redraw, "value")
         redraw()
         widget = ipywidgets.VBox([*controls.values(), said, picture])

@@ -1,7 +1,7 @@
 "use strict";
-/* A trained model of images and labels, run by hand on one state: what mtdiff.backbones.UNet, MTDiffusion.forward and
-   mt.sample_path(sampler="ddim", rule="conditioned") compute, from the file of weights that mtdiff ships. A map is its
-   channels * n * n numbers in a row, a vector a map of one pixel. */
+/* A trained model, run by hand on one state: what mtdiff.backbones.UNet and mt.sample_path(rule="conditioned") compute, from
+   the file of weights that mtdiff ships; and MTDiffusion.forward for images and labels (any.js has it for scenes). A map is
+   its channels * n * n numbers in a row, a vector a map of one pixel. */
 
 /** The parameters of a safetensors file (bytes), by their names: "a.0.b" is at .a[0].b, {shape, data}. */
 function parameters(bytes) {
@@ -108,51 +108,111 @@ function joined(a, b) {
   return out;
 }
 
-/** The U-Net: (z, noise level u, condition or null) -> the map that heads read, and the pooled vector. */
-function unet(net, z, u, condition) {
+/** The means of `cells` by `cells` parts of a map. */
+function pool(x, channels, cells) {
+  const n = Math.sqrt(x.length / channels), part = n / cells, out = new Float64Array(channels * cells * cells);
+  for (let i = 0; i < x.length; i++) {
+    const row = Math.floor((Math.floor(i / n) % n) / part), col = Math.floor((i % n) / part);
+    out[(Math.floor(i / (n * n)) * cells + row) * cells + col] += x[i] / (part * part);
+  }
+  return out;
+}
+
+/** The U-Net: (z, noise level u, condition or null, context or null) -> the map that heads read, and the pooled vector. */
+function unet(net, z, u, condition, context = null, cells = 1) {
   const count = net.level.mlp[0].weight.shape[1] / 2;
   const angles = Array.from({ length: count }, (_, i) => u * 1000 ** (i / (count - 1)));
   const waves = Float64Array.from([...angles.map(Math.sin), ...angles.map(Math.cos)]);
   let level = conv(silu(conv(waves, net.level.mlp[0])), net.level.mlp[2]);
   level = silu(condition ? add(level, condition) : level);
-  let h = conv(z, net.enter);
+  let h = context ? add(conv(z, net.enter), context) : conv(z, net.enter);
   const skips = [h];
   for (const layer of Object.values(net.down)) {
     h = layer.conv ? conv(h, layer.conv, 2) : stage(h, layer, level);
     skips.push(h);
   }
   for (const layer of Object.values(net.middle)) h = stage(h, layer, level);
-  const last = silu(norm(h, net.pool_norm)), channels = net.pool_norm.weight.data.length, part = last.length / channels;
-  const pooled = Float64Array.from({ length: channels }, (_, c) => {
-    return last.subarray(c * part, (c + 1) * part).reduce((s, x) => s + x) / part;
-  });
+  const pooled = pool(silu(norm(h, net.pool_norm)), net.pool_norm.weight.data.length, cells);
   for (const layer of Object.values(net.up)) {
     h = layer.conv ? conv(doubled(h, layer.conv.weight.shape[1]), layer.conv) : stage(joined(h, skips.pop()), layer, level);
   }
   return [silu(norm(h, net.norm)), pooled];
 }
 
-/** Whether a model is of the kind that this script runs, by its card's config, in which a default may be missing. */
+/** Whether this script runs a backbone, by its card's config, in which a default may be missing. */
+function walks({ kind, base = 32, multipliers = [1, 2], head_channels: each = 64, cross = [] }) {
+  return kind === "UNet" && !cross.length && base * Math.max(...multipliers) < 2 * each;
+}
+
+/** A model as a page has it, {config, weights} of its card and its file in base64, and its reverse chain. A kind of model
+    adds `look`: what it says at a state, {aggregate: E[m_t | z_t], codes: {name: E[E_i(x_i) | z_t] of what moves}, ...}. */
+class Chain {
+  constructor({ config, weights }) {
+    const { process, ...net } = parameters(Uint8Array.from(atob(weights), (c) => c.charCodeAt(0)));
+    const { abar, ...curves } = Object.fromEntries(Object.entries(process).map(([name, table]) => [name, table.data]));
+    Object.assign(this, { config, net, abar, W: curves, T: abar.length - 1, first: abar[0] === 1 ? 1 : 0 });
+    this.size = config.space.reduce((a, b) => a * b);
+  }
+
+  /** The steps of a chain from T down in so many intervals, halves to the even number as PyTorch rounds them. */
+  times(intervals) {
+    const each = (this.first - this.T) / intervals, even = (x) => (x % 1 === 0.5 ? 2 * Math.round(x / 2) : Math.round(x));
+    const at = (k) => (2 * k < intervals + 1 ? this.T + k * each : this.first - (intervals - k) * each);
+    return Array.from({ length: intervals + 1 }, (_, k) => even(at(k)));
+  }
+
+  /** From z_T down, by DDIM, or ancestrally where there is noise to draw: size -> numbers. Yields what `look` says at each
+      step, with t and z. */
+  *path(z, intervals, given, guidance = 1, noise = null) {
+    const times = this.times(intervals);
+    for (const [k, t] of times.entries()) {
+      const seen = this.look(z, t, given, guidance), s = times[k + 1];
+      yield { t, z, ...seen };
+      if (s !== undefined) z = noise ? this.ddpm(z, t, s, seen, noise(this.size)) : this.ddim(z, t, s, seen);
+    }
+  }
+
+  /** m_s = m_t + sum_i (W_s^i - W_t^i) e_i (theory 4). */
+  moved({ aggregate, codes }, t, s) {
+    return Object.entries(codes).reduce((m, [name, code]) => {
+      const step = this.W[name][s] - this.W[name][t];
+      return m.map((x, i) => x + step * code[i]);
+    }, aggregate);
+  }
+
+  /** z_s = sqrt(abar_s) m_s + sqrt(1 - abar_s) eps. */
+  ddim(z, t, s, seen) {
+    const [abar, then] = [this.abar[t], this.abar[s]], m = this.moved(seen, t, s);
+    return z.map((x, i) => {
+      const eps = (x - Math.sqrt(abar) * seen.aggregate[i]) / Math.sqrt(1 - abar);
+      return Math.sqrt(then) * m[i] + Math.sqrt(1 - then) * eps;
+    });
+  }
+
+  /** z_s from q(z_s | z_t, X), with the estimates for X (`ForwardProcess.back`). */
+  ddpm(z, t, s, seen, noise) {
+    const [abar, then] = [this.abar[t], this.abar[s]], a = abar / then, m = this.moved(seen, t, s);
+    const ofZ = (Math.sqrt(a) * (1 - then)) / (1 - abar), ofM = (Math.sqrt(then) * (1 - a)) / (1 - abar);
+    const std = Math.sqrt(((1 - a) * (1 - then)) / (1 - abar));
+    return z.map((x, i) => ofZ * (x - Math.sqrt(abar) * (seen.aggregate[i] - m[i])) + ofM * m[i] + std * noise[i]);
+  }
+}
+
+/** Whether a model is an image's and a label's that `Model` runs. */
 function runs({ kind, prediction, prior, remove_known: removed, backbone, modalities: { image, label } }) {
-  const { base = 32, multipliers = [1, 2], head_channels: each = 64, cells = 1, cross = [] } = backbone;
-  const unet = backbone.kind === "UNet" && cells === 1 && !cross.length && base * Math.max(...multipliers) < 2 * each;
   const picture = image?.kind === "Image" && image.head !== false && !image.channels && (image.start ?? "state") === "state";
   const word = label?.kind === "Label" && label.codes === "simplex" && !label.channels && !label.sense;
   const whole = kind === "MTDiffusion" && prediction === "v" && !prior && !removed;
-  return whole && unet && picture && word && label.tell !== "tokens";
+  return whole && walks(backbone) && (backbone.cells ?? 1) === 1 && picture && word && label.tell !== "tokens";
 }
 
-/** A model of an image and a label as a page has it: {config, weights}, of its card and its file in base64. */
-class Model {
-  constructor({ config, weights }) {
-    const { process, ...net } = parameters(Uint8Array.from(atob(weights), (c) => c.charCodeAt(0)));
-    if (!runs(config) || process.image.data.some((w) => w !== 1)) {
+/** A model of an image and a label; given is a label or null. */
+class Model extends Chain {
+  constructor(model) {
+    super(model);
+    if (!runs(this.config) || this.W.image.some((w) => w !== 1)) {
       throw new Error("only a U-Net that predicts v of a label and an image of weight 1 can be run here");
     }
-    Object.assign(this, { net, abar: process.abar.data, W: process.label.data });
-    this.T = this.abar.length - 1;
-    this.first = this.abar[0] === 1 ? 1 : 0;
-    this.size = config.space.reduce((a, b) => a * b);
   }
 
   /** The code of each class, (K, *Z) in a row, mixed: sum_k chances_k c_k. */
@@ -181,38 +241,13 @@ class Model {
     const alone = this.predict(z, t), said = label === null ? alone : this.predict(z, t, label);
     const aggregate = said.aggregate.map((m, i) => alone.aggregate[i] + guidance * (m - alone.aggregate[i]));
     const known = alone.chances.map((_, k) => Number(k === label));
-    return { aggregate, image: said.image, chances: alone.chances, code: this.code(label === null ? alone.chances : known) };
-  }
-
-  /** The steps of a chain from T down in so many intervals, halves to the even number as PyTorch rounds them. */
-  times(intervals) {
-    const each = (this.first - this.T) / intervals, even = (x) => (x % 1 === 0.5 ? 2 * Math.round(x / 2) : Math.round(x));
-    const at = (k) => (2 * k < intervals + 1 ? this.T + k * each : this.first - (intervals - k) * each);
-    return Array.from({ length: intervals + 1 }, (_, k) => even(at(k)));
-  }
-
-  /** DDIM from z_T; yields what `look` says at each step, with t and z. */
-  *path(z, intervals, label = null, guidance = 1) {
-    const times = this.times(intervals);
-    for (const [k, t] of times.entries()) {
-      const seen = this.look(z, t, label, guidance), s = times[k + 1];
-      yield { t, z, ...seen };
-      if (s !== undefined) z = this.ddim(z, t, s, seen);
-    }
-  }
-
-  /** z_s = sqrt(abar_s) m_s + sqrt(1 - abar_s) eps with m_s = m_t + (W_s - W_t) e: the label alone moves (theory 4). */
-  ddim(z, t, s, { aggregate, code }) {
-    const [abar, then] = [this.abar[t], this.abar[s]], moved = this.W[s] - this.W[t];
-    return z.map((x, i) => {
-      const eps = (x - Math.sqrt(abar) * aggregate[i]) / Math.sqrt(1 - abar);
-      return Math.sqrt(then) * (aggregate[i] + moved * code[i]) + Math.sqrt(1 - then) * eps;
-    });
+    const codes = { label: this.code(label === null ? alone.chances : known) };
+    return { aggregate, image: said.image, chances: alone.chances, codes };
   }
 }
 
-/** Standard normal noise of a seed: Marsaglia's xorshift (2003), then Box and Muller. */
-function noise(size, seed) {
+/** Standard normal noise of a seed, size -> numbers: Marsaglia's xorshift (2003), then Box and Muller. */
+function normals(seed) {
   let state = Math.imul(seed + 1, 0x9e3779b1) | 1;
   const uniform = () => {
     state ^= state << 13;
@@ -220,5 +255,6 @@ function noise(size, seed) {
     state ^= state << 5;
     return ((state >>> 0) + 0.5) / 2 ** 32;
   };
-  return Float64Array.from({ length: size }, () => Math.sqrt(-2 * Math.log(uniform())) * Math.cos(2 * Math.PI * uniform()));
+  const normal = () => Math.sqrt(-2 * Math.log(uniform())) * Math.cos(2 * Math.PI * uniform());
+  return (size) => Float64Array.from({ length: size }, normal);
 }

@@ -40,7 +40,7 @@
     time.max = steps.value;
     frames = [];
     const label = digit.value === "" ? null : Number(digit.value);
-    chain = model.path(noise(model.size, seed), Number(steps.value), label, Number(guidance.value));
+    chain = model.path(normals(seed)(model.size), Number(steps.value), label, Number(guidance.value));
     next();
   }
 
