@@ -833,9 +833,9 @@ plots.show(figure, "Own colours above the planted share over training steps, dra
 # Two mechanisms, then. **Guidance** exaggerates what goes along with the label in the noise, even with exact
 # estimates. And **a network of finite training** draws the majority first: its curves start above 0, and come down
 # unless the other colours are very rare. Where they still fall at the end, longer training would take more of it
-# away. (With three seeds, no rise from guidance 1 to 4 is clear.) That a colour is missing does not show in any
-# single picture. We looked at one kind of scenes and one budget; nothing here says how large models of photographs
-# behave.
+# away. (With three seeds, no rise from guidance 1 to 4 is clear. Guidance compared with an estimate that finds
+# the label's code in the state; [12 §7](12_imagenet.ipynb) takes it out.) That a colour is missing does not show in
+# any single picture. We looked at one kind of scenes and one budget; large models may differ.
 #
 # ## 8 · Exercises
 #

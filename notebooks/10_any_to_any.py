@@ -122,7 +122,8 @@ plots.show(
 )
 
 # %% [markdown]
-# Most shapes are right, colours often not: it counts that a colour has to find its shape through one vector of words. Of
+# Most shapes are right, colours often not. (Words reach the network as one vector, in which a colour has to find its shape:
+# a likely cause, not a tested one.) Of
 # pictures that are drawn at once some stay grainy; section 5 counts them, and says why the label is drawn first here.
 
 # %% [markdown] tags=["slide"]
@@ -275,7 +276,7 @@ plots.show(
 )
 
 # %% [markdown]
-# Two things given say more than one. The same score, of the image alone, by how many others are given with it:
+# Two things given say more than one. The same score of drawn images, by how many other modalities are given:
 
 # %%
 by_count = {count: [] for count in range(1, 5)}
@@ -321,7 +322,8 @@ Markdown("\n".join([*lines, "", "200 images for as many held-out captions each, 
 #
 # With $l = 1$, and the caption no longer in the state's list, this is section 5 of notebook 09. A model that was never
 # trained with a modality absent might take $l < 1$ instead: a change of one weight, as if the caption were noisier. But no
-# training example has a weak code beside an image of that step. All ways below cost the same 60 evaluations of the network.
+# training example has a weak code beside an image of that step. All ways below cost the same 60 evaluations of the network;
+# guided ones have $g = 2$, and *0.5 less* is $l = 0.5$.
 # *Agreement*: how much of what the judge reads off the image the other four say, too. *Told apart*: how well a fresh
 # classifier tells drawn scenes, with all they have, from true ones; 50% is not at all.
 
@@ -342,8 +344,8 @@ plots.show(figure, "Agreement of jointly drawn modalities, and how well they are
 
 # %% [markdown]
 # The grey line is drawing at once; standard errors are about 0.01 on the left and 0.02 on the right. Caption and
-# segmentation first is best by both: an order from coarse to fine helps here, as 4M says. No push helps, and codes that are
-# half as strong break the picture, as feared.
+# segmentation first is best, clearly so on the right alone: an order from coarse to fine helps here, as 4M says. No push
+# helps, and codes that are half as strong break the picture, as feared.
 #
 # A *given* caption can be pushed, too: that is classifier-free guidance (notebook 05). The caption's code is in the sum, so
 # an estimate that is not given the caption would still find it in the state, and there would be little left to push away
@@ -367,7 +369,7 @@ plots.show(figure, "Words found in images over the guidance scale; what heads re
 
 # %% [markdown]
 # With one object there is nothing left to push: all words are there without, and a large scale loses some. In crowded
-# scenes guidance 2 finds three more words in a hundred at the same price, most of them sizes (exact figures:
+# scenes guidance 2 finds three more words in a hundred (± 1) at the same price, most of them sizes (exact figures:
 # [measured.md](measured.md)). Sums of looks are level with the best single one for words, and half a hundredth ahead of the
 # clean image for segments: fusing comes for free, and brings little.
 
@@ -403,11 +405,12 @@ plots.show(
 Markdown(report.findings(columns))
 
 # %% [markdown]
-# At equal price the shared space is ahead, 0.74 of all against 0.61 and 0.55: most where an *image* is drawn, not at all
-# where words are read off maps. And a specialist is ahead of one model for all on the only question that it was ever asked.
-# Three cautions. No model here is trained to the end: the 16×16 one that ships, with seven times as many examples, has 0.93
-# where `shared` has 0.74, so this says which one learns *faster*. The controls differ in more than the space (the end of
-# the schedule, weights of codes; `unshared` shows the network no posteriors). And settings were chosen for `shared`.
+# At equal price the shared space is ahead, 0.74 over all pairs against 0.61 and 0.55 ([measured.md](measured.md)): most
+# where an *image* is drawn, not at all where words are read off maps. And a specialist is ahead of one model for all on the
+# only question that it was ever asked. Three cautions. No model here is trained to the end: the 16×16 one that ships, with
+# seven times as many examples, has 0.93 where `shared` has 0.74, so this says which one learns *faster*. The controls
+# differ in more than the space (the end of the schedule, weights of codes; `unshared` shows the network no posteriors). And
+# settings were chosen for `shared`.
 #
 # And what if modalities are *missing* in the training data, as they are in the world? Each was taken out of 50 and of 80%
 # of the examples, by a coin of its own; the loss leaves out what is not there (notebook 03), and nothing else is changed.
