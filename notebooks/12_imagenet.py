@@ -95,7 +95,7 @@ plots.show(
 # ## 2 · The price of a step: a few per cent
 #
 # All models have the same backbone, the same photographs and the same noise schedule. They differ in what is in the sum
-# $m_t = \sum_i w_i(t)\,E_i(x_i)$ and in what is lost:
+# $m_t = \sum_i W_t^i\,E_i(x_i)$ and in which losses they have:
 #
 # | variant | in the sum | can |
 # |---|---|---|

@@ -291,8 +291,9 @@ def test_labels_given_points_follow_the_exact_posterior():
 
 @pytest.mark.parametrize("curve", CURVES)
 @pytest.mark.parametrize("sampler", BUDGET)
-def test_conditioned_is_bayes_on_an_exact_model(curve, sampler):
-    options = {"given": {"label": torch.arange(60) % 3}, "sampler": sampler, "steps": 20}
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+def test_conditioned_is_bayes_on_an_exact_model(curve, sampler, guidance):
+    options = {"given": {"label": torch.arange(60) % 3}, "sampler": sampler, "steps": 20, "guidance": guidance}
     model = mixture(CURVES[curve])
     a, b = (
         final(mt.sample_path(model, 60, rule=rule, generator=generator(0), **options)) for rule in ("bayes", "conditioned")
