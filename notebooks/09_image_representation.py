@@ -601,7 +601,7 @@ Markdown(report.findings(reads))
 # As a **target** a representation is learned: the head has to read it off the image in every example. As a
 # **companion** in the sum it is in the state already, and only in three of ten examples, where it is absent, does the
 # loss ask the network to look at the image instead. That fits: the joint models read less. It need not stay so: at 32×32
-# the joint model, trained longer, reads 96% (one seed, [measured](measured.md#image-and-representation)).
+# the joint model, trained longer, reads 96% (one seed, [measured](measured.md)).
 #
 # ## 7 · Exercises
 #
