@@ -12,7 +12,7 @@
 # ---
 
 # %% [markdown] tags=["slide"]
-# # 03 · The multi-modal bound: why a loss for each modality is a likelihood
+# # 03 · The multi-modal bound: why a loss for each modality belongs to a likelihood bound
 #
 # **After this notebook you can**
 # - derive a lower bound on $\log p(X)$ of all modalities together, from Jensen's inequality to its last term;
@@ -444,9 +444,10 @@ print(f"at t = 2 and 3 it is {ratio[0]:.2f} and {ratio[1]:.2f} times beta~_t, wh
 # $$ \| v - v_\theta \|^2 \;+\; \sum_i \lambda_i\, \mathrm{loss}_i\big(x_i, D_i(z_t, t)\big), \qquad
 #    v = \sqrt{\bar\alpha_t}\, \varepsilon - \sqrt{1 - \bar\alpha_t}\, m_t , $$
 #
-# where $D_i(z_t, t)$ is what head $i$ puts out, the parameters of $p_i(x_i \mid z_t)$. What does that have to do with
-# the bound? Put $\varepsilon = (z_t - \sqrt{\bar\alpha_t} m_t)/\sqrt{1 - \bar\alpha_t}$ into $v$. Given $z_t$, its
-# error is then the aggregate's, $v - \hat v = -d_t / \sqrt{1 - \bar\alpha_t}$.
+# where $D_i(z_t, t)$ is what head $i$ puts out, the parameters of $p_i(x_i \mid z_t)$. (The code takes the mean over
+# coordinates in place of the sum, for the state and for real data alike: only what the $\lambda_i$ weigh changes.) What
+# does that have to do with the bound? Put $\varepsilon = (z_t - \sqrt{\bar\alpha_t} m_t)/\sqrt{1 - \bar\alpha_t}$ into
+# $v$. Given $z_t$, its error is then the aggregate's, $v - \hat v = -d_t / \sqrt{1 - \bar\alpha_t}$.
 
 # %%
 t = 8

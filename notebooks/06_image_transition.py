@@ -107,9 +107,10 @@ plots.show(
 assert spread[3] > 2 * spread[0]
 
 # %% [markdown]
-# (The title has root mean squares of values between -1 and 1. An object in two colours is an error of the network.) The
-# row *expected* is the network's estimate before the first step: the mean of all targets that fit. A mean of many scenes is
-# no scene, and that is why one wants a chain here and not a regression. How is it made?
+# (In the title, *differ* is the root mean square over draws and pixels, and pixels are between -1 and 1. Where an
+# object has two colours, the network is wrong.) The row *expected* is the network's estimate before the first step: the
+# mean of all targets that fit. A mean of many scenes is no scene, and that is why one wants a chain here and not a
+# regression. How is it made?
 
 # %% [markdown] tags=["slide"]
 # ## 2 · One curve falls, one rises
@@ -497,8 +498,9 @@ print(f"26 states, 300 chains: largest difference {apart:.0e}")
 assert apart < 1e-9
 
 # %% [markdown]
-# The same to rounding. Ancestral steps are *not* the same: they keep a part of the old noise and replace the rest,
-# and in the transition's own step the part that is kept is larger by the factor $W_s^y / W_t^y$. Both are right about
+# The same to rounding. Ancestral steps are *not* the same: they keep a part of the old noise and replace the rest. Of
+# $\varepsilon$ the transition's step keeps $\tau_s / (\sqrt{\tau_t}\, W_s^y)$ in units of the target, the conditional
+# diffusion's, of which the noise has variance $\tau / (W^y)^2$, only $W_t^y / W_s^y$ of that. Both are right about
 # single states; they differ in the bound (section 3), and where steps are long.
 #
 # The network of section 1 uses all this. It is shown $r_t$ in place of $z_t$ (`remove_known=True`): with the shift left
@@ -520,7 +522,7 @@ for t in (100, 250, 400):
     assert torch.allclose(rest, at.signal * at.W["target"] * target + at.noise * eps, atol=1e-5)
 
 # %% [markdown] tags=["slide"]
-# ## 6 · Theory predicts no difference
+# ## 6 · Theory predicts no difference, and none is clear
 #
 # So starting at the source adds no *information* over starting at noise and being given the source. An experiment can find
 # nothing but errors of networks. We test that by two models with the same network, pairs, batches and seeds:
@@ -599,12 +601,13 @@ for way, path in {"DDIM": ("ddim",), "ancestral steps": ()}.items():
 # A full dot is a clear difference over paired seeds (04 §8), blue is better and red is worse. An open dot is not a zero: its
 # bar says how large a difference could have been missed. And no bar knows of the test scenes, which all seeds share.
 #
-# Are there more full dots than chance makes? Then their cause is not in what is known. It is the ancestral step, or the
-# training, which visits noise levels nearly as often in both, not exactly. Whoever reports that starting at the source
-# *itself* helps has to show that it is neither, and not a clock of its own.
+# No difference is clear, by either sampler: as theory predicts, within what three seeds can see. If one were, starting
+# at the source could not be its cause, since both models know the same. What could be: the ancestral step, which
+# differs where steps are long, or the training, which does not visit noise levels equally often in both. Whoever
+# reports that a start at the source helps has to rule out these two, and a noise schedule that differs.
 
 # %% [markdown] tags=["slide"]
-# ## 7 · In the bound, theory predicts a price
+# ## 7 · In the bound, theory predicts a price of about 0.03 nats a number
 #
 # The bound is the exception: there the transition has to be *behind*, by the price of section 3. With a network's own errors
 # in place of $\mathbb E\,\|y - \hat y_t\|^2$ we can say by how much, in nats per number of the target. We take the errors of

@@ -135,7 +135,7 @@ assert fit < others
 # masks. In training the joint task was rare, and the losses of these two heads weighed 0.02.
 
 # %% [markdown] tags=["slide"]
-# ## 2 · Derivation, step by step
+# ## 2 · What is known is taken out, and the network sees the rest
 #
 # ### Step 1: a mask is a modality, and the image is its noise
 #

@@ -57,11 +57,11 @@ def rng(seed):
 
 
 # %% [markdown] tags=["slide"]
-# ## 1 · What a small model draws
+# ## 1 · A scene drawn with sixteen numbers has the layout that they say
 #
-# A small network $f$ looks at an image $x$ and says 16 numbers, its **representation** $r = f(x)$: a summary that no
-# person has defined. A diffusion model has both in one space. It draws scenes of 32×32 pixels together with their
-# representations, or for a representation that is given, here that of a held-out scene:
+# A small network, the *encoder*, looks at an image $x$ and says 16 numbers, its **representation** $r = f(x)$: a
+# summary that no person has defined. A diffusion model has both in one space. It draws scenes of 32×32 pixels together
+# with their representations, or for a representation that is given, here that of a held-out scene:
 
 # %%
 large, describe = mt.load("image-representation/shapes32"), representation("shapes32")
@@ -83,8 +83,9 @@ plots.show(
 )
 
 # %% [markdown]
-# From here on at 16×16, where all variants were trained with three seeds. Each number is written over a block of the
-# image, as the strength of a chess board (a *tile*), and fades in with the noise:
+# From here on scenes have 16×16 pixels: at that size all variants were trained, with three seeds each. Each of the 16
+# numbers has a block of 4×4 pixels, over which it is written as a chess board of that strength, a *tile*. Its weight
+# $W_t$ grows with the noise:
 #
 # $$ m_t = x + W_t\, E(r), \qquad z_t = \sqrt{\bar\alpha_t}\; m_t + \sqrt{1 - \bar\alpha_t}\;\varepsilon, \qquad
 #    W_t \text{ from } 0.1 \text{ to } 1 . $$
@@ -126,15 +127,17 @@ plots.show(
 # The title says what survives: a summary of the *layout*, of which the background is nearly all there and the shape of a
 # single object hardly. That is our encoder, not a law: what is kept depends on how it was trained.
 #
-# ## 2 · Derivation, step by step
+# ## 2 · A vector is written into the image, and the chain decides it first
 #
 # ### Step 1: what the encoder was trained on
 #
 # No label was used. Each image is looked at twice, shifted, zoomed, mirrored and paler each time, and a view must find
-# its partner among all others of the batch (**SimCLR**, Chen, Kornblith et al. 2020). With unit vectors $u_i$ of $2N$
-# views, $i'$ the partner of $i$, and a temperature $T$:
+# its partner among all others of the batch (**SimCLR**, Chen, Kornblith et al. 2020). Let $u_i$ be the encoder's
+# features of the $i$-th of $2N$ views, divided by their length, $i'$ the partner of $i$, and $\vartheta$ a temperature
+# (0.2 here):
 #
-# $$ \ell = -\frac{1}{2N}\sum_i \log \frac{e^{u_i^\top u_{i'}/T}}{\sum_{k \ne i} e^{u_i^\top u_k/T}} . $$
+# $$ \text{loss} = -\frac{1}{2N}\sum_i \log \frac{e^{u_i^\top u_{i'}/\vartheta}}
+#    {\sum_{k \ne i} e^{u_i^\top u_k/\vartheta}} . $$
 #
 # By hand, and by the library. (`python -m mtdiff.representations --size 16 --out FOLDER` trains one, in some minutes.)
 
@@ -150,10 +153,10 @@ print(f"by hand {by_hand:.4f} nats, by the library {by_library:.4f}; guessing co
 assert abs(by_hand - by_library) < 1e-4
 
 # %% [markdown]
-# Of its 64 features, the 16 **principal components** are kept, each divided by its standard deviation: $r_k =
-# u_k^\top(f - \bar f)/\sqrt{\lambda_k}$. Unit variance in every coordinate is what the noise schedule counts on
-# (notebook 01), and uncorrelated coordinates are what makes the next step simple. On scenes that it was not fitted
-# to:
+# Of the 64 features $h(x)$ that it learns, with mean $\bar h$, the first 16 **principal components** are kept, each
+# divided by its standard deviation: $r_k = p_k^\top(h(x) - \bar h)\,/\,\mathrm{std}(p_k^\top h)$ with $p_k$ the $k$-th
+# principal direction. Unit variance in every coordinate is what the noise schedule counts on (notebook 01), and
+# uncorrelated coordinates are what makes the next step simple. On scenes that it was not fitted to:
 
 # %%
 covariance = torch.cov(value.T)
@@ -196,8 +199,8 @@ for a, b in ((0.05, 1.0), (0.2, 1.0), (0.6, 0.8)):
 # ### Step 3: the image is the noise
 #
 # In our model the rest is not white noise, but the image. With $z_t = \sqrt{\bar\alpha}\,(x + W E(r)) +
-# \sqrt{1-\bar\alpha}\,\varepsilon$ the coordinate $u = A^\top z_t / (\sqrt{\bar\alpha}\,W s)$ is $r$ plus noise of
-# variance
+# \sqrt{1-\bar\alpha}\,\varepsilon$ the vector $A^\top z_t / (\sqrt{\bar\alpha}\,W s)$ is $r$, plus a known mean
+# ($A^\top \mathbb E x / (W s)$), plus noise, which in its $k$-th number has variance
 #
 # $$ v_k = \frac{\operatorname{Var}(A_k^\top x) + (1 - \bar\alpha)/\bar\alpha}{W^2 s^2} , $$
 #
@@ -334,7 +337,7 @@ print(f"largest difference {(guided.estimate['image'] - by_hand).abs().max():.0e
 assert torch.allclose(guided.estimate["image"], by_hand, atol=1e-5)
 
 # %% [markdown] tags=["slide"]
-# ## 3 · Variants, and other encoders
+# ## 3 · A gain needs two controls; and an encoder can be any function
 #
 # The experiment is one file, `mtdiff/experiments/image_representation.py`. Its variants share backbone, images, steps and
 # batches (`random`, our first attempt, was trained longer, so its distances cannot be compared):
@@ -363,12 +366,14 @@ assert torch.allclose(features, F.avg_pool2d(image[:5], 4).flatten(1), atol=1e-5
 print(f"features {tuple(features.shape)}: 3 channels of 4 x 4 block means")
 
 # %% [markdown] tags=["slide"]
-# ## 4 · Do image and representation know each other?
+# ## 4 · Drawn pairs belong together where the code can be found
 #
-# *Cosine*: of a drawn representation with that of the image drawn along with it, less that with another image's. *Named*:
-# how often a linear probe of the drawn representation says what a judge sees in the drawn image, less how often the probe
-# does with the image's own representation, which is the ceiling. Differences are taken seed by seed; what *clear* means
-# says [04 §8](04_how_tight.ipynb). In the plots, clear differences are filled, blue is better and red is worse.
+# Two figures of drawn pairs. *Cosine*: that of the drawn representation with the one that the encoder reads off the
+# drawn image, less the cosine with another image's. *Named*: a *judge*, a network that was trained to read true scenes
+# (notebook 06), names the nearest object of the drawn image. How often does a linear map (a *probe*) of the drawn
+# representation name the same? We take off how often it does with the representation of the drawn image itself, the
+# ceiling. Differences are taken seed by seed; what *clear* means says [04 §8](04_how_tight.ipynb). In the plots, clear
+# differences are filled, blue is better and red is worse.
 
 
 # %%
@@ -392,10 +397,11 @@ Markdown(report.findings(pairs))
 
 # %% [markdown]
 # A dot near 0 on the left means that the two ignore each other, although the code is in the state: so it is with
-# `random`. Where the code can be found, drawn pairs belong together, but far from perfectly.
+# `random`. With tiles that are sensed, drawn pairs belong together, but far from perfectly. (`random` has half
+# the weight, too, and an earlier recipe: what each of these changes does has not been asked.)
 #
 # Does the *image* listen? The same image and noise three times: with its own representation in the sum, with none, and
-# with another scene's. The error of the image's estimate is over that of none.
+# with another scene's. The plot has the error of the image's estimate, divided by the error with none.
 
 # %%
 some = {name: test.values[name][:400] for name in ("image", "representation")}
@@ -446,12 +452,13 @@ plots.show(
 )
 
 # %% [markdown] tags=["slide"]
-# ## 5 · Does it make images better?
+# ## 5 · A map of what is where makes images better, our sixteen numbers do not
 #
 # Equal images, steps, batches and backbone, three seeds. The figure is a Fréchet distance in the features of a network
 # that reads scenes (not an FID). Everything is compared with `image-only`, at equal evaluations of the network but for
-# guidance, which spends two a step. *Alone*: with nothing else in the chain. *Jointly*: together with a representation.
-# *Given*: for held-out representations. *DDIM*: by 25 DDIM steps at the end of the training, else by 25 ancestral ones.
+# guidance, which spends two a step. Images are drawn *alone* (nothing else is in the chain), *jointly* (together with a
+# representation), or for a representation that is *given*, from held-out scenes; by 25 DDIM steps where it says *DDIM*,
+# else by 25 ancestral ones.
 
 
 # %%
@@ -541,16 +548,16 @@ axis.invert_yaxis()
 plots.show(figure, "Feature distance of scenes at 32 by 32: drawn alone, jointly, and jointly with guidance 2.")
 
 # %% [markdown]
-# **How far does this carry?** At this scale it is not the idea that fails but the summary. Sixteen numbers of a whole
-# scene are a plan that is drawn wrong too often, and that a convolution cannot follow to a place. A map is a plan that
-# it reads off next to where it draws; so a map that is right helps most (*given*), and one that the model has to draw
-# along still helps. ReDi's gains (second-hand) are of large latent transformers with DINOv2, whose features say what is
-# *where*, at each patch, and come from a network that has seen other images. Ours had the truth, which nobody has: the
-# ladder shows what a representation would have to know, not that one can be had for free. And at any scale the claim
-# needs the controls above, and seeds.
+# **How far does this carry?** A map that is right helps most (*given*), and one that the model has to draw along still
+# helps. No summary of sixteen numbers does, drawn along without guidance. Our reading, which is not tested: such a plan
+# is drawn wrong too often, and a convolution cannot follow it to a place, while it finds a map next to where it draws.
+# But `segments` also says *more* than sixteen numbers, and has channels of its own. ReDi's gains (second-hand) are of
+# large latent transformers with DINOv2, whose features say what is *where*, at each patch, and come from a network that
+# has seen other images. Ours had the truth, which nobody has: the ladder shows what a representation would have to
+# know, not that one can be had for free. And at any scale the claim needs the controls above, and seeds.
 
 # %% [markdown] tags=["slide"]
-# ## 6 · Does the network learn more, if not draw better?
+# ## 6 · The network learns more, though it draws no better
 #
 # The shared trunk ends in a vector for every image (the mean over places). A linear map of it, fitted to 2,000 noisy
 # images, names the nearest object (18 classes). Less the same of `image-only`, by noise level:
@@ -592,9 +599,9 @@ Markdown(report.findings(reads))
 
 # %% [markdown]
 # As a **target** a representation is learned: the head has to read it off the image in every example. As a
-# **companion** in the sum it can be copied, and only three of ten examples ask the network to look at the image
-# instead. So where the joint models read less, it is because a loss teaches what
-# is missing, and nothing else.
+# **companion** in the sum it is in the state already, and only in three of ten examples, where it is absent, does the
+# loss ask the network to look at the image instead. That fits: the joint models read less. It need not stay so: at 32×32
+# the joint model, trained longer, reads 96% (one seed, [measured](measured.md)).
 #
 # ## 7 · Exercises
 #
@@ -731,12 +738,13 @@ solved
 #
 # - A vector becomes a picture by an isometry; what a noisy state says about it is one scalar problem for each number.
 # - It matters where it is written: where images vary little, in a pattern that a convolution finds. Showing the network
-#   what the state says adds no knowledge, and decides whether the code is used.
+#   what the state says adds no knowledge. With both a code was used, with neither it was not.
 # - With exact estimates a representation cannot make images better. It changes what is decided first.
 # - Whether it makes a *network's* images better depends on what it knows. Measured against the image alone, seed by
 #   seed: our encoder's summary does not, without guidance; a map of what is where does, even if the model has to draw it
-#   first.
-# - As a target a representation is learned; in the sum it is copied. A wrong plan costs more than a right one gains.
+#   along.
+# - As a target a representation is learned sooner than in the sum. To the estimate of an image a wrong plan costs more
+#   than a right one gains.
 #
 # | notebook | question |
 # |---|---|

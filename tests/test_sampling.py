@@ -291,8 +291,9 @@ def test_labels_given_points_follow_the_exact_posterior():
 
 @pytest.mark.parametrize("curve", CURVES)
 @pytest.mark.parametrize("sampler", BUDGET)
-def test_conditioned_is_bayes_on_an_exact_model(curve, sampler):
-    options = {"given": {"label": torch.arange(60) % 3}, "sampler": sampler, "steps": 20}
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+def test_conditioned_is_bayes_on_an_exact_model(curve, sampler, guidance):
+    options = {"given": {"label": torch.arange(60) % 3}, "sampler": sampler, "steps": 20, "guidance": guidance}
     model = mixture(CURVES[curve])
     a, b = (
         final(mt.sample_path(model, 60, rule=rule, generator=generator(0), **options)) for rule in ("bayes", "conditioned")
@@ -612,6 +613,23 @@ def test_guidance_of_an_aggregate_that_heads_make_up():
         expected = model.process.aggregate({"image": image, "label": code}, t)
     assert (guided.aggregate - expected).abs().max() < 1e-5
     assert (guided.aggregate - told.aggregate).abs().max() > 1e-3
+
+
+def test_guidance_of_what_is_taken_out_is_by_the_gradient_of_the_rest():
+    """Theory 4: m^ = W E + m' + g (1 - abar) / sqrt(abar) grad_r log p(y | r), r the state without y; for g = 1 rule 2."""
+    model, label = mixture(mt.fade_in(1.0)), torch.tensor([0, 1, 2])
+    model.remove_known, code = True, model.encode({"label": label})["label"]
+    for g in (1.0, 2.5):
+        options = {"given": {"label": label}, "rule": "conditioned", "guidance": g, "steps": 5, "generator": generator()}
+        t, z, guided = list(mt.sample_path(model, 3, **options))[2]
+        at = model.process.at(t, z)
+        rest = (z - at.signal * at.W["label"] * code).requires_grad_()
+        gradient = torch.autograd.grad(model.log_prob("label", label, rest, t, present={"x"}).sum(), rest)[0]
+        without = model.predict(rest.detach(), t, present={"x"}).aggregate
+        expected = at.W["label"] * code + without + g * at.noise**2 / at.signal * gradient
+        assert (guided.aggregate - expected).abs().max() < 1e-9
+        bayes = model.predict(z, t, given={"label": label}).aggregate
+        assert torch.allclose(guided.aggregate, bayes, atol=1e-9) == (g == 1)
 
 
 def test_what_is_taken_out_may_be_in_the_sum_or_not():
