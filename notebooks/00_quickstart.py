@@ -197,8 +197,8 @@ plots.show(
 
 # %% [markdown]
 # What does `mt.sample` do there? It builds $z_0$ from the image alone and asks the model once. That can be done by
-# hand: `present` says what is in the sum, and `predict` returns for each modality a *law*, here the probabilities of
-# ten labels.
+# hand. `present` says what is in the sum, and the network has to be told as well: it would take the missing code for
+# evidence. `predict` returns for each modality a *law* (a probability distribution), here of ten labels.
 
 # %%
 image_code = model.encode({"image": shown["image"][:1]})
@@ -309,7 +309,7 @@ for guidance in (0.0, 1.0, 4.0):
 # **Exercise 1 (warm-up, easy, 10 minutes): how much noise can it read through?**
 # Write a function that gives the accuracy of the label
 # head on all `len(test)` held-out images, diffused to step $t$ *without* their labels. *Hint*: section 2 does it by
-# hand, for one image and $t = 0$.
+# hand, for one image and $t = 0$. There `present` stands twice; without the second, accuracy suffers.
 
 
 # %% tags=["exercise"]

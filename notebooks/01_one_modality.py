@@ -65,8 +65,8 @@ def normal(x, mean, variance):
 # %% [markdown] tags=["slide"]
 # ## 1 · Noise turns data into a Gaussian, and the model is the way back
 #
-# Take data $x$ on the line whose law $q(x)$ we know: a mixture of two Gaussians. Shrink every point a little and add
-# a little noise, and do so $T = 100$ times. After $t$ steps the point has become $z_t$.
+# Take data $x$ on the line whose law (distribution) $q(x)$ we know: a mixture of two Gaussians. Shrink every point a
+# little and add a little noise, and do so $T = 100$ times. After $t$ steps the point has become $z_t$.
 #
 # How much noise each step adds is fixed by a **schedule**. It is a list of numbers $\bar\alpha_t$ that say which
 # share of the signal's *power* is left at step $t$; the signal's amplitude is then $\sqrt{\bar\alpha_t}$. They fall
@@ -216,7 +216,8 @@ assert agree("KL", log_ratio.mean(), kl(0.3, 0.7, -0.4, 1.1), log_ratio.std() / 
 # z)\, dz$. Usually nobody can compute this sum. So take any law $q(z)$ instead. The logarithm is concave, so the
 # logarithm of a mean is at least the mean of the logarithm:
 #
-# $$ \log p(x) = \log \mathbb E_q \frac{p(z)\, p(x \mid z)}{q(z)}
+# $$ \log p(x) = \log \int q(z)\, \frac{p(z)\, p(x \mid z)}{q(z)}\, dz
+#    = \log \mathbb E_q \frac{p(z)\, p(x \mid z)}{q(z)}
 #    \;\ge\; \mathbb E_q \log \frac{p(z)\, p(x \mid z)}{q(z)}
 #    = \underbrace{\mathbb E_q \log p(x \mid z) - \mathrm{KL}\big(q(z)\,\|\,p(z)\big)}
 #      _{\text{evidence lower bound, ELBO}} . $$
@@ -558,17 +559,22 @@ assert agree("its diffusion term", library.diffusion, terms["diffusion"], librar
 
 
 # %% [markdown] tags=["slide"]
-# **What is lost?** The denoiser is exact, the read-out is exact, and the prior costs almost nothing. And yet the
-# bound with 20 steps is 1.46 nats below the ceiling. By fact 4, averaged over the data, this gap is the KL
-# divergence between two whole chains, the true one and the model's. Both run backwards in single steps, so it splits
-# into those steps:
+# **What is lost?** Denoiser and read-out are exact, and the prior costs almost nothing. Yet with 20 steps the
+# mean bound is 1.46 nats below the ceiling. Their difference is
+#
+# $$ \text{gap} = \mathbb E \log \frac{q(x)\, q(z_{0:T} \mid x)}{p(z_{0:T})\, p(x \mid z_0)}
+#    = \mathbb E \log \frac{q(z_{0:T})\, q(x \mid z_0)}{p(z_{0:T})\, p(x \mid z_0)} . $$
+#
+# The second form is Bayes' rule, since no step after $z_0$ looks at $x$. The exact read-outs cancel, and a KL
+# divergence between two chains is left. Both run backwards step by step, so it splits into steps:
 #
 # $$ \text{gap} = \mathrm{KL}\big(q(z_T)\,\|\,p(z_T)\big) + \sum_{t=1}^T \mathbb E\, \mathrm{KL}\big(q(z_{t-1} \mid
 #    z_t)\,\|\,p(z_{t-1} \mid z_t)\big) . $$
 #
-# Here $q(z_{t-1} \mid z_t)$ is the true step back *without* knowing $x$: the step of section 3, averaged over all
-# $x$ that fit $z_t$. Its mean is $\mu(\hat x)$, which is the model's mean. But it is wider than the model's step.
-# The variance of an average over $x$ is the mean variance, $\tilde\beta_t$, plus the variance of the means:
+# Here $q(z_{t-1} \mid z_t)$ is the true step back *without* knowing $x$: that of section 3, averaged over all $x$
+# that fit $z_t$. Its mean is $\mu(\hat x)$, which is the model's mean. But it is wider than the model's step.
+# The variance of an average over $x$ is the mean variance, $\tilde\beta_t$, plus the variance of the means $\mu(x)$,
+# whose factor is that of $\mathrm{KL}_t$:
 #
 # $$ \operatorname{Var}(z_{t-1} \mid z_t) = \tilde\beta_t\, (1 + \rho_t), \qquad
 #    \rho_t = (\mathrm{SNR}_{t-1} - \mathrm{SNR}_t)\, \operatorname{Var}(x \mid z_t) . $$
@@ -760,7 +766,7 @@ last = sum(row["denoise"] for row in history[-50:]) / 50
 
 # %% [markdown] tags=["slide"]
 # **How good is it?** The loss alone does not say, because most of it is noise that nobody can predict. So split it.
-# The error of the best guess is uncorrelated with every function of $z_t$, so there is no cross term:
+# The error of the best guess has mean 0 given $z_t$, so there is no cross term:
 #
 # $$ \mathbb E\,\|x - \hat x_\theta\|^2 \;=\;
 #    \underbrace{\mathbb E\,\|x - \mathbb E[x \mid z_t]\|^2}_{\text{nobody can do better}} \;+\;
@@ -929,8 +935,8 @@ print("schedule, posterior mean (two forms), variance and bound: those of DDPM, 
 #
 # The upper panel shows the density $q(z_t)$, the lower one the best guess $\mathbb E[x \mid z_t]$. **Look for** the
 # step at which the two humps melt, and for what the guess does with a $z_t$ between them. Where the guess is steep,
-# a small change of $z_t$ *decides* for one hump. On a static page the slider does not move; below it are three
-# settings.
+# a small change of $z_t$ *decides* for one hump. (Dotted: the means of the humps. On a static page, see
+# the three settings below.)
 
 # %% tags=["nbval-ignore-output"]
 widgets.noised_density_slider(line)

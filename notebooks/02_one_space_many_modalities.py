@@ -312,9 +312,14 @@ print(f"mean: grid {grid_mean:.6f}, library {library_mean[0, 0]:.6f}")
 print(f"standard deviation: grid {grid_variance.sqrt():.6f}, library {library_std[0, 0]:.6f}")
 
 # %% [markdown] tags=["slide"]
-# **Line 4, the paper's view.** Put $m_t = (z_t - \sqrt{1 - \bar\alpha_t}\,\varepsilon)/\sqrt{\bar\alpha_t}$ into
-# $\mu$. What multiplies $-\sqrt{\bar\alpha_{t-1}}\,(m_t - m_{t-1})$ is then $\big[\alpha_t (1 - \bar\alpha_{t-1}) +
-# (1 - \alpha_t)\big] / (1 - \bar\alpha_t) = 1$. By line 3 of section 4 that is the injection:
+# **Line 4, the paper's view.** Write $m_{t-1} = m_t - (m_t - m_{t-1})$ in $\mu$. Since $\sqrt{\alpha_t \bar\alpha_t}
+# = \alpha_t \sqrt{\bar\alpha_{t-1}}$, what multiplies $-\sqrt{\bar\alpha_{t-1}}\,(m_t - m_{t-1})$, in $\tilde z$ and
+# in $m_{t-1}$ together, is $\big[\alpha_t (1 - \bar\alpha_{t-1}) + (1 - \alpha_t)\big] / (1 - \bar\alpha_t) = 1$. By
+# line 3 of section 4 that is the injection.
+#
+# What remains has only $z_t$ and $m_t$. Put $m_t = (z_t - \sqrt{1 - \bar\alpha_t}\,\varepsilon)/\sqrt{\bar\alpha_t}$
+# in. Then $z_t$ is multiplied by the same fraction divided by $\sqrt{\alpha_t}$, so by $1/\sqrt{\alpha_t}$, and
+# $\varepsilon$ by $-\frac{1}{\sqrt{\alpha_t}} \frac{1 - \alpha_t}{\sqrt{1 - \bar\alpha_t}}$:
 #
 # $$ \mu = \underbrace{\frac{1}{\sqrt{\alpha_t}}\Big(z_t - \frac{1 - \alpha_t}{\sqrt{1 - \bar\alpha_t}}\,
 #    \varepsilon\Big)}_{\text{DDPM's mean}} \;-\; \underbrace{\sum_i w_t^i\, E_i(x_i)}_{\text{what was injected}}. $$
@@ -483,9 +488,11 @@ print("mean and std of the label's part = those of a diffusion with its own sche
 #    \;\approx\; \tfrac12\, \mathrm{SNR}_T \, \dim Z . $$
 #
 # So the same weight, at the same log-SNR, leaves more behind the larger the space is. On average over $X$ this is
-# the prior term of the bound (notebook 03). It is at least what $z_T$ still tells of the label, the *mutual
-# information* $I(y; z_T) = H(y) - H(y \mid z_T)$, where $H$ is the entropy. We compute both for ten classes, a
-# weight of 1, and the schedule of section 1, whose log-SNR ends at -8.
+# the prior term of the bound (notebook 03). What $z_T$ still tells of the label is the *mutual information* $I(y; z_T)
+# = H(y) - H(y \mid z_T)$, where $H(y) = -\mathbb E \log q(y)$ is the *entropy*, the uncertainty about $y$ in nats. By
+# Bayes' rule it is also $\mathbb E \log \frac{q(z_T \mid y)}{q(z_T)}$. With the label alone in the sum, the prior term
+# is therefore $I(y; z_T) + \mathrm{KL}(q(z_T)\,\|\,\mathcal N(0, I))$, and so at least $I(y; z_T)$. We compute both for
+# ten classes, a weight of 1, and the schedule of section 1, whose log-SNR ends at -8.
 
 # %%
 loud, found = mt.ForwardProcess(schedule, {"label": 1.0}), {}

@@ -59,8 +59,9 @@ def agree(a, b, error):
 # ## 1 · A pair costs nats in four places
 #
 # Take the mixture of notebook 02, a point $x$ in the plane and its label $y$, with the label fading in. Its exact
-# model stands in for a perfectly trained network. How many nats does it need for one example, and where do they go?
-# `mt.elbo` splits them up:
+# model stands in for a perfectly trained network. The **cost** of an example is $-\log p(X)$ in nats: how surprising
+# the model finds it. (For discrete data it is the length of the model's best code.) A lower bound on $\log p(X)$, times
+# $-1$, says what it costs *at most*. Where do these nats go? `mt.elbo` splits them up:
 
 # %%
 T = 20
@@ -694,7 +695,8 @@ for start, end, T_, low in ((0.0, 1.0, 5, -6.0), (0.0, 1.0, 200, -6.0), (0.0, 1.
 #
 # **Exercise 1 (warm-up, easy, 10 minutes): the prior term by hand.**
 # Write a function that computes the prior term for a process and
-# codes, in nats, averaged over the examples. The check asks the library, for a good and for a bad end of the schedule.
+# codes, in nats, averaged over the examples. *Hint*: the process knows its own $T$, `process.steps`; by now `T` is that
+# of section 7. The check asks the library, for a good and for a bad end of the schedule.
 
 
 # %% tags=["exercise"]
@@ -713,9 +715,9 @@ def check_1(function):
             return widgets.Verdict(False, "the function returns nothing yet")
         exact = mt.exact.LabelledMixture(**datasets.MIXTURE, process=other)
         theirs = mt.elbo(exact, {name: x[rows] for name, x in data.items()}, generator=rng(20)).prior
-        found.append(f"final log-SNR {low:g}: {float(mine):.4f} nats")
+        found.append(f"final log-SNR {low:g}: {float(mine):.6f} nats")
         if not abs(float(mine) - theirs) < 1e-6:
-            return widgets.Verdict(False, f"{found[-1]}, but the library says {theirs:.4f}")
+            return widgets.Verdict(False, f"{found[-1]}, but the library says {theirs:.6f}")
     return widgets.Verdict(True, "; ".join(found))
 
 
