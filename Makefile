@@ -56,8 +56,10 @@ explorer: $(VENV)/.course  ## open everything that moves, on one page
 notebooks: $(VENV)/.course  ## execute the notebooks whose code or checkpoint changed; carry text and tags over
 	$(PY) tests/notebooks.py
 
+# NAMES="00_quickstart 02_one_space_many_modalities": those alone.
+NAMES :=
 slides: $(VENV)/.course  ## write the notebooks as slides, one HTML file each, which need no network
-	$(PY) tests/notebooks.py --slides build/slides
+	$(PY) tests/notebooks.py --slides build/slides $(NAMES)
 
 # REPOSITORY=owner/name on GitHub adds links to Colab and Binder, ADDRESS is where the site will be: workflows give both.
 REPOSITORY :=

@@ -190,6 +190,9 @@ def run(notebook: NotebookNode, minutes: float) -> str:
 
     Returns:
         Nothing if its end was reached, or what cut it off.
+
+    Raises:
+        KeyboardInterrupt: by Ctrl-C, or when this process is to end (SIGTERM).
     """
     end = time.monotonic() + 60 * minutes
     places = (str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", ""))  # the same mtdiff, wherever it lies
@@ -214,6 +217,8 @@ def run(notebook: NotebookNode, minutes: float) -> str:
         except DeadKernelError:
             return f"the process died in code cell {client.code_cells_executed}"
         except Exception as error:  # a kernel that is lost shows in many ways
+            if hasattr(client, "_async_cleanup_kernel_future"):  # nbclient heard Ctrl-C, and ended the kernel alone
+                raise KeyboardInterrupt from None
             return f"lost in code cell {client.code_cells_executed} ({type(error).__name__} {error})"
     return ""
 

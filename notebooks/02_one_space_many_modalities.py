@@ -116,7 +116,8 @@ print(f"distances between codes: {between.min():.4f} to {between.max():.4f}")
 # %% [markdown]
 # In the plane three codes fit as well. Ours (`datasets.MIXTURE`) are three vectors of length 1, 120 degrees apart.
 # (Their RMS is $1/\sqrt 2$, so that their signal-to-noise ratio below is half of what the formula for RMS 1 says.)
-#
+
+# %% [markdown] tags=["slide"]
 # ## 3 · One step injects a little of each code, shrinks, and adds noise
 #
 # With $\alpha_t = \bar\alpha_t / \bar\alpha_{t-1}$ as in notebook 01, the paper's transition kernel is

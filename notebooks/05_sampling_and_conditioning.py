@@ -240,7 +240,8 @@ plots.show(figure, "The share of fitting pairs is one for labels read below step
 
 # %% [markdown]
 # So `mt.sample` reads every modality from the *last* state.
-#
+
+# %% [markdown] tags=["slide"]
 # ## 4 · A label is given: two rules are exact, one is not
 #
 # Now somebody asks for $y$. Every step needs $\mathbb E[m_t \mid z_t, y]$ where it had $\mathbb E[m_t \mid z_t]$.
@@ -255,7 +256,8 @@ plots.show(figure, "The share of fitting pairs is one for labels read below step
 #
 # Substitution makes the label known to the label's part of the sum, and to nothing else. The point is still averaged
 # over all labels that $z_t$ leaves open. The error is 0 where $p(y \mid z_t) = 1$.
-#
+
+# %% [markdown] tags=["slide"]
 # **Rule 2, Bayes.** Tweedie's formula (notebook 01) reads the conditional mean off a score,
 # $\sqrt{\bar\alpha_t}\;\mathbb E[m_t \mid z_t] = z_t + (1 - \bar\alpha_t)\,\nabla_z \log q(z_t)$, and it holds with
 # $y$ given on both sides, too. Subtract the two. By Bayes' rule $\log q(z_t \mid y) - \log q(z_t) = \log p(y \mid

@@ -5,8 +5,12 @@ import builtins
 import csv
 import io
 import json
+import os
 import re
+import signal
 import sys
+import threading
+import time
 
 import nbformat
 import pytest
@@ -203,6 +207,22 @@ def test_an_endless_notebook_is_cut_off(toy, tmp_path):
     assert row.message.startswith("cut off after 0.1 minutes in code cell ")
     assert not row.passed
     assert row.seconds < 120
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_grading_can_be_stopped(toy, tmp_path, sent):
+    ready = tmp_path / "ready"
+    returned(tmp_path, "anna.ipynb", f"import time\nopen({str(ready)!r}, 'w').close()\ntime.sleep(600)")
+    returned(tmp_path, "ben.ipynb")
+
+    def stop():
+        while not ready.exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), sent)
+
+    threading.Thread(target=stop, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        next(course.grade(tmp_path / "returned", 2))
 
 
 def test_a_kernel_that_cannot_be_reached_is_a_row(toy, tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
+import browser
 import jupytext
 import matplotlib.pyplot as plt
 import nbformat
@@ -193,6 +194,29 @@ def test_slides_are_the_tagged_cells_and_the_figures_and_fetch_nothing(source):
     assert not re.search(r".{0,30}(?:\$|\\[a-zA-Z]).{0,30}", opened.text)
     near = [link for link in opened.links if not re.match(r"https?:|#", link)]
     assert all(Path(os.path.normpath(course.PAGES / "slides" / link)).exists() for link in near), near
+
+
+def test_the_slides_that_a_plan_names_have_its_sections():
+    rows = re.findall(r"^\| \d+-\d+ \| (.+) \| (\d\d): ([\d, -]+) \|$", course.GUIDE.read_text(), re.M)
+    assert len(rows) == 5
+    for what, number, numbers in rows:
+        (page,) = course.FOLDER.glob(f"{number}_*.ipynb")
+        slides = course.deck(nbformat.read(page, 4)).split("<section>")
+        ends = [[int(k) for k in part.split("-")] for part in numbers.split(", ")]
+        shown = "".join("".join(slides[first : last + 1]) for first, last in ((a[0], a[-1]) for a in ends))
+        assert all(1 <= a[0] <= a[-1] < len(slides) for a in ends), (what, numbers, len(slides))
+        assert all(f">{section} · " in shown for section in re.findall(r"§(\d)", what)), (what, numbers)
+
+
+@pytest.mark.skipif(browser.CHROMIUM is None, reason="needs Chromium or Chrome")
+def test_four_figures_of_one_cell_stand_side_by_side_on_a_slide(tmp_path):
+    page = next(course.FOLDER.glob("05_*.ipynb"))
+    (tmp_path / "slides.html").write_text(course.deck(nbformat.read(page, 4)))
+    with browser.opened((tmp_path / "slides.html").as_uri()) as tab:
+        tab.until("document.body.classList.contains('turned')")
+        fits = tab.evaluate("[...document.querySelectorAll('section')].map((s) => s.style.getPropertyValue('--fit') * 1)")
+    assert len(fits) > 20
+    assert min(fits) > 0.7, fits
 
 
 def test_a_figure_of_a_solution_is_no_slide():

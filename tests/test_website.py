@@ -89,6 +89,19 @@ def test_slides_are_linked_from_their_notebook_and_the_teachers_guide_and_lead_t
     assert {"theory", "measured", "walkthrough", "05_sampling_and_conditioning"} <= set(led)
 
 
+def test_a_link_of_a_slide_may_begin_in_one_line_and_end_in_the_next(tmp_path, monkeypatch):
+    page = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# One\n\n[04\n§8](04_how_tight.ipynb)")])
+    page.cells[0].metadata["slideshow"] = {"slide_type": "slide"}
+    monkeypatch.setattr(website.nbformat, "read", lambda *_: page)
+    assert '<a href="../notebooks/04_how_tight.html">04\n§8</a>' in website.Source(tmp_path).slides("00_quickstart")
+
+
+def test_a_section_may_be_named_in_two_lines(tmp_path):
+    (source := website.Source(tmp_path)).page("notebooks/x.md", "[04\n§8](04_how_tight.ipynb)")
+    assert (tmp_path / "notebooks" / "x.md").read_text() == "[04\n§8](#04_how_tight-8)"
+    assert not source.files
+
+
 def test_the_map_shows_every_notebook_by_a_figure_of_its_own(site):
     page = article(site / "index.html")
     cards = re.findall(r'<a class="card" href="notebooks/(\w+)\.html"><img src="(_static/map/\w+\.png)"', page)

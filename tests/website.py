@@ -130,7 +130,7 @@ class Source:
                 shutil.copy(target, self.folder / file)
                 return match[0]
             if target.suffix == ".ipynb":
-                section = re.fullmatch(r"\d\d §(\d+)", said)
+                section = re.fullmatch(r"\d\d\s§(\d+)", said)
                 if target.stem not in self.notebooks:
                     return said
                 return f"[{said}](#{target.stem}-{section[1]})" if section else f"[{said}]({path[:-6]}.md)"
@@ -200,13 +200,13 @@ class Source:
             return f'<a href="../notebooks/{page}.html{anchor}">{said}</a>' if there else said
 
         text = deck(nbformat.read(FOLDER / f"{name}.ipynb", 4), ROOT / "slides")
-        return re.sub(r'<a href="\.\./notebooks/([^"#]*)\.(md|ipynb)([^"]*)">(.*?)</a>', link, text)
+        return re.sub(r'<a href="\.\./notebooks/([^"#]*)\.(md|ipynb)([^"]*)">(.*?)</a>', link, text, flags=re.S)
 
     def decks(self) -> str:
         """The part of the teacher's guide that leads to all slides."""
         titles = {file: title for title, file, _ in COURSE}
         decks = [f'<li><a href="../slides/{file}.html">{html.escape(titles[file])}</a></li>' for file in self.notebooks]
-        return f"\n## Slides\n\nArrow keys turn them; printed, they are a PDF.\n\n<ul>\n{chr(10).join(decks)}\n</ul>\n"
+        return f"\n## Slides\n\nArrows or a touch turn them; printed, they are a PDF.\n\n<ul>\n{chr(10).join(decks)}\n</ul>\n"
 
     def map(self) -> str:
         """The first page: what it is, and the notebooks by their pictures and questions."""
@@ -228,7 +228,8 @@ class Source:
         grid = f'<div class="map">\n{"".join(cards)}\n</div>'
         live = (
             "{doc}`A model in this page <live>` draws the digit that you choose, in your browser; {doc}`another one <any>` "
-            "draws the image, the depth and the segmentation of your words, or reads words from a picture."
+            "draws the image, the depth and the segmentation of your words, or reads words from a picture. "
+            "{doc}`How to start <README>` on a computer of your own; {doc}`how to teach it <notebooks/teaching>`."
         )
         return f"{README.partition('## Start')[0]}\n## The course\n\n{live}\n\n{grid}\n\n{''.join(trees)}"
 
