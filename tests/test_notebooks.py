@@ -213,7 +213,7 @@ def test_four_figures_of_one_cell_stand_side_by_side_on_a_slide(tmp_path):
     page = next(course.FOLDER.glob("05_*.ipynb"))
     (tmp_path / "slides.html").write_text(course.deck(nbformat.read(page, 4)))
     with browser.opened((tmp_path / "slides.html").as_uri()) as tab:
-        tab.until("document.body.classList.contains('turned')")
+        tab.until("document.body?.classList.contains('turned')")
         fits = tab.evaluate("[...document.querySelectorAll('section')].map((s) => s.style.getPropertyValue('--fit') * 1)")
     assert len(fits) > 20
     assert min(fits) > 0.7, fits

@@ -206,7 +206,7 @@ class Source:
         """The part of the teacher's guide that leads to all slides."""
         titles = {file: title for title, file, _ in COURSE}
         decks = [f'<li><a href="../slides/{file}.html">{html.escape(titles[file])}</a></li>' for file in self.notebooks]
-        return f"\n## Slides\n\nArrows or a touch turn them; printed, they are a PDF.\n\n<ul>\n{chr(10).join(decks)}\n</ul>\n"
+        return f"\n## Slides\n\nArrows or touch turn them; printed, they are a PDF.\n\n<ul>\n{chr(10).join(decks)}\n</ul>\n"
 
     def map(self) -> str:
         """The first page: what it is, and the notebooks by their pictures and questions."""
