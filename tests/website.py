@@ -58,6 +58,7 @@ PAGES = {
     "The library": ["README", "notebooks/own", "api/index"],
     "The project": ["CHANGELOG", "CONTRIBUTING", "CODE_OF_CONDUCT"],
 }
+WAYS_IN = {"README": "How to start on a computer of your own", "notebooks/teaching": "How to teach it"}
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\((?![a-z]+:|#)([^)\s#]+)(#[^)\s]*)?\)")
 BADGES = r"^\[!\[Open in Colab\].*\n\n"
 MATH = re.compile(r"\$\$(.+?)\$\$|\$([^$]+?)\$", re.S)
@@ -228,10 +229,11 @@ class Source:
         grid = f'<div class="map">\n{"".join(cards)}\n</div>'
         live = (
             "{doc}`A model in this page <live>` draws the digit that you choose, in your browser; {doc}`another one <any>` "
-            "draws the image, the depth and the segmentation of your words, or reads words from a picture. "
-            "{doc}`How to start <README>` on a computer of your own; {doc}`how to teach it <notebooks/teaching>`."
+            "draws the image, the depth and the segmentation of your words, or reads words from a picture."
         )
-        return f"{README.partition('## Start')[0]}\n## The course\n\n{live}\n\n{grid}\n\n{''.join(trees)}"
+        pages = [page for names in PAGES.values() for page in names]
+        ways = "\n".join(f"- {{doc}}`{said} <{page}>`" for page, said in WAYS_IN.items() if page in pages)
+        return f"{README.partition('## Start')[0]}\n## The course\n\n{live}\n\n{ways}\n\n{grid}\n\n{''.join(trees)}"
 
     def has(self, page: str) -> bool:
         """Whether a page of the table of contents is on this site: a notebook may have been left out."""
