@@ -140,7 +140,7 @@ def test_words_and_images_draw_each_other_as_well_as_the_card_says_within_four_s
 
 @pytest.mark.parametrize("variant", ["label", "conditional"])
 def test_photographs_of_a_class_are_called_so_by_a_classifier_that_was_trained_apart(variant):
-    model, critic = (mt.load(f"imagenet/imagenette32-{variant}") for variant in (variant, "classifier"))
+    model, critic = (mt.load(f"imagenet/imagenette32-{name}") for name in (variant, "classifier"))
     label, noise = torch.arange(60) % 10, torch.Generator().manual_seed(5)
     options = {"given": {"label": label}, "rule": "conditioned", "guidance": 3.0, "steps": 12}
     drawn = mt.sample(model, 60, generator=noise, **options)
