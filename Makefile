@@ -82,7 +82,7 @@ PLANTED := 60 80 95
 REPRESENTED := $(addprefix image-representation-shapes16-,lifted own-channels image-only predicted told \
   random caption features segments segments-told segments-predicted)
 TRANSITION := $(addprefix image-transition-shapes16-,transition conditional regression sdedit)
-MASKED := $(addprefix masked-image-shapes16-,masked plain augment own-channels unshared)
+MASKED := $(addprefix masked-image-shapes16-,masked plain augment own-channels)
 ANY := $(addprefix any-to-any-shapes16-,shared own-channels unshared missing-50 missing-80 \
   caption-to-image image-to-caption segmentation-to-image)
 RESULTS := $(LABEL) $(SCENES) $(PLANTED:%=image-label-planted%-fade-in) $(REPRESENTED) $(TRANSITION) $(MASKED) $(ANY)

@@ -699,7 +699,6 @@ PAIRS = {
     ("augment", "plain"): "being given masks, without a loss for them",
     ("masked", "augment"): "masks as modalities with losses, on top of that",
     ("masked", "own-channels"): "superposition, against channels side by side",
-    ("masked", "unshared"): "one shared space, against none",
 }
 pairs = {pair: text for pair, text in PAIRS.items() if results.keys() >= {*pair}}
 samplers = {"distance, 25 DDIM steps": ("card", "probes", -1), "distance, 24 ancestral steps": ("metrics", "alone")}

@@ -7,7 +7,6 @@ import torch
 from helpers import generator, randomise
 
 import mtdiff as mt
-from mtdiff.baselines import Unshared
 from mtdiff.datasets import Dataset, masks
 from mtdiff.experiments import EXPERIMENTS
 from mtdiff.experiments import masked_image as experiment
@@ -49,8 +48,7 @@ def test_variants_share_backbone_and_budget_and_differ_in_what_they_say():
     assert configs["augment"].give == configs["masked"].give
     assert models["augment"].process.entering == ("image",)  # told, but never in the sum
     assert models["masked"].space == (3, 16, 16)
-    assert models["own-channels"].space == models["unshared"].space == (7, 16, 16)
-    assert isinstance(models["unshared"], Unshared)
+    assert models["own-channels"].space == (7, 16, 16)
 
 
 def test_masked_image_and_mask_are_dropped_and_told_together():
@@ -98,46 +96,6 @@ def test_unequal_repeats_are_refused():
     for way in ("repeated", "repaint"):
         with pytest.raises(ValueError, match="repeats must divide the 10 evaluations, got 4"):
             experiment.inpaint(model, torch.zeros(2, 3, 16, 16), torch.ones(2, 1, 16, 16), way, steps=10, repeats=4)
-
-
-def test_the_unshared_control_trains_each_task_as_often():
-    """Told is clean, dropped is noise, as often as config says; masked image and mask share their time."""
-    model, c = experiment.build(DATA, "unshared"), experiment.config(DATA, "unshared", "full")
-    times, first, last = {}, model.process.first, model.process.steps
-    model.predict_at = lambda z, t: times.update(t) or (_ for _ in ()).throw(InterruptedError)
-    with pytest.raises(InterruptedError):
-        model.loss(experiment.masked_scenes(DATA, "test")[:2000], generator(), c.weights, c.drop, c.give)
-    assert torch.equal(times["masked"], times["mask"])
-    told, absent = (float((times["mask"] == end).double().mean()) for end in (first, last))
-    assert abs(told - 0.7) < 4 * (0.7 * 0.3 / 2000) ** 0.5 + 1 / last
-    assert abs(absent - 0.3 * 0.8) < 4 * (0.24 * 0.76 / 2000) ** 0.5 + 1 / last
-    assert times["image"].unique().numel() > 400
-
-
-def test_the_unshared_control_is_sampled_like_every_model():
-    """Given values stand clean in their channels, absent ones are noise of unit RMS at the last step; the rest is at t."""
-    model = randomise(experiment.build(DATA, "unshared"), scale=0.05).eval()
-    process, t, seen = model.process, 300, {}
-    predict_at = model.predict_at
-    model.predict_at = lambda z, times: seen.update(z=z, times=times) or predict_at(z, times)
-    v = experiment.masked_scenes(DATA, "test", 40)[:6]
-    z, eps = process.diffuse(model.encode({"masked": v["masked"]}), t, present={"masked"}, generator=generator())
-    with torch.no_grad():
-        found = model.predict(z, t, given={"mask": v["mask"]}, present={"masked", "mask"})
-    assert {name: int(time[0]) for name, time in seen["times"].items()} == {
-        "image": process.steps, "masked": t, "mask": process.first,
-    }  # fmt: skip
-    code = model.modalities["mask"].encode(v["mask"])[:, 6:]
-    torch.testing.assert_close(seen["z"][:, :3], eps[:, :3])
-    assert torch.equal(seen["z"][:, 3:6], z[:, 3:6])
-    assert torch.equal(seen["z"][:, 6:], code)
-    assert not found.aggregate[:, :3].any()
-    assert torch.equal(found.aggregate[:, 6:], code)
-    drawn = mt.sample(model, 6, given={"masked": v["masked"], "mask": v["mask"]}, steps=3, generator=generator())
-    assert torch.equal(drawn["mask"], v["mask"])
-    assert drawn["image"].shape == v["image"].shape
-    bound = mt.elbo(model, v, present={"image"}, generator=generator())
-    assert math.isfinite(bound.total)
 
 
 def test_an_unknown_way_and_a_bad_mask_are_named():

@@ -149,7 +149,7 @@ def test_the_tables_are_the_measured_ones():
         ("image-representation-shapes32", "lifted", "image-only"),
         ("image-transition-shapes16", "transition", "conditional", "regression", "sdedit"),
         ("image-transition-shapes32", "transition"),
-        ("masked-image-shapes16", "masked", "plain", "augment", "own-channels", "unshared"),
+        ("masked-image-shapes16", "masked", "plain", "augment", "own-channels"),
         ("masked-image-shapes32", "masked"),
         ("imagenet-imagenette32", "plain-long", "label-long", "masked-long"),
         ("imagenet-imagenette32", "plain-gpu", "label-gpu", "masked-gpu", "conditional-gpu"),

@@ -18,7 +18,6 @@ WAYS = {
     "mean": "no draw but E[image | told], read at t = T by one evaluation",
     "heat": "no model: each hidden pixel the mean of its neighbours",
     "substitute": "in the chain, by rule 1",
-    "clean": "told to a model without a shared space: clean, in channels of their own",
     "sdedit": "the mean known colour in the hole, noised up to a strength and taken back",
     "repaint": "a plain chain whose known pixels are replaced after every step",
 }

@@ -5,7 +5,7 @@ import functools
 import torch
 from torch import Tensor
 
-from mtdiff.baselines import Unshared, inpaint
+from mtdiff.baselines import inpaint
 from mtdiff.datasets import Dataset, masks, shapes
 from mtdiff.datasets.shapes import SETS
 from mtdiff.experiments.base import (
@@ -33,7 +33,6 @@ VARIANTS = {
     "plain": "the image alone: the same images, as many steps, no masks",
     "augment": "told masked image and mask as often, but they are never in the sum, and no loss is theirs: augmentation",
     "own-channels": "each in channels of its own (concatenation), constant weights",
-    "unshared": "no shared space: each of the three has its own noise and time, only the trunk is shared",
 }
 STEPS = 24
 """Network evaluations of every sample that is judged, the final reading not counted."""
@@ -65,17 +64,16 @@ def masked_scenes(data: str, split: str, n: int | None = None) -> Dataset:
 
 def build(data: str, variant: str, seed: int = 0, backbone: Make | None = None) -> MTDiffusion:
     """0.3M parameters at 16x16."""
-    size, unshared = SETS[data], variant == "unshared"
-    shape, apart = (3, size, size), variant in ("own-channels", "unshared")
+    size, apart = SETS[data], variant == "own-channels"
+    shape = (3, size, size)
     image, masked, mask = (slice(0, 3), slice(3, 6), slice(6, 7)) if apart else (None, None, None)
-    revealed = () if variant in ("plain", "unshared") else ("masked", "mask")
-    heads = [{"head": False}] * 2 if unshared else [{"start": "rest"}, {"start": "rest" if apart else "nothing"}]
+    revealed = () if variant == "plain" else ("masked", "mask")
     curve = constant(1.0) if apart else constant(0.0) if variant == "augment" else fade_in(0.3, start=0.1)
-    parts = {"image": (1.0, Image(shape, channels=image, revealed_by=revealed, **heads[0]))}
+    parts = {"image": (1.0, Image(shape, channels=image, revealed_by=revealed, start="rest"))}
     if variant != "plain":
-        parts["masked"] = (curve, Image(shape, channels=masked, tell=not unshared, **heads[1]))
-        parts["mask"] = (curve, Mask((size, size), channels=mask, tell=not unshared))
-    options = {"kind": Unshared} if unshared else {"prediction": "heads", "remove_known": variant != "plain"}
+        parts["masked"] = (curve, Image(shape, channels=masked, tell=True, start="rest" if apart else "nothing"))
+        parts["mask"] = (curve, Mask((size, size), channels=mask, tell=True))
+    options = {"prediction": "heads", "remove_known": variant != "plain"}
     space = (7, size, size) if apart else shape
     return seeded(seed, noise_schedule(size, power=1.0), space, parts, rule="conditioned", backbone=backbone, **options)
 
@@ -91,12 +89,6 @@ def config(data: str, variant: str, budget: str) -> TrainConfig:
     return on_scenes(budget, probe_every=200 if budget == "quick" else 4000, **options)
 
 
-def loss(variant: str, c: TrainConfig):
-    """The loss of the model without a shared space; the others use the multi-task loss."""
-    options = {"weights": c.weights, "drop": c.drop, "give": c.give}
-    return functools.partial(Unshared.loss, **options) if variant == "unshared" else None
-
-
 def probe(data: str, variant: str) -> Look:
     """Distance of 500 images, drawn alone, to real ones."""
     return feature_probe(scene_judge(data), masked_scenes(data, "test").values["image"], 500)
@@ -104,8 +96,6 @@ def probe(data: str, variant: str) -> Look:
 
 def ways(model: MTDiffusion) -> tuple[str, ...]:
     """The ways to inpaint in which a model is judged."""
-    if isinstance(model, Unshared):
-        return ("clean",)
     if "mask" not in model.modalities:
         return ("repaint", "sdedit")
     return ("told", "repeated", "mean", *(("substitute",) if "mask" in model.process.entering else ()))
@@ -164,4 +154,4 @@ def _best(model: MTDiffusion, data: str, share: float, way: str, generator: torc
     return best_of(option, values, score)
 
 
-EXPERIMENT = Experiment("masked-image", by_size(masked_scenes), VARIANTS, build, config, evaluate, loss, probe)
+EXPERIMENT = Experiment("masked-image", by_size(masked_scenes), VARIANTS, build, config, evaluate, probe=probe)
