@@ -403,15 +403,15 @@ solved
 # **Exercise 3 (a small research question, medium, 15 minutes): must the network be *given* the label?**
 # The framework suggests another way
 # to condition: replace the model's guess of the label by the given one, at every step (`rule="substitute"`). Is it as
-# good as giving it to the network (`rule="conditioned"`)? Write a function that returns the share of 100 samples, ten
-# of each digit, that the judge reads as what was asked for. Use `sampler="ddim"` and 25 steps; `agreement` from above
-# is the judge's word. *Further*: does the default sampler `"ddpm"`, which does add noise, change the answer? Notebook
+# good as giving it to the network (`rule="conditioned"`)? Draw 100 samples, ten of each digit, and return for each digit
+# the share that the judge reads as what was asked for. Use `sampler="ddim"` and 25 steps; the `judge` from above takes
+# images and returns digits. *Further*: does the default sampler `"ddpm"`, which does add noise, change the answer? Notebook
 # 05 will explain what you find.
 
 
 # %% tags=["exercise"]
 def obedience(rule):
-    """Share of 100 samples, ten of each digit, that the judge reads as the label that was given."""
+    """Ten shares, (10,), of ten samples of each digit: how many the judge reads as the digit that was given."""
     ...  # your code
 
 
@@ -419,11 +419,14 @@ def obedience(rule):
 def check_3(function):
     text = []
     for rule, ours, error in (("conditioned", 0.977, 0.02), ("substitute", 0.712, 0.045)):  # six seeds, 100 samples each
-        share = function(rule)
-        if share is None:
+        shares = function(rule)
+        if shares is None:
             return widgets.Verdict(False, "the function returns nothing yet")
-        text.append(f"{rule}: {float(share):.2f}")
-        if not abs(float(share) - ours) < 4 * error:
+        shares = torch.as_tensor(shares, dtype=torch.float64)
+        if shares.shape != (10,) or not torch.allclose(10 * shares, (10 * shares).round(), atol=1e-4):
+            return widgets.Verdict(False, f"expected ten shares of ten samples each, got {shares.tolist()}")
+        text.append(f"{rule}: {float(shares.mean()):.2f}")
+        if not abs(float(shares.mean()) - ours) < 4 * error:
             return widgets.Verdict(False, f"{text[-1]}, we find {ours} ± {error}")
     return widgets.Verdict(True, ", ".join(text) + ". A substituted label is obeyed less")
 
@@ -433,14 +436,15 @@ check_3(obedience)
 
 # %% tags=["solution"]
 def obedience_solution(rule):
-    g, asked = torch.Generator().manual_seed(0), torch.arange(100) % 10
+    g, asked = torch.Generator().manual_seed(0), torch.arange(10).repeat_interleave(10)
     options = {"rule": rule, "sampler": "ddim", "steps": 25, "generator": g}
-    return agreement(mt.sample(model, 100, given={"label": asked}, **options))
+    drawn = mt.sample(model, 100, given={"label": asked}, **options)
+    return (judge(drawn["image"]) == asked).view(10, 10).double().mean(1)
 
 
 solved = check_3(obedience_solution)
 assert solved, solved.message
-assert not any(check_3(wrong) for wrong in (lambda rule: 0.1, lambda rule: 0.977)), "a wrong answer passes"
+assert not any(check_3(wrong) for wrong in (lambda rule: [0.1] * 10, lambda rule: 0.977)), "a wrong answer passes"
 solved
 
 # %% [markdown] tags=["slide"]

@@ -628,9 +628,14 @@ def bits(values):
 
 
 def check_3(function):
+    states = []
+    hook = model.backbone.register_forward_hook(lambda net, inputs, output: states.append(len(inputs[0])))
     found = [function(test.values["depth"][k : k + 1]) for k in (0, 1)]
+    hook.remove()
     if any(pair is None for pair in found):
         return widgets.Verdict(False, "the function returns nothing yet")
+    if sum(states) < 120:
+        return widgets.Verdict(False, f"60 draws for each of two maps ask the network for more than {sum(states)} states")
     colours, shapes = zip(*((float(colour), float(shape)) for colour, shape in found), strict=True)
     if colours[0] == colours[1]:
         return widgets.Verdict(
@@ -654,6 +659,7 @@ in_nats = check_3(lambda depth: [math.log(2) * value for value in entropies_solu
 assert solved, solved.message
 assert not turned, turned.message
 assert not in_nats, in_nats.message
+assert not check_3(lambda depth: (2.5 + float(depth.mean()) / 100, 0.3)), "invented numbers pass"
 solved
 
 # %% [markdown] tags=["slide"]

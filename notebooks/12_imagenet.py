@@ -526,6 +526,8 @@ def check_3(function):
     hook.remove()
     if pair is None or set(pair) != {"guided", "plain"}:
         return widgets.Verdict(False, "the function returns nothing yet" if pair is None else f"expected two, got {[*pair]}")
+    if not all(isinstance(images, torch.Tensor) for images in pair.values()):
+        return widgets.Verdict(False, 'expected two tensors of images: what `mt.sample` returns has them under "image"')
     if pair["guided"].shape != ours.shape or not torch.allclose(pair["guided"], ours, atol=1e-3):
         return widgets.Verdict(False, "the guided images are not those of guidance 3, 5 steps, rng(0)")
     if calls != 2 * price:
