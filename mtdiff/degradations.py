@@ -1,8 +1,8 @@
 """What spoils a picture: seven degradations y = A x + b + noise, each operator A with adjoint, gain and pseudo-inverse.
 
-Pictures x are (B, C, H, W) in [-1, 1]; what is measured of them, y, may be smaller, grey or noisy. The tasks are those by
-which the survey of He et al. (2024) sorts low-level vision; the operators here are the simplest of each kind, and all affine:
-no clipping, no rounding, no camera's response.
+Pictures x are (B, C, H, W) in [-1, 1]; what is measured of them, y, may be smaller, grey or noisy. The tasks are among those
+by which the survey of He et al. (2024) sorts low-level vision. The operators here are the simplest of each kind, and affine:
+there is no clipping, no rounding, no camera's response.
 """
 
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ STRENGTHS = {
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in a grey value. Source: ITU-R BT.601."""
 LOST = 0.05
-"""A blur that leaves less than this of a frequency leaves nothing of it: so its pseudo-inverse enlarges noise 20 times at most."""
+"""A blur that leaves less than this of a frequency leaves nothing of it: its inverse enlarges noise at most 20 times."""
 
 
 class Operator:
@@ -55,7 +55,7 @@ class Operator:
         raise NotImplementedError
 
     def gain(self, y: Tensor, w: float | Tensor = 0.0) -> Tensor:
-        """K y = A^T (A A^T + w I)^{-1} y: ridge regression, and what a Gaussian prior of variance s^2 does to noise of w s^2.
+        """K_w y = A^T (A A^T + w I)^{-1} y: ridge regression; w is the noise's variance over that of a Gaussian prior.
 
         For w = 0 it is the pseudo-inverse A^+ y.
         """
@@ -66,7 +66,7 @@ class Operator:
         return tuple(shape)
 
     def picture(self, y: Tensor) -> Tensor:
-        """y as a picture of the size of x, to be looked at."""
+        """The measurement as a picture of the size of x, to be looked at."""
         return y
 
 
@@ -85,7 +85,7 @@ class Diagonal(Operator):
         return self.d * y
 
     def solve(self, y: Tensor, w: float | Tensor = 0.0) -> Tensor:
-        """y / (d^2 + w), and 0 where that is 0."""
+        """Over d^2 + w, and 0 where that is 0."""
         return _over(y, torch.as_tensor(self.d, dtype=y.dtype, device=y.device) ** 2 + w)
 
     def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -111,7 +111,7 @@ class Pool(Operator):
         return self.picture(y) / self.k**2
 
     def solve(self, y: Tensor, w: float | Tensor = 0.0) -> Tensor:
-        """y / (1 / k^2 + w)."""
+        """Over 1 / k^2 + w."""
         return y / (1 / self.k**2 + w)
 
     def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -134,11 +134,11 @@ class Grey(Operator):
         return (x * _luma(x)).sum(1, keepdim=True)
 
     def adjoint(self, y: Tensor) -> Tensor:
-        """c y."""
+        """The weights times y."""
         return y * _luma(y)
 
     def solve(self, y: Tensor, w: float | Tensor = 0.0) -> Tensor:
-        """y / (|c|^2 + w)."""
+        """Over |c|^2 + w."""
         return y / (_luma(y).square().sum() + w)
 
     def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -198,11 +198,11 @@ class Matrix(Operator):
         self.values, self.vectors = torch.linalg.eigh(self.a @ self.a.T)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x A^T, a row for each example."""
+        """A row A x for each example."""
         return x @ self.a.T.to(x)
 
     def adjoint(self, y: Tensor) -> Tensor:
-        """y A."""
+        """A row A^T y for each example."""
         return y @ self.a.to(y)
 
     def solve(self, y: Tensor, w: float | Tensor = 0.0) -> Tensor:
@@ -238,18 +238,18 @@ class Degradation:
         return self.operator(x) + self.offset
 
     def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """y for pictures x, in their dtype; ValueError where A does not fit them."""
+        """Measure pictures x (B, C, H, W), in their dtype; ValueError where A does not fit them."""
         check_real("the picture", x)
         self.operator.shape(tuple(x.shape[1:]))
         y = self.clean(x)
         return y + self.noise * torch.randn(y.shape, dtype=y.dtype, device=y.device, generator=generator)
 
     def residual(self, y: Tensor, x: Tensor) -> Tensor:
-        """y - b - A x: what an estimate x leaves unexplained, noise included."""
+        """What an estimate x leaves unexplained, noise included: y - b - A x."""
         return y - self.clean(x)
 
     def picture(self, y: Tensor) -> Tensor:
-        """y as a picture of the size of x, as a network is shown it."""
+        """The measurement as a picture of the size of x, as a network is shown it."""
         return self.operator.picture(y)
 
     def check(self, y: Tensor, shape: tuple[int, ...], low: float = -1.0, high: float = 1.0) -> None:
@@ -336,5 +336,5 @@ def _luma(like: Tensor) -> Tensor:
 
 
 def _over(y: Tensor, by: Tensor) -> Tensor:
-    """y / by, and 0 where by is 0."""
+    """A quotient, and 0 where the divisor is 0."""
     return torch.where(by == 0, 0.0, y / torch.where(by == 0, 1.0, by))

@@ -1,4 +1,4 @@
-"""Restoration: seven tasks of low-level vision by one model that is told the degraded picture, or by one that never saw any."""
+"""Restoration: seven tasks of low-level vision by one model, trained on pairs of pictures and what is left of them."""
 
 import functools
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from mtdiff.schedules import NoiseSchedule
 from mtdiff.training import TrainConfig
 
 VARIANTS = {
-    "told": "a diffusion of pictures that is told the degraded one, the task and the mask: supervised, one model for all tasks",
+    "told": "a diffusion of pictures that is told the degraded one, the task and the mask: one model for all tasks",
     "transition": "the same pairs and steps, but the chain ends at the degraded picture, as in image-transition",
 }
 NAMES = tuple(TASKS)
@@ -112,13 +112,10 @@ def restored(
     return torch.where(mask.bool(), y, x) if problem.task == "inpaint" else x
 
 
-def scores(drawn: Tensor, image: Tensor, real: Tensor, judge) -> dict[str, float]:
-    """Means of "psnr" in dB (at most 60) and "ssim"; "features", Frechet distance to real scenes in the judge's features."""
-    return {
-        "psnr": float(psnr(drawn, image).clamp(max=60).mean()),
-        "ssim": float(ssim(drawn, image).mean()),
-        "features": frechet_distance(judge.features(drawn), real),
-    }
+def scores(drawn: Tensor, image: Tensor, real: Tensor | None = None, judge=None) -> dict[str, float]:
+    """Means of "psnr" in dB (at most 60) and "ssim"; "features", Frechet distance to features of real scenes, by a judge."""
+    out = {"psnr": float(psnr(drawn, image).clamp(max=60).mean()), "ssim": float(ssim(drawn, image).mean())}
+    return out if judge is None else {**out, "features": frechet_distance(judge.features(drawn), real)}
 
 
 def problems(n: int, data: str, split: str = "test") -> Mapping[str, tuple[Tensor, Tensor, Tensor, Degradation]]:
