@@ -169,8 +169,8 @@ def restore(
         y: (B, ...) what was measured, see `Degradation`.
         steps: network evaluations, the final reading not counted.
         limits: between which data lie: what is drawn is cut off there, and y is checked against them; None: nowhere.
-        option: the way's own, `scale` of "dps" and "likelihood" (the more, the nearer to y) or `weight` of "plug-in" (the more, the nearer to
-            the model).
+        option: the way's own, `scale` of "dps" and "likelihood" (the more, the nearer to y) or `weight` of "plug-in" (the
+            more, the nearer to the model).
 
     Returns:
         (B, *Z) in the dtype of y, on the device of the model.
