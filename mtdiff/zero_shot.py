@@ -141,8 +141,8 @@ class Way:
 
 
 WAYS = {
-    "dps": Way(dps, "scale", 0.3, gradient=True),
-    "likelihood": Way(likelihood, "scale", 0.3, gradient=True),
+    "dps": Way(dps, "scale", 1.0, gradient=True),
+    "likelihood": Way(likelihood, "scale", 1.0, gradient=True),
     "null-space": Way(null_space, last=exchanged),
     "plug-in": Way(plug_in, "weight", 1.0, last=reconciled),
     "gaussian": Way(gaussian, gradient=True),

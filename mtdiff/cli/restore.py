@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 import torch
 import tyro
 
-from mtdiff.cli.common import DEVICE, save_picture, trained_model, usable_device
+from mtdiff.cli.common import DEVICE, trained_model, usable_device
 from mtdiff.cli.own import Imports
 from mtdiff.cli.sample import read_picture
 from mtdiff.datasets.masks import masks
@@ -45,6 +45,8 @@ class Restore:
 
     def run(self) -> None:
         """Restore, write both, and say what was done."""
+        from mtdiff.plots import save_grid
+
         model = trained_model(self.model, usable_device(self.device), self.imports)
         image = dict(model.modalities.items()).get("image")
         if not isinstance(image, Image):
@@ -62,7 +64,7 @@ class Restore:
         y = y.expand(self.n, *size).contiguous()
         x = self._restored(model, y, mask, problem, generator).cpu()
         rows = {"before": problem.picture(y), "after": x, **({"original": original.expand_as(x)} if self.degrade else {})}
-        save_picture(model, {name: value.float() for name, value in rows.items()}, self.out)
+        save_grid({name: value.float() for name, value in rows.items()}, {}, self.out)
         if self.degrade:
             near = (float(psnr(part, original.expand_as(x)).mean()) for part in (problem.picture(y).clamp(-1, 1), x))
             print("PSNR before {:.1f} dB, after {:.1f} dB".format(*near))

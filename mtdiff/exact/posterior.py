@@ -34,7 +34,7 @@ def mixture_posterior(model: LabelledMixture, y: Tensor, problem: Degradation) -
     a = problem.operator.a  # (m, d)
     if y.shape != a.shape[:1] or a.shape[1] != model.means.shape[1]:
         raise ValueError(
-            f"expected y ({len(a)},) of a matrix (m, {model.means.shape[1]}), got {tuple(y.shape)}, {tuple(a.shape)}"
+            f"expected y (m,) of a matrix (m, {model.means.shape[1]}), got {tuple(y.shape)} of {tuple(a.shape)}"
         )
     s2 = model.stds.square()[:, None, None]  # (K, 1, 1)
     total = s2 * (a @ a.T) + problem.noise**2 * torch.eye(len(a), dtype=torch.float64)  # (K, m, m)

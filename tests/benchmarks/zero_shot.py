@@ -3,10 +3,10 @@
     python tests/benchmarks/zero_shot.py mixture [--out data/results/benchmark-zero-shot-mixture.json]
     python tests/benchmarks/zero_shot.py shapes16 digits photographs [--out data/results/benchmark-zero-shot-pictures.json]
 
-On mixtures of Gaussians, in the plane and in eight dimensions, a linear measurement has a known posterior. Each way draws
-for the measurement of a seed, and its draws are compared with as many of the posterior by energy distance. The floor is that of
-two sets of draws of the posterior. On pictures: PSNR, SSIM and distance of features, for held-out pictures that were degraded
-and models that ship. An option is the best of a few on other measurements, or on other pictures.
+On mixtures of Gaussians, in two and in eight dimensions, a linear measurement has a known posterior. Each way draws for the
+measurement of a seed; draws are compared with as many of the posterior by energy distance. The floor is that of two sets
+of draws of the posterior. On pictures: PSNR, SSIM and distance of features, for held-out pictures that were degraded and for
+models that ship. An option is the best of a few on other measurements, or on other pictures.
 """
 
 import argparse
@@ -45,7 +45,7 @@ MILDER = {"digits": {"super-resolve": {"factor": 2}, "deblur": {"width": 1.0}}}
 
 
 def mixtures():
-    """{name: (model, degradation)}: three clusters of which a slanted line is seen, and five in eight dimensions, half seen."""
+    """{name: (model, degradation)}: three clusters seen along a line, and five in eight dimensions, half of them seen."""
     process = mt.ForwardProcess(mt.NoiseSchedule.log_snr(400, 8.0, -8.0), {"x": 1.0, "label": 0.0})
     g = torch.Generator().manual_seed(0)
     three = [[-1.0, 0.8], [1.0, 0.6], [0.2, -1.2]]
