@@ -46,7 +46,6 @@ from mtdiff.frameworks import flow_log_prob, langevin, predictor_corrector, reve
 from mtdiff.metrics import energy_distance, psnr
 from mtdiff.zero_shot import WAYS, restore
 
-import matplotlib.pyplot as plt
 import torch
 from IPython.display import Markdown
 
@@ -133,10 +132,10 @@ print("the gradient of the log-density and Tweedie's formula agree at three nois
 # - **The SDE** $dz = -\frac12 z\,db + dw$ is the forward process with infinitely many steps, where $b$ is the time, and
 #   $b = \log(\bar\alpha_s/\bar\alpha_t)$ passes from $s$ to $t$. Run backwards it reads $dz = (-\frac12 z - \nabla \log p)\,
 #   db + dw$, and one Euler-Maruyama step is $z_s = z + (\frac12 z + \nabla\log p)\, b + \sqrt b\,\varepsilon$.
-# - **Predictor-corrector** takes a step of any of these and then one of Langevin dynamics at the level where it has come to.
+# - **Predictor-corrector** takes a step of any of these and then one of Langevin dynamics, at the level that it came to.
 #
-# DDPM and the SDE are the same to first order. With $\bar\alpha_t = \bar\alpha_s e^{-b}$, the ancestral mean is $z + (\frac12
-# z + \nabla\log p)\, b + O(b^2)$. So halving $b$ must divide their difference by four:
+# DDPM and the SDE are the same to first order. With $\bar\alpha_t = \bar\alpha_s e^{-b}$, the ancestral mean is
+# $z + (\frac12 z + \nabla\log p)\, b + O(b^2)$. So halving $b$ must divide their difference by four:
 
 # %%
 z = torch.randn(50, 2, dtype=torch.float64, generator=rng(2))
@@ -191,9 +190,7 @@ for axis, who in zip(axes, ("exact", "network"), strict=True):
     axis.minorticks_off()
 axes[0].set_ylabel("energy distance to data")
 axes[0].legend(fontsize=8)
-plots.show(
-    figure, "Energy distance of four samplers against evaluations, left with exact predictions, right with a network."
-)
+plots.show(figure, "Energy distance of four samplers against evaluations, with exact predictions and with a network.")
 assert all(found["exact", name, 150] < found["exact", name, 20] for name in SAMPLERS)
 assert all(found["exact", name, 150] < 3 * floor for name in SAMPLERS if "Langevin" not in name)
 assert found["exact", "Langevin, 4 a level", 50] > 5 * found["exact", "DDPM", 50]
@@ -202,7 +199,7 @@ assert found["exact", "Langevin, 4 a level", 50] > 5 * found["exact", "DDPM", 50
 # The lines cross the grey one at different places: that is the difference between the frameworks. What the *network* adds
 # is on the right, and is the same for all of them, since they share the one thing that is learned. (Distances below 0.0001
 # are drawn there.)
-#
+
 # %% [markdown] tags=["slide"]
 # ## 3 · A likelihood, exactly
 #
@@ -242,12 +239,12 @@ head = ["| model | by the flow, nats | bound, nats | the bound is below by |", "
 Markdown("\n".join([*head, *lines, "", f"The density itself has {float(truth.mean()):.3f} nats on these 40 points."]))
 
 # %% [markdown]
-# With exact predictions the flow has the density to a hundredth of a nat at each point, and the bound is below: what it loses is the
-# read-out's variance and the finite steps of notebook 04. For the network both have moved, and they are about different
-# models: the flow's density belongs to the ODE's draws, the bound to the chain of ancestral steps. The two laws agree only
-# where the score is exact, which is why a likelihood by the flow and one by the bound should not be put in one table without
-# a word.
-#
+# With exact predictions the flow has the density to a hundredth of a nat at each point. The bound is below, by what notebook
+# 04 takes apart: a Gaussian step cannot carry a mixture, and the read-out has a variance of its own. For the network both
+# have moved, and they speak of different models. The flow's density is that of the ODE's draws, and the bound is about the
+# chain of ancestral steps. The two laws agree only where the score is exact, so a likelihood by the flow and one by the
+# bound should not stand in one table without a word.
+
 # %% [markdown] tags=["slide"]
 # ## 4 · What spoils a picture
 #
@@ -322,14 +319,15 @@ for task, (y, _, problem) in spoiled.items():
 #
 # | `restore(way=...)` | what is done at each step | after |
 # |---|---|---|
-# | `"dps"` | an ancestral step, then down the gradient of the misfit of $\hat x(z_t)$, its length normalised | Chung et al. 2023 |
-# | `"likelihood"` | $p(y \mid z_t) \approx p(y \mid x = \hat x)$, in the size that Tweedie's formula gives its gradient | the same; step size ours |
+# | `"dps"` | an ancestral step, then down the misfit's gradient, normalised | Chung et al. 2023 |
+# | `"likelihood"` | $p(y \mid z_t) \approx p(y \mid x = \hat x)$, step by Tweedie | the same; step ours |
 # | `"gaussian"` | $p(x \mid z_t) \approx \mathcal N(\hat x, r_t^2 I)$ | Song et al. 2023 |
-# | `"null-space"` | $\hat x + \lambda A^+ (y - b - A \hat x)$, $\lambda = 1$ without noise, then an ancestral step | Wang et al. 2023; $\lambda$ ours |
+# | `"null-space"` | $\hat x + \lambda A^+ (y - b - A \hat x)$ ($\lambda = 1$: no noise) | Wang et al. 2023; $\lambda$ ours |
 # | `"plug-in"` | the compromise above with $v = \sigma_t^2$, then noise again | Zhu et al. 2023 |
 #
-# (The names in the right column are second-hand accounts, and the code is ours.) How wrong are they? On the mixture the
-# true posterior is known: each component is updated by Kalman's formulas, with the gain of section 4, and weighed by how well it predicts $y$. We measure the one number $x_1 + x_2/2$, with noise 0.3.
+# (What stands on the right is known to us second-hand, and the code is ours.) How wrong are they? On the mixture the true
+# posterior is known: each component is updated with the gain of section 4, which is Kalman's, and weighed by how well it
+# predicts $y$. We measure one number, $x_1 + x_2/2$, with noise 0.3:
 
 # %%
 line = Degradation(Matrix([[1.0, 0.5]]), noise=0.3)
@@ -347,9 +345,7 @@ figure, (axes,) = plots.panels(1, len(clouds), (12, 2.2), title)
 for axis, (name, x) in zip(axes, clouds.items(), strict=True):
     plots.cloud(axis, x, torch.zeros(len(x), dtype=torch.long), f"{name} {away.get(name, 0):.3f}", reach=2.2)
     axis.plot([-3, 3], [2 * (-0.55 + 3), 2 * (-0.55 - 3)], color="0.6", linewidth=0.8)
-plots.show(
-    figure, "Clouds of 1000 points: the prior's three clusters, the posterior along a line, and five ways to draw it."
-)
+plots.show(figure, "Clouds of 1000 points: the prior's three clusters, the posterior, and five ways to draw it.")
 assert all(away[way] < away["prior"] for way in WAYS)
 
 # %% [markdown]
@@ -438,11 +434,14 @@ lines = [f"| {way} | " + " | ".join(cell(way, task, "psnr") for task in TASKS) +
 lines += ["| as it is | " + " | ".join(f"{zero['input'][task]['psnr']:.1f}" for task in TASKS) + " |"]
 Markdown("\n".join([*head, *lines]))
 
+
 # %%
-best = {
-    task: max((w for w in untrained if task in untrained[w]), key=lambda w: untrained[w][task]["psnr"]["mean"])
-    for task in TASKS
-}
+def foremost(task):
+    """The zero-shot way with the highest PSNR."""
+    return max((w for w in untrained if task in untrained[w]), key=lambda w: untrained[w][task]["psnr"]["mean"])
+
+
+best = {task: foremost(task) for task in TASKS}
 KEYS = {"psnr": "PSNR (dB), higher is better", "features": "feature distance, lower is better"}
 figure, (axes,) = plots.panels(
     1, 2, (11, 3.4), "A mean wins in PSNR; which family draws the better scenes depends on the task"
@@ -493,7 +492,7 @@ Markdown(report.findings(figures))
 
 # %%
 shifted = [f"{task}, shifted" for task in restoration.SHIFTED]
-best |= {t: max((w for w in untrained if t in untrained[w]), key=lambda w: untrained[w][t]["psnr"]["mean"]) for t in shifted}
+best |= {task: foremost(task) for task in shifted}
 lines = []
 for task, name in zip(restoration.SHIFTED, shifted, strict=True):
     for where in (task, name):
@@ -540,11 +539,12 @@ Markdown("\n".join(["| way | trained | evaluations | besides |", "|---|---|---|-
 #
 # | in the survey (second-hand) | here | what we found |
 # |---|---|---|
-# | DDPM, NCSN and SDE as three frameworks | `mt.sample(sampler="ddpm")`, `langevin`, `reverse_sde` | one network serves all three; they differ in evaluations (section 2) |
+# | DDPM, NCSN and SDE | `mt.sample(sampler="ddpm")`, `langevin`, `reverse_sde` | one network serves all (section 2) |
 # | predictor-corrector | `predictor_corrector` | at the floor on the mixture (section 2) |
 # | likelihood by the probability flow | `flow_log_prob` | within 0.01 nats of the exact density (section 3) |
-# | denoising, super-resolution, inpainting, colourisation, deblurring | `degradation(task)`: linear, with adjoint and pseudo-inverse | section 4 |
-# | low light, dehazing | `"brighten"`, `"dehaze"`: affine | gain, or transmission and sky, must be known for zero-shot |
+# | denoising, super-resolution, inpainting | `degradation(task)`: linear | section 4 |
+# | colourisation, deblurring | the same | section 4 |
+# | low light, dehazing | `"brighten"`, `"dehaze"`: affine | to be known for zero-shot |
 # | supervised, conditional | `mtdiff train restoration`, `told`; `masked-image` of notebook 07 | section 6 |
 # | supervised, the chain starts at the degraded picture | `transition`; notebook 06 | section 6 |
 # | zero-shot, by projection | `restore(way="null-space")` | section 5 |
