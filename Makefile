@@ -113,7 +113,9 @@ benchmark: $(VENV)/.test  ## time our U-Net, count evaluations of each solver, d
 	$(PY) tests/benchmarks/any_to_any.py --n 200 --out data/results/benchmark-any-to-any-shapes32.json
 	$(PY) tests/benchmarks/any_to_any.py --data scenes32 --only given orders --n 200 --out data/results/benchmark-any-to-any-scenes32.json
 	$(PY) tests/benchmarks/zero_shot.py mixture --out data/results/benchmark-zero-shot-mixture.json
-	for kind in shapes16 digits photographs; do $(PY) tests/benchmarks/zero_shot.py $$kind --n 40 --out data/results/benchmark-zero-shot-$$kind.json; done
+	$(PY) tests/benchmarks/zero_shot.py shapes16 --n 40 --out data/results/benchmark-zero-shot-shapes16.json
+	$(PY) tests/benchmarks/zero_shot.py digits --n 40 --out data/results/benchmark-zero-shot-digits.json
+	$(PY) tests/benchmarks/zero_shot.py photographs --n 6 --seeds 1 --out data/results/benchmark-zero-shot-photographs.json
 	$(PY) tests/benchmarks/add_modality.py --steps 500 --n 100 --out data/results/benchmark-add-modality.json
 
 # GPU_PART=2 is the second part; with PYTHON=python3 that one is used, and no virtual environment.

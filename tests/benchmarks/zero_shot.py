@@ -11,6 +11,7 @@ models that ship. An option is the best of a few on other measurements, or on ot
 
 import argparse
 import functools
+import sys
 import time
 from pathlib import Path
 
@@ -118,8 +119,12 @@ def tasks(kind):
 
 
 def zero_shot(kind, n, seeds, plain, masked):
-    """{way: {task: {"psnr", "ssim", "features": {"mean", "stderr", "n"}, option}}} over seeds, the same pictures."""
-    model, out = mt.load(plain or KINDS[kind]), {}
+    """{way: {task: {"psnr", "ssim", "features": {"mean", "stderr", "n"}, option}}} over seeds, the same pictures.
+
+    "trained": how the model was; "input": of the degraded picture as it is.
+    """
+    model = mt.load(plain or KINDS[kind])
+    out = {"trained": {key: model.card["training"][key] for key in ("steps", "batch_size")}}
     image, train = pictures(kind, n, "test"), pictures(kind, min(n, 16), "train")
     judge = scene_judge(kind) if kind == "shapes16" else None
     real = judge.features(shapes("test", size=16, modalities=("image",)).values["image"]) if judge else None
@@ -165,7 +170,7 @@ def main():
     options = arguments.n, arguments.seeds, arguments.plain, arguments.masked
     for part in arguments.parts:
         out[part] = ranked(arguments.n) if part == "mixture" else zero_shot(part, *options)
-    command = f"python tests/benchmarks/zero_shot.py {' '.join(arguments.parts)}"
+    command = " ".join(["python tests/benchmarks/zero_shot.py", *sys.argv[1:]])
     result = {
         **out,
         "n": arguments.n,
