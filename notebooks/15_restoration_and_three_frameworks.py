@@ -498,7 +498,7 @@ Markdown(report.findings(figures))
 # The ways differ more among themselves than the families do. `plug-in` is the surest here, as it uses the operator *and*
 # knows the noise. `null-space` is its equal where there is none, and loses where the pseudo-inverse enlarges noise: after a
 # blur, or in low light. `likelihood`, among the best on the mixture, breaks down after the blur: its step grows as
-# $1/\sigma^2$, and that noise is small. For `dps` the largest of four scales was always chosen, so a larger one may do better.
+# $1/\sigma^2$, and that noise is small. For `dps` the largest of four scales was always chosen: a larger one may do better.
 
 # %%
 cards = {"told, transition": results["told"]["runs"][0]["card"]["training"]}
@@ -549,10 +549,10 @@ text = (
 Markdown("\n".join([*head, *lines, "", text]))
 
 # %% [markdown]
-# (Six crops of two photographs with one seed of noise are an illustration and no measurement.) On photographs no way enlarges
-# better than squares of one colour, and only `dps` fills holes at all. Holes in scenes are filled best by the network of
-# notebook 07, which was trained for nothing else, and longer; among plain models RePaint's repeated steps are ahead of every
-# way that goes down the chain once.
+# (Six crops of two photographs with one seed of noise are an illustration and no measurement.) On photographs no way
+# enlarges better than squares of one colour, and only `dps` and `gaussian` fill holes at all. Holes in scenes are filled best
+# by the network of notebook 07, which was trained for nothing else, and longer; among plain models RePaint's repeated steps
+# are ahead of every way that goes down the chain once.
 
 # %%
 rows = [
