@@ -550,9 +550,9 @@ Markdown("\n".join([*head, *lines, "", text]))
 
 # %% [markdown]
 # (Six crops of two photographs with one seed of noise are an illustration and no measurement.) On photographs no way
-# enlarges better than squares of one colour, and only `dps` and `gaussian` fill holes at all. Holes in scenes are filled best
-# by the network of notebook 07, which was trained for nothing else, and longer; among plain models RePaint's repeated steps
-# are ahead of every way that goes down the chain once.
+# enlarges better than squares of one colour, and only `dps` and `gaussian` fill holes at all. Holes in scenes are filled
+# best by the network of notebook 07, which was trained for nothing else, and longer; among plain models RePaint's repeated
+# steps are ahead of every way that goes down the chain once.
 
 # %%
 rows = [
