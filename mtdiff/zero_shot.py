@@ -154,7 +154,7 @@ def restore(
     model: Denoiser,
     y: Tensor,
     problem: Degradation,
-    way: str = "null-space",
+    way: str = "plug-in",
     *,
     steps: int = 100,
     name: str = "image",

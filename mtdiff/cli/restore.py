@@ -31,7 +31,7 @@ class Restore:
     task: Literal[tuple(TASKS)]
     # A folder that train wrote, or a shipped model: one trained to restore, or any plain model of images.
     model: str = "restoration/shapes16"
-    # draw and mean (one evaluation) of a model trained to restore, the others of a plain one; default: draw, or null-space.
+    # draw and mean (one evaluation) of a model trained to restore, the others of a plain one; default: draw, or plug-in.
     way: Literal[("draw", "mean", *WAYS)] | None = None
     mask: Path | None = None  # For inpaint: a picture that is white where the other is known, black in the hole.
     strength: tuple[str, ...] = ()  # How strongly it was degraded, as NAME=VALUE: noise=0.1, factor=2, width=1, gain=0.3 ...
@@ -73,7 +73,7 @@ class Restore:
     def _restored(self, model, y: torch.Tensor, mask: torch.Tensor, problem: Degradation, generator) -> torch.Tensor:
         """By the way that was asked for, or that suits the model."""
         trained = {"degraded", "mask", "task"} <= set(model.modalities)
-        way = self.way or ("draw" if trained else "null-space")
+        way = self.way or ("draw" if trained else "plug-in")
         if trained != (way in ("draw", "mean")):
             able = ("draw", "mean") if trained else tuple(WAYS)
             raise ValueError(f"--way {way} does not suit {self.model}: it can {', '.join(able)}")
