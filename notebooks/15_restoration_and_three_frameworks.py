@@ -361,9 +361,9 @@ assert all(away[way] < away["prior"] for way in WAYS)
 
 # %% [markdown]
 # The grey line is where the measurement without noise would lie, the numbers are energy distances. `dps` believes the
-# measurement to the last digit, and three ways leave points in a cluster that the posterior has given up. Now for measurements of
-# six seeds, over the number of evaluations, and in eight dimensions of which four are measured. An option was chosen on
-# other measurements:
+# measurement to the last digit, and three ways leave points in a cluster that the posterior has given up. Now for
+# measurements of six seeds, over the number of evaluations, and in eight dimensions of which four are measured. An option
+# was chosen on other measurements:
 
 # %%
 RESULTS = Path("../data/results") if Path("../data/results").is_dir() else Path("data/results")
