@@ -85,7 +85,8 @@ TRANSITION := $(addprefix image-transition-shapes16-,transition conditional regr
 MASKED := $(addprefix masked-image-shapes16-,masked plain augment own-channels)
 ANY := $(addprefix any-to-any-shapes16-,shared own-channels unshared missing-50 missing-80 \
   caption-to-image image-to-caption segmentation-to-image)
-RESULTS := $(LABEL) $(SCENES) $(PLANTED:%=image-label-planted%-fade-in) $(REPRESENTED) $(TRANSITION) $(MASKED) $(ANY)
+RESTORED := $(addprefix restoration-shapes16-,told transition)
+RESULTS := $(LABEL) $(SCENES) $(PLANTED:%=image-label-planted%-fade-in) $(REPRESENTED) $(TRANSITION) $(MASKED) $(ANY) $(RESTORED)
 MTDIFF := MTDIFF_THREADS=1 $(VENV)/bin/mtdiff
 
 # A run is runs/EXPERIMENT/DATA/VARIANT-SEED; its result file data/results/EXPERIMENT-DATA-VARIANT.json has all seeds.
@@ -101,15 +102,20 @@ $(foreach s,$(PLANTED),$(eval $(call RULES,image-label,planted$(s),fade-in,1000)
 $(foreach v,$(REPRESENTED),$(eval $(call RULES,image-representation,shapes16,$(v:image-representation-shapes16-%=%),500)))
 $(foreach v,$(TRANSITION),$(eval $(call RULES,image-transition,shapes16,$(v:image-transition-shapes16-%=%),200)))
 $(foreach v,$(MASKED),$(eval $(call RULES,masked-image,shapes16,$(v:masked-image-shapes16-%=%),1000)))
+$(foreach v,$(RESTORED),$(eval $(call RULES,restoration,shapes16,$(v:restoration-shapes16-%=%),40)))
 $(foreach v,$(ANY),$(eval $(call RULES,any-to-any,shapes16,$(v:any-to-any-shapes16-%=%),200)))
 
 table: $(RESULTS:%=data/results/%.json)  ## train every variant with three seeds and judge them (make -j2 table: hours on two cores)
 
-benchmark: $(VENV)/.test  ## time our U-Net, count evaluations of each solver, draw any to any in other ways, add a modality
+benchmark: $(VENV)/.test  ## time our U-Net, count evaluations of each solver, draw any to any in other ways, restore without training, add a modality
 	$(PY) tests/benchmarks/unet.py --out data/results/benchmark-unet-cpu.json
 	$(PY) tests/benchmarks/samplers.py --out data/results/benchmark-samplers.json
 	$(PY) tests/benchmarks/any_to_any.py --n 200 --out data/results/benchmark-any-to-any-shapes32.json
 	$(PY) tests/benchmarks/any_to_any.py --data scenes32 --only given orders --n 200 --out data/results/benchmark-any-to-any-scenes32.json
+	$(PY) tests/benchmarks/zero_shot.py mixture --out data/results/benchmark-zero-shot-mixture.json
+	$(PY) tests/benchmarks/zero_shot.py shapes16 --n 40 --out data/results/benchmark-zero-shot-shapes16.json
+	$(PY) tests/benchmarks/zero_shot.py digits --n 40 --out data/results/benchmark-zero-shot-digits.json
+	$(PY) tests/benchmarks/zero_shot.py photographs --n 6 --seeds 1 --out data/results/benchmark-zero-shot-photographs.json
 	$(PY) tests/benchmarks/add_modality.py --steps 500 --n 100 --out data/results/benchmark-add-modality.json
 
 # GPU_PART=2 is the second part; with PYTHON=python3 that one is used, and no virtual environment.

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mtdiff.comparison import Difference, by_seed, mean_and_error, paired, tally
+from mtdiff.degradations import TASKS
 from mtdiff.experiments.image_transition import DETERMINED, DIRECTIONS
 
 ROOT = Path(__file__).parent.parent
@@ -132,6 +133,21 @@ def photographs(variant, *path):
     return paired(*(dict(enumerate(values)) for values in zip(*found, strict=True)))
 
 
+def restoration(b, key, tasks=tuple(TASKS), way="draw"):
+    """Draws by the model that is told, less another way of its own, those of a transition or the plug-in way, over tasks."""
+
+    def mean(variant, way):
+        each = [measured(f"restoration-shapes16-{variant}", "metrics", way, task, key) for task in tasks]
+        return {seed: sum(one[seed] for one in each) / len(each) for seed in each[0]}
+
+    mine = mean("told", "draw")
+    if b != "plug-in":
+        return paired(mine, mean(b, way))
+    zero = json.loads((ROOT / "data" / "results" / "benchmark-zero-shot-shapes16.json").read_text())["shapes16"][b]
+    return paired(mine, dict.fromkeys(mine, sum(zero[task][key]["mean"] for task in tasks) / len(tasks)))
+
+
+SHIFTED = [f"{task}, shifted" for task in ("super-resolve", "deblur", "denoise")]
 SIZES, JUDGE = ("", "-long", "-gpu"), "mobilenetv2:imagenette"
 HEAD = ("metrics", "head", "accuracy")
 ANY, PAIRS, FROM = "any-to-any-shapes16", ("metrics", "pairs", "mean"), ("metrics", "matrix")
@@ -185,6 +201,14 @@ QUOTED = {  # name: (difference, digits, is it clear, where)
     "image to words": (less(ANY, "image-to-caption", "shared", *FROM, "image", "caption"), 3, True, "measured"),
     "segments to image": (
         less(ANY, "segmentation-to-image", "shared", *FROM, "segmentation", "image"), 3, True, "measured"),
+    "restoration, zero-shot": (restoration("plug-in", "psnr"), 2, True, "measured"),
+    "restoration, zero-shot, README": (restoration("plug-in", "psnr"), 1, True, "README"),
+    "restoration, zero-shot, features": (restoration("plug-in", "features"), 2, True, "measured"),
+    "restoration, shifted": (restoration("plug-in", "psnr", SHIFTED), 2, True, "measured"),
+    "restoration, shifted, README": (restoration("plug-in", "psnr", SHIFTED), 1, True, "README"),
+    "restoration, transition": (restoration("transition", "psnr"), 2, False, "measured"),
+    "restoration, transition, features": (restoration("transition", "features"), 2, True, "measured"),
+    "restoration, mean": (restoration("told", "psnr", way="mean"), 2, True, "measured"),
     "photographs, label": (photographs("label", "bound", "bits_per_dim"), 1, True, "README measured"),
     "photographs, masked": (photographs("masked", "bound", "bits_per_dim"), 1, True, "README measured"),
     "photographs, label, kernel": (photographs("label", "alone", JUDGE, "kernel"), 0, True, "measured"),

@@ -151,6 +151,7 @@ def test_the_tables_are_the_measured_ones():
         ("image-transition-shapes32", "transition"),
         ("masked-image-shapes16", "masked", "plain", "augment", "own-channels"),
         ("masked-image-shapes32", "masked"),
+        ("restoration-shapes16", "told", "transition"),
         ("imagenet-imagenette32", "plain-long", "label-long", "masked-long"),
         ("imagenet-imagenette32", "plain-gpu", "label-gpu", "masked-gpu", "conditional-gpu"),
         ("any-to-any", "shapes32-shared", "scenes32-shared", "shapes16-shipped"),

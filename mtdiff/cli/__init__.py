@@ -12,6 +12,7 @@ from mtdiff import __version__
 COMMANDS = {
     "train": "Train one variant of an experiment; the same command again goes on where it stopped.",
     "sample": "Draw from a trained model into a picture, with some modalities given if you like.",
+    "restore": "Restore a degraded picture: denoise, deblur, enlarge, colour, brighten or dehaze it, or fill its holes.",
     "evaluate": "Judge trained models (several seeds of one variant are averaged) and write the figures as JSON.",
     "list": "Say what there is: experiments with their data and variants, and the models that come with mtdiff.",
     "info": "Say what a model is: its modalities and their curves, how it was trained, and how good it is.",

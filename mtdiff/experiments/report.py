@@ -95,7 +95,7 @@ def markdown(results: Iterable[Mapping | str | Path]) -> str:
     planted = all(result.get("data") in SHARES for result in results)
     tables = {"image-label": colours if planted else labels, "image-representation": representations}
     tables |= {"image-transition": transitions, "masked-image": inpaintings, "imagenet": photographs}
-    tables |= {"any-to-any": conditionals}
+    tables |= {"any-to-any": conditionals, "restoration": restorations}
     return tables[kinds.pop()](results)
 
 
@@ -182,6 +182,12 @@ def inpaintings(results: Iterable[Mapping], share: str = "0.5") -> str:
     if ways and share not in shares:
         raise KeyError(f"share must be one of {shares}, got {share!r}")
     return _table(["variant"], columns | ways, rows)
+
+
+def restorations(results: Iterable[Mapping]) -> str:
+    """The table of restoration: PSNR / SSIM of each way of a variant, a column for each task."""
+    rows = [(variant, way, figures) for variant, m in _rows(results) for way, figures in m.items()]
+    return _table(["variant", "way"], {task: f"<{task}/psnr:1> / <{task}/ssim:2>" for task in _keys(rows)}, rows)
 
 
 def representations(results: Iterable[Mapping]) -> str:
