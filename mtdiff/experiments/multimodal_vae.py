@@ -30,7 +30,7 @@ LATENT, WIDTH = 16, 16
 def examples(data: str, split: str) -> Dataset:
     """Triples of a data set; values that no model is shown ("label") are there for judges."""
     if data == "shapes16":
-        n = any_to_any.EXAMPLES if split == "train" else 700
+        n = any_to_any.EXAMPLES if split == "train" else 2000
         return any_to_any.scenes("shapes16", split, n, ("image", "segmentation", "caption", "label"))
     return {"polydigits": polydigits, "polymnist": polymnist}[data](split)
 
