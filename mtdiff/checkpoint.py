@@ -12,6 +12,7 @@ from mtdiff.files import CARD, Network
 from mtdiff.model import MTDiffusion
 from mtdiff.reading import read_json
 from mtdiff.trainable import Model
+from mtdiff.vae import MultimodalVAE  # noqa: F401  (a card may name it)
 
 SAYS = ("classes", "names", "vocabulary", "length", "codes", "seed")
 """Arguments of what a modality can say and of its codes: with others its weights would mean something else."""

@@ -44,7 +44,7 @@ def digit_judge(data: str = "polydigits") -> DigitJudge:
     return judge.requires_grad_(False).eval()
 
 
-def train_digit_judge(data: str = "polydigits", steps: int = 500, seed: int = 0, batch_size: int = 64) -> DigitJudge:
+def train_digit_judge(data: str = "polydigits", steps: int = 400, seed: int = 0, batch_size: int = 64) -> DigitJudge:
     """Train a judge on the training images of all worlds, slightly spoilt (`mtdiff.judges.spoil`)."""
     load_split, size = SETS[data]
     train = load_split("train")
@@ -67,7 +67,7 @@ def _stacked(data: Dataset) -> tuple[Tensor, Tensor]:
     return torch.cat([data.values[world] for world in WORLDS]), data.values["label"].repeat(len(WORLDS))
 
 
-def make_digit_judge(out: Path, steps: int = 500, seed: int = 0) -> None:
+def make_digit_judge(out: Path, steps: int = 400, seed: int = 0) -> None:
     """Train the judge of polydigits, measure it on the held-out images and save it.
 
     Args:

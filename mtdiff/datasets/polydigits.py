@@ -14,11 +14,11 @@ from mtdiff.datasets.digits import digits
 from mtdiff.optional import needed
 
 WORLDS = {
-    "temple": ("china.jpg", (120, 350), (80, 350)),
-    "trees": ("china.jpg", (290, 427), (330, 640)),
-    "flower": ("flower.jpg", (90, 350), (170, 450)),
+    "temple": ("china.jpg", (120, 350), (80, 350), 1),
+    "trees": ("china.jpg", (290, 427), (330, 640), 1),
+    "flower": ("flower.jpg", (90, 350), (170, 450), -1),
 }
-"""{modality: (photograph of scikit-learn, rows, columns that patches are cut from)}."""
+"""{modality: (photograph of scikit-learn, rows, columns that patches are cut from, ink: white 1 or black -1)}."""
 COUNTS = {"train": 20_000, "test": 2_000}
 """Triples of each split, unless somebody says."""
 MNIST = "MTDIFF_MNIST"
@@ -29,7 +29,7 @@ def polydigits(split: str = "train", n: int | None = None) -> Dataset:
     """Triples of images {"temple", "trees", "flower"}, (N, 3, 16, 16) in [-1, 1], and "label" (N,): 0..9.
 
     The three show the same digit, each written by somebody else, on a patch of a photograph: all they share is the class.
-    Ink is black on a bright patch, white on a dark one. Digits are those of `digits` (the splits share none), enlarged.
+    Ink is white on temple and trees, black on the flower, and patches are dimmed or paled for contrast. Digits are those of `digits` (the splits share none), enlarged.
 
     Source: the idea is PolyMNIST's (Sutter et al. 2021), second-hand; photographs: scikit-learn's samples (CC BY).
     """
@@ -89,12 +89,15 @@ def _idx(folder: Path, name: str) -> np.ndarray:
 
 
 def photograph(name: str) -> Tensor:
-    """The part of a photograph that a world's patches are cut from, (3, H, W) in [-1, 1], at half its size."""
+    """The part of a photograph that a world's patches are cut from, (3, H, W) in [-0.8, 0.8], at half its size.
+
+    Half of its contrast is left, and it is 0.3 darker where ink is white, 0.3 brighter where it is black.
+    """
     with needed("polydigits"):
         from sklearn.datasets import load_sample_image
-    file, rows, columns = WORLDS[name]
+    file, rows, columns, ink = WORLDS[name]
     image = torch.from_numpy(load_sample_image(file)[slice(*rows), slice(*columns)].copy()).movedim(-1, 0)
-    return F.avg_pool2d(image.float() / 127.5 - 1, 2)
+    return 0.5 * F.avg_pool2d(image.float() / 127.5 - 1, 2) - 0.3 * ink
 
 
 def _triples(name: str, split: str, ink: Tensor, label: Tensor, n: int | None, size: int) -> Dataset:
@@ -110,18 +113,18 @@ def _triples(name: str, split: str, ink: Tensor, label: Tensor, n: int | None, s
     for world in WORLDS:
         rows = order[start + (torch.rand(n, generator=generator) * count[drawn]).long()]  # of the class, any as likely
         written = F.interpolate(ink[rows], size=(size, size), mode="bilinear", align_corners=False)
-        values[world] = _on_patches(written, photograph(world), size, generator)
+        values[world] = _on_patches(written, photograph(world), WORLDS[world][-1], generator)
     values["label"] = drawn
     source = f"{name} {split} {n}, digits {len(label)}, worlds {list(WORLDS)}"
     return Dataset(f"{name}/{split}", values, tuple(map(str, range(10))), source)
 
 
-def _on_patches(ink: Tensor, picture: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """Digits (N, 1, s, s) on random patches of a picture: x = (1 - ink) patch - ink sign(mean of the patch)."""
+def _on_patches(written: Tensor, picture: Tensor, ink: float, generator: torch.Generator) -> Tensor:
+    """Digits d (N, 1, s, s) on random patches of a picture: x = (1 - d) patch + d ink."""
+    size = written.shape[-1]
     tops, lefts = (picture.shape[k] - size for k in (1, 2))
-    top = torch.randint(tops + 1, (len(ink),), generator=generator)
-    left = torch.randint(lefts + 1, (len(ink),), generator=generator)
+    top = torch.randint(tops + 1, (len(written),), generator=generator)
+    left = torch.randint(lefts + 1, (len(written),), generator=generator)
     y, x = (start[:, None] + torch.arange(size) for start in (top, left))
     patch = picture[:, y[:, :, None], x[:, None, :]].movedim(0, 1)  # (N, 3, s, s)
-    dark = patch.mean((1, 2, 3), keepdim=True) < 0
-    return (1 - ink) * patch + ink * torch.where(dark, 1.0, -1.0)
+    return (1 - written) * patch + written * ink

@@ -84,7 +84,7 @@ def _shared_space(data: str, seed: int, backbone: Make | None) -> MTDiffusion:
 
 
 def config(data: str, variant: str, budget: str) -> TrainConfig:
-    """Full: 600 steps of 32, the same batches for all variants."""
+    """Full: 400 steps of 32, the same batches for all variants."""
     options = {"levels": LEVELS}
     if variant == "mt":
         shares = {"image": 0.1, "segmentation": 0.3, "caption": 0.5}
@@ -92,7 +92,7 @@ def config(data: str, variant: str, budget: str) -> TrainConfig:
         options |= {"weights": {name: shares.get(name, 0.1) for name in names}}
         options |= {"give": dict.fromkeys(names, 0.4), "drop": dict.fromkeys(names, 0.1)}
     found = on_scenes(budget, **options)
-    found.steps = 300 if budget == "quick" else 600
+    found.steps = 200 if budget == "quick" else 400
     return found
 
 
