@@ -29,7 +29,8 @@ def polydigits(split: str = "train", n: int | None = None) -> Dataset:
     """Triples of images {"temple", "trees", "flower"}, (N, 3, 16, 16) in [-1, 1], and "label" (N,): 0..9.
 
     The three show the same digit, each written by somebody else, on a patch of a photograph: all they share is the class.
-    Ink is white on temple and trees, black on the flower, and patches are dimmed or paled for contrast. Digits are those of `digits` (the splits share none), enlarged.
+    Ink is white on temple and trees, black on the flower, and patches are dimmed or paled for contrast. Digits are those of
+    `digits` (the splits share none), enlarged.
 
     Source: the idea is PolyMNIST's (Sutter et al. 2021), second-hand; photographs: scikit-learn's samples (CC BY).
     """
