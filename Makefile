@@ -103,7 +103,7 @@ $(foreach v,$(REPRESENTED),$(eval $(call RULES,image-representation,shapes16,$(v
 $(foreach v,$(TRANSITION),$(eval $(call RULES,image-transition,shapes16,$(v:image-transition-shapes16-%=%),200)))
 $(foreach v,$(MASKED),$(eval $(call RULES,masked-image,shapes16,$(v:masked-image-shapes16-%=%),1000)))
 $(foreach v,$(ANY),$(eval $(call RULES,any-to-any,shapes16,$(v:any-to-any-shapes16-%=%),200)))
-$(foreach v,$(VAE),$(eval $(call RULES,multimodal-vae,polydigits,$(v:multimodal-vae-polydigits-%=%),300)))
+$(foreach v,$(VAE),$(eval $(call RULES,multimodal-vae,polydigits,$(v:multimodal-vae-polydigits-%=%),120)))
 
 table: $(RESULTS:%=data/results/%.json)  ## train every variant with three seeds and judge them (make -j2 table: hours on two cores)
 

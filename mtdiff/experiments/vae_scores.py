@@ -17,7 +17,7 @@ from mtdiff.sampling import sample_many
 from mtdiff.trainable import Model
 from mtdiff.vae import SOURCES, MultimodalVAE
 
-STEPS = 16
+STEPS = 12
 """Intervals of every reverse chain that is judged."""
 PROBED = 2000
 """Training examples that a linear probe is fitted to."""
@@ -69,7 +69,7 @@ class Scenes:
         return self.judges[name].features(as_picture(name, value)) if name in self.judges else None
 
 
-def evaluate(model: Model, data: str, examples: Callable[[str, str], Dataset], seed: int = 0, n: int = 300) -> dict:
+def evaluate(model: Model, data: str, examples: Callable[[str, str], Dataset], seed: int = 0, n: int = 120) -> dict:
     """All conditionals and joint draws on held-out examples, n each.
 
     Returns:

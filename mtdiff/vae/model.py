@@ -35,10 +35,9 @@ class MultimodalVAE(Model):
         experts: the posterior, one of `KINDS`. q_S is a product in all of them (`product`). What differs is which S training
             draws ("mixture": single modalities), and what it scores: "product" x_S alone, the others all of X.
         latent: dimension d of z.
-        width: channels of encoders and feed-forward decoders.
+        width: channels of encoders and decoders.
         diffused: {name of an image: the backbone of its diffusion decoder}. Its p(x | z) is an `MTDiffusion` that is always
             given z; all others are feed-forward.
-        hint: channels of the map by which z is given to a diffusion decoder.
 
     Attributes:
         prior: MT-Diffusion of the latent alone, for draws with nothing given; it is trained along, and changes nothing else.
@@ -55,12 +54,11 @@ class MultimodalVAE(Model):
         modalities: Mapping[str, Modality],
         experts: str = "mopoe",
         latent: int = 16,
-        width: int = 16,
+        width: int = 32,
         diffused: Mapping[str, Backbone] = NOBODY,
-        hint: int = 8,
     ):
         super().__init__()
-        check_whole(latent=latent, width=width, hint=hint)
+        check_whole(latent=latent, width=width)
         if not modalities:
             raise ValueError("modalities is empty: a multimodal VAE needs at least one")
         for name, modality in modalities.items():
@@ -74,7 +72,7 @@ class MultimodalVAE(Model):
         self.encoders = nn.ModuleDict({name: Encoder(m, latent, width) for name, m in modalities.items()})
         self.decoders = nn.ModuleDict(
             {
-                name: diffusion_decoder(name, modality.shape, diffused[name], latent, hint)
+                name: diffusion_decoder(name, modality.shape, diffused[name], latent, width)
                 if name in diffused
                 else FeedForward(modality, latent, width)
                 for name, modality in modalities.items()
@@ -243,10 +241,10 @@ class MultimodalVAE(Model):
         return sample(decoder, len(z), given={"latent": z}, steps=steps, generator=generator)[name]
 
 
-def diffusion_decoder(name: str, shape: tuple[int, ...], backbone: Backbone, latent: int, hint: int) -> MTDiffusion:
+def diffusion_decoder(name: str, shape: tuple[int, ...], backbone: Backbone, latent: int, width: int) -> MTDiffusion:
     """p(x | z) as an MT-Diffusion of the image alone that is always given z as a `Hint`, with 500 steps."""
     process = ForwardProcess(NoiseSchedule.log_snr(500, 8.0, -9.0), {name: 1.0, "latent": 0.0})
-    kinds = {name: Image(shape, head=False), "latent": Hint(latent, hint)}
+    kinds = {name: Image(shape, head=False), "latent": Hint(latent, width)}
     return MTDiffusion(process, kinds, backbone, shape, sampler="ddpm", conditions=("latent",))
 
 

@@ -38,22 +38,18 @@ def pictured(shape: tuple[int, ...]) -> bool:
 
 
 class Encoder(nn.Module):
-    """A value -> its expert N(m_i, 1 / l_i) over the latent: two strided convolutions, or two layers for words."""
+    """A value -> its expert N(m_i, 1 / l_i) over the latent: convolutions of 4 x 4 patches, or a layer for words."""
 
     def __init__(self, modality: Modality, latent: int, width: int):
         super().__init__()
         shape = drawn_shape(modality)
         if pictured(shape):
-            flat = 2 * width * (shape[1] // 4) * (shape[2] // 4)
-            self.body = nn.Sequential(
-                *(nn.Conv2d(shape[0], width, 4, 2, 1), nn.SiLU()),
-                *(nn.Conv2d(width, 2 * width, 4, 2, 1), nn.SiLU(), nn.Flatten()),
-                *(nn.Linear(flat, 4 * width), nn.SiLU()),
-            )
+            patches = nn.Conv2d(shape[0], width, 4, 4), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1), nn.SiLU()
+            size = width * (shape[1] // 4) * (shape[2] // 4)
         else:
-            size = torch.Size(shape).numel()
-            self.body = nn.Sequential(nn.Flatten(), nn.Linear(size, 4 * width), nn.SiLU())
-        self.out = nn.Linear(4 * width, 2 * latent)
+            patches, size = (), torch.Size(shape).numel()
+        self.body = nn.Sequential(*patches, nn.Flatten(), nn.Linear(size, 2 * width), nn.SiLU())
+        self.out = nn.Linear(2 * width, 2 * latent)
 
     def forward(self, x: Tensor) -> Normal:
         """Numbers (B, *shape) -> mean and precision (B, d)."""
@@ -62,23 +58,20 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latent -> numbers (B, *shape): two doublings by repetition and convolution, or two layers for words."""
+    """Latent -> numbers (B, *shape): a map, a convolution, and patches of 4 x 4 pixels; or two layers for words."""
 
     def __init__(self, shape: tuple[int, ...], latent: int, width: int):
         super().__init__()
         if pictured(shape):
-            start = (2 * width, shape[1] // 4, shape[2] // 4)
+            start = (width, shape[1] // 4, shape[2] // 4)
             self.body = nn.Sequential(
-                *(nn.Linear(latent, 4 * width), nn.SiLU()),
-                *(nn.Linear(4 * width, torch.Size(start).numel()), nn.SiLU(), nn.Unflatten(1, start)),
-                *(nn.Upsample(scale_factor=2), nn.Conv2d(2 * width, width, 3, padding=1), nn.SiLU()),
-                *(nn.Upsample(scale_factor=2), nn.Conv2d(width, width, 3, padding=1), nn.SiLU()),
-                nn.Conv2d(width, shape[0], 3, padding=1),
+                *(nn.Linear(latent, 2 * width), nn.SiLU()),
+                *(nn.Linear(2 * width, torch.Size(start).numel()), nn.SiLU(), nn.Unflatten(1, start)),
+                *(nn.Conv2d(width, 16 * shape[0], 3, padding=1), nn.PixelShuffle(4)),
             )
         else:
-            size = torch.Size(shape).numel()
-            out = nn.Linear(4 * width, size), nn.Unflatten(1, shape)
-            self.body = nn.Sequential(nn.Linear(latent, 4 * width), nn.SiLU(), *out)
+            out = nn.Linear(2 * width, torch.Size(shape).numel()), nn.Unflatten(1, shape)
+            self.body = nn.Sequential(nn.Linear(latent, 2 * width), nn.SiLU(), *out)
 
     def forward(self, z: Tensor) -> Tensor:
         """(B, d) -> (B, *shape)."""
@@ -115,22 +108,23 @@ class FeedForward(nn.Module):
 
 
 class Hint(Modality):
-    """A latent (B, d) that a diffusion decoder is always given: `Decoder` makes a map of it, which the U-Net sees.
+    """A latent (B, size) that a diffusion decoder is always given: `Decoder` makes a map of it, which the U-Net sees.
 
-    It never enters the diffused state (its weight has to be 0), and is never read off it.
+    It never enters the diffused state (its weight has to be 0), and is never read off it. The map has `depth` channels,
+    `width` is that of the network which makes it.
     """
 
     given_as, has_code = "map", False
 
-    def __init__(self, size: int, width: int):
+    def __init__(self, size: int, width: int, depth: int = 4):
         super().__init__()
-        self.size, self.width = size, width
+        self.size, self.width, self.depth = size, width, depth
 
     def build(self, backbone: nn.Module) -> None:
         """Create the way from the latent to the backbone."""
         if len(self.space) != 3:
             raise ValueError(f"{self.name!r} is given to a network of images, not on {self.space}")
-        shape = (self.width, *self.space[1:])
+        shape = (self.depth, *self.space[1:])
         self.embed = nn.Sequential(Decoder(shape, self.size, self.width), nn.SiLU(), backbone.entrance(shape))
 
     def check(self, value: Tensor) -> None:
