@@ -288,6 +288,7 @@ def fitted(kind):
     return 1 + precision, 1 + 2 * precision, w
 
 
+# %%
 found = {kind: fitted(kind) for kind in vae.KINDS}
 for kind, (one, two, w) in found.items():
     print(f"{kind:8s} precision given one {one:.2f} (honest 2), given both {two:.2f} (honest 3); w = {w:.2f}")

@@ -362,12 +362,13 @@ def test_a_diffusion_decoder_draws_what_the_data_are():
     torch.manual_seed(0)
     kinds = {name: mt.Image((1, 4, 4)) for name in "ab"}
     model = MultimodalVAE(kinds, "mopoe", 2, 8, {"a": mt.UNet((1, 4, 4), base=8, multipliers=(1, 2))})
-    config = mt.TrainConfig(steps=400, batch_size=64, lr=4e-3, ema=0.99)
+    config = mt.TrainConfig(steps=200, batch_size=32, lr=5e-3, ema=0.95, warmup=20)
     loss = functools.partial(MultimodalVAE.loss, levels=(0.5, 2.4))
     model = mt.Trainer(model, data, config, loss=loss).run(progress=False)
     drawn = mt.sample(model, 64, given={"b": data.values["b"][:64]}, steps=25, generator=generator(2))
-    error = (drawn["a"].mean((1, 2, 3)) - level[:64]).square().mean().sqrt()
-    assert float(error) < 0.2 < float(level.std())
+    bright = drawn["a"].mean((1, 2, 3))
+    follows, by_chance = (float(torch.corrcoef(torch.stack([bright, level[k : k + 64]]))[0, 1]) for k in (0, 64))
+    assert follows > 0.5 > abs(by_chance)
 
 
 def test_a_vae_is_saved_and_loaded_whole(tmp_path):
@@ -564,17 +565,24 @@ def test_perfect_draws_have_perfect_figures(monkeypatch, few):
 
 
 def test_commands_train_draw_and_judge_a_vae(tmp_path, monkeypatch, capsys, few):
+    def run(*words):
+        monkeypatch.setattr("sys.argv", ["mtdiff", *words])
+        main()
+
     monkeypatch.chdir(tmp_path)
-    main(["train", "multimodal-vae", "--data", "polydigits", "--steps", "2", "--batch-size", "8", "--out", "vae"])
-    main(["info", "vae"])
+    run("train", "multimodal-vae", "--data", "polydigits", "--steps", "2", "--batch-size", "8", "--out", "vae")
+    run("info", "vae")
     assert "temple: Image, diffusion decoder" in capsys.readouterr().out
-    main(["sample", "vae", "--n", "4", "--steps", "2", "--given", "trees=test:3", "--out", "drawn.npz"])
+    run("sample", "vae", "--n", "4", "--steps", "2", "--given", "trees=test:3", "--out", "drawn.npz")
     with np.load("drawn.npz") as drawn:
         assert set(drawn) == set(WORLDS)
-    main(["evaluate", "multimodal-vae", "--models", "vae", "--n", "70", "--out", "found.json"])
+    run("evaluate", "multimodal-vae", "--models", "vae", "--n", "70", "--out", "found.json")
     assert "mopoe-diffusion" in markdown(["found.json"])
-    with pytest.raises(SystemExit):
-        main(["sample", "vae", "--guidance", "2"])
-    assert "a multimodal VAE has no options ['guidance']" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main(["export", "vae", "vae.onnx"])
+    for words, said in (
+        (["sample", "vae", "--guidance", "2"], "a multimodal VAE has no options ['guidance']"),
+        (["export", "vae", "vae.onnx"], "only the predictions of MT-Diffusion can be exported, not a MultimodalVAE"),
+    ):
+        capsys.readouterr()
+        with pytest.raises(SystemExit):
+            run(*words)
+        assert said in capsys.readouterr().err

@@ -57,7 +57,7 @@ def kinds(data: str, shared: bool = False) -> dict[str, Modality]:
 
 
 def build(data: str, variant: str, seed: int = 0, backbone: Make | None = None) -> Model:
-    """0.5M parameters with a diffusion decoder, of which 0.3M are the U-Net; 0.3M without; 0.3M of MT-Diffusion."""
+    """0.3M parameters with feed-forward decoders, 0.5M with a diffusion decoder; 0.2M of MT-Diffusion."""
     if variant == "mt":
         return _shared_space(data, seed, backbone)
     size, first = SIZES[data], next(iter(kinds(data)))
