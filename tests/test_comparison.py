@@ -134,6 +134,7 @@ def photographs(variant, *path):
 
 SIZES, JUDGE = ("", "-long", "-gpu"), "mobilenetv2:imagenette"
 HEAD = ("metrics", "head", "accuracy")
+VAE, CHAINED, TEMPLE = "multimodal-vae-polydigits", "mopoe-diffusion", ("metrics", "mean", "temple")
 ANY, PAIRS, FROM = "any-to-any-shapes16", ("metrics", "pairs", "mean"), ("metrics", "matrix")
 QUOTED = {  # name: (difference, digits, is it clear, where)
     "constant FD": (less(DIGITS, "constant", "fade-in", "metrics", "joint", "frechet_pixels"), 2, True, "measured"),
@@ -185,6 +186,15 @@ QUOTED = {  # name: (difference, digits, is it clear, where)
     "image to words": (less(ANY, "image-to-caption", "shared", *FROM, "image", "caption"), 3, True, "measured"),
     "segments to image": (
         less(ANY, "segmentation-to-image", "shared", *FROM, "segmentation", "image"), 3, True, "measured"),
+    "decoder, distance": (less(VAE, CHAINED, "mopoe", *TEMPLE, "distance"), 1, True, "README measured"),
+    "decoder, coherence": (less(VAE, CHAINED, "mopoe", *TEMPLE, "coherence"), 3, True, "README measured"),
+    "decoder, nats": (less(VAE, CHAINED, "mopoe", "metrics", "bound", "temple"), 0, True, "measured"),
+    "decoder, flower": (less(VAE, CHAINED, "mopoe", "metrics", "bound", "flower"), 0, True, "measured walkthrough"),
+    "decoder, trees": (less(VAE, CHAINED, "mopoe", "metrics", "bound", "trees"), 0, False, "measured walkthrough"),
+    "decoder, joint": (less(VAE, CHAINED, "mopoe", "metrics", "joint", "diffusion", "coherence"), 3, True, "measured"),
+    "decoder, joint distance": (less(VAE, CHAINED, "mopoe", "metrics", "joint", "diffusion", "temple"), 1, True, "measured"),
+    "chain, latent": (less(VAE, "mt", CHAINED, *TEMPLE, "coherence"), 3, True, "measured"),
+    "chain, feed-forward": (less(VAE, "mt", "mopoe", *TEMPLE, "coherence"), 3, True, "measured"),
     "photographs, label": (photographs("label", "bound", "bits_per_dim"), 1, True, "README measured"),
     "photographs, masked": (photographs("masked", "bound", "bits_per_dim"), 1, True, "README measured"),
     "photographs, label, kernel": (photographs("label", "alone", JUDGE, "kernel"), 0, True, "measured"),
