@@ -86,7 +86,7 @@ def _idx(folder: Path, name: str) -> np.ndarray:
     values = np.frombuffer(data, np.uint8, offset=4 + 4 * rank)
     if shape.prod() != len(values):
         raise ValueError(f"{found[0]} is truncated: it says {shape.tolist()}, and has {len(values)} bytes")
-    return values.reshape(shape)
+    return values.reshape(shape).copy()
 
 
 def photograph(name: str) -> Tensor:

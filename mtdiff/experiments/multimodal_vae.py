@@ -75,7 +75,7 @@ def _shared_space(data: str, seed: int, backbone: Make | None) -> MTDiffusion:
     size, parts = SIZES[data], kinds(data, shared=True)
     return seeded(
         seed,
-        noise_schedule(size, power=3.0),
+        noise_schedule(size, power=6.0 if data == "shapes16" else 3.0),
         (6 if data == "shapes16" else 9, size, size),
         {name: (constant(1.0), kind) for name, kind in parts.items()},
         unet=UNET,

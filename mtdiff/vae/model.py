@@ -206,7 +206,7 @@ class MultimodalVAE(Model):
             others: options of a chain that all modalities share, such as a rule or guidance: a ValueError, unless they are
                 what `mtdiff.sample` has by default.
         """
-        usual = {"rule": None, "sampler": None, "guidance": 1.0, "present": None, "chain": ()}
+        usual = {"rule": None, "sampler": None, "guidance": 1.0, "present": None, "chain": (), "repeats": 1}
         if odd := sorted(name for name, value in others.items() if name not in usual or value != usual[name]):
             raise ValueError(f"a multimodal VAE has no options {odd}: it draws a latent, and each modality from that")
         check_choice("latent", latent, SOURCES)
