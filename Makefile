@@ -85,8 +85,10 @@ TRANSITION := $(addprefix image-transition-shapes16-,transition conditional regr
 MASKED := $(addprefix masked-image-shapes16-,masked plain augment own-channels)
 ANY := $(addprefix any-to-any-shapes16-,shared own-channels unshared missing-50 missing-80 \
   caption-to-image image-to-caption segmentation-to-image)
+VAE := $(addprefix multimodal-vae-polydigits-,mopoe-diffusion mopoe product mixture mt)
 RESTORED := $(addprefix restoration-shapes16-,told transition)
-RESULTS := $(LABEL) $(SCENES) $(PLANTED:%=image-label-planted%-fade-in) $(REPRESENTED) $(TRANSITION) $(MASKED) $(ANY) $(RESTORED)
+RESULTS := $(LABEL) $(SCENES) $(PLANTED:%=image-label-planted%-fade-in) $(REPRESENTED) $(TRANSITION) $(MASKED) $(ANY) \
+  $(VAE) $(RESTORED)
 MTDIFF := MTDIFF_THREADS=1 $(VENV)/bin/mtdiff
 
 # A run is runs/EXPERIMENT/DATA/VARIANT-SEED; its result file data/results/EXPERIMENT-DATA-VARIANT.json has all seeds.
@@ -104,6 +106,7 @@ $(foreach v,$(TRANSITION),$(eval $(call RULES,image-transition,shapes16,$(v:imag
 $(foreach v,$(MASKED),$(eval $(call RULES,masked-image,shapes16,$(v:masked-image-shapes16-%=%),1000)))
 $(foreach v,$(RESTORED),$(eval $(call RULES,restoration,shapes16,$(v:restoration-shapes16-%=%),40)))
 $(foreach v,$(ANY),$(eval $(call RULES,any-to-any,shapes16,$(v:any-to-any-shapes16-%=%),200)))
+$(foreach v,$(VAE),$(eval $(call RULES,multimodal-vae,polydigits,$(v:multimodal-vae-polydigits-%=%),120)))
 
 table: $(RESULTS:%=data/results/%.json)  ## train every variant with three seeds and judge them (make -j2 table: hours on two cores)
 

@@ -11,6 +11,8 @@ from mtdiff import files, hub
 from mtdiff.files import CARD, Network
 from mtdiff.model import MTDiffusion
 from mtdiff.reading import read_json
+from mtdiff.trainable import Model
+from mtdiff.vae import MultimodalVAE  # noqa: F401  (a card may name it)
 
 SAYS = ("classes", "names", "vocabulary", "length", "codes", "seed")
 """Arguments of what a modality can say and of its codes: with others its weights would mean something else."""
@@ -27,7 +29,7 @@ def shipped() -> Path:
 
 
 def load(
-    path_or_name: str | Path, device: str | torch.device = "cpu", kind: type[Network] = MTDiffusion, room: str = ""
+    path_or_name: str | Path, device: str | torch.device = "cpu", kind: type[Network] = Model, room: str = ""
 ) -> Network:
     """Rebuild a saved model, in evaluation mode; `.card` holds its card.
 
@@ -85,6 +87,9 @@ def inherited(card: Mapping) -> dict:
 
 def _check_fit(model: MTDiffusion, trained: MTDiffusion) -> None:
     """Refuse a trained model whose weights would mean something else in this one, for the first reason there is."""
+    for one in (trained, model):
+        if not isinstance(one, MTDiffusion):
+            raise ValueError(f"only MT-Diffusion begins with another's weights, not a {type(one).__name__}")
     there, here = trained.process, model.process
     if trained.space != model.space:
         _refuse("the space (channels, height, width)", trained.space, model.space)

@@ -36,13 +36,15 @@ def export_onnx(model: MTDiffusion, path: str | Path, given: Collection[str] | N
         given: names of what the graph can be given; None: what training gave.
 
     Raises:
-        ValueError: another ending, or a modality that the backbone cannot be given.
+        ValueError: another ending, a model that is no MT-Diffusion, or a modality that the backbone cannot be given.
         KeyError: given names an unknown modality.
         ImportError: ONNX is not installed.
     """
     path = Path(path)
     if path.suffix != ".onnx":
         raise ValueError(f"the path must end in .onnx, got {path}")
+    if not isinstance(model, MTDiffusion):
+        raise ValueError(f"only the predictions of MT-Diffusion can be exported, not a {type(model).__name__}")
     model = copy.deepcopy(model).cpu().float().eval()
     names = model.taught or model.conditions if given is None else check_names("given", given, model.modalities)
     graph = _Graph(model, [name for name in model.modalities if name in names])

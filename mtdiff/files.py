@@ -73,7 +73,7 @@ def load(folder: Path, kind: type[Network]) -> Network:
 def _built(folder: Path, kind: type[Network], card: Mapping, what: str) -> Network:
     """The network of a card, with its weights."""
     with naming(folder / CARD, what):
-        kind.kind_of(card.get("config"))
+        made = kind.kind_of(card.get("config"))
     if type(card.get("format")) is not int or card["format"] != FORMAT:
         raise ValueError(f"{folder / CARD} has format {reprlib.repr(card.get('format'))}, this version reads {FORMAT}")
     if not (folder / WEIGHTS).is_file():
@@ -83,7 +83,7 @@ def _built(folder: Path, kind: type[Network], card: Mapping, what: str) -> Netwo
         tensors = safetensors.torch.load_file(folder / WEIGHTS)
     with naming(folder / WEIGHTS, "does not fit its card"), torch.random.fork_rng(devices=[]):  # first weights are replaced
         with Allowance(tensors):
-            network = kind.restored(card["config"], tensors)
+            network = made.restored(card["config"], tensors)
         network.load_state_dict(tensors)
     network.card = {key: value for key, value in card.items() if key not in OWN}
     return network.eval()

@@ -1,29 +1,26 @@
 """MT-Diffusion: a forward process, modalities and one shared backbone behind one method, `predict`."""
 
-import hashlib
 import html
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from mtdiff.backbones.base import Backbone
 from mtdiff.checks import check_choice
-from mtdiff.files import save, to_json
 from mtdiff.hub import published
 from mtdiff.laws import Law
 from mtdiff.modalities.base import Modality
 from mtdiff.prediction import Denoiser, Given, Prediction, check_state
 from mtdiff.process import At, ForwardProcess, Present, Steps
 from mtdiff.reading import check_types
-from mtdiff.recorded import Recorded
 from mtdiff.sampling import Rule, check_defaults
 from mtdiff.schedules import NoiseSchedule
 from mtdiff.state import State
+from mtdiff.trainable import Model
 
 RENAMED = {"remove_told": "remove_known"}
 """What arguments were called in cards that were written before."""
@@ -58,7 +55,7 @@ HEADS = Aggregate(None, V.weight)
 AGGREGATES = {"v": V, "eps": EPS, "x": X, "heads": HEADS}
 
 
-class MTDiffusion(Recorded, nn.Module, Denoiser):
+class MTDiffusion(Model, Denoiser):
     """All modalities of an example, diffused in one space and denoised by one backbone with a head each.
 
     Args:
@@ -81,7 +78,7 @@ class MTDiffusion(Recorded, nn.Module, Denoiser):
     Source: Chen et al. 2024 for the architecture; v-prediction: Salimans and Ho 2022.
     """
 
-    family, apart = "model", ("process",)
+    apart = ("process",)
 
     def __init__(
         self,
@@ -309,17 +306,6 @@ class MTDiffusion(Recorded, nn.Module, Denoiser):
         tables = {name: tensors.pop(f"process.{name}") for name in rest.get("modalities", {})}
         process = ForwardProcess(NoiseSchedule(tensors.pop("process/abar")), tables, rest.pop("prior", None))
         return cls.from_config(rest, process=process).to(getattr(torch, dtype))
-
-    def fingerprint(self) -> str:
-        """SHA-256 of architecture, schedule and curves: equal for models that can share weights and mean the same."""
-        digest = hashlib.sha256(to_json(self.architecture()).encode())
-        for table in self.tables().values():
-            digest.update(table.numpy().tobytes())
-        return digest.hexdigest()
-
-    def save(self, path: str | Path, card: Mapping | None = None, half: bool = False) -> Path:
-        """Write the model to a folder; see `mtdiff.files.save`."""
-        return save(path, self, card, half)
 
     def push_to_hub(self, repo: str, license: str, private: bool = False) -> str:
         """Upload the model to the Hugging Face hub as USER/MODEL; see `mtdiff.hub.published`."""

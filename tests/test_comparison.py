@@ -150,6 +150,7 @@ def restoration(b, key, tasks=tuple(TASKS), way="draw"):
 SHIFTED = [f"{task}, shifted" for task in ("super-resolve", "deblur", "denoise")]
 SIZES, JUDGE = ("", "-long", "-gpu"), "mobilenetv2:imagenette"
 HEAD = ("metrics", "head", "accuracy")
+VAE, CHAINED, TEMPLE = "multimodal-vae-polydigits", "mopoe-diffusion", ("metrics", "mean", "temple")
 ANY, PAIRS, FROM = "any-to-any-shapes16", ("metrics", "pairs", "mean"), ("metrics", "matrix")
 QUOTED = {  # name: (difference, digits, is it clear, where)
     "constant FD": (less(DIGITS, "constant", "fade-in", "metrics", "joint", "frechet_pixels"), 2, True, "measured"),
@@ -201,6 +202,15 @@ QUOTED = {  # name: (difference, digits, is it clear, where)
     "image to words": (less(ANY, "image-to-caption", "shared", *FROM, "image", "caption"), 3, True, "measured"),
     "segments to image": (
         less(ANY, "segmentation-to-image", "shared", *FROM, "segmentation", "image"), 3, True, "measured"),
+    "decoder, distance": (less(VAE, CHAINED, "mopoe", *TEMPLE, "distance"), 1, True, "README measured"),
+    "decoder, coherence": (less(VAE, CHAINED, "mopoe", *TEMPLE, "coherence"), 3, True, "README measured"),
+    "decoder, nats": (less(VAE, CHAINED, "mopoe", "metrics", "bound", "temple"), 0, True, "measured"),
+    "decoder, flower": (less(VAE, CHAINED, "mopoe", "metrics", "bound", "flower"), 0, True, "measured walkthrough"),
+    "decoder, trees": (less(VAE, CHAINED, "mopoe", "metrics", "bound", "trees"), 0, False, "measured walkthrough"),
+    "decoder, joint": (less(VAE, CHAINED, "mopoe", "metrics", "joint", "diffusion", "coherence"), 3, True, "measured"),
+    "decoder, joint distance": (less(VAE, CHAINED, "mopoe", "metrics", "joint", "diffusion", "temple"), 1, True, "measured"),
+    "chain, latent": (less(VAE, "mt", CHAINED, *TEMPLE, "coherence"), 3, True, "measured"),
+    "chain, feed-forward": (less(VAE, "mt", "mopoe", *TEMPLE, "coherence"), 3, True, "measured"),
     "restoration, zero-shot": (restoration("plug-in", "psnr"), 2, True, "measured"),
     "restoration, zero-shot, README": (restoration("plug-in", "psnr"), 1, True, "README"),
     "restoration, zero-shot, features": (restoration("plug-in", "features"), 2, True, "measured"),

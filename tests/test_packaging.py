@@ -154,6 +154,7 @@ def test_the_tables_are_the_measured_ones():
         ("restoration-shapes16", "told", "transition"),
         ("imagenet-imagenette32", "plain-long", "label-long", "masked-long"),
         ("imagenet-imagenette32", "plain-gpu", "label-gpu", "masked-gpu", "conditional-gpu"),
+        ("multimodal-vae-polydigits", "mopoe-diffusion", "mopoe", "product", "mixture", "mt"),
         ("any-to-any", "shapes32-shared", "scenes32-shared", "shapes16-shipped"),
         ("any-to-any-shapes16", "shared", "own-channels", "unshared", "missing-50", "missing-80", *ALONE),
     ):

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from mtdiff.checkpoint import shipped
 from mtdiff.experiments import EXPERIMENTS
 from mtdiff.files import CARD
-from mtdiff.model import MTDiffusion
 from mtdiff.reading import read_json
+from mtdiff.trainable import Model
 
 
 @dataclass
@@ -22,7 +22,7 @@ class List:
         print("\nmodels that come with mtdiff (mtdiff info MODEL says more):")
         for path in sorted(shipped().rglob(CARD)):
             card = read_json(path, "is not a model card")
-            if card["config"]["kind"] in MTDiffusion.known():
+            if card["config"]["kind"] in Model.known():
                 training = card["training"]
                 steps = f"{training.get('taken', training['steps']):,} steps of {training['batch_size']}"
                 name = f"{path.parent.relative_to(shipped())!s:34}"

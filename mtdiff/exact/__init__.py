@@ -2,6 +2,7 @@
 
 from mtdiff.exact.gaussian import GaussianGap, linear_gaussian_gap
 from mtdiff.exact.guided import planted_mixture, sample_group
+from mtdiff.exact.latent import LinearLatent
 from mtdiff.exact.mixture import LabelledMixture
 
-__all__ = ["GaussianGap", "LabelledMixture", "linear_gaussian_gap", "planted_mixture", "sample_group"]
+__all__ = ["GaussianGap", "LabelledMixture", "LinearLatent", "linear_gaussian_gap", "planted_mixture", "sample_group"]

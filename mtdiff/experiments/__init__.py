@@ -7,9 +7,10 @@ from mtdiff.experiments.image_representation import EXPERIMENT as IMAGE_REPRESEN
 from mtdiff.experiments.image_transition import EXPERIMENT as IMAGE_TRANSITION
 from mtdiff.experiments.imagenet import EXPERIMENT as IMAGENET
 from mtdiff.experiments.masked_image import EXPERIMENT as MASKED_IMAGE
+from mtdiff.experiments.multimodal_vae import EXPERIMENT as MULTIMODAL_VAE
 from mtdiff.experiments.restoration import EXPERIMENT as RESTORATION
 
-_ALL = (IMAGE_LABEL, IMAGE_REPRESENTATION, IMAGE_TRANSITION, MASKED_IMAGE, ANY_TO_ANY, IMAGENET, RESTORATION)
+_ALL = (IMAGE_LABEL, IMAGE_REPRESENTATION, IMAGE_TRANSITION, MASKED_IMAGE, ANY_TO_ANY, IMAGENET, MULTIMODAL_VAE, RESTORATION)
 EXPERIMENTS: dict[str, Experiment] = {e.name: e for e in _ALL}
 
 __all__ = ["EXPERIMENTS", "Experiment", "budget", "matched", "recipe", "trained_on"]

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from mtdiff.sampling import sample_many
 from mtdiff.schedules import NoiseSchedule
 from mtdiff.training import TrainConfig, Trainer
 
+Made = TypeVar("Made")
 Look = Callable[[MTDiffusion], dict[str, float]]
 """What a trainer notes along the way: averaged model -> figures."""
 Make = Callable[[tuple[int, ...]], Backbone] | Mapping
@@ -138,9 +140,14 @@ def seeded(
         backbone = functools.partial(sized, unet={**(unet or {}), **(backbone or {})})
     process = ForwardProcess(schedule, {name: curve for name, (curve, _) in parts.items()}, prior)
     modalities = {name: modality for name, (_, modality) in parts.items()}
+    return with_seed(seed, lambda: kind(process, modalities, backbone(space), space, sampler="ddpm", **options))
+
+
+def with_seed(seed: int, make: Callable[[], Made]) -> Made:
+    """What a function makes, whose initial weights are those of a seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return kind(process, modalities, backbone(space), space, sampler="ddpm", **options)
+        return make()
 
 
 def on_scenes(budget: str, levels: tuple[float, float] = LEVELS, **options) -> TrainConfig:

@@ -73,6 +73,16 @@ ANY = {
     "depth to image": "<matrix/depth/image>",
 }
 
+VAES = {
+    "conditional": "<coherence>",
+    "joint": "<joint/diffusion/coherence> | <joint/chain/coherence>",
+    "joint, N(0, I)": "<joint/normal/coherence>",
+    "distance, first": "<mean/temple/distance:1> | <mean/image/distance:1>",
+    "distance, others": "<mean/trees/distance:1> / <mean/flower/distance:1> | <mean/segmentation/distance:1>",
+    "probe": "<probe/all>",
+    "bound, nats": "<bound/total:0>",
+}
+
 
 def markdown(results: Iterable[Mapping | str | Path]) -> str:
     """Result files of one experiment as one Markdown table: a row for each variant, mean ± standard error over seeds.
@@ -95,7 +105,7 @@ def markdown(results: Iterable[Mapping | str | Path]) -> str:
     planted = all(result.get("data") in SHARES for result in results)
     tables = {"image-label": colours if planted else labels, "image-representation": representations}
     tables |= {"image-transition": transitions, "masked-image": inpaintings, "imagenet": photographs}
-    tables |= {"any-to-any": conditionals, "restoration": restorations}
+    tables |= {"any-to-any": conditionals, "multimodal-vae": latents, "restoration": restorations}
     return tables[kinds.pop()](results)
 
 
@@ -103,6 +113,12 @@ def conditionals(results: Iterable[Mapping]) -> str:
     """The table of any-to-any: how much of what one modality says, another that is drawn for it says, too."""
     rows = [(result["data"], *row) for result in results for row in _rows([result])]
     return _table(["data", "variant"], ANY, rows)
+
+
+def latents(results: Iterable[Mapping]) -> str:
+    """The table of multimodal-vae: coherence, feature distance to real values, and what the latent says."""
+    rows = [(result["data"], *row) for result in results for row in _rows([result])]
+    return _table(["data", "variant"], VAES, rows)
 
 
 def labels(results: Iterable[Mapping]) -> str:
