@@ -9,7 +9,7 @@ from mtdiff.checks import check_ids
 
 
 def mean_iou(predicted: Tensor, truth: Tensor, classes: int) -> float:
-    """Mean over classes of |P_c and T_c| / |P_c or T_c|, in [0, 1], each over all pixels of all maps (N, H, W) of ids 0..classes-1.
+    """Mean over classes of |P_c and T_c| / |P_c or T_c|, in [0, 1], over all pixels of maps (N, H, W) of ids 0..classes-1.
 
     A class that neither has is left out. ValueError for different shapes, or an id out of range.
 

@@ -64,10 +64,8 @@ def test_each_split_is_its_own_and_one_number_is_a_square(street):
 
 
 def test_another_layout_is_named(street, tmp_path):
-    with pytest.raises(
-        FileNotFoundError, match="trainannot is no folder; CamVid is expected as train/ trainannot/ val/ valannot/"
-    ):
-        (street / "trainannot").rename(street / "labels")
+    (street / "trainannot").rename(street / "labels")
+    with pytest.raises(FileNotFoundError, match="trainannot is no folder; CamVid is expected as train/ trainannot/ val/"):
         camvid(street)
     with pytest.raises(FileNotFoundError, match="nothing/test is no folder"):
         camvid(tmp_path / "nothing", "test")
@@ -88,10 +86,10 @@ def test_a_picture_without_its_map_and_a_map_that_is_none_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"a.png has the id 12, expected 0..11"):
         camvid(tmp_path)
     write(tmp_path, "train", "a", np.full((4, 4), 3), mode="RGB")
-    with pytest.raises(ValueError, match="a picture of mode RGB, expected one id 0..11 a pixel"):
+    with pytest.raises(ValueError, match="a picture of mode RGB, expected one id"):
         camvid(tmp_path)
     PIL.Image.fromarray(np.zeros((4, 5), np.uint8)).save(label)
-    with pytest.raises(ValueError, match="a.png is 5x4, its picture 4x4"):
+    with pytest.raises(ValueError, match=r"a\.png is 5x4, its picture 4x4"):
         camvid(tmp_path)
     label.write_bytes(b"no picture")
     with pytest.raises(ValueError, match="cannot be read as a map"):

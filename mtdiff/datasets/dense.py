@@ -14,15 +14,15 @@ TASKS = ("depth", "segmentation", "instances", "restoration")
 OBJECTS = 3
 """The most objects of a scene."""
 CLASSES = (0, *(1 + shape for _ in range(OBJECTS) for shape in range(len(SHAPES))))
-"""The class of each id of an instance map: 0 is the background, id 1 + 3 k + c the k-th object from the left, of class 1 + c."""
+"""The class of each id of an instance map: 0 is the background, 1 + 3 k + c the k-th object from the left, of shape c."""
 BLUR, NOISE = 1.0, 0.2
 """What a picture to be restored went through: a Gaussian blur in pixels, then white noise in units of [-1, 1]."""
 
 
 def colour_code(k: int) -> Tensor:
-    """k colours (k, 3) in [-1, 1]: the simplex of `palette`, the other corners of the cube, its centre, its faces, its edges.
+    """Colours (k, 3) in [-1, 1]: the simplex of `palette`, the cube's other corners, its centre, its faces, its edges.
 
-    So up to 4 are sqrt(8) apart at least, up to 8 are 2, and up to 27 are 1. ValueError for k outside 2..27.
+    Up to 4 are sqrt(8) apart at least, up to 8 are 2, and up to 27 are 1. ValueError for k outside 2..27.
     """
     if not 2 <= k <= 27:
         raise ValueError(f"k must be in 2..27, got {k}")
@@ -68,7 +68,7 @@ def degraded(image: Tensor, seed: int = 0) -> Tensor:
 
 
 def answer(task: str, scenes: dict[str, Tensor]) -> Tensor:
-    """What a task wants of scenes with "image", "depth", "segmentation" and "masks" (see `shapes`), (N, 3, s, s) in [-1, 1]."""
+    """What a task wants of scenes with "image", "depth", "segmentation" and "masks": (N, 3, s, s) in [-1, 1]."""
     one_of("task", task, TASKS)
     if task == "depth":
         return scenes["depth"].expand(-1, 3, -1, -1)
@@ -91,8 +91,8 @@ def instance_ids(segmentation: Tensor, masks: Tensor) -> Tensor:
 def tasks(index: Tensor, size: int, seed: int = 0) -> dict[str, Tensor]:
     """Scenes of N given indices (see `render`), the i-th with task i modulo 4.
 
-    Values "image" (N, 3, s, s), what is given, `degraded` by this seed where it is to be restored, "task" (N,) ids of `TASKS`,
-    and "target" (N, 3, s, s), the `answer`.
+    Values "image" (N, 3, s, s), what is given, `degraded` by this seed where it is to be restored; "task" (N,), ids of
+    `TASKS`; and "target" (N, 3, s, s), the `answer`.
     """
     scenes = render(index, size, modalities=("image", "depth", "segmentation", "masks"))
     task = torch.arange(len(index)) % len(TASKS)

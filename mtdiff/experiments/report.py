@@ -73,6 +73,14 @@ ANY = {
     "depth to image": "<matrix/depth/image>",
 }
 
+DENSE = {
+    "depth, RMSE / delta": "<depth/rmse> / <depth/delta>",
+    "segmentation, mIoU": "<segmentation/miou>",
+    "instances, PQ": "<instances/quality>",
+    "restoration, dB": "<restoration/psnr:1>",
+    "pictures": "<alone/features:1>",
+}
+
 
 def markdown(results: Iterable[Mapping | str | Path]) -> str:
     """Result files of one experiment as one Markdown table: a row for each variant, mean ± standard error over seeds.
@@ -95,7 +103,7 @@ def markdown(results: Iterable[Mapping | str | Path]) -> str:
     planted = all(result.get("data") in SHARES for result in results)
     tables = {"image-label": colours if planted else labels, "image-representation": representations}
     tables |= {"image-transition": transitions, "masked-image": inpaintings, "imagenet": photographs}
-    tables |= {"any-to-any": conditionals}
+    tables |= {"any-to-any": conditionals, "dense": answers}
     return tables[kinds.pop()](results)
 
 
@@ -103,6 +111,11 @@ def conditionals(results: Iterable[Mapping]) -> str:
     """The table of any-to-any: how much of what one modality says, another that is drawn for it says, too."""
     rows = [(result["data"], *row) for result in results for row in _rows([result])]
     return _table(["data", "variant"], ANY, rows)
+
+
+def answers(results: Iterable[Mapping]) -> str:
+    """The table of dense: how good answers to each task are that a variant was taught; of a generator its pictures."""
+    return _table(["variant"], DENSE, _rows(results))
 
 
 def labels(results: Iterable[Mapping]) -> str:
