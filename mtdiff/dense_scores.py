@@ -55,7 +55,7 @@ def panoptic_quality(predicted: Tensor, truth: Tensor, class_of: Sequence[int]) 
 
     Returns:
         Each in [0, 1]: "quality" = mean of SQ RQ, "segmentation" SQ, the mean IoU of matches (of classes that have one), and
-        "recognition" RQ = TP / (TP + FP / 2 + FN / 2).
+        "recognition" RQ = TP / (TP + FP / 2 + FN / 2). SQ is not a number where nothing matches.
 
     Raises:
         ValueError: different shapes, or an id without a class.
@@ -87,6 +87,15 @@ def boundary(truth: Tensor) -> Tensor:
     edge[:, 1:] |= down
     edge[:, :-1] |= down
     return edge
+
+
+def label_errors(read: Tensor, truth: Tensor) -> dict[str, float]:
+    """Shares of wrong pixels of maps (N, H, W): "boundary", of those next to another segment, and "inside", of the rest.
+
+    Not a number where there is no such pixel.
+    """
+    wrong, edge = (read != truth).double(), boundary(truth)
+    return {"boundary": float(wrong[edge].mean()), "inside": float(wrong[~edge].mean())}
 
 
 def _overlaps(predicted: Tensor, truth: Tensor, k: int) -> Tensor:

@@ -82,6 +82,22 @@ def test_an_instance_map_has_an_id_for_each_object_and_its_shape():
     assert len(data.CLASSES) == int(ids.max()) + 1 == 10
 
 
+@pytest.mark.parametrize("k", [2, 4, 16])
+def test_class_maps_have_the_segments_of_the_scenes_in_classes_of_the_seed(k):
+    ids = data.class_maps("test", k, 80)
+    assert ids.unique().tolist() == list(range(k))
+    v = shapes("test", n=80, modalities=("segmentation", "masks")).values
+    regions = torch.cat([(v["segmentation"] == 0)[:, None], v["masks"]], 1)
+    found = [
+        [row[region].unique().tolist() for region in part if region.any()] for row, part in zip(ids, regions, strict=True)
+    ]
+    assert all(len(classes) == 1 for row in found for classes in row)
+    if k >= 4:
+        assert all(len({classes[0] for classes in row}) == len(row) for row in found)
+    assert torch.equal(ids, data.class_maps("test", k, 80))
+    assert not torch.equal(ids, data.class_maps("test", k, 80, seed=1))
+
+
 def test_a_degraded_picture_is_blurred_noisy_and_follows_the_seed():
     flat = torch.full((3, 3, 16, 16), 0.25)
     noise = data.degraded(flat, 3) - flat  # a flat picture stays flat under any blur

@@ -8,7 +8,7 @@ import torch
 from helpers import generator
 
 from mtdiff.datasets.dense import CLASSES
-from mtdiff.dense_scores import boundary, depth_errors, mean_iou, panoptic_quality
+from mtdiff.dense_scores import boundary, depth_errors, label_errors, mean_iou, panoptic_quality
 
 
 def maps(*rows):
@@ -54,12 +54,10 @@ def test_depth_errors_by_hand():
 
 
 def test_panoptic_quality_by_hand():
-    """Background 3 of 5; of class 1 one pair at 2 of 3 and one at exactly 1/2, which is no match; class 2 matches whole."""
+    """Three segments overlap by exactly a half, which is no match; then all match, by 4/5, by 2/3 and 1, and by 1."""
     truth = maps([0, 0, 0, 0, 1, 1, 1, 2, 2, 3])
-    predicted = maps([0, 0, 0, 1, 1, 1, 0, 2, 0, 3])
-    found = panoptic_quality(predicted, truth, (0, 1, 1, 2))
-    # of the background 3 shared of 6; of id 1 two of 4 (no match); of id 2 one of 2 (no match)
-    assert found["quality"] == pytest.approx((0 + 0 + 1) / 3)
+    halves = panoptic_quality(maps([0, 0, 0, 1, 1, 1, 0, 2, 0, 3]), truth, (0, 1, 1, 2))
+    assert halves["quality"] == pytest.approx((0 + 0 + 1) / 3)  # background 3 of 6, id 1 two of 4, id 2 one of 2
     predicted = maps([0, 0, 0, 0, 1, 1, 0, 2, 2, 3])
     found = panoptic_quality(predicted, truth, (0, 1, 1, 2))
     sq = torch.tensor([4 / 5, (2 / 3 + 1) / 2, 1.0])
@@ -112,6 +110,13 @@ def test_the_boundary_is_where_a_neighbour_is_another():
     want = [[0, 1, 1, 0], [1, 1, 1, 1], [1, 1, 1, 1], [0, 1, 1, 0], [0, 0, 0, 0]]
     assert boundary(truth).long().tolist() == [want]
     assert not boundary(torch.ones(2, 4, 4, dtype=torch.long)).any()
+
+
+def test_label_errors_by_hand():
+    """Of 6 pixels 2 are at the boundary, one of which is wrong, and of the other four one."""
+    found = label_errors(maps([0, 0, 1, 1, 1, 2]), maps([0, 0, 0, 1, 1, 1]))
+    assert found == {"boundary": 0.5, "inside": 0.25}
+    assert math.isnan(label_errors(maps([0, 0]), maps([0, 0]))["boundary"])
 
 
 @pytest.mark.parametrize("score", [lambda p, t: mean_iou(p, t, 3), lambda p, t: panoptic_quality(p, t, (0, 1, 1))])

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mtdiff.datasets.base import one_of
-from mtdiff.datasets.shapes import SHAPES, palette, render
+from mtdiff.datasets.shapes import SHAPES, palette, render, shapes
 
 TASKS = ("depth", "segmentation", "instances", "restoration")
 """What can be asked of a picture."""
@@ -86,6 +86,18 @@ def instance_ids(segmentation: Tensor, masks: Tensor) -> Tensor:
     """
     order = (masks * torch.arange(OBJECTS, device=masks.device)[:, None, None]).sum(1)
     return torch.where(segmentation > 0, len(SHAPES) * order + segmentation, 0)
+
+
+def class_maps(split: str, k: int, n: int, size: int = 16, seed: int = 0) -> Tensor:
+    """Maps of k classes (n, s, s): of each scene the background and every object have a class that the seed draws.
+
+    They are different ones as far as k goes. `coloured` makes pictures of them.
+    """
+    scenes, generator = shapes(split, size, n, modalities=("masks",)), torch.Generator().manual_seed(seed)
+    masks = scenes.values["masks"]
+    region = (masks * torch.arange(1, OBJECTS + 1)[:, None, None]).sum(1)  # (n, s, s), 0 is the background
+    order = torch.rand(n, max(k, OBJECTS + 1), generator=generator).argsort(1)[:, : OBJECTS + 1] % k
+    return order.gather(1, region.flatten(1)).view_as(region)
 
 
 def tasks(index: Tensor, size: int, seed: int = 0) -> dict[str, Tensor]:
