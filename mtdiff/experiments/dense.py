@@ -33,7 +33,7 @@ EXAMPLES = 12_000
 """Training scenes, a quarter of them for each task."""
 LEVELS = (-2.0, 3.0)
 """Log-SNR at which it is trained: where little is seen of the answer, and the picture has to say it."""
-FULL = 1000
+FULL = 800
 """Optimiser steps of the generalist."""
 
 
