@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mtdiff.datasets import Dataset, unpalette
-from mtdiff.datasets.dense import CLASSES, TASKS, distance, ids_of, tasks
+from mtdiff.datasets.dense import BLUR, CLASSES, NOISE, TASKS, distance, ids_of, tasks
 from mtdiff.datasets.shapes import RENDERING, SETS, SHAPES, numbers
 from mtdiff.dense_scores import depth_errors, mean_iou, panoptic_quality
 from mtdiff.experiments.base import Experiment, Make, by_size, joint, noise_schedule, on_scenes, seeded
@@ -45,7 +45,8 @@ def questions(data: str, split: str, n: int | None = None) -> Dataset:
     """
     n, seed = n or (EXAMPLES if split == "train" else 2000), 0 if split == "train" else 1
     values = tasks(torch.from_numpy(numbers(split, n)), SETS[data], seed)
-    source = f"shapes {split} {SETS[data]} seed 0, rendering {RENDERING}, tasks in turn, degraded by seed {seed}"
+    source = f"shapes {split} {SETS[data]} seed 0, rendering {RENDERING}, tasks in turn"
+    source += f", blur {BLUR:g}, noise {NOISE:g} of seed {seed}"
     return Dataset(f"{data}-dense/{split}", values, TASKS, source)
 
 
