@@ -290,10 +290,10 @@ for trained, cells in latent_space["trained on"].items():
 Markdown("\n".join([*lines, "", "Wrong pixels at boundaries / inside, mean of three trainings. In pixel space: none."]))
 
 # %% [markdown]
-# With sixteen classes a latent space that has never seen a map confuses two pixels of five at boundaries, and one of nine
-# inside. The control says how much of that is the space and how much its training: trained on maps as well, the same
-# autoencoder has next to no errors inside, at no loss for pictures, and still loses a quarter of the pixels at
-# boundaries, where one latent pixel has to say what four pixels are. Pixel space loses none; it has more numbers to draw,
+# With few classes only boundaries suffer; with sixteen, a latent space that has never seen a map confuses whole areas, too.
+# The control says how much of that is the space and how much its training: trained on maps as well, the same autoencoder
+# has next to no errors inside, at no loss for pictures, and still loses many pixels at boundaries, where one latent pixel
+# has to say what four pixels are. Pixel space loses none; it has more numbers to draw,
 # which at 16 by 16 pixels is nothing and at 512 is a lot. (Our autoencoder is tiny. How large ones do at large sizes we
 # have not measured.)
 
@@ -372,8 +372,8 @@ Markdown(
 # steps went to other tasks and were not lost: where an object is, and where it ends, serves all four.
 #
 # **Equal for each**, it is within 2 points on *no* task, and for segmentation it is far behind. These are single pairs of
-# trainings (seed 0 alone; there was no time for more), so they have no error bars; but that gap is several times what three
-# seeds of the generalist differ among themselves. At 800 steps nobody here is trained to the end, and what separates
+# trainings (seed 0 alone; there was no time for more), so they have no error bars; but that gap is more than twice what
+# three seeds of the generalist differ among themselves. At 800 steps nobody here is trained to the end, and what separates
 # networks is how many steps a task had. Whether a larger generalist, trained for longer, closes the gap we do not know: one
 # with as many steps as the four long specialists *together* has not been trained.
 
@@ -429,7 +429,7 @@ for task, rows in asked.items():
     for count in (1, 4, 16):
         table[task][str(count)] = headline(task, experiment.solve(model, picture, task, count, generator=rng(4)))
 lines = [
-    "| task | score | " + " | ".join(["mean alone", *(f"{c} steps" for c in (1, 4, 16))]) + " |",
+    "| task | score | " + " | ".join(["mean alone", "1 step", "4 steps", "16 steps"]) + " |",
     "|---" * 6 + "|",
 ]
 for task, row in table.items():
@@ -723,9 +723,7 @@ texts = []
 for task in dense.TASKS:
     quarter, whole = (ahead("generalist", other, task) for other in (task, f"{task}-long"))
     unit = "dB" if task == "restoration" else "points"
-    texts.append(
-        f"- {task}: {quarter:.1f} {unit} from a specialist with a quarter of the steps, {whole:.1f} from one with all."
-    )
+    texts.append(f"- {task}: {quarter:.1f} {unit} against a quarter of the steps, {whole:.1f} against all of them.")
 Markdown("\n".join(texts))
 
 # %% [markdown]
