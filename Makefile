@@ -85,16 +85,18 @@ TRANSITION := $(addprefix image-transition-shapes16-,transition conditional regr
 MASKED := $(addprefix masked-image-shapes16-,masked plain augment own-channels)
 ANY := $(addprefix any-to-any-shapes16-,shared own-channels unshared missing-50 missing-80 \
   caption-to-image image-to-caption segmentation-to-image)
+DENSE := $(addprefix dense-shapes16-,generalist tuned generator depth segmentation instances restoration \
+  depth-long segmentation-long instances-long restoration-long)
 VAE := $(addprefix multimodal-vae-polydigits-,mopoe-diffusion mopoe product mixture mt)
 RESTORED := $(addprefix restoration-shapes16-,told transition)
 RESULTS := $(LABEL) $(SCENES) $(PLANTED:%=image-label-planted%-fade-in) $(REPRESENTED) $(TRANSITION) $(MASKED) $(ANY) \
-  $(VAE) $(RESTORED)
+  $(DENSE) $(VAE) $(RESTORED)
 MTDIFF := MTDIFF_THREADS=1 $(VENV)/bin/mtdiff
 
 # A run is runs/EXPERIMENT/DATA/VARIANT-SEED; its result file data/results/EXPERIMENT-DATA-VARIANT.json has all seeds.
 define RULES
 $(foreach s,$(SEEDS),runs/$(1)/$(2)/$(3)-$(s)/model.safetensors): runs/$(1)/$(2)/$(3)-%/model.safetensors: | $(VENV)/.course
-	$(MTDIFF) train $(1) --data $(2) --variant $(3) --seed $$* --budget full $(if $(STEPS),--steps $(STEPS)) --out $$(@D)
+	$(MTDIFF) train $(1) --data $(2) --variant $(3) --seed $$* --budget full $(if $(filter tuned,$(3)),--from runs/$(1)/$(2)/generator-$$*) $(if $(STEPS),--steps $(STEPS)) --out $$(@D)
 data/results/$(1)-$(2)-$(3).json: $(foreach s,$(SEEDS),runs/$(1)/$(2)/$(3)-$(s)/model.safetensors)
 	$(MTDIFF) evaluate $(1) --data $(2) --models $$(^D) --n $(4) --out $$@
 endef
@@ -106,6 +108,9 @@ $(foreach v,$(TRANSITION),$(eval $(call RULES,image-transition,shapes16,$(v:imag
 $(foreach v,$(MASKED),$(eval $(call RULES,masked-image,shapes16,$(v:masked-image-shapes16-%=%),1000)))
 $(foreach v,$(RESTORED),$(eval $(call RULES,restoration,shapes16,$(v:restoration-shapes16-%=%),40)))
 $(foreach v,$(ANY),$(eval $(call RULES,any-to-any,shapes16,$(v:any-to-any-shapes16-%=%),200)))
+$(foreach v,$(DENSE),$(eval $(call RULES,dense,shapes16,$(v:dense-shapes16-%=%),400)))
+# The tuned one begins with the generator of its seed.
+$(foreach s,$(SEEDS),runs/dense/shapes16/tuned-$(s)/model.safetensors): runs/dense/shapes16/tuned-%/model.safetensors: runs/dense/shapes16/generator-%/model.safetensors
 $(foreach v,$(VAE),$(eval $(call RULES,multimodal-vae,polydigits,$(v:multimodal-vae-polydigits-%=%),120)))
 
 table: $(RESULTS:%=data/results/%.json)  ## train every variant with three seeds and judge them (make -j2 table: hours on two cores)

@@ -469,6 +469,7 @@ solved
 # | 10 any to any | do five modalities of a scene draw each other in one model, and what does the shared space buy? | ready |
 # | 11 scaling up | what changes on a GPU, or on many, and what must not? | ready |
 # | 12 ImageNet | do drawing, naming and filling work on photographs, and at what price? | ready; 32x32, trained on a CPU |
-# | 14 multimodal VAE | what does a shared latent do that a shared diffusion space does not, and what does a diffusion decoder give it? | ready |
+# | 13 dense generalist | is one network for every kind of map as good as specialists, and why in pixels? | ready |
+# | 14 multimodal VAE | what does a shared latent do that a shared diffusion space does not? | ready |
 # | 15 restoration | are three frameworks one, and does a model restore what it never saw spoiled? | ready |
 # | 16 your own | how do my data, my modality and my network get in? | ready |

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 import mtdiff
-from mtdiff.experiments import any_to_any
+from mtdiff.experiments import any_to_any, dense
 from mtdiff.experiments.report import bounds, guidances, heads, markdown
 
 ROOT = Path(__file__).parent.parent
@@ -157,6 +157,7 @@ def test_the_tables_are_the_measured_ones():
         ("multimodal-vae-polydigits", "mopoe-diffusion", "mopoe", "product", "mixture", "mt"),
         ("any-to-any", "shapes32-shared", "scenes32-shared", "shapes16-shipped"),
         ("any-to-any-shapes16", "shared", "own-channels", "unshared", "missing-50", "missing-80", *ALONE),
+        ("dense-shapes16", "generalist", "tuned", *dense.TASKS, *(f"{task}-long" for task in dense.TASKS), "generator"),
     ):
         assert markdown(measured(setting, *variants)) in MEASURED, setting
     assert heads(measured("image-label-shapes16", "fade-in", "classifier")) in MEASURED

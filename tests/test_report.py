@@ -52,6 +52,14 @@ def test_transitions_show_similarity_where_it_is_determined_and_scenes_elsewhere
     assert rows[2] == "| transition | 0.900 ± 0.010 / 30.0 ± 0.0 | 0.800 ± 0.010 / 12.0 ± 0.0 |"
 
 
+def test_answers_have_a_column_for_each_task_and_a_dash_where_a_variant_was_not_taught_it():
+    metrics = {"depth": {"rmse": number(0.5), "delta": number(0.9)}, "instances": {"quality": number(0.4)}}
+    both = {"generalist": metrics, "generator": {"alone": {"features": number(9.0)}}}
+    rows = markdown([{"experiment": "dense", "variants": both}]).splitlines()
+    assert rows[2] == "| generalist | 0.500 ± 0.010 / 0.900 ± 0.010 | - | 0.400 ± 0.010 | - | - |"
+    assert rows[3] == "| generator | - | - | - | - | 9.0 ± 0.0 |"
+
+
 def test_inpaintings_have_a_column_for_each_way_and_a_dash_where_a_model_has_it_not():
     way = {"0.5": {"psnr": number(20.0), "ssim": number(0.7)}, "0.9": {"psnr": number(9.0), "ssim": number(0.1)}}
     both = {"alone": {"features": number(3.0)}, "joint": {"features": number(4.0)}, "told": way}

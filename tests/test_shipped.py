@@ -8,7 +8,9 @@ import torch
 import mtdiff as mt
 from mtdiff.checkpoint import shipped
 from mtdiff.datasets import Dataset, digits, masks
-from mtdiff.experiments import EXPERIMENTS, any_to_any, image_label, image_transition, imagenet, masked_image
+from mtdiff.datasets.dense import distance
+from mtdiff.dense_scores import depth_errors
+from mtdiff.experiments import EXPERIMENTS, any_to_any, dense, image_label, image_transition, imagenet, masked_image
 from mtdiff.experiments.any_scores import agreement
 from mtdiff.experiments.label_scores import image_label_metrics
 from mtdiff.judges import label_judge, svm_judge
@@ -165,3 +167,26 @@ def test_photographs_are_named_as_well_as_the_card_says(variant):
     p, n = model.card["metrics"]["head"]["accuracy"], model.card["metrics"]["n"]
     found = head_accuracy(model, Dataset(test.name, test[torch.arange(0, len(test), 4)]))
     assert abs(found - p) < 4 * (p * (1 - p) * (1 / n + 4 / len(test))) ** 0.5
+
+
+def test_the_dense_model_is_as_good_as_its_card_says():
+    """On scenes that the card's figures are not of: delta and PSNR within four standard errors, the others about."""
+    model, n = mt.load("dense/shapes16"), 50
+    assert model.card["data"]["sha256"] == dense.questions("shapes16", "train").hash()
+    folder = shipped() / "dense" / "shapes16"
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 1.3e6
+    test = dense.questions("shapes16", "test")
+    for k, task in enumerate(dense.TASKS):
+        part = test[(test.values["task"] == k).nonzero().flatten()[-n:]]
+        drawn = dense.solve(model, part["image"], task, generator=torch.Generator().manual_seed(5))
+        said = model.card["metrics"][task]
+        if task == "depth":
+            pairs = zip(distance(drawn), distance(part["target"]), strict=True)
+            each = torch.tensor([depth_errors(*pair)["delta"] for pair in pairs])
+            assert abs(float(each.mean()) - said["delta"]) < 4 * float(each.std()) * (1 / n + 1 / 400) ** 0.5
+        elif task == "restoration":
+            each = psnr(drawn, part["target"])
+            assert abs(float(each.mean()) - said["psnr"]) < 4 * float(each.std()) * (1 / n + 1 / 400) ** 0.5
+        else:
+            name = "miou" if task == "segmentation" else "quality"
+            assert abs(dense.scores(task, drawn, part["target"])[name] - said[name]) < 0.12

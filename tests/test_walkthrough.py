@@ -159,8 +159,8 @@ def test_notebooks_sections_and_tests_that_are_named_exist(page):
 @pytest.mark.parametrize(
     "text",
     [
-        "of notebooks 01 to 13",
-        "# of notebooks 02 (codes),\n# 05 (rules) and 13 (more)",
+        "of notebooks 01 to 99",
+        "# of notebooks 02 (codes),\n# 05 (rules) and 99 (more)",
         "# | 08 labels | how? |",
         "# | **06 image transition**, 07 masks | what? |",
         "[02 §99](02_one_space_many_modalities.ipynb)",

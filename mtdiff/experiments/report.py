@@ -73,6 +73,13 @@ ANY = {
     "depth to image": "<matrix/depth/image>",
 }
 
+DENSE = {
+    "depth, RMSE / delta": "<depth/rmse> / <depth/delta>",
+    "segmentation, mIoU": "<segmentation/miou>",
+    "instances, PQ": "<instances/quality>",
+    "restoration, dB": "<restoration/psnr:1>",
+    "pictures": "<alone/features:1>",
+}
 VAES = {
     "conditional": "<coherence>",
     "joint": "<joint/diffusion/coherence> | <joint/chain/coherence>",
@@ -105,7 +112,7 @@ def markdown(results: Iterable[Mapping | str | Path]) -> str:
     planted = all(result.get("data") in SHARES for result in results)
     tables = {"image-label": colours if planted else labels, "image-representation": representations}
     tables |= {"image-transition": transitions, "masked-image": inpaintings, "imagenet": photographs}
-    tables |= {"any-to-any": conditionals, "multimodal-vae": latents, "restoration": restorations}
+    tables |= {"any-to-any": conditionals, "dense": answers, "multimodal-vae": latents, "restoration": restorations}
     return tables[kinds.pop()](results)
 
 
@@ -113,6 +120,11 @@ def conditionals(results: Iterable[Mapping]) -> str:
     """The table of any-to-any: how much of what one modality says, another that is drawn for it says, too."""
     rows = [(result["data"], *row) for result in results for row in _rows([result])]
     return _table(["data", "variant"], ANY, rows)
+
+
+def answers(results: Iterable[Mapping]) -> str:
+    """The table of dense: how good answers to each task are that a variant was taught; of a generator its pictures."""
+    return _table(["variant"], DENSE, _rows(results))
 
 
 def latents(results: Iterable[Mapping]) -> str:
