@@ -329,14 +329,14 @@ def test_a_solved_notebook_passes(tmp_path):
 
 def test_every_question_has_options_and_a_reason_that_leads_to_its_notebook():
     questions, page = course.quiz(), (course.home() / "notebooks" / "quiz.md").read_text()
-    assert len(questions) == 31
+    assert len(questions) == 33
     assert {one.notebook for one in questions} == {path.stem[:2] for path in course.pages()}
     for one in questions:
         assert list(one.options) == list("abcd"[: len(one.options)])
         assert len(one.options) >= 3
         assert one.right in one.options
         assert re.search(rf"\(\[{one.notebook} §\d+\]\)$", one.why)
-    assert re.findall(r"^## (\d+) · ", page, re.M) == [str(k) for k in range(1, 32)]
+    assert re.findall(r"^## (\d+) · ", page, re.M) == [str(k) for k in range(1, 34)]
 
 
 def test_a_quiz_counts_right_answers_and_asks_again_for_what_is_no_letter(monkeypatch, capsys):

@@ -70,7 +70,7 @@ class Grade:
 
 @dataclass
 class Quiz:
-    """Ask the thirty questions of the course one by one, say why, and count."""
+    """Ask the questions of the course one by one, say why, and count."""
 
     only: tuple[str, ...] = ()  # Numbers of notebooks, such as 00 05; default: all.
 
