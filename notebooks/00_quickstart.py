@@ -465,5 +465,5 @@ solved
 # | 10 any to any | do five modalities of a scene draw each other in one model, and what does the shared space buy? | ready |
 # | 11 scaling up | what changes on a GPU, or on many, and what must not? | ready |
 # | 12 ImageNet | do drawing, naming and filling work on photographs, and at what price? | ready; 32x32, trained on a CPU |
-# | 14 multimodal VAE | what is a shared latent beside a shared diffusion space, and what does a diffusion decoder give it? | ready |
+# | 14 multimodal VAE | what is a latent that all modalities share, and what does a diffusion decoder buy? | ready |
 # | 16 your own | how do my data, my modality and my network get in? | ready |
