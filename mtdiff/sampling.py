@@ -76,9 +76,9 @@ def sample(
 
     Source: rules 1 and 2 follow Chen et al. 2024 (classifier guidance as a special case); see theory 4.
     """
-    if (draw := getattr(model, "draw", None)) is not None:  # a model without a common chain, such as a multimodal VAE
+    if not isinstance(model, Denoiser):  # a model without a common chain, such as a multimodal VAE
         usual = {"rule": rule, "sampler": sampler, "guidance": guidance, "present": present, "chain": chain}
-        return draw(n, given=given, steps=steps, generator=generator, **usual, **options)
+        return model.draw(n, given=given, steps=steps, generator=generator, **usual, **options)
     if unknown := sorted(options.keys() - OF_A_PATH):
         raise TypeError(f"sample() got unexpected options {unknown}; beside its own it takes {list(OF_A_PATH)}")
     if chain:
