@@ -184,6 +184,9 @@ class Runner(NotebookClient):
             return super().output(outs, msg, display_id, cell_index)
         return None
 
+    def on_comm_open_jupyter_widget(self, msg):
+        """No widget collects outputs: what its callback raises belongs to the cell, like any other error."""
+
 
 def run(notebook: NotebookNode, minutes: float) -> str:
     """Execute a notebook in place, in a process and a folder of its own; cells may raise.

@@ -76,7 +76,7 @@ def sample(
 
     Source: rules 1 and 2 follow Chen et al. 2024 (classifier guidance as a special case); see theory 4.
     """
-    if not isinstance(model, Denoiser):  # a model without a common chain, such as a multimodal VAE
+    if not hasattr(model, "predict"):  # a model without a common chain, such as a multimodal VAE
         usual = {"rule": rule, "sampler": sampler, "guidance": guidance, "present": present, "chain": chain}
         return model.draw(n, given=given, steps=steps, generator=generator, **usual, **options)
     if unknown := sorted(options.keys() - OF_A_PATH):

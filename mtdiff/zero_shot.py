@@ -6,8 +6,7 @@ y = A x + b + noise, and goes on. With K_w = A^T (A A^T + w I)^{-1} the ways are
     dps           z_s minus the gradient of |y - b - A x^(z_t)|, times a scale,
     likelihood    x^ + scale times the gradient of log N(y; A x^ + b, noise^2 I), by Tweedie's formula,
     null-space    x^ + trust K_0 (y - b - A x^): what A sees is exchanged, what it does not see (its null space) stays,
-    plug-in       x^ + K_w (y - b - A x^), w = weight noise^2 / level^2: the x of least
-                  |y - b - A x|^2 / (2 noise^2) + weight |x - x^|^2 / (2 level^2),
+    plug-in       x^ + K_w (y - b - A x^), w = weight noise^2 / level^2: what measurement and model agree on (`reconciled`),
     gaussian      x^ + the gradient of log N(y; A x^ + b, r^2 A A^T + noise^2 I), r^2 = level^2 / (1 + level^2),
 
 with level = sqrt((1 - abar_t) / abar_t), the standard deviation of the noise on x. None of them is exact for a prior that is

@@ -236,6 +236,22 @@ def test_a_kernel_that_cannot_be_reached_is_a_row(toy, tmp_path, monkeypatch):
     assert (row.exercise, row.passed, row.message) == (1, False, "lost in code cell 0 (TimeoutError )")
 
 
+def test_an_error_in_a_widget_is_its_cells_and_loses_nothing():
+    """nbclient would look for the widget's state, which is not kept, and give the notebook up."""
+    code = """import ipywidgets
+out = ipywidgets.Output()
+@out.capture(clear_output=True)
+def redraw():
+    print("a line")
+    display(1)
+    return 1 / 0
+redraw()"""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(text) for text in (code, "after = 2\nafter")])
+    assert course.run(notebook, 2) == ""
+    assert course.raised(notebook) == {1: "ZeroDivisionError: division by zero"}
+    assert notebook.cells[1].outputs[0].data["text/plain"] == "2"
+
+
 def test_a_notebook_that_lost_its_mark_is_known_by_its_name(toy, tmp_path):
     returned(tmp_path, "00_quickstart_anna.ipynb", "def square(x):\n    return x * x")
     notebook = nbformat.read(tmp_path / "returned" / "00_quickstart_anna.ipynb", 4)
