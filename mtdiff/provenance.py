@@ -14,10 +14,14 @@ def provenance(device: str = "cpu") -> dict[str, str | int]:
     """Where and how a result came about: command (of absolute paths the last part), commit, versions and hardware."""
     words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
     module = getattr(getattr(sys.modules["__main__"], "__spec__", None), "name", "")  # of python -m
-    if Path(sys.argv[0]).stem in ("mtdiff", "__main__"):
+    root, script = Path(__file__).parents[1], Path(sys.argv[0]).absolute()
+    if script.stem in ("mtdiff", "__main__"):
         command = " ".join(["mtdiff", *words])
-    else:
-        command = " ".join(["python", "-m", module, *words]) if module.startswith("mtdiff.") else "python"
+    elif module.startswith("mtdiff."):
+        command = " ".join(["python", "-m", module, *words])
+    else:  # a benchmark, or anything else
+        own = root / "tests" in script.parents
+        command = " ".join(["python", script.relative_to(root).as_posix(), *words]) if own else "python"
     return {
         "command": command,
         "commit": _commit(),

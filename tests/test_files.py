@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from helpers import image_label_model
 import mtdiff as mt
 from mtdiff.files import CARD, WEIGHTS, clear_unfinished, to_json, write_atomic
 from mtdiff.judges import LabelJudge, label_judge
+from mtdiff.provenance import provenance
 
 ROOT = Path(__file__).parent.parent
 
@@ -24,6 +26,19 @@ def strict(text):
         raise ValueError(f"{word} is not JSON")
 
     return json.loads(text, parse_constant=refuse)
+
+
+@pytest.mark.parametrize(
+    ("script", "command"),
+    [
+        (ROOT / "tests" / "benchmarks" / "unet.py", "python tests/benchmarks/unet.py --rounds 2 --out x.json"),
+        (ROOT / ".venv" / "bin" / "mtdiff", "mtdiff --rounds 2 --out x.json"),
+        (Path("/elsewhere/kernel.py"), "python"),
+    ],
+)
+def test_a_result_says_its_command_without_places_of_the_machine(script, command, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [str(script), "--rounds", "2", "--out", "/somewhere/x.json"])
+    assert provenance()["command"] == command
 
 
 def test_what_is_no_finite_number_is_null():

@@ -92,8 +92,7 @@ def main():
     black = float(ssim(torch.full_like(truth["sketch"], -1.0), truth["sketch"]).mean())
     before = {str(seed): words(model, truth, "caption", seed) for seed in arguments.seeds}
     settings = {key: getattr(arguments, key) for key in ("model", "data", "steps", "n")}
-    command = "python tests/benchmarks/add_modality.py"
-    result = {**settings, "before": before, "black": black, "rows": rows, "provenance": {**provenance(), "command": command}}
+    result = {**settings, "before": before, "black": black, "rows": rows, "provenance": provenance()}
     write_atomic(arguments.out, (to_json(result, indent=1) + "\n").encode())
 
 

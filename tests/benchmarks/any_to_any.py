@@ -134,7 +134,7 @@ def main():
         for one, measure in each.items() if part in arguments.only else ():
             result[part][one] = measure()
             print(part, one, result[part][one], flush=True)
-    result["provenance"] = {**provenance(), "command": f"python tests/benchmarks/any_to_any.py --data {arguments.data}"}
+    result["provenance"] = provenance()
     write_atomic(arguments.out, (to_json(result, indent=1) + "\n").encode())
 
 

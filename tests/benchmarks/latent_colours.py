@@ -51,7 +51,7 @@ def main():
     train = shapes("train", n=4000, modalities=("image",)).values["image"]
     test = shapes("test", n=arguments.n, modalities=("image",)).values["image"]
     mixed = torch.cat([train[:2000], coloured(class_maps("train", 16, 2000), 16)])
-    result = {"steps": arguments.steps, "n": arguments.n, "provenance": provenance("cpu"), "trained on": {}}
+    result = {"steps": arguments.steps, "n": arguments.n, "provenance": provenance(), "trained on": {}}
     for what, pictures in (("pictures", train), ("pictures and maps", mixed)):
         fitted = [fit_autoencoder(pictures, arguments.steps, seed=seed) for seed in arguments.seeds]
         result["trained on"][what] = averaged([judged(each, test, arguments.n) for each in fitted])

@@ -178,7 +178,7 @@ def main():
             figures = {"steps": steps, "seconds": spent, **judged(model, test, features, network)}
             found["parameters"] = sum(p.numel() for p in model.parameters())
             found["seeds"][str(seed)] = figures
-            result["provenance"] = {**provenance(), "command": "python tests/benchmarks/recipe.py"}
+            result["provenance"] = provenance()
             print(row, seed, {name: round(value, 4) for name, value in figures.items()}, flush=True)
             write_atomic(arguments.out, (to_json(result, indent=1) + "\n").encode())
 

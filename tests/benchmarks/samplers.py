@@ -60,7 +60,7 @@ def main():
         "model": arguments.model,
         "n": arguments.n,
         "parts": PARTS,
-        "provenance": {**provenance(), "command": "python tests/benchmarks/samplers.py"},
+        "provenance": provenance(),
         "samplers": table,
     }
     if arguments.out:

@@ -192,7 +192,7 @@ def main():
     result: dict = {
         "batch": arguments.batch,
         "matrix_peak_TFLOPS": {str(dtype).removeprefix("torch."): peak / 1e12 for dtype, peak in peaks.items()},
-        "provenance": {**provenance(arguments.device), "command": "python tests/benchmarks/throughput.py"},
+        "provenance": provenance(arguments.device),
         "networks": {},
     }
     for name in arguments.networks:

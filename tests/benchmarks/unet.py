@@ -145,7 +145,7 @@ def main():
     result = {
         "parameters": count,
         "shape": [BATCH, *SHAPE],
-        "provenance": {**provenance(), "command": "python tests/benchmarks/unet.py"},
+        "provenance": provenance(),
         "training_step_against_diffusers": compare(train(ours), train(theirs), **timing),
         "sampling_step_against_diffusers": compare(
             sampling_step(ours.eval(), z, process), sampling_step(theirs.eval(), z, process), **timing

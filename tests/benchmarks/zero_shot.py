@@ -11,7 +11,6 @@ models that ship. An option is the best of a few on other measurements, or on ot
 
 import argparse
 import functools
-import sys
 import time
 from pathlib import Path
 
@@ -170,12 +169,11 @@ def main():
     options = arguments.n, arguments.seeds, arguments.plain, arguments.masked
     for part in arguments.parts:
         out[part] = ranked(arguments.n) if part == "mixture" else zero_shot(part, *options)
-    command = " ".join(["python tests/benchmarks/zero_shot.py", *sys.argv[1:]])
     result = {
         **out,
         "n": arguments.n,
         "seconds": round(time.time() - began),
-        "provenance": {**provenance(), "command": command},
+        "provenance": provenance(),
     }
     if arguments.out:
         arguments.out.write_text(to_json(result, indent=1) + "\n")
