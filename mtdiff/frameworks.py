@@ -1,4 +1,4 @@
-"""Three frameworks, one family: DDPM, annealed Langevin dynamics and the reverse SDE, on the same model (theory 1).
+"""Three frameworks, one family: DDPM, annealed Langevin dynamics and the reverse SDE, on the same model (theory 7).
 
 A state z = signal x + noise eps (variance preserving, VP) is y = z / signal = x + sigma eps (variance exploding, VE) with
 sigma = noise / signal: the same random variable in other units, and the same prediction E[x | z] serves all three. What

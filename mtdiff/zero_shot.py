@@ -1,4 +1,4 @@
-"""Restoration without training for it: a plain diffusion model as a prior, and a degradation that is known (theory 4).
+"""Restoration without training for it: a plain diffusion model as a prior, and a degradation that is known (theory 7).
 
 Each way is a step of the chain: it looks at z_t once, moves the estimate x^ = E[x | z_t] towards what was measured,
 y = A x + b + noise, and goes on. With K_w = A^T (A A^T + w I)^{-1} the ways are
