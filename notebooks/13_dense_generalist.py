@@ -320,10 +320,10 @@ assert sum(steps[task] for task in dense.TASKS) == steps["generalist"] == steps[
 
 
 def ahead(one, other, task):
-    """How far one variant is ahead on a task, by the seeds that both have: points (hundredths), for restoration dB."""
+    """How far one variant is ahead on a task, paired by seed: points (hundredths), for restoration dB."""
     key, scale = HEAD[task], 1 if task == "restoration" else 100
-    a, b = (by_seed(results[name], "metrics", task, key) for name in (one, other))
-    return paired(*({seed: scale * each[seed] for seed in a.keys() & b.keys()} for each in (a, b)))
+    each = (by_seed(results[name], "metrics", task, key) for name in (one, other))
+    return paired(*({seed: scale * value for seed, value in values.items()} for values in each))
 
 
 gaps = {
@@ -362,7 +362,7 @@ Markdown(
         [
             *lines,
             "",
-            "Positive: the generalist is ahead. A star marks a clear difference; without ± it is one pair of trainings.",
+            "Positive: the generalist is ahead. A star marks a clear difference.",
         ]
     )
 )
@@ -374,11 +374,10 @@ Markdown(
 # batches learn faster at the beginning. A specialist with 800 updates of four examples would tell the two apart; we have
 # not trained one.
 #
-# **Equal for each**, it is within 2 points on *no* task, and for segmentation it is far behind. These are single pairs of
-# trainings (seed 0 alone; there was no time for more), so they have no error bars; but that gap is more than twice what
-# three seeds of the generalist differ among themselves. At 800 steps nobody here is trained to the end, and what separates
-# networks is how many steps a task had. Whether a larger generalist, trained for longer, closes the gap we do not know: one
-# with as many steps as the four long specialists *together* has not been trained.
+# **Equal for each**, it is within 2 points on *no* task, clearly behind on three of four, and for segmentation far behind.
+# At 800 steps nobody here is trained to the end, and what separates networks is how many steps a task had. Whether a
+# larger generalist, trained for longer, closes the gap we do not know: one with as many steps as the four long
+# specialists *together* has not been trained.
 
 # %% [markdown] tags=["slide"]
 # ## 6 · From a generator, or from nothing?

@@ -147,6 +147,13 @@ def restoration(b, key, tasks=tuple(TASKS), way="draw"):
     return paired(mine, dict.fromkeys(mine, sum(zero[task][key]["mean"] for task in tasks) / len(tasks)))
 
 
+def dense(task, key, other):
+    """The generalist less another variant on a task: in hundredths, or dB."""
+    scale = 1 if key == "psnr" else 100
+    each = (measured(f"dense-shapes16-{name}", "metrics", task, key) for name in ("generalist", other))
+    return paired(*({seed: scale * value for seed, value in values.items()} for values in each))
+
+
 SHIFTED = [f"{task}, shifted" for task in ("super-resolve", "deblur", "denoise")]
 SIZES, JUDGE = ("", "-long", "-gpu"), "mobilenetv2:imagenette"
 HEAD = ("metrics", "head", "accuracy")
@@ -202,6 +209,16 @@ QUOTED = {  # name: (difference, digits, is it clear, where)
     "image to words": (less(ANY, "image-to-caption", "shared", *FROM, "image", "caption"), 3, True, "measured"),
     "segments to image": (
         less(ANY, "segmentation-to-image", "shared", *FROM, "segmentation", "image"), 3, True, "measured"),
+    "dense, depth": (dense("depth", "delta", "depth"), 1, False, "measured"),
+    "dense, depth, long": (dense("depth", "delta", "depth-long"), 1, True, "README measured walkthrough"),
+    "dense, segmentation": (dense("segmentation", "miou", "segmentation"), 1, False, "measured"),
+    "dense, segmentation, long": (
+        dense("segmentation", "miou", "segmentation-long"), 1, True, "README measured walkthrough"),
+    "dense, instances": (dense("instances", "quality", "instances"), 1, True, "README measured walkthrough"),
+    "dense, instances, long": (dense("instances", "quality", "instances-long"), 1, False, "measured"),
+    "dense, restoration": (dense("restoration", "psnr", "restoration"), 1, True, "README walkthrough"),
+    "dense, restoration, long": (dense("restoration", "psnr", "restoration-long"), 1, True, "walkthrough"),
+    "dense, tuned": (dense("segmentation", "miou", "tuned"), 1, False, "measured"),
     "decoder, distance": (less(VAE, CHAINED, "mopoe", *TEMPLE, "distance"), 1, True, "README measured"),
     "decoder, coherence": (less(VAE, CHAINED, "mopoe", *TEMPLE, "coherence"), 3, True, "README measured"),
     "decoder, nats": (less(VAE, CHAINED, "mopoe", "metrics", "bound", "temple"), 0, True, "measured"),
