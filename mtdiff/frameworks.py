@@ -33,6 +33,11 @@ def to_vp(y: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
     return y / (1 + sigma**2).sqrt(), 1 / (1 + sigma**2)
 
 
+def carries(process: ForwardProcess, name: str) -> bool:
+    """Whether a chain ends at noise and carries a modality as it is, with weight 1 at every step."""
+    return name in process.names and process.prior is None and bool((process.cumulative(name) == 1).all())
+
+
 def score(process: ForwardProcess, z: Tensor, aggregate: Tensor, t: int) -> Tensor:
     """grad_z log p(z_t) from E[m_t | z_t], (B, *Z): Tweedie's formula. Source: Robbins 1956; Efron 2011."""
     at = process.at(t, z)
@@ -138,7 +143,7 @@ def flow_log_prob(model: Denoiser, value: Tensor, name: str = "x", stride: int =
     Source: Chen et al. 2018 for the change of density; Song et al. 2021 for the flow.
     """
     process = model.process
-    if name not in process.names or bool((process.cumulative(name) != 1).any()) or process.prior is not None:
+    if not carries(process, name):
         raise ValueError(f"the flow needs a model whose chain ends at noise and carries {name!r} with weight 1: {process!r}")
     check_real("value", value, model.space)
     check_whole(stride=stride)

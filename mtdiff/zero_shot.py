@@ -22,6 +22,7 @@ from torch import Tensor
 
 from mtdiff.checks import check_choice, check_whole
 from mtdiff.degradations import Degradation
+from mtdiff.frameworks import carries
 from mtdiff.prediction import Denoiser
 from mtdiff.process import At
 
@@ -218,7 +219,7 @@ def _option(way: str, chosen: Way, option: dict[str, float]) -> dict[str, float]
 def _checked(model: Denoiser, y: Tensor, problem: Degradation, name: str, limits) -> Tensor:
     """A measurement on the model's device, of data that the model's chain carries as they are."""
     process = model.process
-    if name not in process.names or bool((process.cumulative(name) != 1).any()) or process.prior is not None:
+    if not carries(process, name):
         raise ValueError(f"restoring needs a chain that ends at noise and carries {name!r} with weight 1, got {process!r}")
     if missing := [each for each in model.conditions if each != name]:
         raise ValueError(f"restoring needs a plain model, this one was trained with {missing} always given")
