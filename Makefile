@@ -39,9 +39,11 @@ course: $(VENV)/.course  ## set up .venv, run the quickstart, write it as a web 
 	@$(PY) tests/notebooks.py --html $(PAGE) 00_quickstart
 	@echo "open this page in a browser: $(CURDIR)/$(PAGE)"
 
-test: $(VENV)/.test lint  ## set up .venv, lint, run all tests and check every notebook
-	$(PY) -m pytest
-	OMP_NUM_THREADS=1 $(PY) -m pytest --nbval-lax --nbval-current-env notebooks
+# Files of tests that run at a time, each on one thread.
+JOBS := 2
+test: $(VENV)/.test lint  ## set up .venv, lint, run all tests and check every notebook (JOBS=4: four files at a time)
+	$(PY) -m pytest -n $(JOBS) --dist loadfile
+	OMP_NUM_THREADS=1 $(PY) -m pytest --nbval-lax --nbval-current-env -n $(JOBS) --dist loadfile notebooks
 
 lint: $(VENV)/.test  ## style of code and docstrings
 	$(VENV)/bin/ruff check .
@@ -115,7 +117,7 @@ $(foreach v,$(VAE),$(eval $(call RULES,multimodal-vae,polydigits,$(v:multimodal-
 
 table: $(RESULTS:%=data/results/%.json)  ## train every variant with three seeds and judge them (make -j2 table: hours on two cores)
 
-benchmark: $(VENV)/.test  ## time our U-Net, count evaluations of each solver, draw any to any in other ways, restore without training, add a modality
+benchmark: $(VENV)/.test  ## time our U-Net, count evaluations of each solver, draw any to any in other ways, restore without training, find boxes, add a modality
 	$(PY) tests/benchmarks/unet.py --out data/results/benchmark-unet-cpu.json
 	$(PY) tests/benchmarks/samplers.py --out data/results/benchmark-samplers.json
 	$(PY) tests/benchmarks/any_to_any.py --n 200 --out data/results/benchmark-any-to-any-shapes32.json
@@ -124,6 +126,7 @@ benchmark: $(VENV)/.test  ## time our U-Net, count evaluations of each solver, d
 	$(PY) tests/benchmarks/zero_shot.py shapes16 --n 40 --out data/results/benchmark-zero-shot-shapes16.json
 	$(PY) tests/benchmarks/zero_shot.py digits --n 40 --out data/results/benchmark-zero-shot-digits.json
 	$(PY) tests/benchmarks/zero_shot.py photographs --n 6 --seeds 1 --out data/results/benchmark-zero-shot-photographs.json
+	$(PY) tests/benchmarks/boxes.py --out data/results/benchmark-boxes.json
 	$(PY) tests/benchmarks/add_modality.py --steps 500 --n 100 --out data/results/benchmark-add-modality.json
 
 # GPU_PART=2 is the second part; with PYTHON=python3 that one is used, and no virtual environment.
