@@ -42,7 +42,7 @@ course: $(VENV)/.course  ## set up .venv, run the quickstart, write it as a web 
 # Files of tests that run at a time, each on one thread.
 JOBS := 2
 test: $(VENV)/.test lint  ## set up .venv, lint, run all tests and check every notebook (JOBS=4: four files at a time)
-	$(PY) -m pytest -n $(JOBS) --dist loadfile
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile
 	OMP_NUM_THREADS=1 $(PY) -m pytest --nbval-lax --nbval-current-env -n $(JOBS) --dist loadfile notebooks
 
 lint: $(VENV)/.test  ## style of code and docstrings

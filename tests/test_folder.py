@@ -1,5 +1,6 @@
 """A folder of own pictures: what is found in it, packed, trained on and judged, and what is said where it does not fit."""
 
+import functools
 import json
 import os
 import re
@@ -23,6 +24,7 @@ from mtdiff.datasets.imagenet import find, pack, prepare
 from mtdiff.datasets.prepared import prepared
 from mtdiff.experiments import EXPERIMENTS, imagenet_scores, label_scores, masked_image
 from mtdiff.experiments.base import UNETS, noise_schedule, recipe, seeded
+from mtdiff.judges import told_apart
 from mtdiff.probes import head_accuracy
 
 ROOT = Path(__file__).parent.parent
@@ -443,6 +445,7 @@ def quickly(monkeypatch):
     referee, bounds = label_scores.referee, label_scores.image_label_bounds
     monkeypatch.setattr(label_scores, "referee", lambda data: replace(referee(data), steps=2))
     monkeypatch.setattr(label_scores, "image_label_bounds", lambda model, test, samples, g: bounds(model, test, 1, g))
+    monkeypatch.setattr(label_scores, "told_apart", functools.partial(told_apart, steps=4))
     monkeypatch.setattr(label_scores, "GUIDANCE", (1.0,))
     monkeypatch.setattr(imagenet_scores, "GUIDANCE", (1.0,))
     monkeypatch.setattr(imagenet_scores, "DRAWS", 2)

@@ -5,7 +5,10 @@ import errno
 import multiprocessing
 import os
 import random
+import re
+import shlex
 import signal
+import sys
 import threading
 import time
 import zipfile
@@ -49,11 +52,11 @@ def wait_until(true, seconds=60):
 
 
 def test_a_second_training_in_a_folder_is_refused_and_told_who_is_there(tmp_path):
-    first, second = trainer(tmp_path), trainer(tmp_path)
+    first, second, words = trainer(tmp_path), trainer(tmp_path), re.escape(shlex.join(sys.argv))
     with first.alone():
         for act in (second.resume, lambda: second.run(progress=False)):
             with pytest.raises(
-                BlockingIOError, match=rf"{tmp_path} is in use by process {os.getpid()} on .*: .*pytest.* Wait"
+                BlockingIOError, match=rf"{tmp_path} is in use by process {os.getpid()} on .*: {words}\. Wait"
             ):
                 act()
         assert [path.name for path in tmp_path.iterdir()] == [".lock"]
