@@ -726,7 +726,8 @@ Markdown("\n".join(["| row | what it asks |", "|---|---|", *lines, "", text]))
 
 # %% [markdown]
 # The first row is the claim. It is the sum of the next two, the reviewers' question in numbers: *augmentation* shows in the
-# second, *transfer* from further modalities in the third. But the third changes more than that:
+# second, *transfer* from further modalities in the third. Here the second is as large as the first: being shown images with
+# holes is what helps, and codes and losses for the holes add nothing that shows. But the third changes more than that:
 
 # %%
 ungiven = (1 - training["drop"]["masked"]) * (1 - training["give"]["masked"])

@@ -105,6 +105,7 @@ plots.show(
 # | `box` (Tiny-ImageNet, 200 classes) | image + label + mask of a box | draw, classify, find the object |
 # | `conditional` | image; the label is only given | draw a class |
 # | `classifier` | the clean image | classify |
+# | `noisy-classifier` | the image at every noise level | classify |
 #
 # How to fetch Imagenette or Tiny-ImageNet, or to pack a folder of your own, stands in the
 # [README](../README.md). Then a training is one command, and judging it another:
@@ -160,7 +161,7 @@ Markdown(
 # %%
 GROUPS = {"": "0.4M, 6,000 steps", "-long": "1.1M, 12,000 steps", "-gpu": "1.1M, 465 s of a GPU"}
 RESULTS, results = Path("../data/results"), {}
-for variant in ("plain", "label", "masked", "conditional", "classifier"):
+for variant in ("plain", "label", "masked", "conditional", "classifier", "noisy-classifier"):
     files = {group: RESULTS / f"imagenet-imagenette32-{variant + group}.json" for group in GROUPS}
     results[variant] = {group: json.loads(file.read_text()) for group, file in files.items() if file.is_file()}
 judge = next(key for key in results["label"][""]["variants"]["label"]["alone"] if key != "classes")
@@ -267,8 +268,8 @@ plots.show(
 EARLIER = mt.NoiseSchedule.log_snr(500, high=8.0, low=-8.0)  # of runs whose card names no levels
 figure, ((axis,),) = plots.panels(1, 1, (7, 2.8))
 lines, clean = [], {}
-for variant, group in (("classifier", ""), *(("label", group) for group in GROUPS)):
-    result = results[variant][group]
+named = ("classifier", "noisy-classifier", "label")
+for variant, group, result in ((v, group, result) for v in named for group, result in results[v].items()):
     (figures,), training, name = result["variants"].values(), result["runs"][0]["card"]["training"], GROUPS[group]
     schedule = model.process.schedule if "levels" in training else EARLIER
     levels = {float(schedule.abar.logit()[int(t)]): row["accuracy"]["mean"] for t, row in figures["levels"].items()}
