@@ -511,7 +511,7 @@ Markdown(report.findings(figures))
 # The ways differ more among themselves than the families do. `plug-in` is the surest here, as it uses the operator *and*
 # knows the noise. `null-space` is its equal where there is none, and loses where the pseudo-inverse enlarges noise: after a
 # blur, or in low light. `likelihood`, among the best on the mixture, breaks down after the blur: its step grows as
-# $1/\sigma^2$, and that noise is small. For `dps` the largest of four scales was always chosen: a larger one may do better.
+# $1/\sigma^2$, and that noise is small. `dps` wants another scale for each task: 3 or 10 here, 0.1 to 1 on the mixture.
 
 # %%
 cards = {"told, transition": results["told"]["runs"][0]["card"]["training"]}
