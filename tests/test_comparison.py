@@ -126,6 +126,12 @@ def holes(a, b, share, what):
     return less(MASKED, a, "plain", "metrics", b, share, what, control=("metrics", "repaint", share, what))
 
 
+def boxes(key):
+    """A figure of models of scenes whose boxes weigh 0.5 less that where they weigh 0.02."""
+    rows = json.loads((ROOT / "data" / "results" / "benchmark-boxes.json").read_text())["rows"]
+    return paired(*({row["seed"]: row[key] for row in rows if row["weight"] == weight} for weight in (0.5, 0.02)))
+
+
 def photographs(variant, *path):
     """A variant less plain diffusion in per cent, over pairs of trainings of three sizes."""
     pairs = [[measured(f"imagenet-imagenette32-{v}{size}", "metrics", *path) for v in (variant, "plain")] for size in SIZES]
@@ -236,6 +242,8 @@ QUOTED = {  # name: (difference, digits, is it clear, where)
     "restoration, transition": (restoration("transition", "psnr"), 2, False, "measured"),
     "restoration, transition, features": (restoration("transition", "features"), 2, True, "measured"),
     "restoration, mean": (restoration("told", "psnr", way="mean"), 2, True, "measured"),
+    "boxes of scenes": (boxes("overlap"), 2, True, "README measured"),
+    "boxes of scenes, label": (boxes("accuracy"), 2, False, "measured"),
     "photographs, label": (photographs("label", "bound", "bits_per_dim"), 1, True, "README measured"),
     "photographs, masked": (photographs("masked", "bound", "bits_per_dim"), 1, True, "README measured"),
     "photographs, label, kernel": (photographs("label", "alone", JUDGE, "kernel"), 0, True, "measured"),

@@ -44,7 +44,7 @@ LOSSES: Mapping[str, dict] = {
     "plain": {"weights": {"image": 0.0}},
     "label": {"weights": {"image": 0.1, "label": 0.5}, "drop": {"label": 0.7}, "give": {"label": 0.3}},
     "box": {
-        "weights": {"image": 0.1, "label": 0.5, "box": 0.02},
+        "weights": {"image": 0.1, "label": 0.5, "box": 0.5},
         "drop": {"label": 0.5, "box": 0.5},
         "give": {"label": 0.3, "box": 0.3},
     },
