@@ -267,7 +267,7 @@ def test_a_fresh_network_cannot_tell_scenes_from_scenes_but_finds_a_wrong_label(
     one, other = ({name: value[rows] for name, value in values.items()} for rows in (slice(0, 600), slice(600, 1200)))
     same = told_apart(one, other, steps=250)
     assert abs(same["accuracy"] - 0.5) < 4 * same["stderr"]
-    assert len({told_apart(one, other, steps=5)["accuracy"] for _ in range(2)}) == 1
+    assert same == told_apart(one, other, steps=250)
     paler = {**other, "image": 0.7 * other["image"]}
     assert told_apart(one, paler, steps=250)["accuracy"] > 0.8
     texture = torch.randn(other["image"].shape, generator=torch.Generator().manual_seed(0))
