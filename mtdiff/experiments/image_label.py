@@ -79,7 +79,7 @@ def build(data: str, variant: str, seed: int = 0, base: int | None = None, backb
 
 
 def config(data: str, variant: str, budget: str) -> TrainConfig:
-    """As `on_scenes`, also of packs; of digits and planted scenes quick takes under a minute, full minutes of one thread."""
+    """As `on_scenes`, also of packs, planted ones with probes; of digits quick takes under a minute, full minutes."""
     options: dict = {"weights": {"label": LABEL_WEIGHT.get(variant, 0.5)}, "drop": {"label": 0.2}, "give": {"label": 0.2}}
     if variant == "image-only":
         options = {}
@@ -91,11 +91,12 @@ def config(data: str, variant: str, budget: str) -> TrainConfig:
         options = {"weights": {"label": 0.5, "image": 0.0}, "give": {"label": 0.5}}
     elif data != "digits":
         options = {"weights": {**options["weights"], "image": 0.1}, "drop": {"label": 0.5}, "give": {"label": 0.3}}
-    if data != "digits" and data not in SHARES:
-        return on_scenes(budget, **options)
-    steps = (5000 if data == "digits" else 1500) if budget == "full" else 600
-    options["probe_every"] = steps // 5 if data in SHARES else 0
-    return TrainConfig(steps=steps, batch_size=64, lr=2e-3, ema=0.998, save_every=600, **options)
+    if data == "digits":
+        steps = 5000 if budget == "full" else 600
+        return TrainConfig(steps=steps, batch_size=64, lr=2e-3, ema=0.998, save_every=600, **options)
+    if data in SHARES:
+        options["probe_every"] = 1000 if budget == "full" else 120
+    return on_scenes(budget, **options)
 
 
 def loss(variant: str, c: TrainConfig):
