@@ -23,7 +23,7 @@ def check_options(
 
     Raises:
         KeyError: a name is no modality.
-        ValueError: a number out of range, or a name in drop or give that has no number there.
+        ValueError: a number out of range, weights that are all 0, or a name in drop or give that has no number there.
     """
     for what, numbers, top in (("weights", weights, math.inf), ("drop", drop, 1.0), ("give", give, 1.0)):
         for name, number in (numbers or {}).items():
@@ -34,6 +34,8 @@ def check_options(
                     raise ValueError(f"{what}[{name!r}] is {number!r}, which has no probability in {what}: {dict(numbers)}")
             elif not isinstance(number, Real) or not 0 <= number <= top or number == math.inf:
                 raise ValueError(f"{what}[{name!r}] must be in [0, {top}], got {number!r}: expected a finite number")
+    if known is not None and weights and not any(weights.get(name, 1.0) for name in ("denoise", *known)):
+        raise ValueError(f"weights must not all be 0, got {dict(weights)}: there is nothing to learn")
 
 
 def coins(
@@ -135,7 +137,7 @@ def multitask_loss(
 
     Args:
         batch: {name: (B, ...)}, all modalities of the model.
-        weights: {name or "denoise": lambda_i >= 0}, 1 where not named.
+        weights: {name or "denoise": lambda_i >= 0}, 1 where not named. What weighs 0 has a value, and costs no gradient.
         drop: chances that a modality is absent from S.
         levels: mean and standard deviation of the log-SNR that steps are drawn at (`NoiseSchedule.chances`); None: all
             alike, as in the bound. Every step's best answer is the same; what a small network cares for most is not.
@@ -177,8 +179,8 @@ def multitask_loss(
         mask = draw.scored.get(name, torch.ones_like(each, dtype=torch.bool))
         count = counts[name] if counts and name in draw.scored else mask.sum()
         terms[name] = torch.where(mask, each, 0.0).sum() / count.to(each).clamp(min=1e-6)  # 0 where nobody is scored
-    weighted = {name: (weights or {}).get(name, 1.0) * term for name, term in terms.items()}
-    return Loss(weighted["denoise"] + sum(weighted[name] for name in model.modalities), terms)
+    weigh = dict.fromkeys(terms, 1.0) | dict(weights or {})
+    return Loss(sum(weigh[name] * term for name, term in terms.items() if weigh[name]), terms)
 
 
 def _there(model: MTDiffusion, batch: Mapping[str, Tensor], missing: Collection[str]) -> dict[str, Tensor]:

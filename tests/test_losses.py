@@ -254,6 +254,7 @@ GOOD = image_label_batch(4)
         ({}, {"give": {"sound": 1.0}}, KeyError, "give names an unknown modality 'sound'"),
         ({}, {"weights": {"label": -1.0}}, ValueError, r"weights\['label'\] must be in \[0, inf\], got -1"),
         ({}, {"weights": {"label": torch.nan}}, ValueError, r"weights\['label'\]"),
+        ({}, {"weights": {"denoise": 0, "image": 0, "label": 0.0}}, ValueError, "weights must not all be 0"),
         ({}, {"drop": {"label": 1.5}}, ValueError, r"drop\['label'\] must be in \[0, 1.0\], got 1.5"),
         ({}, {"give": {"label": -0.1}}, ValueError, r"give\['label'\]"),
         ({}, {"give": {"label": 1.05}}, ValueError, r"give\['label'\] must be in \[0, 1.0\], got 1.05"),
@@ -402,6 +403,19 @@ def test_the_loss_of_the_aggregate_has_a_weight_too():
     none = mt.multitask_loss(model, batch, weights={"denoise": 0.0, "label": 3.0}, generator=generator())
     assert {k: v.item() for k, v in none.terms.items()} == {k: v.item() for k, v in free.terms.items()}
     torch.testing.assert_close(none.total, free.terms["image"] + 3 * free.terms["label"])
+
+
+def test_what_weighs_nothing_costs_no_gradient():
+    """A label alone does not go back through what draws the image, and its own gradient is what it was."""
+    batch, gradients = image_label_batch(8), []
+    for weights in ({"denoise": 0.0, "image": 0.0}, {"denoise": 1e-30, "image": 1e-30}):
+        model = image_label_model()
+        mt.multitask_loss(model, batch, weights=weights, generator=generator()).total.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    alone, every = gradients
+    assert 0 < len(alone) < len(every)
+    for name, gradient in alone.items():
+        torch.testing.assert_close(gradient, every[name])
 
 
 # ---- the end of the chain ----
