@@ -267,6 +267,19 @@ def test_pairing_finds_what_independent_errors_hide():
         assert difference.stderr == pytest.approx(error, rel=0.06)
 
 
+def test_the_page_says_how_many_differences_the_notebooks_look_at():
+    """As `tally` and `plots.difference_panels` print them."""
+    looked = clear = 0
+    for page in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")):
+        for cell in json.loads(page.read_text())["cells"]:
+            for output in cell.get("outputs", []):
+                text = json.dumps(output.get("text") or output.get("data", {}).get("text/markdown", ""))
+                for some, all_of_them in re.findall(r"(\d+) of (\d+) differences are clear", text):
+                    looked, clear = looked + int(all_of_them), clear + int(some)
+    said = f"{looked} in all, of which {clear} are clear and {looked / 20:.0f} would be by chance alone"
+    assert said in " ".join(PAGES["measured"].read_text().split())
+
+
 def test_no_page_takes_the_error_of_a_difference_by_hand():
     by_hand = re.compile(r"hypot\(.*stderr|stderr\"\] \*\* 2")
     assert by_hand.search('(a["stderr"] ** 2 + b["stderr"] ** 2) ** 0.5')
