@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mtdiff.fit import fit
+
 
 class Autoencoder(nn.Module):
     """Pictures (B, 3, s, s) to latents (B, 3, s / 2, s / 2), a quarter of the numbers, and back; s even.
@@ -41,12 +43,6 @@ def fit_autoencoder(pictures: Tensor, steps: int = 600, batch: int = 32, width: 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Autoencoder(width)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
-    for _ in range(steps):
-        part = pictures[torch.randint(len(pictures), (batch,), generator=generator)]
-        optimizer.zero_grad()
-        F.mse_loss(model(part), part).backward()
-        optimizer.step()
-        schedule.step()
-    return model.eval().requires_grad_(False)
+    batches = (pictures[torch.randint(len(pictures), (batch,), generator=generator)] for _ in range(steps))
+    fit(model, batches, lambda model, part, generator: F.mse_loss(model(part), part), steps, lr=3e-3)
+    return model.requires_grad_(False)
