@@ -152,7 +152,7 @@ def test_the_tables_are_the_measured_ones():
         ("masked-image-shapes16", "masked", "plain", "augment", "own-channels"),
         ("masked-image-shapes32", "masked"),
         ("restoration-shapes16", "told", "transition"),
-        ("imagenet-imagenette32", "plain-long", "label-long", "masked-long"),
+        ("imagenet-imagenette32", *(f"{v}-long" for v in ("plain", "label", "masked", "classifier", "noisy-classifier"))),
         ("imagenet-imagenette32", "plain-gpu", "label-gpu", "masked-gpu", "conditional-gpu"),
         ("multimodal-vae-polydigits", "mopoe-diffusion", "mopoe", "product", "mixture", "mt"),
         ("any-to-any", "shapes32-shared", "scenes32-shared", "shapes16-shipped"),
