@@ -781,6 +781,9 @@ SHARE = 60
 result = json.loads((folder / f"image-label-planted{SHARE}-fade-in.json").read_text())
 own = {kind: by_seed(result, "metrics", kind, "own") for kind in result["variants"]["fade-in"]}
 above = {kind: paired(row, dict.fromkeys(row, SHARE / 100)) for kind, row in own.items()}
+notes = [run["card"]["probes"] for run in result["runs"]]
+
+# %%
 figure, (axis, curves) = plt.subplots(1, 2, figsize=(10, 3), layout="constrained")
 for k, (kind, d) in enumerate(above.items()):
     seen = result["n"] * result["variants"]["fade-in"][kind]["agreement"]["mean"]  # draws of the right shape
@@ -792,7 +795,6 @@ axis.set(yticks=range(len(above)), yticklabels=list(above), ylim=(len(above) - 0
 axis.set_xlabel(
     f"own colours: points above the data's {SHARE}% (filled: clear)\nright: minority drawn, of how many expected"
 )
-notes = [run["card"]["probes"] for run in result["runs"]]
 for kind, name in (("joint", "drawn jointly"), ("told", "shape given, guidance 1")):
     values = 100 * torch.tensor([[row[kind] for row in run] for run in notes]) - SHARE
     steps, error = [row["step"] for row in notes[0]], values.std(0) / len(values) ** 0.5
@@ -826,7 +828,7 @@ Markdown(f"Of {len(above)} kinds of draws, {clear} have clearly more own colours
 # scale 4 only one in ten is left of the minority that should be there. Without guidance no excess is clear, for given
 # shapes or in joint draws, and none early in the training either (right). That is not so for any network: by an
 # earlier recipe, with all noise levels alike, models drew the majority too often without guidance, too
-# ([measured](measured.md#a-planted-correlation)). So measure it without guidance first. That a colour is missing does
+# ([measured](measured.md)). So measure it without guidance first. That a colour is missing does
 # not show in any single picture. We looked at one kind of scenes and one budget; large models may differ.
 #
 # ## 8 · Exercises

@@ -207,7 +207,7 @@ assert found["exact", "Langevin, 4 a level", 50] > 5 * found["exact", "DDPM", 50
 # ## 3 · A likelihood from a flow
 #
 # The SDE has a twin without noise that has the same law at every time, the **probability-flow ODE** ([theory
-# 7](theory.md#7-the-neighbours)). In VE's units, with $\ell = \log\sigma$ for time, it is short:
+# 7](theory.md)). In VE's units, with $\ell = \log\sigma$ for time, it is short:
 #
 # $$ \frac{dy}{d\ell} = y - \mathbb E[x \mid y], \qquad
 #    \log p_0(y_0) = \log p_T(y_T) + \int_{\ell_0}^{\ell_T} \nabla\!\cdot\big(y - \mathbb E[x \mid y]\big)\, d\ell . $$
@@ -502,6 +502,8 @@ def from_zero_shot(task):
 
 
 best = {task: foremost(task) for task in TASKS}
+
+# %%
 KEYS = {"psnr": "PSNR (dB), higher is better", "features": "feature distance, lower is better"}
 ahead = [from_zero_shot(task) for task in TASKS]
 clear = sum(d.clear and d.mean < 0 for d in ahead)
