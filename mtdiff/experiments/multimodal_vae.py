@@ -89,7 +89,7 @@ def _shared_space(data: str, seed: int, backbone: Make | None) -> MTDiffusion:
 
 
 def config(data: str, variant: str, budget: str) -> TrainConfig:
-    """Full: 3,000 steps of 32, the same batches for all variants: two to ten minutes of one thread."""
+    """Full: 3,000 steps of 32, the same batches for all variants: minutes of one thread."""
     levels = LATENT_LEVELS if variant == "mopoe-diffusion" else LEVELS
     options: dict = {"levels": levels, "lr": 3e-3, "warmup": 30, "ema": 0.99}
     if variant == "mt":
