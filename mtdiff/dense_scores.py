@@ -1,6 +1,6 @@
 """Scores of dense prediction: maps of classes, of distances and of instances, against the truth."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -42,7 +42,9 @@ def depth_errors(predicted: Tensor, truth: Tensor) -> dict[str, float]:
     return {"rmse": float((p - t).square().mean().sqrt()), "delta": float(near.double().mean())}
 
 
-def panoptic_quality(predicted: Tensor, truth: Tensor, class_of: Sequence[int]) -> dict[str, float]:
+def panoptic_quality(
+    predicted: Tensor, truth: Tensor, class_of: Sequence[int], counted: Collection[int] | None = None
+) -> dict[str, float]:
     """Panoptic quality: mean over classes of sum_{(p, t) matched} IoU(p, t) / (TP + FP / 2 + FN / 2), and its two factors.
 
     A segment is all pixels of one id of one map. A predicted and a true one of the same class match where their IoU is above
@@ -52,6 +54,7 @@ def panoptic_quality(predicted: Tensor, truth: Tensor, class_of: Sequence[int]) 
     Args:
         predicted, truth: (N, H, W) of ids 0..K-1.
         class_of: the class of each of the K ids.
+        counted: the classes that the mean is over; None: all. A background that nearly every pixel is of is an easy one.
 
     Returns:
         Each in [0, 1]: "quality" = mean of SQ RQ, "segmentation" SQ, the mean IoU of matches (of classes that have one), and
@@ -71,6 +74,8 @@ def panoptic_quality(predicted: Tensor, truth: Tensor, class_of: Sequence[int]) 
     columns = [match.sum((0, 2)), (iou * match).sum((0, 2)), *((area > 0).sum(0) for area in areas)]
     rows = []
     for kind in kinds.unique():
+        if counted is not None and int(kind) not in counted:
+            continue
         hits, total, said, real = (float(column[kinds == kind].sum()) for column in columns)
         if said + real:  # TP + FP / 2 + FN / 2 is half of all segments
             rows.append((2 * total / (said + real), total / hits if hits else float("nan"), 2 * hits / (said + real)))

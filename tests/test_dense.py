@@ -105,22 +105,20 @@ def test_a_degraded_picture_is_blurred_noisy_and_follows_the_seed():
     assert abs(float(noise.mean())) < 4 * data.NOISE / noise.numel() ** 0.5
     assert torch.equal(data.degraded(flat, 3), data.degraded(flat, 3))
     assert not torch.equal(data.degraded(flat, 3), data.degraded(flat, 4))
-    point = torch.zeros(1, 1, 11, 11)
-    point[..., 5, 5] = 1
-    weights = torch.tensor([[math.exp(-0.5 * (x * x + y * y)) for x in range(-2, 3)] for y in range(-2, 3)])
-    blurred = torch.zeros(11, 11)
-    blurred[3:8, 3:8] = weights / weights.sum()
+    point = torch.zeros(1, 1, 16, 16)
+    point[..., 8, 8] = 1
+    weights = torch.tensor([[math.exp(-0.5 * (x * x + y * y)) for x in range(-8, 8)] for y in range(-8, 8)])
     rest = data.degraded(point, 0)[0, 0] - data.degraded(torch.zeros_like(point), 0)[0, 0]
-    torch.testing.assert_close(rest, blurred, atol=1e-6, rtol=0)
+    torch.testing.assert_close(rest, weights / weights.sum(), atol=0.01, rtol=0)  # less lost frequencies
     assert float(data.degraded(torch.ones(1, 3, 8, 8)).max()) == 1
 
 
-def test_each_scene_has_one_task_in_turn_and_its_answer():
+def test_each_scene_has_all_tasks_in_turn_and_their_answers():
     v = experiment.questions(DATA, "test", 12).values
-    scenes = shapes("test", n=12, modalities=("image", "depth", "segmentation", "masks")).values
+    scenes = shapes("test", n=3, modalities=("image", "depth", "segmentation", "masks")).values
     assert v["task"].tolist() == [0, 1, 2, 3] * 3
     for i in range(12):
-        one = {name: value[i : i + 1] for name, value in scenes.items()}
+        one = {name: value[i // 4 : i // 4 + 1] for name, value in scenes.items()}
         assert torch.equal(v["target"][i : i + 1], data.answer(data.TASKS[i % 4], one))
         assert torch.equal(v["image"][i], one["image"][0]) == (i % 4 != 3)
     assert float(psnr(v["image"][3::4], v["target"][3::4]).mean()) < 20
@@ -144,7 +142,7 @@ def test_variants_share_their_network_and_what_they_are_shown_differs(few):
     assert experiment.examples(train, "tuned", 0).hash() == whole.hash()
     plain = experiment.examples(train, "generator", 0).values
     assert not plain["image"].any()
-    assert torch.equal(plain["target"], shapes("train", n=160, modalities=("image",)).values["image"])
+    assert torch.equal(plain["target"][::4], shapes("train", n=40, modalities=("image",)).values["image"])
 
 
 def test_budgets_are_equal_as_they_are_said_to_be():

@@ -64,6 +64,8 @@ def test_panoptic_quality_by_hand():
     assert found["segmentation"] == pytest.approx(float(sq.mean()))
     assert found["recognition"] == 1
     assert found["quality"] == pytest.approx(float(sq.mean()))
+    objects = panoptic_quality(predicted, truth, (0, 1, 1, 2), counted={1, 2})
+    assert objects["quality"] == pytest.approx(float(sq[1:].mean()))
 
 
 def test_unmatched_segments_of_both_sides_count_half():

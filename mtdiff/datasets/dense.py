@@ -3,11 +3,11 @@
 import itertools
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mtdiff.datasets.base import one_of
 from mtdiff.datasets.shapes import SHAPES, palette, render, shapes
+from mtdiff.degradations import Blur
 
 TASKS = ("depth", "segmentation", "instances", "restoration")
 """What can be asked of a picture."""
@@ -57,14 +57,9 @@ def distance(picture: Tensor) -> Tensor:
 
 
 def degraded(image: Tensor, seed: int = 0) -> Tensor:
-    """Images (N, C, H, W) in [-1, 1] after `BLUR`, edges reflected, and `NOISE` of a seed, saturated at black and white."""
-    at = torch.arange(-2.0, 3.0, device=image.device)
-    kernel = (-0.5 * (at / BLUR) ** 2).exp()
-    kernel = (kernel / kernel.sum()).to(image)
-    weight = torch.outer(kernel, kernel).expand(image.shape[1], 1, 5, 5)
-    blurred = F.conv2d(F.pad(image, (2, 2, 2, 2), mode="reflect"), weight, groups=image.shape[1])
+    """Images (N, C, H, W) in [-1, 1] after a `Blur`, and `NOISE` of a seed, saturated at black and white."""
     noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(seed))
-    return (blurred + NOISE * noise.to(image)).clamp(-1, 1)
+    return (Blur(BLUR)(image) + NOISE * noise.to(image)).clamp(-1, 1)
 
 
 def answer(task: str, scenes: dict[str, Tensor]) -> Tensor:
@@ -101,17 +96,12 @@ def class_maps(split: str, k: int, n: int, size: int = 16, seed: int = 0) -> Ten
 
 
 def tasks(index: Tensor, size: int, seed: int = 0) -> dict[str, Tensor]:
-    """Scenes of N given indices (see `render`), the i-th with task i modulo 4.
+    """All tasks on scenes of N given indices (see `render`): row i asks task i modulo 4 of scene i // 4.
 
-    Values "image" (N, 3, s, s), what is given, `degraded` by this seed where it is to be restored; "task" (N,), ids of
-    `TASKS`; and "target" (N, 3, s, s), the `answer`.
+    Values "image" (4 N, 3, s, s), what is given, `degraded` by this seed where it is to be restored; "task" (4 N,), ids of
+    `TASKS`; and "target" (4 N, 3, s, s), the `answer`.
     """
     scenes = render(index, size, modalities=("image", "depth", "segmentation", "masks"))
-    task = torch.arange(len(index)) % len(TASKS)
-    image, target = scenes["image"].clone(), torch.empty_like(scenes["image"])
-    for k, name in enumerate(TASKS):
-        mine = slice(k, None, len(TASKS))
-        target[mine] = answer(name, {key: value[mine] for key, value in scenes.items()})
-    restored = slice(TASKS.index("restoration"), None, len(TASKS))
-    image[restored] = degraded(image[restored], seed)
-    return {"image": image, "task": task, "target": target}
+    shown = [degraded(scenes["image"], seed) if task == "restoration" else scenes["image"] for task in TASKS]
+    image, target = (torch.stack(each, 1).flatten(0, 1) for each in (shown, [answer(task, scenes) for task in TASKS]))
+    return {"image": image, "task": torch.arange(len(image)) % len(TASKS), "target": target}
