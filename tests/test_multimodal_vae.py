@@ -561,6 +561,11 @@ def test_perfect_draws_have_perfect_figures(monkeypatch, few):
     monkeypatch.setattr(vae_scores, "sample_many", lambda model, n, **options: {k: v[:n] for k, v in shuffled.items()})
     worse = vae_scores.evaluate(model, "polydigits", multimodal_vae.examples, n=80)
     assert worse["joint"]["normal"]["coherence"] < 0.3 < found["joint"]["normal"]["coherence"]
+    assert found["joint"]["normal"]["chance"] < 0.3
+    eight = {name: test.values[name][test.values["label"] == 8][:1].expand(80, -1, -1, -1) for name in WORLDS}
+    monkeypatch.setattr(vae_scores, "sample_many", lambda *args, **options: eight)
+    always = vae_scores.evaluate(model, "polydigits", multimodal_vae.examples, n=80)
+    assert always["joint"]["normal"]["chance"] == 1  # whoever draws one digit always agrees, by chance
 
 
 def test_commands_train_draw_and_judge_a_vae(tmp_path, monkeypatch, capsys, few):

@@ -83,6 +83,7 @@ DENSE = {
 VAES = {
     "conditional": "<coherence>",
     "joint": "<joint/diffusion/coherence> | <joint/chain/coherence>",
+    "by chance": "<joint/diffusion/chance> | <joint/chain/chance>",
     "joint, N(0, I)": "<joint/normal/coherence>",
     "distance, first": "<mean/temple/distance:1> | <mean/image/distance:1>",
     "distance, others": "<mean/trees/distance:1> / <mean/flower/distance:1> | <mean/segmentation/distance:1>",

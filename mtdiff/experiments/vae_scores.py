@@ -75,8 +75,9 @@ def evaluate(model: Model, data: str, examples: Callable[[str, str], Dataset], s
     Returns:
         "given": {names of what is given: {drawn: {"coherence": share in [0, 1], "distance": Frechet distance of the judge's
         features to real ones}}}; "mean": the means of that over what is given, {drawn: the same}; "coherence": the mean over
-        all; "joint": {source of the latent, of MT-Diffusion "chain": {"coherence", name: distance}}; "probe": {given: how
-        often a linear map from the model's features to the label is right}; "bound": nats, of a VAE.
+        all; "joint": {source of the latent, of MT-Diffusion "chain": {"coherence", "chance": that of modalities from
+        different draws, name: distance}}; "probe": {given: how often a linear map from the model's features to the label is
+        right}; "bound": nats, of a VAE.
     """
     reader, test = (Scenes if data == "shapes16" else Digits)(data), examples(data, "test")
     truth, names = test[:n], list(model.modalities)
@@ -100,7 +101,8 @@ def evaluate(model: Model, data: str, examples: Callable[[str, str], Dataset], s
     joint = {}
     for source in SOURCES if isinstance(model, MultimodalVAE) else ("chain",):
         drawn = _drawn(model, n, generator, **({} if source == "chain" else {"latent": source}))
-        joint[source] = {"coherence": reader.together(drawn)}
+        strangers = {name: value.roll(k, 0) for k, (name, value) in enumerate(drawn.items())}
+        joint[source] = {"coherence": reader.together(drawn), "chance": reader.together(strangers)}
         joint[source] |= {name: d["distance"] for name in names if (d := distance(name, drawn[name]))}
     out = {"given": found, "mean": mean, "coherence": _mean(list(mean.values()))["coherence"], "joint": joint}
     out["probe"] = probes(model, examples(data, "train")[:PROBED], test.values)
