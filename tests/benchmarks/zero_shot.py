@@ -31,7 +31,7 @@ from mtdiff.provenance import provenance
 from mtdiff.zero_shot import WAYS, restore
 
 EVALUATIONS = (10, 30, 100)
-TRIED = {"dps": (0.1, 0.3, 1.0, 3.0, 10.0, 30.0), "likelihood": (0.1, 0.3, 1.0), "plug-in": (0.3, 1.0, 3.0)}
+TRIED = {"dps": (0.1, 0.3, 1.0, 3.0, 10.0, 30.0), "likelihood": (0.01, 0.03, 0.1, 0.3, 1.0), "plug-in": (0.3, 1.0, 3.0)}
 """Options that are tried."""
 SEEDS = 6
 KINDS = {
