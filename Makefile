@@ -80,7 +80,7 @@ STEPS :=
 LABEL := $(addprefix image-label-digits-,fade-in from-zero constant own-channels image-only unshared \
   conditional classifier noisy-classifier learned generator token light heavy labels-10 labels-1 classifier-10 classifier-1)
 SCENES := $(addprefix image-label-shapes16-,fade-in classifier)
-PLANTED := 60 80 95
+PLANTED := 60 80
 REPRESENTED := $(addprefix image-representation-shapes16-,lifted own-channels image-only predicted told \
   random caption features segments segments-told segments-predicted)
 TRANSITION := $(addprefix image-transition-shapes16-,transition conditional regression sdedit)
