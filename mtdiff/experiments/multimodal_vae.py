@@ -6,7 +6,7 @@ from mtdiff.datasets import Dataset, polydigits, polymnist
 from mtdiff.datasets.polydigits import WORLDS
 from mtdiff.datasets.shapes import VOCABULARY
 from mtdiff.experiments import any_to_any, vae_scores
-from mtdiff.experiments.base import LEVELS, Experiment, Make, noise_schedule, seeded, sized, with_seed
+from mtdiff.experiments.base import Experiment, Make, noise_schedule, seeded, sized, with_seed
 from mtdiff.modalities import Caption, Image, LabelMap, Modality
 from mtdiff.model import MTDiffusion
 from mtdiff.schedules import constant
@@ -24,8 +24,8 @@ VARIANTS = {
 SIZES = {"polydigits": 16, "shapes16": 16, "polymnist": 32}
 LATENT, WIDTH = 16, 32
 """Dimension of the latent, and channels of encoders and decoders."""
-LATENT_LEVELS = (-1.0, 2.4)
-"""Log-SNR at which a diffusion decoder is trained: lower than `LEVELS`, for at those a latent has little left to say."""
+LEVELS = (-1.0, 2.4)
+"""Log-SNR at which chains are trained: lower than for pictures alone, where a latent, or a given picture, has little to say."""
 UNET = {"base": 12}
 """The U-Net of a diffusion decoder, and of MT-Diffusion: small, for a training of a minute."""
 
@@ -90,8 +90,7 @@ def _shared_space(data: str, seed: int, backbone: Make | None) -> MTDiffusion:
 
 def config(data: str, variant: str, budget: str) -> TrainConfig:
     """Full: 3,000 steps of 32, the same batches for all variants: minutes of one thread."""
-    levels = LATENT_LEVELS if variant == "mopoe-diffusion" else LEVELS
-    options: dict = {"levels": levels, "lr": 3e-3, "warmup": 30, "ema": 0.99}
+    options: dict = {"levels": LEVELS, "lr": 3e-3, "warmup": 30, "ema": 0.99}
     if variant == "mt":
         shares = {"image": 0.1, "segmentation": 0.3, "caption": 0.5}
         names = kinds(data)
