@@ -98,7 +98,7 @@ plots.show(
 
 # %% [markdown]
 # Twelve questions, one set of weights, one kind of call: `solve(model, pictures, "depth")`. The first row is all that the
-# network is shown. SHOWNTEXT The model has 0.3M parameters and was trained for 2,400 steps of 32, some seven minutes of a
+# network is shown. SHOWNTEXT The model has 0.3M parameters and was trained for 1,800 steps of 32, some seven minutes of a
 # CPU thread. A picture that is to be restored was blurred (by a Gaussian of one pixel) and made noisy (by a standard
 # deviation of 0.2 on the scale from -1 to 1, cut off at black and white).
 #

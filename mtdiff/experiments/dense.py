@@ -33,7 +33,7 @@ EXAMPLES = 24_000
 """Training questions: four for each of 6,000 scenes."""
 LEVELS = (-2.0, 3.0)
 """Log-SNR at which it is trained: where little is seen of the answer, and the picture has to say it."""
-FULL = 2400
+FULL = 1800
 """Optimiser steps of the generalist."""
 
 
