@@ -164,6 +164,7 @@ SHIFTED = [f"{task}, shifted" for task in ("super-resolve", "deblur", "denoise")
 SIZES, JUDGE = ("", "-long", "-gpu"), "mobilenetv2:imagenette"
 HEAD = ("metrics", "head", "accuracy")
 VAE, CHAINED, TEMPLE = "multimodal-vae-polydigits", "mopoe-diffusion", ("metrics", "mean", "temple")
+TRIPLES = ("metrics", "joint")
 ANY, PAIRS, FROM = "any-to-any-shapes16", ("metrics", "pairs", "mean"), ("metrics", "matrix")
 QUOTED = {  # name: (difference, digits, is it clear, where)
     "constant FD": (less(DIGITS, "constant", "fade-in", "metrics", "joint", "frechet_pixels"), 2, True, "measured"),
@@ -234,12 +235,22 @@ QUOTED = {  # name: (difference, digits, is it clear, where)
     "decoder, distance": (less(VAE, CHAINED, "mopoe", *TEMPLE, "distance"), 1, True, "README measured"),
     "decoder, coherence": (less(VAE, CHAINED, "mopoe", *TEMPLE, "coherence"), 3, True, "README measured"),
     "decoder, nats": (less(VAE, CHAINED, "mopoe", "metrics", "bound", "temple"), 0, True, "measured"),
-    "decoder, flower": (less(VAE, CHAINED, "mopoe", "metrics", "bound", "flower"), 0, True, "measured walkthrough"),
-    "decoder, trees": (less(VAE, CHAINED, "mopoe", "metrics", "bound", "trees"), 0, False, "measured walkthrough"),
-    "decoder, joint": (less(VAE, CHAINED, "mopoe", "metrics", "joint", "diffusion", "coherence"), 3, True, "measured"),
+    "decoder, flower": (less(VAE, CHAINED, "mopoe", "metrics", "bound", "flower"), 0, False, "measured walkthrough"),
+    "decoder, trees": (less(VAE, CHAINED, "mopoe", "metrics", "bound", "trees"), 0, True, "measured walkthrough"),
+    "decoder, flower's distance": (
+        less(VAE, CHAINED, "mopoe", "metrics", "mean", "flower", "distance"), 3, True, "measured walkthrough"),
+    "decoder, latent": (less(VAE, CHAINED, "mopoe", "metrics", "bound", "kl"), 1, True, "measured"),
+    "decoder, joint": (less(VAE, CHAINED, "mopoe", "metrics", "joint", "diffusion", "coherence"), 3, False, "measured"),
     "decoder, joint distance": (less(VAE, CHAINED, "mopoe", "metrics", "joint", "diffusion", "temple"), 1, True, "measured"),
-    "chain, latent": (less(VAE, "mt", CHAINED, *TEMPLE, "coherence"), 3, True, "measured"),
-    "chain, feed-forward": (less(VAE, "mt", "mopoe", *TEMPLE, "coherence"), 3, True, "measured"),
+    "chain, latent": (less(VAE, "mt", CHAINED, *TEMPLE, "coherence"), 3, False, "measured"),
+    "chain, trees": (less(VAE, "mt", CHAINED, "metrics", "mean", "trees", "coherence"), 3, True, "measured"),
+    "chain, flower": (less(VAE, "mt", CHAINED, "metrics", "mean", "flower", "coherence"), 3, True, "measured"),
+    "chain, trees' distance": (less(VAE, "mt", CHAINED, "metrics", "mean", "trees", "distance"), 1, True, "measured"),
+    "chain, flower's distance": (less(VAE, "mt", CHAINED, "metrics", "mean", "flower", "distance"), 1, True, "measured"),
+    "chain, from nothing": (
+        less(VAE, "mt", CHAINED, *TRIPLES, "chain", "coherence", control=(*TRIPLES, "diffusion", "coherence")),
+        3, True, "README measured"),
+    "noise levels": (less(VAE, "mt", "mt-usual-levels", "metrics", "coherence"), 3, True, "README measured"),
     "restoration, zero-shot": (restoration("plug-in", "psnr"), 2, True, "measured"),
     "restoration, zero-shot, README": (restoration("plug-in", "psnr"), 1, True, "README"),
     "restoration, zero-shot, features": (restoration("plug-in", "features"), 2, True, "measured"),

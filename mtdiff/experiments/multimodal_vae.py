@@ -25,7 +25,7 @@ SIZES = {"polydigits": 16, "shapes16": 16, "polymnist": 32}
 LATENT, WIDTH = 16, 32
 """Dimension of the latent, and channels of encoders and decoders."""
 LEVELS = (-1.0, 2.4)
-"""Log-SNR at which chains are trained: lower than for pictures alone, where a latent, or a given picture, has little to say."""
+"""Log-SNR at which chains are trained: lower than for pictures alone, for there what is given has little left to say."""
 UNET = {"base": 12}
 """The U-Net of a diffusion decoder, and of MT-Diffusion: small, for a training of a minute."""
 
