@@ -827,7 +827,7 @@ plots.show(
 # star means: clear):
 
 # %%
-lines = ["| planted | guidance 4 less 1 | DDIM less ancestral | kinds of draws with clearly more than the data |", "|---" * 4 + "|"]
+lines = ["| planted | guidance 4 less 1 | DDIM less ancestral | clearly more than the data |", "|---" * 4 + "|"]
 for share, rows in own.items():
     guided, by_ddim = paired(rows["guidance 4.0"], rows["guidance 1.0"]), paired(rows["joint, ddim"], rows["joint"])
     assert guided.clear
