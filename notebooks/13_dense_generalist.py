@@ -536,9 +536,9 @@ for name, net, count, segments, distances in (
     ("this chapter's", model, f"{experiment.STEPS + 1} for each task", unpalette(by_dense["segmentation"]), far),
     ("any to any", shared, "26 for both", by_shared["segmentation"], near),
 ):
-    iou, errors, run = mean_iou(segments, world["segmentation"], 4), depth_errors(distances, true_distance), net.card["training"]
-    cells = f"{run['steps']:,} steps of {run['batch_size']} | {count} | {iou:.3f} | {errors['rmse']:.2f} | {errors['delta']:.3f}"
-    lines.append(f"| {name} | {cells} |")
+    iou, errors = mean_iou(segments, world["segmentation"], 4), depth_errors(distances, true_distance)
+    run, scored = net.card["training"], f"{iou:.3f} | {errors['rmse']:.2f} | {errors['delta']:.3f}"
+    lines.append(f"| {name} | {run['steps']:,} steps of {run['batch_size']} | {count} | {scored} |")
 Markdown("\n".join(lines))
 
 # %% [markdown]
