@@ -98,9 +98,10 @@ plots.show(
 
 # %% [markdown]
 # Twelve questions, one set of weights, one kind of call: `solve(model, pictures, "depth")`. The first row is all that the
-# network is shown. SHOWNTEXT The model has 0.3M parameters and was trained for 1,800 steps of 32, some seven minutes of a
-# CPU thread. A picture that is to be restored was blurred (by a Gaussian of one pixel) and made noisy (by a standard
-# deviation of 0.2 on the scale from -1 to 1, cut off at black and white).
+# network is shown. Depth and segments are nearly right; instances are, where objects stand apart, and are mixed up where
+# two touch. The model has 0.3M parameters and was trained for 1,800 steps of 32, five minutes of a CPU thread. A picture
+# that is to be restored was blurred (by a Gaussian of one pixel) and made noisy (by a standard deviation of 0.2 on the
+# scale from -1 to 1, cut off at black and white).
 #
 # ### What is in the chain
 #
@@ -400,11 +401,10 @@ Markdown(
 )
 
 # %% [markdown]
-# **Equal in all**, the generalist is ahead on every task, clearly so for instances and restoration. What it learned of the
-# other three tasks was not lost: where an object is, and where it ends, may serve all four. But there is a second
-# explanation. It saw as many examples of each task, in four times as many updates of a quarter of a batch each, and small
-# batches learn faster at the beginning. A specialist with 800 updates of four examples would tell the two apart; we have
-# not trained one.
+# **Equal in all**, the generalist is ahead on every task, clearly so for segments (22 points) and instances (51 points):
+# where an object is, and where it ends, may serve all four. But there is a second explanation. It saw as many examples of
+# each task, in four times as many updates of a quarter of a batch each, and small batches learn faster at the beginning. A
+# specialist with 1,800 updates of eight examples would tell the two apart; we have not trained one.
 #
 # **Equal for each**, it is within 2 points on *no* task, clearly behind on three of four, and for segmentation far behind.
 # Nobody here is trained to the end, and what separates networks is how many steps a task had. Whether a
@@ -434,11 +434,10 @@ plots.show(
 Markdown(report.findings(gains))
 
 # %% [markdown]
-# It did not help here. Tuned is behind on all four tasks, clearly so for restoration, although it took twice the steps in
-# all. Our guess is that what the generator learned is not what the tasks need: it never looked at a picture, and as its
-# entrance only met grey, which is 0, what multiplies the picture got no gradient. A longer training of both could refute
-# that; we have not made one. Nothing here contradicts a gain of generators that were trained on far more than the tasks'
-# own data.
+# It did not help here. Tuned is behind on depth (clear), on segments and instances (not clear, by much), and level in
+# restoration, although it took twice the steps in all. Our guess is that what the generator learned is not what the tasks
+# need: it never looked at a picture, and as its entrance only met grey, which is 0, what multiplies the picture got no
+# gradient. Nothing here contradicts a gain of generators that were trained on far more than the tasks' own data.
 
 # %% [markdown] tags=["slide"]
 # ## 7 · How many evaluations does an answer need?
@@ -473,11 +472,13 @@ for task, row in table.items():
 Markdown("\n".join([*lines, "", "Thirty held-out scenes for each task, one draw each. One evaluation is the mean alone."]))
 
 # %% [markdown]
-# For segments and depth the mean alone is no worse than a draw: whoever is compared with one truth is paid for caution
-# (notebook 07). For instances a draw is ahead INSTANCETEXT. One reason could be the geometry of section 2. The four colours
-# $c_k$ of the tetrahedron have $|c_k|^2 = 3$ and $c_j \cdot c_k = -1$. If the classes of a pixel have probabilities $p_k$,
-# the mean of its colour has $c_j \cdot \sum_k p_k c_k = 4 p_j - 1$: *the colour nearest to the mean is that of the
-# likeliest class*. With more colours that is lost, because others lie between two, or as near to their middle:
+# The mean alone is about as good as any draw, and better than draws of many evaluations, but in restoration: these pictures
+# say nearly all of their answers, and whoever is compared with one truth is paid for caution (notebook 07). What of the
+# third colour? For few classes the geometry of section 2 forbids it. The four colours $c_k$ of the tetrahedron have
+# $|c_k|^2 = 3$ and $c_j \cdot c_k = -1$. If the classes of a pixel have probabilities $p_k$, the mean of its colour has
+# $c_j \cdot \sum_k p_k c_k = 4 p_j - 1$: *the colour nearest to the mean is that of the likeliest class*. With more colours
+# that is lost, because others lie between two, or as near to their middle; a model that is rarely in doubt pays little for
+# it:
 
 # %%
 p = torch.rand(1000, 4, generator=rng(12), dtype=torch.float64)
@@ -493,8 +494,7 @@ for k in (4, 8, 10, 16):
     nearer, level = int((third < own - 1e-6).sum()), int(((third - own).abs() < 1e-6).sum())
     print(f"{k:2d} colours, {len(pairs)} pairs: a third one is nearer to the middle of {nearer}, as near to that of {level}")
     assert bool(nearer + level) == (k > 4)
-assert table["segmentation"]["mean"] > table["segmentation"]["4"]
-assert table["instances"]["mean"] < table["instances"]["4"]
+assert table["instances"]["mean"] > table["instances"]["16"]
 
 # %% [markdown]
 # What a regression cannot give is a second opinion. Eight answers to one question differ where the model is unsure:
@@ -542,8 +542,8 @@ for name, net, count, segments, distances in (
 Markdown("\n".join(lines))
 
 # %% [markdown]
-# The two were not trained alike, as the table says, and the one with 300 times as many examples is ahead: this is no
-# contest of recipes. It shows that the same tasks fit into
+# The two were not trained alike: this chapter's model has seen 67 times fewer examples, all of them of these questions, and
+# is ahead; the other learned 31 kinds of questions. It is no contest of recipes. It shows that the same tasks fit into
 # either, and what each can do besides. The shared space draws all modalities *together*, so segments and depth of one draw
 # belong to each other, and it goes **backwards**: a picture for a map, which no conditional model of this chapter can
 # draw, because its picture is never in the chain. As a check by somebody else, the generalist reads the pictures that the
