@@ -212,12 +212,12 @@ assert found["exact", "Langevin, 4 a level", 50] > 5 * found["exact", "DDPM", 50
 # $$ \frac{dy}{d\ell} = y - \mathbb E[x \mid y], \qquad
 #    \log p_0(y_0) = \log p_T(y_T) + \int_{\ell_0}^{\ell_T} \nabla\!\cdot\big(y - \mathbb E[x \mid y]\big)\, d\ell . $$
 #
-# (From $\nabla_y \log p = (\mathbb E[x \mid y] - y)/\sigma^2$ and the general form $dy = -\sigma \nabla_y \log p\; d\sigma$;
-# the second is the change of volume along a flow.) Here $\ell_0$ and $\ell_T$ are those of the first and the last step, and
-# $p_T$ is $\mathcal N(0, I)$ in VE's units. So a diffusion model has a density that can be computed point by point,
-# not just a bound. (It is that of data with the first step's noise, $\sigma = 0.0025$ here.) `flow_log_prob` integrates by
-# Heun's rule over the model's own 500 steps, and takes one gradient for each coordinate: fine in the plane, too much for
-# pictures. On the mixture we know what must come out:
+# (From $\nabla_y \log p = (\mathbb E[x \mid y] - y)/\sigma^2$ and the general form $dy = -\sigma \nabla_y \log p\;
+# d\sigma$; the second is the change of volume along a flow.) Here $\ell_0$ and $\ell_T$ are those of the first and the last
+# step, and $p_T$ is $\mathcal N(0, I)$ in VE's units. So a diffusion model has a density that can be computed point by
+# point, not just a bound. (It is that of data with the first step's noise, $\sigma = 0.0025$ here.) `flow_log_prob`
+# integrates by Heun's rule over the model's own 500 steps, and takes one gradient for each coordinate: fine in the plane,
+# too much for pictures. On the mixture we know what must come out:
 
 # %%
 test = exact.draw(40, rng(6))["x"]
@@ -251,11 +251,11 @@ head = ["| model | by the flow, nats | bound, nats | the bound is below by |", "
 Markdown("\n".join([*head, *lines, "", f"The density itself has {float(truth.mean()):.3f} nats on these 40 points."]))
 
 # %% [markdown]
-# With exact predictions the flow has the density to a hundredth of a nat at each point. The bound is the bound of a *chain*:
-# even with exact predictions it is below, and the farther the fewer steps there are. Its steps have the variance of
-# $q(z_s \mid z_t, x)$, as if $x$ were known, which is too narrow (notebook 01). For the network both have moved, and they
-# speak of different models: the flow's density is that of the ODE's draws, the bound is about the draws of the chain. The
-# two laws agree only where the score is exact and the steps are short, so a likelihood by the flow and one by the bound
+# With exact predictions the flow has the density to a hundredth of a nat at each point. The bound is the bound of a
+# *chain*: even with exact predictions it is below, and the farther the fewer steps there are. Its steps have the variance
+# of $q(z_s \mid z_t, x)$, as if $x$ were known, which is too narrow (notebook 01). For the network both have moved, and
+# they speak of different models: the flow's density is that of the ODE's draws, the bound is about the draws of the chain.
+# The two laws agree only where the score is exact and the steps are short, so a likelihood by the flow and one by the bound
 # should not stand in one table without a word.
 
 # %% [markdown] tags=["slide"]
@@ -291,11 +291,11 @@ Markdown("\n".join(["| task | what is left | strength |", "|---|---|---|", *line
 #
 # $$ K_w = A^\top (A A^\top + w I)^{-1}, $$
 #
-# whose limit $K_0 = A^+$ is the **pseudo-inverse**. What does $K_w$ do? It solves a compromise. Let $\hat x$ be a guess with
-# variance $v$, and $y$ a measurement with variance $\sigma^2$. The $x$ that minimises $\frac{1}{2\sigma^2}|y - b - A x|^2 +
-# \frac{1}{2 v}|x - \hat x|^2$ has $A^\top(y - b - A x)/\sigma^2 = (x - \hat x)/v$. Insert $x = \hat x + A^\top u$: with
-# $r = y - b - A\hat x$ this holds if $(r - A A^\top u)/\sigma^2 = u/v$, so one solution (and the only one, since the cost
-# is strictly convex) is
+# whose limit $K_0 = A^+$ is the **pseudo-inverse**. What does $K_w$ do? It solves a compromise. Let $\hat x$ be a guess
+# with variance $v$, and $y$ a measurement with variance $\sigma^2$. The $x$ that minimises $\frac{1}{2\sigma^2}|y - b - A
+# x|^2 + \frac{1}{2 v}|x - \hat x|^2$ has $A^\top(y - b - A x)/\sigma^2 = (x - \hat x)/v$. Insert $x = \hat x + A^\top u$:
+# with $r = y - b - A\hat x$ this holds if $(r - A A^\top u)/\sigma^2 = u/v$, so one solution (and the only one, since the
+# cost is strictly convex) is
 #
 # $$ x = \hat x + K_w\,(y - b - A\hat x), \qquad w = \sigma^2/v . $$
 #
@@ -303,8 +303,8 @@ Markdown("\n".join(["| task | what is left | strength |", "|---|---|---|", *line
 #
 # $$ \hat x + A^+ r = A^+ (y - b) + (I - A^+ A)\,\hat x . $$
 #
-# The second part is what $A$ cannot see, its **null space**: there the measurement says nothing, and the picture has to come
-# from the model. (A Gaussian blur has none, strictly: frequencies of which less than 5% is left are counted as lost.)
+# The second part is what $A$ cannot see, its **null space**: there the measurement says nothing, and the picture has to
+# come from the model. (A Gaussian blur has none, strictly: frequencies of which less than 5% is left are counted as lost.)
 
 # %%
 for task, (y, _, problem) in spoiled.items():
@@ -424,10 +424,10 @@ Markdown("Best number of evaluations of each way, nearest first, ± over six mea
 
 # %% [markdown]
 # In the plane, places two to four are level, and no way reaches the band. More evaluations do not always help: from 30 to
-# 100 three of five ways get worse there. In eight dimensions the order is another one. `null-space` falls to the last place:
-# the smallest singular value of $A$ is 0.44 there, so the pseudo-inverse turns noise of 0.3 into 0.7 along that direction
-# and writes it into the estimate, in full wherever $\sigma_t$ is large. `plug-in`, which is the same step with the gain
-# $K_w$ for $A^+$, does better by half. The two that follow a gradient of $\log p(y \mid z_t)$ are ahead by far.
+# 100 three of five ways get worse there. In eight dimensions the order is another one. `null-space` falls to the last
+# place: the smallest singular value of $A$ is 0.44 there, so the pseudo-inverse turns noise of 0.3 into 0.7 along that
+# direction and writes it into the estimate, in full wherever $\sigma_t$ is large. `plug-in`, which is the same step with
+# the gain $K_w$ for $A^+$, does better by half. The two that follow a gradient of $\log p(y \mid z_t)$ are ahead by far.
 
 # %% [markdown] tags=["slide"]
 # ## 6 · Trained on pairs, or not?
@@ -555,9 +555,10 @@ Markdown(report.findings(figures))
 #
 # The ways differ more among themselves than the families do. `plug-in` is the best or level with it in every task here (not
 # on photographs, below). `null-space` is its equal where there is no noise, and loses where the pseudo-inverse enlarges it:
-# after a blur, in low light, in haze. `likelihood`, among the best on the mixture, breaks down after the blur, where even
-# the least scale that was tried (0.1) is too much: its step grows as $|A|^2/\sigma^2$, and of these three tasks with little
-# noise the blur has the largest $A$. `dps` wants another scale for each task: 3 or 10 here, 0.1 to 1 on the mixture.
+# after a blur, in low light, in haze. `likelihood`, among the best on the mixture, does not
+# restore a blur: its step grows as $|A|^2/\sigma^2$, and of these three tasks with little noise the blur has the largest
+# $A$. With the least scale that was tried (0.01) it ends below the spoiled picture, with more it breaks down. `dps` wants
+# another scale for each task: 3 or 10 here, 0.1 to 1 on the mixture.
 
 # %%
 cards = {"told, transition": results["told"]["runs"][0]["card"]["training"]}
@@ -609,8 +610,8 @@ Markdown(f"PSNR of scenes with holes, best first: {text}.")
 # %% [markdown]
 # (Six crops of two photographs with one seed of noise are an illustration and no measurement.) On photographs no way
 # enlarges better than squares of one colour, and only `dps` and `gaussian` fill holes at all. Holes in scenes are filled
-# best by the network of notebook 07, which was trained with holes, and longer. With the plain model RePaint's repeated steps
-# (six, each taken four times) are ahead of every way that goes down the chain once.
+# best by the network of notebook 07, which was trained with holes, and longer. With the plain model RePaint's repeated
+# steps (six, each taken four times) are ahead of every way that goes down the chain once.
 
 # %%
 rows = [
@@ -648,8 +649,8 @@ Markdown("\n".join(["| way | trained | evaluations | besides |", "|---|---|---|-
 # ## 8 · Exercises
 #
 # **Exercise 1 (warm-up, easy, 10 minutes). Which step has this noise?**
-# A VE sampler names a level $\sigma$. Return the step $t$ of a process, the one whose $\sigma_t$ is nearest in $\log\sigma$,
-# from `process.schedule.abar` (501 numbers). *Hint*: $\log\sigma = -\frac12 \operatorname{logit} \bar\alpha$.
+# A VE sampler names a level $\sigma$. Return the step $t$ of a process, the one whose $\sigma_t$ is nearest in
+# $\log\sigma$, from `process.schedule.abar` (501 numbers). *Hint*: $\log\sigma = -\frac12 \operatorname{logit} \bar\alpha$.
 
 
 # %% tags=["exercise"]
@@ -687,8 +688,9 @@ solved
 
 # %% [markdown]
 # **Exercise 2 (one line, medium, 15 minutes). Exchange what was measured.**
-# Return the $x$ that agrees with a measurement without noise and is as near to a guess as it can be, with `problem.residual`
-# and `problem.operator.gain`. The check looks at both: $A x + b = y$, and nothing of the null space has moved.
+# Return the $x$ that agrees with a measurement without noise and is as near to a guess as it can be, with
+# `problem.residual` and `problem.operator.gain`. The check looks at both: $A x + b = y$, and nothing of the null space has
+# moved.
 
 
 # %% tags=["exercise"]
