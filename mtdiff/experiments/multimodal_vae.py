@@ -27,7 +27,7 @@ LATENT, WIDTH = 16, 32
 LEVELS = (-1.0, 2.4)
 """Log-SNR at which chains are trained: lower than for pictures alone, for there what is given has little left to say."""
 UNET = {"base": 12}
-"""The U-Net of a diffusion decoder, and of MT-Diffusion: small, for a training of a minute."""
+"""The U-Net of a diffusion decoder, and of MT-Diffusion: small, for trainings of minutes."""
 
 
 @functools.lru_cache(4)
