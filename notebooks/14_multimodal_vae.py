@@ -546,12 +546,12 @@ for name in VARIANTS[:-1]:
 # levels, too, and all else alike (with the VAE we did not repeat this):
 
 # %%
-usual = json.loads((RESULTS / "multimodal-vae-polydigits-mt-usual-levels.json").read_text())
-low, high = (each["runs"][0]["card"]["training"]["levels"] for each in (results["mt"], usual))
-moved = {}
-for figure in ("coherence", "distance"):
-    ends = [{w: by_seed(each, "metrics", "mean", w, figure) for w in worlds} for each in (results["mt"], usual)]
-    moved[figure] = {f"{world}, given others": paired(ends[0][world], ends[1][world]) for world in worlds}
+results["usual"] = json.loads((RESULTS / "multimodal-vae-polydigits-mt-usual-levels.json").read_text())
+low, high = (results[name]["runs"][0]["card"]["training"]["levels"] for name in ("mt", "usual"))
+moved = {
+    figure: {f"{world}, given others": less("mt", "usual", "mean", world, figure) for world in worlds}
+    for figure in ("coherence", "distance")
+}
 plots.show(
     plots.difference_panels(moved, less=["distance"], title=f"MT-Diffusion trained about log-SNR {low[0]}, less {high[0]}"),
     "Differences with errors of MT-Diffusion trained at lower and at the usual log-SNR: coherence is higher for all three "

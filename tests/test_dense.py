@@ -10,6 +10,7 @@ import mtdiff as mt
 from mtdiff.checkpoint import transfer
 from mtdiff.datasets import dense as data
 from mtdiff.datasets import palette, shapes
+from mtdiff.degradations import LOST
 from mtdiff.experiments import EXPERIMENTS
 from mtdiff.experiments import dense as experiment
 from mtdiff.metrics import psnr
@@ -110,6 +111,11 @@ def test_a_degraded_picture_is_blurred_noisy_and_follows_the_seed():
     weights = torch.tensor([[math.exp(-0.5 * (x * x + y * y)) for x in range(-8, 8)] for y in range(-8, 8)])
     rest = data.degraded(point, 0)[0, 0] - data.degraded(torch.zeros_like(point), 0)[0, 0]
     torch.testing.assert_close(rest, weights / weights.sum(), atol=0.01, rtol=0)  # less lost frequencies
+    f, at = (torch.arange(16.0) - 8) / 16, torch.arange(16.0) - 8
+    left = (-2 * (math.pi * data.BLUR) ** 2 * (f[:, None] ** 2 + f**2)).exp()
+    wave = torch.exp(2j * math.pi * f[:, None] * at)
+    exact = (wave.T @ torch.where(left < LOST, 0, left).to(wave) @ wave).real / 256
+    torch.testing.assert_close(rest, exact, atol=1e-6, rtol=0)
     assert float(data.degraded(torch.ones(1, 3, 8, 8)).max()) == 1
 
 
